@@ -1,0 +1,227 @@
+"""fedrounds from Python: the functions behind the commands. They return plain data and raise the tree of errors.py.
+
+    from deployments.api import train
+    data = train("examples/heart_disease.yaml", overrides=["rounds=5"])
+    data["metrics"]["eval/accuracy"]
+
+All may be called where an event loop is running (a notebook): the work is then done in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fl_components.errors import RunNotFound
+from fl_components.store import RoundRecord, RunRecord, Store
+
+if TYPE_CHECKING:
+    from fl_components.config import FederationConfig
+    from tasks.progress import Progress
+
+T = TypeVar("T")
+OnProgress = Callable[["Progress"], None]
+
+STAGES = ("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate")
+
+
+def train(
+    config: str | Path | Mapping[str, Any] | FederationConfig,
+    *,
+    overrides: Sequence[str] = (),
+    run_id: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Train a model; with the `run_id` of a run that exists and an equal configuration, go on with it.
+
+    Args:
+        config: the path of a configuration file, its fields as a tree, or a `FederationConfig`.
+        overrides: changes to it, each of the form `training.learning_rate=0.1`.
+        run_id: the run's id; a fresh one by default.
+        on_progress: called with each piece of news (`tasks.progress.Progress`) while it runs.
+
+    Returns the run's data, as `show` does. Raises what `errors.py` draws; the run can then be resumed.
+    """
+    from fl_components.rules import Rule
+
+    source = config.model_dump(mode="json") if isinstance(config, Rule) else config
+    plain = dict(source) if isinstance(source, Mapping) else str(Path(source).resolve())
+    return _outside_a_loop(lambda: _train(plain, list(overrides), run_id, on_progress))
+
+
+def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Go on with a run after its last committed round: the latest unfinished one by default.
+
+    On a run that is complete it repairs what Prefect and MLflow show. Returns the run's data. Raises `RunNotFound`.
+    """
+    if run is None:
+        with Store.open() as store:
+            latest = store.latest_unfinished()
+        if latest is None:
+            raise RunNotFound("there is no unfinished run", hint="`fedrounds runs` lists all of them")
+        run = latest.run_id
+    run_id = run
+    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress))
+
+
+def runs(limit: int | None = 50) -> list[dict[str, Any]]:
+    """The runs of this store, the newest first."""
+    with Store.open() as store:
+        return [run_data(store, run) for run in store.runs(limit=limit)]
+
+
+def show(run: str) -> dict[str, Any]:
+    """One run: its data and the history of its rounds. Raises `RunNotFound`."""
+    with Store.open() as store:
+        record = store.run(run)
+        history = [
+            {"round": row.round, "metrics": row.result["metrics"], "seconds": row.result["seconds"]}
+            for row in store.rounds(run)
+        ]
+        return run_data(store, record) | {"history": history}
+
+
+def verify_journal() -> dict[str, Any]:
+    """Check the chain of the journal: {rows, head}. Raises `JournalBroken`, naming the first row that is wrong."""
+    with Store.open() as store:
+        report = store.verify_journal()
+    return {"rows": report.rows, "head": report.head}
+
+
+def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
+    """What a configuration would run. With `data`, its data is loaded and its model built and tried as well."""
+    from fl_components.config import config_digest, load_config
+
+    resolved = load_config(config, overrides)
+    found: dict[str, Any] = {
+        "name": resolved.name,
+        "population": resolved.population,
+        "rounds": resolved.rounds,
+        "config_digest": config_digest(resolved),
+        "num_clients": resolved.data.known_num_clients(),
+    }
+    if data:
+        from fl_components.server.federation import assemble
+
+        federation = assemble(resolved, str(Path(config).resolve().parent))
+        table = federation.data
+        found |= {
+            "num_clients": table.num_clients,
+            "cohort_size": resolved.selection.cohort_size_of(table.num_clients),
+            "num_parameters": federation.num_parameters,
+            "num_classes": table.num_classes,
+            "clients": [
+                {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
+                for index, client_id in enumerate(table.client_ids[:1000])
+            ],
+            "baselines": federation.baselines,
+        }
+    return found
+
+
+def resolve_config(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The whole configuration, defaults and overrides included, as a tree of plain values."""
+    from fl_components.config import load_config
+
+    resolved: dict[str, Any] = json.loads(load_config(config, overrides).model_dump_json())
+    return resolved
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file."""
+    from fl_components.config import schema
+
+    return schema()
+
+
+def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
+    """A run as people and programs are told of it (`train --json`, `show --json`)."""
+    rounds = store.rounds(run.run_id)
+    latest = _latest_metrics(rounds)
+    prefix = "baseline/"
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "population": run.population,
+        "state": run.state,
+        "rounds": run.rounds,
+        "committed_round": run.committed_round,
+        "attempt": run.attempt,
+        "params_digest": run.params_digest,
+        "ancestor": run.ancestor,
+        "created_at": run.created_at,
+        "updated_at": run.updated_at,
+        "metrics": {name: value for name, value in latest.items() if not name.startswith(prefix)},
+        "baselines": {name.removeprefix(prefix): value for name, value in latest.items() if name.startswith(prefix)},
+        "privacy": dict.fromkeys(("epsilon", "delta", "unit", "neighbouring", "accountant")),
+        "communication": {
+            name: int(sum(row.result["metrics"][f"communication/{name}"] for row in rounds))
+            for name in ("upload_bytes", "download_bytes")
+        },
+        "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES},
+        "mlflow_run_id": run.mlflow_run_id,
+        "model_uri": run.model_uri,
+        "prefect_flow_run_id": run.prefect_flow_runs[-1]["id"] if run.prefect_flow_runs else None,
+        "prefect_flow_run_url": run.prefect_flow_runs[-1]["url"] if run.prefect_flow_runs else None,
+        "error": run.error,
+    }
+
+
+def _latest_metrics(rounds: Sequence[RoundRecord]) -> dict[str, float]:
+    """Each metric's last value: a round that was not evaluated leaves the evaluation of an earlier one standing."""
+    latest: dict[str, float] = {}
+    for row in rounds:
+        latest |= row.result["metrics"]
+    return latest
+
+
+def _train(
+    config: str | dict[str, Any] | None, overrides: list[str], run_id: str | None, on_progress: OnProgress | None
+) -> dict[str, Any]:
+    from deployments.stack.connection import client_settings, connect
+
+    with connect(say=lambda text: _tell(on_progress, text)) as connection:  # boots while torch is imported
+        from prefect import tags
+
+        from flows.training import federated_training
+        from tasks.progress import nobody_listens
+        from tasks.session import new_run_id, session
+
+        run_id = run_id or new_run_id()
+        with session(run_id, config, overrides, on_progress or nobody_listens) as running:
+            connection.wait()
+            with client_settings(connection), tags(f"run:{run_id}"):
+                try:
+                    federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True)
+                except Exception as error:  # Prefect's own: what the run raised is in running.error
+                    running.error = running.error or error
+            if running.error is not None:
+                raise running.error
+            return run_data(running.hub.store, running.hub.refresh())
+
+
+def _tell(on_progress: OnProgress | None, text: str) -> None:
+    if on_progress is not None:
+        from tasks.progress import Progress
+
+        on_progress(Progress("message", text))
+
+
+def _outside_a_loop(work: Callable[[], T]) -> T:
+    """Prefect's synchronous calls turn into coroutines inside a running event loop, so the work gets its own thread."""
+    if not _loop_is_running():
+        return work()
+    with ThreadPoolExecutor(1, thread_name_prefix="fedrounds") as executor:
+        return executor.submit(work).result()
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

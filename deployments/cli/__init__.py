@@ -1,0 +1,26 @@
+"""`fedrounds`, the command line. `main` is the console script."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name) and return its exit code.
+
+    0 done, 1 the run failed, 2 usage or configuration, 3 unreachable or not allowed, 4 too few clients, 5 budget
+    exhausted, 70 a bug, 130 stopped by Ctrl-C.
+    """
+    from deployments.cli.layout import misplaced_package
+    from deployments.cli.screen import Screen
+
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    with Screen(as_json="--json" in tokens) as screen:
+        misplaced = misplaced_package()
+        if misplaced is not None:
+            return screen.fail("shadowed", misplaced.message, misplaced.hint, exit_code=2)
+
+        from deployments.cli.app import run
+
+        return run([token for token in tokens if token != "--json"], screen)

@@ -1,0 +1,78 @@
+"""The command line's surface, and what becomes of a command's answer or error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from cyclopts import App, CycloptsError, Group
+
+from deployments.cli import commands
+from deployments.cli.screen import Answer, Screen
+from fl_components.errors import FedroundsError
+
+TRAINING = Group("Training", sort_key=1)
+CONFIGURATION = Group("Configuration", sort_key=2)
+SERVERS = Group("Servers and schedules", sort_key=3)
+RECORDS = Group("Records", sort_key=4)
+OPTIONS = Group("Options", sort_key=5)
+
+
+def build() -> App:
+    """All the commands."""
+    app = App(
+        name="fedrounds",
+        help="Federated learning: each round is a durable Prefect flow run, models and metrics are in MLflow.",
+        help_epilogue="With --json, anywhere in the line, stdout is one JSON object and words go to stderr.",
+        version=_version,
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for flag in ("--help", "--version"):
+        app[flag].group = OPTIONS
+    app.command(commands.train, group=TRAINING, sort_key=1)
+    app.command(commands.resume, group=TRAINING, sort_key=2)
+    app.command(commands.runs, group=TRAINING, sort_key=3)
+    app.command(commands.show, group=TRAINING, sort_key=4)
+
+    config = App(name="config", help="Check a configuration, show it whole, or print its schema.", group=CONFIGURATION)
+    config.command(commands.config_check, name="check", sort_key=1)
+    config.command(commands.config_show, name="show", sort_key=2)
+    config.command(commands.config_schema, name="schema", sort_key=3)
+    app.command(config)
+
+    app.command(commands.up, group=SERVERS, sort_key=1)
+    app.command(commands.ui, group=SERVERS, show=False)
+    app.command(commands.deploy, group=SERVERS, sort_key=2)
+
+    journal = App(name="journal", help="The signed record of every durable step.", group=RECORDS)
+    journal.command(commands.journal_verify, name="verify")
+    app.command(journal)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("fedrounds")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "unknown"
+
+
+def run(tokens: Sequence[str], screen: Screen) -> int:
+    """Run one command and give its answer, or say its error; returns the exit code."""
+    try:
+        command, bound, not_parsed = build().parse_args(tokens)
+        given = {"screen": screen} if "screen" in not_parsed else {}
+        answer = command(*bound.args, **bound.kwargs, **given)
+        screen.answer(answer if isinstance(answer, Answer) else Answer(None, ""))
+    except CycloptsError as error:
+        names = [*error.command_chain] if error.command_chain else []
+        return screen.fail("usage", str(error), f"see {' '.join(['fedrounds', *names, '--help'])}", exit_code=2)
+    except FedroundsError as error:
+        return screen.fail(error.code, error.message, error.hint or screen.resume_hint(), exit_code=error.exit_code)
+    except KeyboardInterrupt:
+        return screen.fail("interrupted", "by Ctrl-C", screen.resume_hint(), exit_code=130, label="Stopped")
+    except Exception as error:
+        return screen.bug(error)
+    return 0

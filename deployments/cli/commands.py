@@ -1,0 +1,188 @@
+"""What each command does: call the Python interface, then say the answer to programs and to people.
+
+A command imports what it needs when it runs: `fedrounds --help` must not wait for torch, Prefect or MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from deployments.cli.progress import display
+from deployments.cli.screen import Answer, Screen
+from fl_components.errors import NotInstalled
+
+if TYPE_CHECKING:
+    from tasks.progress import Progress
+
+Config = Annotated[str, Parameter(help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(name="--set", negative=(), help="Replace one value, for instance --set rounds=5. Can be repeated."),
+]
+OnScreen = Annotated[Screen, Parameter(parse=False)]
+
+
+def train(
+    config: Config,
+    /,
+    *,
+    overrides: Overrides = None,
+    run_id: Annotated[str | None, Parameter(help="The new run's id, or that of a run to go on with.")] = None,
+    screen: OnScreen,
+) -> Answer:
+    """Train a model by federated rounds."""
+
+    def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+        from deployments import api
+
+        return api.train(config, overrides=overrides or (), run_id=run_id, on_progress=on_progress)
+
+    return _train("train", config, call, screen)
+
+
+def resume(
+    run: Annotated[str | None, Parameter(help="The run's id. Without it: the latest unfinished run.")] = None,
+    /,
+    *,
+    screen: OnScreen,
+) -> Answer:
+    """Go on with a stopped run, after its last committed round."""
+
+    def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+        from deployments import api
+
+        return api.resume(run, on_progress=on_progress)
+
+    return _train("resume", run or "latest unfinished run", call, screen)
+
+
+def runs(*, limit: Annotated[int, Parameter(help="How many to list.")] = 50, screen: OnScreen) -> Answer:
+    """List the runs, newest first."""
+    from deployments import api
+    from deployments.cli import tables
+
+    rows = api.runs(limit)
+    return Answer(rows, tables.runs(rows))
+
+
+def show(run: Annotated[str, Parameter(help="The run's id.")], /) -> Answer:
+    """Show one run: results, privacy, traffic, rounds, and where to look next."""
+    from deployments import api
+    from deployments.cli import tables
+
+    data = api.show(run)
+    return Answer(data, tables.details(data))
+
+
+def config_check(
+    config: Config,
+    /,
+    *,
+    overrides: Overrides = None,
+    data: Annotated[bool, Parameter(negative=(), help="Load the data as well, and build the model.")] = False,
+) -> Answer:
+    """Say whether a configuration makes sense, and what it would run."""
+    from deployments import api
+    from deployments.cli import tables
+
+    found = api.check_config(config, overrides=overrides or (), data=data)
+    return Answer(found, tables.checked_config(found))
+
+
+def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:
+    """Print a configuration with every default filled in."""
+    import yaml
+
+    from deployments import api
+
+    found = api.resolve_config(config, overrides=overrides or ())
+    return Answer(found, yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def config_schema() -> Answer:
+    """Print the JSON schema of a configuration, for editors."""
+    from deployments import api
+
+    schema = api.config_schema()
+    return Answer(schema, json.dumps(schema, indent=2))
+
+
+def up(*, screen: OnScreen) -> Answer:
+    """Serve the Prefect and MLflow pages and run the scheduled trainings, until Ctrl-C."""
+    _need_server("up")
+    from deployments.stack import up as stack
+
+    stack.up(screen.show)
+    return Answer(None, "Stopped.")
+
+
+def ui(*, screen: OnScreen) -> Answer:
+    """Serve the Prefect and MLflow pages, until Ctrl-C."""
+    _need_server("ui")
+    from deployments.stack import up as stack
+
+    stack.ui(screen.show)
+    return Answer(None, "Stopped.")
+
+
+def deploy(
+    config: Config,
+    /,
+    *,
+    overrides: Overrides = None,
+    cron: Annotated[
+        str | None, Parameter(help='When to train, in UTC. Without it: "0 3 * * *", each night at 3.')
+    ] = None,
+    active: Annotated[bool, Parameter(negative=(), help="Switch the schedule on at once.")] = False,
+    name: Annotated[str | None, Parameter(help="The deployment's name. Without it: the file's.")] = None,
+    screen: OnScreen,
+) -> Answer:
+    """Register a scheduled training with Prefect; each goes on from the latest model."""
+    _need_server("deploy")
+    from deployments.cli import tables
+    from deployments.stack.deploy import deploy
+
+    data = deploy(config, overrides=overrides or (), cron=cron, active=active, name=name, say=screen.show)
+    return Answer(data, tables.deployment(data))
+
+
+def journal_verify() -> Answer:
+    """Check that no row of the journal was changed, removed or put in."""
+    from deployments import api
+    from deployments.cli import tables
+
+    report = api.verify_journal()
+    return Answer(report, tables.journal(report))
+
+
+def _train(
+    command: str,
+    title: str,
+    call: Callable[[Callable[[Progress], None]], dict[str, Any]],
+    screen: Screen,
+) -> Answer:
+    from deployments.cli import tables
+
+    _need_server(command)
+    with display(screen.console, title) as shown:
+
+        def on_progress(event: Progress) -> None:
+            shown(event)
+            screen.resumable = shown.resumable
+
+        data = call(on_progress)
+    return Answer(data, tables.result(data))
+
+
+def _need_server(command: str) -> None:
+    for package in ("prefect", "mlflow"):
+        if find_spec(package) is None:
+            raise NotInstalled(
+                f"fedrounds {command} needs {package}, which is not installed here",
+                hint='install the extra: pip install "fedrounds[server]"',
+            )

@@ -1,0 +1,251 @@
+"""The display of a run under way: one calm panel on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import RLock
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from deployments.cli.words import duration, number, size, whole_duration
+
+if TYPE_CHECKING:
+    from tasks.progress import Progress
+
+ROUNDS_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLine:
+    """What is shown of one committed round; None where the value was not measured or is withheld."""
+
+    round: int
+    train_loss: float | None
+    eval_loss: float | None
+    accuracy: float | None
+    upload_bytes: float | None
+    seconds: float | None
+
+    @classmethod
+    def of(cls, round: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None) -> RoundLine:
+        return cls(
+            round=round,
+            train_loss=metrics.get("train/loss"),
+            eval_loss=metrics.get("eval/loss"),
+            accuracy=metrics.get("eval/accuracy"),
+            upload_bytes=metrics.get("communication/upload_bytes"),
+            seconds=metrics.get("time/round_s", sum(seconds.values()) if seconds else None),
+        )
+
+    def columns(self) -> dict[str, str]:
+        return {
+            "train loss": number(self.train_loss),
+            "eval loss": number(self.eval_loss),
+            "accuracy": number(self.accuracy),
+            "upload": size(self.upload_bytes),
+            "time": duration(self.seconds),
+        }
+
+
+def rounds_table(lines: list[RoundLine]) -> Table:
+    """The rounds one under another, right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("round", justify="right", no_wrap=True)
+    for name in ("train loss", "eval loss", "accuracy", "upload", "time"):
+        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "accuracy" else None)
+    for line in lines:
+        table.add_row(str(line.round), *line.columns().values())
+    return table
+
+
+@dataclass(slots=True)
+class Heard:
+    """What the events have said so far."""
+
+    title: str
+    run_id: str = ""
+    begun: bool = False
+    rounds: int = 0
+    round: int = 0  # the last committed one
+    stage: str = ""
+    message: str = ""
+    lines: deque[RoundLine] = field(default_factory=lambda: deque(maxlen=ROUNDS_SHOWN))
+    commits: deque[float] = field(default_factory=lambda: deque(maxlen=ROUNDS_SHOWN + 1))  # time.monotonic()
+
+    def take(self, event: Progress, now: float) -> None:
+        self.run_id = event.run_id or self.run_id
+        self.rounds = event.rounds or self.rounds
+        match event.kind:
+            case "message":
+                self.message = event.text
+            case "run":
+                self.begun = True
+                self.title = event.text or self.title
+                self.round = event.round
+                self.message = ""
+                self.commits.append(now)
+            case "stage":
+                self.stage = event.stage
+                self.message = ""
+            case "round":
+                self.round = event.round
+                self.stage = self.message = ""
+                self.lines.append(RoundLine.of(self.round, event.metrics, event.seconds))
+                self.commits.append(now)
+            case "end":
+                self.stage = ""
+                self.message = event.text
+
+    def doing(self) -> str:
+        """What goes on now, in words."""
+        if self.message or not self.begun:
+            return self.message or "starting"
+        if self.round >= self.rounds:
+            return "finishing"
+        return f"round {self.round + 1}" + (f": {self.stage}" if self.stage else "")
+
+    def seconds_left(self, now: float) -> float | None:
+        """From the pace of the last rounds; None before there is one."""
+        if len(self.commits) < 2:
+            return None
+        pace_s = (self.commits[-1] - self.commits[0]) / (len(self.commits) - 1)
+        return max(0.0, pace_s * (self.rounds - self.round) - (now - self.commits[-1]))
+
+
+class Display(ABC):
+    """Shows a run under way: a context manager, and the `on_progress` that the events go to."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self.heard = Heard(title)
+
+    @abstractmethod
+    def __call__(self, event: Progress) -> None:
+        """Take one event; may come from any thread."""
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    @property
+    def resumable(self) -> str | None:
+        """The id of the run, once it has begun."""
+        return self.heard.run_id if self.heard.begun else None
+
+
+class Lines(Display):
+    """One line for the run, for each message and for each round; no control characters."""
+
+    def __call__(self, event: Progress) -> None:
+        self.heard.take(event, time.monotonic())
+        match event.kind:
+            case "run":
+                self._line(f"{self.heard.title}: run {self.heard.run_id}, {self.heard.rounds} rounds")
+            case "round":
+                digits = len(str(self.heard.rounds))
+                values = "  ".join(f"{name} {value}" for name, value in self.heard.lines[-1].columns().items())
+                self._line(f"round {self.heard.round:>{digits}}/{self.heard.rounds}  {values}")
+            case "message" | "end" if event.text:
+                self._line(event.text)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+class LivePanel(Display):
+    """One panel that is redrawn in place. It goes when the run ends well, since the result follows, else it stays."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        super().__init__(console, title)
+        self._lock = RLock()
+        self._started = time.monotonic()
+        self._stopped = False
+        self._spinner = Spinner("dots", style="cyan")
+        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
+
+    def __call__(self, event: Progress) -> None:
+        with self._lock:
+            self.heard.take(event, time.monotonic())
+
+    def __enter__(self) -> Display:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped = error is not None
+        self._live.transient = not self._stopped or not self.heard.begun
+        self._live.stop()
+
+    def render(self) -> RenderableType:
+        with self._lock:
+            return self._panel(time.monotonic())
+
+    def _panel(self, now: float) -> RenderableType:
+        heard = self.heard
+        self._spinner.update(text=Text(heard.doing(), style="cyan"))
+        if not heard.begun:
+            return self._spinner
+
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        left_s = heard.seconds_left(now)
+        times = f"{whole_duration(now - self._started)} so far"
+        if left_s is not None:
+            times += f", about {_roughly(left_s)} left"
+        bar.add_row(
+            Text(f"round {heard.round} of {heard.rounds}", style="bold"),
+            ProgressBar(total=max(heard.rounds, 1), completed=heard.round, complete_style="cyan"),
+            Text(times, style="dim"),
+        )
+        parts: list[RenderableType] = [bar]
+        if heard.lines:
+            parts += ["", rounds_table(list(heard.lines))]
+        parts += ["", Text(f"stopped after round {heard.round}", style="yellow") if self._stopped else self._spinner]
+        return Panel(
+            Group(*parts),
+            title=Text.assemble((heard.title, "bold"), ("  run ", "dim"), heard.run_id),
+            title_align="left",
+            border_style="dim",
+            padding=(1, 2),
+            width=min(self.console.width, 100),
+        )
+
+
+def display(console: Console, title: str) -> Display:
+    """The panel on a terminal, plain lines elsewhere (a pipe, a file, TERM=dumb)."""
+    if console.file.isatty() and console.is_interactive:
+        return LivePanel(console, title)
+    return Lines(console, title)
+
+
+def _roughly(seconds: float) -> str:
+    """`duration` in steps coarse enough to stand still.
+
+    >>> _roughly(3.4), _roughly(48), _roughly(137), _roughly(7384)
+    ('5 s', '50 s', '2 min', '2 h 03 min')
+    """
+    if seconds < 57:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    return whole_duration(seconds)

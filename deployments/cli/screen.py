@@ -1,0 +1,143 @@
+"""What leaves the program: words for people, or with `--json` exactly one object on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command found: `data` for programs and `view` for people (a str is printed as it is)."""
+
+    data: Any
+    view: RenderableType
+
+
+class PipeConsole(Console):
+    """A console whose reader may go away: `fedrounds train c.yaml | head` must not end the training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
+class Screen:
+    """Owns stdout and stderr for one command.
+
+    Without `--json` results go to stdout and errors to stderr. With it, whatever anything prints (progress, a user's
+    data function, MLflow, a child process) goes to stderr, and on exit one object goes to stdout:
+    `{"schema": 1, "status": "ok", "data": ...}` or
+    `{"schema": 1, "status": "error", "error": {"code", "message", "hint"}}`.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = PipeConsole(stderr=as_json, highlight=False)
+        self.errors = PipeConsole(stderr=True, highlight=False)
+        self.resumable: str | None = None  # the id of the run under way
+        self._reply: dict[str, Any] | None = None
+        self._redirects = ExitStack()
+
+    def __enter__(self) -> Screen:
+        if self.as_json:
+            sys.stdout.flush()
+            # Both levels: Python's name for what prints here, the descriptor for child processes and C libraries.
+            stdout_fd = os.dup(1)
+            self._redirects.callback(os.close, stdout_fd)
+            self._redirects.callback(os.dup2, stdout_fd, 1)
+            os.dup2(2, 1)
+            self._redirects.enter_context(redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._redirects.close()
+        if self._reply is not None:
+            print(json.dumps(_finite(self._reply), allow_nan=False), flush=True)
+
+    def answer(self, answer: Answer) -> None:
+        """Give a command's result."""
+        if self.as_json:
+            self._reply = {"schema": SCHEMA, "status": "ok", "data": answer.data}
+        else:
+            self.show(answer.view)
+
+    def show(self, view: RenderableType) -> None:
+        """Print for people. Tables keep to the width; lines of text, such as a long link, stay whole."""
+        self.console.print(view, markup=False, soft_wrap=True)
+
+    def fail(self, code: str, message: str, hint: str | None, *, exit_code: int, label: str = "Error") -> int:
+        """Say what went wrong and what would mend it; returns `exit_code`."""
+        words = Text.assemble((f"{label}: ", "bold red"), message)
+        if hint:
+            words.append("\n" + "Hint: ".ljust(len(label) + 2), style="bold")
+            words.append(hint)
+        self.errors.print(words, soft_wrap=True)
+        if self.as_json:
+            error = {"code": code, "message": message, "hint": hint}
+            self._reply = {"schema": SCHEMA, "status": "error", "error": error}
+        return exit_code
+
+    def resume_hint(self) -> str | None:
+        """How to go on with the run under way; None when none has begun."""
+        return f"go on with: fedrounds resume {self.resumable}" if self.resumable else None
+
+    def bug(self, error: Exception) -> int:
+        """An exception that nobody foresaw: the traceback goes to a file, its place to the reader."""
+        path = _write_traceback(error)
+        return self.fail(
+            "bug",
+            f"this is a bug in fedrounds: {type(error).__name__}: {error}",
+            f"please report it together with {path}, which has the traceback",
+            exit_code=70,
+        )
+
+
+def _write_traceback(error: Exception) -> Path:
+    name = f"bug-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
+    text = "".join(traceback.format_exception(error))
+    try:
+        from fl_components.store.home import home
+
+        folder = home() / "logs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / name
+        path.write_text(text)
+    except Exception:  # the home folder may be what is broken: a bug must be reported all the same
+        path = Path(tempfile.mkdtemp(prefix="fedrounds-")) / name
+        path.write_text(text)
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for every NaN and infinity, which JSON does not have.
+
+    >>> _finite({"loss": float("nan"), "rounds": [1, 2.5]})
+    {'loss': None, 'rounds': [1, 2.5]}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

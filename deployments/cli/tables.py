@@ -1,0 +1,225 @@
+"""Results as people read them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from deployments.cli.progress import RoundLine, rounds_table
+from deployments.cli.words import UNKNOWN, ago, number, size
+
+CLIENTS_SHOWN = 12
+STAGES_SHOWN = 3
+STATE_STYLES = {"Completed": "green", "Running": "cyan", "BudgetExhausted": "yellow", "Cancelled": "yellow"}
+
+
+def result(data: Mapping[str, Any]) -> RenderableType:
+    """A run that has ended: what it reached, what that is worth, what it cost, and where to look next."""
+    more = {"rounds": f"fedrounds show {data['run_id']}"}
+    return Group(_heading(data), "", _accuracy(data), "", _facts(data), "", _where_next(data, more))
+
+
+def details(data: Mapping[str, Any]) -> RenderableType:
+    """All that is known of one run, with its rounds."""
+    parts = [_heading(data), "", _accuracy(data), "", _facts(data)]
+    history = data.get("history") or []
+    if history:
+        lines = [RoundLine.of(row["round"], row["metrics"], row.get("seconds")) for row in history]
+        parts += ["", Text("Rounds", style="bold"), _indented(rounds_table(lines))]
+    return Group(*parts, "", _where_next(data, {}))
+
+
+def runs(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One line a run, in the order given."""
+    if not rows:
+        return Text("No runs yet. Begin one with: fedrounds train CONFIG")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("run", no_wrap=True, overflow="fold")
+    table.add_column("experiment")
+    table.add_column("state", no_wrap=True)
+    table.add_column("rounds", justify="right", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("when", no_wrap=True)
+    for row in rows:
+        updated_at = row.get("updated_at") or row.get("created_at")
+        table.add_row(
+            row["run_id"],
+            row["name"],
+            _state(row["state"]),
+            f"{row['committed_round']}/{row['rounds']}",
+            number((row.get("metrics") or {}).get("eval/accuracy")),
+            ago(time.time() - updated_at) if updated_at else UNKNOWN,
+        )
+    return table
+
+
+def checked_config(data: Mapping[str, Any]) -> RenderableType:
+    """What a configuration would run."""
+    facts = _grid()
+    for label, key in (
+        ("name", "name"),
+        ("population", "population"),
+        ("rounds", "rounds"),
+        ("clients", "num_clients"),
+        ("cohort", "cohort_size"),
+        ("parameters", "num_parameters"),
+        ("digest", "config_digest"),
+    ):
+        value = data.get(key)
+        if value is not None:
+            words = value[:12] if key == "config_digest" else f"{value:,}" if isinstance(value, int) else str(value)
+            facts.add_row(label, words)
+    parts: list[RenderableType] = [
+        Text.assemble(("Valid", "bold green"), "  this configuration would run"),
+        "",
+        _indented(facts),
+    ]
+    clients = data.get("clients") or []
+    if clients:
+        table = _columns("client", "train examples", "test examples")
+        for client in clients[:CLIENTS_SHOWN]:
+            table.add_row(str(client["id"]), f"{client['train']:,}", f"{client['test']:,}")
+        parts += ["", _indented(table)]
+        if len(clients) > CLIENTS_SHOWN:
+            parts.append(Text(f"  and {len(clients) - CLIENTS_SHOWN:,} more clients", style="dim"))
+    return Group(*parts)
+
+
+def deployment(data: Mapping[str, Any]) -> RenderableType:
+    """A scheduled training, and what is still missing before it runs."""
+    lines = [Text.assemble((data["name"], "bold"), f" trains {data['config']}")]
+    facts = {
+        "schedule": f"{data['cron']} (UTC), {'on' if data['active'] else 'off: switch it on in the page, or --active'}",
+        "settings": " ".join(data["overrides"]),
+        "page": data["url"],
+        "run it by": "a worker, which fedrounds up starts",
+    }
+    lines += [Text.assemble((f"  {label:<13} ", "dim"), value) for label, value in facts.items() if value]
+    return Group(*lines)
+
+
+def journal(data: Mapping[str, Any]) -> RenderableType:
+    return Text.assemble(("Intact", "bold green"), f"  {data['rows']:,} rows, head {data['head'] or 'none yet'}")
+
+
+def _heading(data: Mapping[str, Any]) -> RenderableType:
+    heading = _state(data["state"])
+    heading.append("  ")
+    heading.append(data["name"], style="bold")
+    heading.append(f", {data['committed_round']} of {data['rounds']} rounds, run {data['run_id']}")
+    if data.get("error"):
+        heading.append(f"\n{data['error']['message']}", style="red")
+        if data["error"].get("hint"):
+            heading.append(f"\n{data['error']['hint']}")
+    return heading
+
+
+def _accuracy(data: Mapping[str, Any]) -> RenderableType:
+    metrics: Mapping[str, float] = data.get("metrics") or {}
+    baselines: Mapping[str, float] = data.get("baselines") or {}
+    prefix, suffix = "eval/client/", "/accuracy"
+    clients = {
+        name[len(prefix) : -len(suffix)]: value
+        for name, value in metrics.items()
+        if name.startswith(prefix) and name.endswith(suffix)
+    }
+    table = _columns("test accuracy", "")
+    table.add_row(Text("all clients pooled", style="bold"), Text(number(metrics.get("eval/accuracy")), style="bold"))
+    if len(clients) <= CLIENTS_SHOWN:
+        for client, value in clients.items():
+            table.add_row(f"  {client}", number(value))
+    else:
+        ordered = sorted(clients.values())
+        for label, index in (("lowest", 0), ("median", len(ordered) // 2), ("highest", -1)):
+            table.add_row(f"  {label} of {len(ordered):,} clients", number(ordered[index]))
+    for key, label in (
+        ("pooled_majority", "without a model: the majority label for all"),
+        ("client_majority", "without a model: each client's own majority label"),
+    ):
+        if key in baselines:
+            table.add_row(Text(label, style="dim"), Text(number(baselines[key]), style="dim"))
+    return _indented(table)
+
+
+def _facts(data: Mapping[str, Any]) -> RenderableType:
+    communication = data.get("communication") or {}
+    facts = _grid()
+    up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
+    facts.add_row("communication", f"{up} up, {down} down")
+    facts.add_row("privacy", _privacy(data.get("privacy") or {}))
+    if data.get("seconds"):
+        facts.add_row("seconds", _seconds(data["seconds"]))
+    facts.add_row("parameters", f"sha256 {(data.get('params_digest') or UNKNOWN)[:12]}")
+    for label, key in (("model", "model_uri"), ("continues", "ancestor")):
+        if data.get(key):
+            facts.add_row(label, str(data[key]))
+    if data.get("attempt", 1) > 1:
+        facts.add_row("attempts", str(data["attempt"]))
+    return _indented(facts)
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    """The longest stages first, the short ones summed: one line.
+
+    >>> _seconds({"load": 0.2, "train": 12.34, "evaluate": 1.2, "commit": 0.9, "aggregate": 0.5, "admit": 0.1})
+    'train 12.3, evaluate 1.2, commit 0.9, all others 0.8'
+    """
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    words = [f"{stage} {value:.1f}" for stage, value in ordered[:STAGES_SHOWN]]
+    others = sum(value for _, value in ordered[STAGES_SHOWN:])
+    return ", ".join(words + ([f"all others {others:.1f}"] if len(ordered) > STAGES_SHOWN else []))
+
+
+def _privacy(privacy: Mapping[str, Any]) -> str:
+    epsilon = privacy.get("epsilon")
+    if epsilon is None:
+        return "no privacy claim"
+    terms = [f"delta {privacy['delta']:g}"] if privacy.get("delta") is not None else []
+    terms += [str(privacy[key]) for key in ("unit", "neighbouring", "accountant") if privacy.get(key)]
+    return f"epsilon {number(epsilon)}" + (f" ({', '.join(terms)})" if terms else "")
+
+
+def _where_next(data: Mapping[str, Any], more: Mapping[str, str]) -> RenderableType:
+    places = {
+        "Prefect": data.get("prefect_flow_run_url") or data.get("prefect_flow_run_id"),
+        "MLflow": data.get("mlflow_run_url") or data.get("mlflow_run_id"),
+        **more,
+        "both pages": "make ui, or fedrounds up",
+    }
+    if data["state"] not in ("Completed", "BudgetExhausted"):
+        places["go on"] = f"fedrounds resume {data['run_id']}"
+    # Lines of text, not a table: a table would cut a link that is wider than the terminal.
+    lines = [Text("Where to look next", style="bold")]
+    lines += [Text.assemble((f"  {label:<13} ", "dim"), value) for label, value in places.items() if value]
+    return Group(*lines)
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=f"bold {STATE_STYLES.get(state, 'red')}")
+
+
+def _columns(first: str, *numbers: str) -> Table:
+    """A column of words and columns of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _grid() -> Table:
+    """Labels on the left, values on the right."""
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    return grid
+
+
+def _indented(what: RenderableType) -> RenderableType:
+    return Padding(what, (0, 0, 0, 2), expand=False)

@@ -1,0 +1,74 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "-"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or four significant digits where those would say too little.
+
+    >>> number(0.79512), number(12.5), number(0.00004), number(None)
+    ('0.795', '12.500', '4e-05', '-')
+    """
+    if value is None:
+        return UNKNOWN
+    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3f}"
+    return f"{value:.4g}"
+
+
+def size(num_bytes: float | None) -> str:
+    """
+    >>> size(812), size(84_320), size(2_500_000), size(None)
+    ('812 B', '84.3 kB', '2.5 MB', '-')
+    """
+    if num_bytes is None:
+        return UNKNOWN
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        if num_bytes < 999.95:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(1.306), duration(48.2), duration(125), duration(None)
+    ('1.31 s', '48 s', '2 min 05 s', '-')
+    """
+    if seconds is None:
+        return UNKNOWN
+    return f"{seconds:.2f} s" if seconds < 10 else whole_duration(seconds)
+
+
+def whole_duration(seconds: float) -> str:
+    """
+    >>> whole_duration(8.3), whole_duration(125), whole_duration(7380)
+    ('8 s', '2 min 05 s', '2 h 03 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def ago(seconds: float) -> str:
+    """
+    >>> ago(3), ago(125), ago(7300), ago(200_000)
+    ('just now', '2 min ago', '2 h ago', '2 days ago')
+    """
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min ago"
+    if seconds < 86_400:
+        return f"{seconds // 3600:.0f} h ago"
+    days = seconds // 86_400
+    return f"{days:.0f} day{'s' if days > 1 else ''} ago"

@@ -1,0 +1,309 @@
+"""The client's side of the Prefect server: the one that the user configured, or the home's own.
+
+    with connect(say=print) as connection:         # the server boots ...
+        import torch                               # ... while the caller imports and loads
+        connection.wait()
+        with client_settings(connection):
+            federated_training(...)
+
+Importing this module imports no Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deployments.stack.files import answers, is_locked, last_lines, server_files, try_lock
+from fl_components.errors import Unreachable
+from fl_components.store.home import home as default_home
+
+Say = Callable[[str], None]
+
+WATCH_INTERVAL_S = 0.25
+START_LIMIT_S = 180.0
+
+_servers: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is forgotten warns that its process runs on
+
+
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
+class Connection(ABC):
+    """A Prefect server and this process's interest in it. A context manager; `close` gives the interest up."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    @abstractmethod
+    def wait(self) -> str:
+        """The API's URL, as soon as the server answers. Raises `Unreachable`."""
+
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether the server answers now."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process use the same home and the same server (after `wait`)."""
+
+    def close(self) -> None:
+        """Gives up the interest in the server, and never stops it: another client may need it."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(home: Path | None = None, say: Say = silent, *, idle_s: float = 60.0) -> Connection:
+    """A connection to the configured Prefect server, or else to the embedded one of `home`, started if needed.
+
+    Returns at once: the server boots while the caller goes on, and `Connection.wait` waits for it. An embedded server
+    is kept: if it dies it is started again on the same port, until the connection is closed. It leaves by itself
+    when there has been no client for `idle_s` (decided by who starts it).
+
+    Raises `StoreError` if the home folder cannot be written.
+    """
+    # Read when prefect and mlflow are imported, so set before: a federation's runs are reported to nobody.
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    home = default_home(home)
+    api_url = configured_api_url()
+    if api_url is not None:
+        return ConfiguredServer(home, api_url)
+    return EmbeddedServer(home, say, idle_s=idle_s)
+
+
+def configured_api_url() -> str | None:
+    """The Prefect API that the user configured: in PREFECT_API_URL, or in the active profile; else None."""
+    if api_url := os.environ.get("PREFECT_API_URL"):
+        return api_url.rstrip("/")
+    prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    profiles_path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml").expanduser()
+    try:
+        data = tomllib.loads(profiles_path.read_text())
+        active = os.environ.get("PREFECT_PROFILE") or data["active"]
+        return str(data["profiles"][active]["PREFECT_API_URL"]).rstrip("/") or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class ConfiguredServer(Connection):
+    """A server that the user configured; it is used as it is."""
+
+    def __init__(self, home: Path, api_url: str) -> None:
+        super().__init__(home)
+        self.api_url = api_url
+
+    def wait(self) -> str:
+        reason = self._why_unreachable()
+        if reason is not None:
+            raise Unreachable(
+                f"the Prefect server at {self.api_url} does not answer: {reason}",
+                hint="start it or correct PREFECT_API_URL (environment, or `prefect config view`); "
+                "with none configured, fedrounds starts its own",
+            )
+        return self.api_url
+
+    def alive(self) -> bool:
+        return self._why_unreachable() is None
+
+    def environment(self) -> dict[str, str]:
+        return {"FEDROUNDS_HOME": str(self.home), "PREFECT_API_URL": self.api_url}
+
+    def _why_unreachable(self) -> str | None:
+        try:
+            with urllib.request.urlopen(f"{self.api_url}/health", timeout=5.0):
+                return None
+        except urllib.error.HTTPError as error:
+            # A refusal is an answer: keys and passwords are the business of Prefect's own client.
+            return None if error.code < 500 else f"HTTP {error.code}"
+        except urllib.error.URLError as error:
+            # So are certificates, which Prefect may be told to trust.
+            return None if isinstance(error.reason, ssl.SSLCertVerificationError) else str(error.reason)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+
+
+class EmbeddedServer(Connection):
+    """The home's own server, held by a shared lock and kept alive by a thread."""
+
+    def __init__(self, home: Path, say: Say, *, idle_s: float) -> None:
+        super().__init__(home)
+        self._files = server_files(home)
+        self._idle_s = idle_s
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._failure: Unreachable | None = None
+        self._api_url: str | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        # Importing prefect makes its home folder: the user's own is left alone.
+        os.environ.setdefault("PREFECT_HOME", str(self._files.folder))
+        self._interest = try_lock(self._files.clients_lock, exclusive=False)
+        if not self._find():
+            first = not self._files.database.exists()
+            say(f"starting the local Prefect server{' (first start, about 20 s)' if first else ''}")
+            self._spawn_if_none()
+        self._keeper = threading.Thread(target=self._keep, name="prefect-server-keeper", daemon=True)
+        self._keeper.start()
+
+    def wait(self) -> str:
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self._ready.wait(timeout=0.05):
+            if self._failure is not None:
+                raise self._failure
+            if time.monotonic() > deadline:
+                raise self._unreachable(f"did not start within {START_LIMIT_S:.0f} s")
+        assert self._api_url is not None
+        return self._api_url
+
+    def alive(self) -> bool:
+        record = self._files.read_record()
+        return record is not None and answers(record)
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "FEDROUNDS_HOME": str(self.home),
+            "PREFECT_HOME": str(self._files.folder),
+            "PREFECT_API_URL": self.wait(),
+            "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # or Prefect starts a second server when this one is gone
+            "DO_NOT_TRACK": "true",
+        }
+
+    def close(self) -> None:
+        self._closed.set()
+        self._keeper.join()
+        if self._interest is not None:
+            os.close(self._interest)
+            self._interest = None
+
+    def _keep(self) -> None:
+        """Until the connection is closed: takes the lock, finds the server, and starts it when there is none."""
+        while not self._closed.is_set():
+            if self._interest is None:  # the server was leaving
+                self._interest = try_lock(self._files.clients_lock, exclusive=False)
+            elif self._ready.is_set():
+                if not is_locked(self._files.server_lock):  # it died, or was stopped
+                    self._ready.clear()
+                    self._child = None
+            elif not self._find():
+                self._spawn_if_none()
+            self._closed.wait(WATCH_INTERVAL_S if self._ready.is_set() else 0.05)
+
+    def _find(self) -> bool:
+        """Whether the server answers; if so, notes where."""
+        record = self._files.read_record()
+        if self._interest is None or record is None or not answers(record):
+            return False
+        self._api_url = f"http://127.0.0.1:{record.port}/api"
+        self._failure = None
+        self._ready.set()
+        return True
+
+    def _spawn_if_none(self) -> None:
+        if self._child is not None:
+            status = self._child.poll()
+            if status is None:
+                return
+            self._child = None
+            if status != 0:
+                self._failure = self._unreachable(f"ended with exit status {status}")
+                self._closed.wait(5.0)  # whatever it is, it is not mended sooner
+                return
+        if self._interest is None or is_locked(self._files.server_lock):
+            return
+        log_path = self._files.log("server")
+        keep_size = log_path.exists() and log_path.stat().st_size < 2_000_000
+        with log_path.open("ab" if keep_size else "wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, _root(), str(self._files.folder), str(self._idle_s)],
+                cwd=self._files.folder,  # Prefect reads .env, prefect.toml and pyproject.toml of its working folder
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the command, not for the server that others use too
+            )
+        _servers[:] = [*(server for server in _servers if server.poll() is None), self._child]
+
+    def _unreachable(self, what: str) -> Unreachable:
+        log = self._files.log("server")
+        text = last_lines(log)
+        return Unreachable(
+            f"the local Prefect server {what}" + (f"; its log ends:\n{text}" if text else ""),
+            hint=f"see {log}, or configure a Prefect server in PREFECT_API_URL",
+        )
+
+
+# The folder that holds the packages goes last on the path: an installed package is on it already.
+_SERVE = """import sys
+sys.path.append(sys.argv[1])
+from deployments.stack.server import serve
+serve(sys.argv[2], float(sys.argv[3]))
+"""
+
+
+def _root() -> str:
+    return str(Path(__file__).resolve().parents[2])
+
+
+@contextlib.contextmanager
+def client_settings(connection: Connection) -> Iterator[None]:
+    """Prefect's settings of this process while a flow runs here: this server, and a quiet console.
+
+    They hold in this thread, in threads started meanwhile, and in the environment of child processes. Waits for the
+    server (`Unreachable`). Prefect's loggers are set to WARNING unless PREFECT_LOGGING_LEVEL says otherwise.
+    """
+    variables = connection.environment()
+    variables.setdefault("PREFECT_LOGGING_LEVEL", os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"))
+    with _variables(variables):
+        import prefect.context
+        from prefect.settings import temporary_settings
+
+        updates: dict[str, object] = {"api.url": variables["PREFECT_API_URL"]}
+        if "PREFECT_HOME" in variables:
+            updates["home"] = Path(variables["PREFECT_HOME"])
+        logger = logging.getLogger("prefect")
+        level = logger.level
+        logger.setLevel(variables["PREFECT_LOGGING_LEVEL"])
+        # Other threads read the global settings, not this thread's.
+        prefect.context.refresh_global_settings_context()
+        try:
+            with temporary_settings(updates):
+                yield
+        finally:
+            logger.setLevel(level)
+    prefect.context.refresh_global_settings_context()
+
+
+@contextlib.contextmanager
+def _variables(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,138 @@
+"""The embedded Prefect API server of one home: `python -c "... serve(folder, idle_s)"` in a session of its own.
+
+There are never two, it takes its last port again, and it leaves when no client has held `clients.lock` for a while.
+Nothing heavy is imported before the server's lock is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deployments.stack.files import TOKEN_PATH, ServerFiles, ServerRecord, try_lock
+from deployments.stack.replay import App, Receive, ReplayBusy, Scope, Send
+
+if TYPE_CHECKING:
+    import uvicorn
+
+# What a user's environment may change: sizes and periods.
+TUNING = {
+    # Batches: with SQLite each write is a transaction that may meet another.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "200",
+    # The database is mostly events (0.17 MB a flow run), which nobody reads after a day.
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+}
+
+
+def serve(folder: str, idle_s: float) -> None:
+    """Serves until no client has been there for `idle_s`. Returns at once when another process serves this home."""
+    files = ServerFiles(Path(folder))
+    lock = _server_lock(files)
+    if lock is None:
+        return
+    last = files.read_record()
+    listener = _bind(last.port if last else _usual_port(files))
+    record = ServerRecord(pid=os.getpid(), port=listener.getsockname()[1], token=secrets.token_hex(16))
+    _set_environment(files, record.port)
+
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = _with_token(ReplayBusy(create_app(final=True)), record.token)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, ws_per_message_deflate=False, timeout_graceful_shutdown=3
+    )
+    asyncio.run(_serve(uvicorn.Server(config), listener, files, record, idle_s))
+
+
+async def _serve(
+    server: uvicorn.Server, listener: socket.socket, files: ServerFiles, record: ServerRecord, idle_s: float
+) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.02)
+    if server.started:
+        files.write_record(record)
+        idle = asyncio.create_task(_leave_when_idle(server, files, idle_s))
+        await serving
+        idle.cancel()
+    await serving  # raises what has ended a start that failed
+
+
+async def _leave_when_idle(server: uvicorn.Server, files: ServerFiles, idle_s: float) -> None:
+    idle_since = time.monotonic()
+    while True:
+        await asyncio.sleep(min(1.0, idle_s / 4))
+        clients = try_lock(files.clients_lock, exclusive=True)
+        if clients is None:
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since < idle_s:
+            os.close(clients)
+        else:
+            # The lock is kept until the process has ended: a client that comes now waits for it, then starts the next.
+            server.should_exit = True
+            return
+
+
+def _server_lock(files: ServerFiles) -> int | None:
+    deadline = time.monotonic() + 0.5
+    while (lock := try_lock(files.server_lock, exclusive=True)) is None and time.monotonic() < deadline:
+        time.sleep(0.02)  # a client that looks whether the lock is held takes it for an instant
+    return lock
+
+
+def _usual_port(files: ServerFiles) -> int:
+    """A port that is this home's own, below those that systems give to outgoing connections."""
+    return 20_000 + zlib.crc32(os.fsencode(files.folder)) % 10_000
+
+
+def _bind(port: int) -> socket.socket:
+    # Named as TCP: asyncio turns Nagle's delay off only for a socket whose protocol says so (24 ms a request).
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.bind(("127.0.0.1", 0))
+    return listener
+
+
+def _set_environment(files: ServerFiles, port: int) -> None:
+    """Prefect's settings of this process: the home's own, whatever the user's are for other servers."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_") and name not in TUNING]:
+        del os.environ[name]
+    for name, value in TUNING.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(
+        PREFECT_HOME=str(files.folder),
+        PREFECT_SERVER_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{files.database}",
+        PREFECT_SERVER_API_HOST="127.0.0.1",
+        PREFECT_SERVER_API_PORT=str(port),
+        PREFECT_SERVER_UI_STATIC_DIRECTORY=str(files.folder / "ui"),  # by default: into site-packages
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        DO_NOT_TRACK="true",
+    )
+
+
+def _with_token(app: App, token: str) -> App:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == TOKEN_PATH:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": token.encode()})
+        else:
+            await app(scope, receive, send)
+
+    return answer

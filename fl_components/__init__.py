@@ -1,0 +1,1 @@
+"""The domain of federated learning: torch and numpy; knows neither Prefect nor MLflow."""

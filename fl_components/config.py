@@ -1,0 +1,249 @@
+"""FederationConfig: a whole experiment as one frozen tree of rules, and the laws between its fields.
+
+A configuration that makes no sense is refused when it is read, with a sentence that names the field (or the two
+fields that disagree) and what would mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from fl_components.aggregation import Aggregation, Mean
+from fl_components.clients import Selection, Uniform
+from fl_components.compression import Compression, NoCompression
+from fl_components.data import Data
+from fl_components.errors import ConfigError
+from fl_components.models import Model
+from fl_components.privacy import NoPrivacy, Privacy
+from fl_components.rules import Rule
+from fl_components.server_optimizers import FedAvg, ServerOptimizer
+from fl_components.training import Evaluation, Execution, LocalExecution, Training
+
+
+class FederationConfig(Rule):
+    """One experiment: what is learnt, from whom, how, and for how many rounds.
+
+    >>> config = parse_config({
+    ...     "name": "heart", "rounds": 20, "data": {"kind": "heart_disease"},
+    ...     "model": {"kind": "logistic_regression"}, "training": {"learning_rate": 0.1, "epochs": 1},
+    ... })
+    >>> config.population, config.server_optimizer.kind
+    ('heart', 'fedavg')
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="the MLflow experiment")
+    population: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="clients that share one privacy budget"
+    )
+    rounds: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0, description="decides all public randomness")
+    data: Data
+    model: Model
+    training: Training
+    selection: Selection = Uniform()
+    compression: Compression = NoCompression()
+    aggregation: Aggregation = Mean()
+    server_optimizer: ServerOptimizer = FedAvg()
+    privacy: Privacy = NoPrivacy()
+    evaluation: Evaluation = Evaluation()
+    execution: Execution = LocalExecution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _population_is_the_name_unless_given(cls, fields: Any) -> Any:
+        return {"population": fields["name"], **fields} if isinstance(fields, Mapping) and "name" in fields else fields
+
+    @field_validator("name", "population", mode="before")
+    @classmethod
+    def _names_may_look_like_numbers(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _laws(self) -> FederationConfig:
+        num_clients = self.data.known_num_clients()
+        if num_clients is not None:
+            check_cohort(self, num_clients)
+        if self.evaluation.every > self.rounds:
+            raise ValueError(
+                f"evaluation.every is {self.evaluation.every} but rounds is {self.rounds}: the model would never be "
+                f"evaluated on the way; make evaluation.every at most {self.rounds}"
+            )
+        return self
+
+
+def check_cohort(config: FederationConfig, num_clients: int) -> None:
+    """The laws between the selection and the number of clients. Raises ValueError."""
+    cohort_size = config.selection.cohort_size_of(num_clients)
+    if cohort_size > num_clients:
+        raise ValueError(
+            f"selection.cohort_size is {cohort_size} but data {config.data.kind} has {num_clients} clients; "
+            f"make selection.cohort_size at most {num_clients}"
+        )
+    if config.selection.min_updates > cohort_size:
+        raise ValueError(
+            f"selection.min_updates is {config.selection.min_updates} but a round selects {cohort_size} clients "
+            f"(selection.cohort_size): no round could succeed; make selection.min_updates at most {cohort_size}"
+        )
+
+
+def parse_config(fields: Mapping[str, Any]) -> FederationConfig:
+    """The configuration that `fields` (a tree of plain values) describes. Raises `ConfigError`."""
+    try:
+        return FederationConfig.model_validate(fields)
+    except ValidationError as error:
+        sentences = [_sentence(details, fields) for details in error.errors()]
+        raise ConfigError(
+            "; ".join(dict.fromkeys(sentences)), hint="`fedrounds config schema` lists every field"
+        ) from None
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> FederationConfig:
+    """The configuration in a YAML file (or in a tree of plain values), with overrides of the form `a.b=value`.
+
+    A relative `data.folder` is taken from the file's own folder. Raises `ConfigError`.
+    """
+    fields = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    for override in overrides:
+        fields = _with_override(fields, override)
+    data = fields.get("data")
+    if not isinstance(source, Mapping) and isinstance(data, Mapping) and isinstance(data.get("folder"), str):
+        folder = (Path(source).resolve().parent / Path(data["folder"]).expanduser()).resolve()
+        fields = {**fields, "data": {**data, "folder": str(folder)}}
+    return parse_config(fields)
+
+
+def config_digest(config: FederationConfig) -> str:
+    """The sha256 of the resolved configuration: two runs with equal digests were asked for the same thing."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file."""
+    return FederationConfig.model_json_schema()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML takes the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration file {path}", hint="examples/heart_disease.yaml is one to start from"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
+    try:
+        fields = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} holds no fields", hint="examples/heart_disease.yaml is one to start from")
+    return fields
+
+
+def _with_override(fields: Mapping[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"{override!r} is not of the form a.b=value", hint="for instance training.learning_rate=0.1")
+    try:
+        value = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value in {override!r} is not YAML: {' '.join(str(error).split())}") from error
+    return _set(fields, path.split("."), value, override)
+
+
+def _set(fields: Mapping[str, Any], path: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**fields, path[0]: value}
+    inner = fields.get(path[0])
+    if inner is not None and not isinstance(inner, Mapping):
+        raise ConfigError(f"{override!r}: {path[0]} is {inner!r}, which has no fields to set")
+    return {**fields, path[0]: _set(inner or {}, path[1:], value, override)}
+
+
+def _sentence(details: ErrorDetails, fields: Mapping[str, Any]) -> str:
+    """One plain sentence for one of pydantic's errors."""
+    path, model = _locate(details["loc"])
+    where = ".".join(path) or "the configuration"
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            *parent, name = path
+            known = sorted(model.model_fields) if model else []
+            return f"{'.'.join(path)} is not a field of {'.'.join(parent) or 'a configuration'}{_nearest(name, known)}"
+        case "missing":
+            return f"{'.'.join(path)} is missing"
+        case "union_tag_invalid":
+            kinds = [kind.strip(" '") for kind in context["expected_tags"].split(",")]
+            return f"{'.'.join(path)}.kind is {context['tag']!r}{_nearest(str(context['tag']), kinds)}"
+        case "union_tag_not_found":
+            return f"{'.'.join(path)}.kind is missing (which rule of {path[-1]}?)"
+        case "literal_error" if path[-1] == "kind":
+            return f"{'.'.join(path)} is {details['input']!r}; it must be {context['expected']}"
+        case "model_type" | "model_attributes_type":
+            return (
+                f"{where} is {_short(details['input'])}; it must be a group of fields"
+            )
+        case "value_error":
+            return str(context["error"])
+        case _:
+            wanted = details["msg"].replace("Input should be", "it must be").replace("String should", "it should")
+            return f"{where} is {_short(details['input'])}: {wanted[0].lower()}{wanted[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _locate(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+    """pydantic's location without the tags of unions, and the model whose field its last part is (or would be)."""
+    remaining = [str(part) for part in loc]
+    path: list[str] = []
+    model: type[BaseModel] | None = FederationConfig
+    while remaining:
+        path.append(remaining.pop(0))
+        if remaining and model is not None:
+            field = model.model_fields.get(path[-1])
+            candidates = _models(field.annotation) if field else []
+            if len(candidates) > 1:  # a union: the next part is the tag, which people do not write
+                tag = remaining.pop(0)
+                candidates = [candidate for candidate in candidates if tag in _kinds(candidate)]
+            model = candidates[0] if candidates else None
+    return path, model
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind is not None else ()

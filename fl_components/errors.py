@@ -1,0 +1,127 @@
+"""Everything that fedrounds raises on purpose.
+
+    FedroundsError                     exit code
+    ├── ConfigError                    2   the configuration makes no sense; says which field and the mend
+    ├── DataError                      2   a data file or a user's data function is not usable
+    ├── ModelError                     2   the model cannot be trained, or does not fit the data
+    ├── RunConflict                    2   this run id belongs to another configuration
+    ├── RunNotFound                    2   no such run in this store
+    ├── Unreachable                    3   a server that was configured does not answer
+    ├── NotInstalled                   3   a server command on a base install
+    ├── StoreError                     1   the durable state cannot be read or written
+    │   ├── CorruptBlob                1   a blob's content does not match its name
+    │   ├── JournalBroken              1   the journal's chain does not verify
+    │   ├── LeaseHeld                  1   another process is working on this run
+    │   └── LeaseLost                  1   another process has taken this run over
+    ├── RunFailed                      1   the run cannot go on (for instance: parameters not finite)
+    ├── RunCancelled                   1   stopped on request; can be resumed
+    ├── UpdateRejected                 1   one client's update, with the reason; the round goes on without it
+    ├── TooFewClients                  4   fewer usable updates than `selection.min_updates`
+    └── BudgetExhausted                5   the round would cost more than its population has left
+
+Every error carries `code` (a stable word for programs), `hint` (what would mend it, or None) and `exit_code`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FedroundsError(Exception):
+    """An error with one sentence for people, a `code` for programs and, where there is one, a mend.
+
+    >>> error = ConfigError("training.learning_rate is 0: nothing would be learnt", hint="give a rate above 0")
+    >>> (error.code, error.exit_code, error.hint)
+    ('configuration', 2, 'give a rate above 0')
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(FedroundsError):
+    code, exit_code = "configuration", 2
+
+
+class DataError(FedroundsError):
+    code, exit_code = "data", 2
+
+
+class ModelError(FedroundsError):
+    code, exit_code = "model", 2
+
+
+class RunConflict(FedroundsError):
+    code, exit_code = "run_conflict", 2
+
+
+class RunNotFound(FedroundsError):
+    code, exit_code = "run_not_found", 2
+
+
+class Unreachable(FedroundsError):
+    code, exit_code = "unreachable", 3
+
+
+class NotInstalled(FedroundsError):
+    code, exit_code = "not_installed", 3
+
+
+class StoreError(FedroundsError):
+    code = "store"
+
+
+class CorruptBlob(StoreError):
+    code = "corrupt_blob"
+
+
+class JournalBroken(StoreError):
+    code = "journal_broken"
+
+
+class LeaseHeld(StoreError):
+    code = "lease_held"
+
+
+class LeaseLost(StoreError):
+    code = "lease_lost"
+
+
+class RunFailed(FedroundsError):
+    code = "run_failed"
+
+
+class RunCancelled(FedroundsError):
+    code = "cancelled"
+
+
+class UpdateRejected(FedroundsError):
+    code = "update_rejected"
+
+
+class TooFewClients(FedroundsError):
+    code, exit_code = "too_few_clients", 4
+
+
+class BudgetExhausted(FedroundsError):
+    code, exit_code = "budget_exhausted", 5
+
+
+def error_class(code: str) -> type[FedroundsError]:
+    """The class whose `code` this is (as kept in the store), or `FedroundsError`.
+
+    >>> error_class("too_few_clients").__name__
+    'TooFewClients'
+    """
+    pending = [FedroundsError]
+    while pending:
+        cls = pending.pop()
+        if cls.code == code:
+            return cls
+        pending.extend(cls.__subclasses__())
+    return FedroundsError

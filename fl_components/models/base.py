@@ -1,0 +1,112 @@
+"""What all model rules share: what training starts from, building from a seed, and the check that model fits data."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import field_validator
+
+from fl_components.errors import ModelError
+from fl_components.parameters import check_trainable
+from fl_components.randomness import derive_key
+from fl_components.rules import Rule
+
+_MLFLOW_MODEL = re.compile(r"models:/([^/@]+(/[^/@]+|@[^/@]+)|m-[0-9a-f]{32})")
+
+
+class ModelRule(Rule):
+    """Base of the model rules.
+
+    Args:
+      start_from: the parameters that training starts from: "fresh" (drawn from the configuration's seed), "latest" (the
+        newest model of this name in the store) or an MLflow address: "models:/NAME/VERSION", "models:/NAME@ALIAS" or
+        "models:/m-ID".
+    """
+
+    start_from: str = "fresh"
+
+    @field_validator("start_from")
+    @classmethod
+    def _check_start_from(cls, value: str) -> str:
+        if value not in ("fresh", "latest") and not _MLFLOW_MODEL.fullmatch(value):
+            raise ValueError(
+                "give fresh, latest, or an MLflow address: models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID"
+            )
+        return value
+
+    @abstractmethod
+    def build(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
+        """A new module that takes [B, *input_shape] and gives scores [B, C], C >= num_classes.
+
+        Initial parameters are drawn from torch's global generator: use `build_seeded` to get the same ones again.
+        """
+
+
+class Examples(Protocol):
+    """What `check_fits` needs of the data."""
+
+    @property
+    def x_train(self) -> NDArray[Any]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+def build_seeded(rule: ModelRule, input_shape: tuple[int, ...], num_classes: int, seed: int) -> torch.nn.Module:
+    """Build the rule's module with initial parameters that depend on `seed` only; torch's generator is left as it was.
+
+    Raises `ModelError` when the module cannot be built or trained (see `parameters.check_trainable`).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_key(seed, 0, "initial parameters") % 2**63)
+        module = rule.build(input_shape, num_classes)
+    check_trainable(module)
+    return module
+
+
+def check_fits(module: torch.nn.Module, data: Examples) -> None:
+    """Run two training rows through the module, and raise `ModelError` unless finite scores [2, C] come out.
+
+    C must be at least `data.num_classes`. A module whose buffers change as it runs is refused as well: buffers do not
+    travel between clients and server.
+    """
+    x = np.resize(data.x_train, (2, *data.x_train.shape[1:]))  # one row is repeated
+    came_in = f"rows of {x.dtype} {list(x.shape[1:])}"
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            scores = module(torch.from_numpy(x))
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot take {came_in}: {type(error).__name__}: {error}",
+            hint="these are int64 tokens: begin the model with an embedding, or give the data as floats"
+            if x.dtype == np.int64
+            else f"make the model's first layer take {list(x.shape[1:])}",
+        ) from error
+    mend = f"let the model return one score (logit) for each of {data.num_classes} classes: [rows, {data.num_classes}]"
+    if not isinstance(scores, torch.Tensor):
+        raise ModelError(f"the model returned a {type(scores).__name__}, not a tensor", hint=mend)
+    if scores.ndim != 2 or len(scores) != 2:
+        raise ModelError(f"the model returned the shape {list(scores.shape)} for 2 {came_in}", hint=mend)
+    if not scores.is_floating_point():
+        raise ModelError(f"the model returned {scores.dtype}, not floats", hint=mend)
+    if scores.shape[1] < data.num_classes:
+        raise ModelError(
+            f"the model returned {scores.shape[1]} score(s) a row, and the labels need {data.num_classes}", hint=mend
+        )
+    if not torch.isfinite(scores).all():
+        raise ModelError(
+            "the model's scores are not finite before any training",
+            hint="start from smaller parameters, or scale the features to about [-1, 1]",
+        )
+    for name, buffer in module.named_buffers():
+        if name not in buffers or not torch.equal(buffer, buffers[name]):
+            raise ModelError(
+                f"the model's buffer {name!r} changes as the model runs, and buffers are not trained across clients",
+                hint="use layers without running state, for instance torch.nn.GroupNorm",
+            )

@@ -1,0 +1,133 @@
+"""Federation: all that a configuration names, loaded and checked against each other, before any round begins."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_components.config import FederationConfig, check_cohort, config_digest
+from fl_components.data import FederatedData
+from fl_components.errors import ConfigError, DataError
+from fl_components.models import build_seeded, check_fits
+from fl_components.parameters import check_trainable, flatten, load_into
+from fl_components.training import evaluate
+from fl_components.values import Float32, ServerState, Weighted
+
+MAX_CLIENTS_EVALUATED = 1000
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A configuration with its data and its model. `module` is a scratch pad: each stage loads its parameters."""
+
+    config: FederationConfig
+    data: FederatedData
+    module: torch.nn.Module
+    initial_params_D: Float32
+
+    @property
+    def num_parameters(self) -> int:
+        return len(self.initial_params_D)
+
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """Test accuracy of the predictors that need no model: the majority label of all, and each client's own."""
+        return self.data.baselines()
+
+    def initial_state(self, params_D: Float32 | None = None) -> ServerState:
+        """The state before the first round, from the seeded initial parameters or from given ones (a warm start)."""
+        if params_D is not None and params_D.shape != self.initial_params_D.shape:
+            raise ConfigError(
+                f"model.start_from {self.config.model.start_from!r} has {params_D.size} parameters but model "
+                f"{self.config.model.kind} has {self.num_parameters}; start from a model of the same shape, or fresh"
+            )
+        return ServerState(
+            round=0,
+            params_D=self.initial_params_D if params_D is None else params_D,
+            server_optimizer=self.config.server_optimizer.init(self.num_parameters),
+            config_digest=config_digest(self.config),
+        )
+
+    def trained_module(self, params_D: Float32) -> torch.nn.Module:
+        """The module with these parameters, ready to predict."""
+        load_into(self.module, params_D)
+        return self.module.eval()
+
+    def evaluate(self, params_D: Float32) -> dict[str, float]:
+        """`eval/loss` and `eval/accuracy` on all clients' test examples together, and the same for each client."""
+        module = self.trained_module(params_D)
+        if not self.config.evaluation.per_client:
+            loss, accuracy = evaluate(module, self.data.x_test, self.data.y_test)
+            return _named("eval", loss, accuracy)
+        metrics: dict[str, float] = {}
+        total_loss, total_accuracy = Weighted(), Weighted()
+        for index, client_id in enumerate(self.data.client_ids):
+            loss, accuracy = evaluate(module, *self.data.test(index))
+            total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
+            if loss.weight:
+                metrics |= _named(f"eval/client/{client_id}", loss, accuracy)
+        return _named("eval", total_loss, total_accuracy) | metrics
+
+
+def _named(prefix: str, loss: Weighted, accuracy: Weighted) -> dict[str, float]:
+    return {f"{prefix}/loss": loss.mean, f"{prefix}/accuracy": accuracy.mean} if loss.weight else {}
+
+
+def assemble(config: FederationConfig, source_folder: str | None = None) -> Federation:
+    """Load the data, build the model and check that all of it fits together.
+
+    `source_folder` (the configuration file's) is where a user's own modules are found. It goes last on the path, so
+    that nothing in it hides an installed package. Raises `ConfigError`, `DataError` or `ModelError`.
+    """
+    if source_folder is not None and source_folder not in sys.path:
+        sys.path.append(source_folder)
+    data = config.data.load(config.seed)
+    try:
+        check_cohort(config, data.num_clients)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.evaluation.per_client and data.num_clients > MAX_CLIENTS_EVALUATED:
+        raise ConfigError(
+            f"evaluation.per_client is true but data {config.data.kind} has {data.num_clients} clients: a round would "
+            f"cost as much as the population; set evaluation.per_client to false above {MAX_CLIENTS_EVALUATED} clients"
+        )
+    if not len(data.y_test):
+        raise DataError(
+            f"data {config.data.kind} has no test examples: the model could never be evaluated",
+            hint="give at least one client x_test and y_test",
+        )
+    module = build_seeded(config.model, data.input_shape, data.num_classes, config.seed)
+    check_trainable(module)
+    check_fits(module, data)
+    return Federation(config, data, module, flatten(module))
+
+
+def engine_facts(federation: Federation) -> dict[str, Any]:
+    """What the bits of a simulated training depend on besides the store: a resume on other facts warns."""
+    return {
+        "training": "loop",
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "processor": _processor(),
+        "num_clients": federation.data.num_clients,
+        "num_parameters": federation.num_parameters,
+    }
+
+
+def _processor() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        name = ""
+    if not name:
+        import platform
+
+        name = platform.processor() or platform.machine()
+    return f"{name} ({capability})"

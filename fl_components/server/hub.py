@@ -1,0 +1,146 @@
+"""Hub: what one run needs in the process that drives it, behind its lease."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fl_components.config import FederationConfig, config_digest, parse_config
+from fl_components.errors import RunCancelled, RunNotFound
+from fl_components.server.federation import Federation, assemble, engine_facts
+from fl_components.store import Lease, RunRecord, Store
+from fl_components.values import Collected, Float32, RoundResult, ServerState
+
+Say = Callable[[str], None]
+Start = Callable[[FederationConfig], tuple[Float32 | None, str | None]]
+
+
+def nobody_listens(_: str) -> None:
+    """The null listener."""
+
+
+@dataclass(eq=False)
+class Hub:
+    """A run that this process holds: its store, its lease, its federation. Made by `open_hub`; a context manager.
+
+    `seconds` is the time spent in each stage of the round in hand; `cancelled` asks the run to stop before its next
+    stage; `on_stage` is told the name of each stage as it begins.
+    """
+
+    store: Store
+    lease: Lease
+    federation: Federation
+    run: RunRecord
+    on_stage: Say = nobody_listens
+    seconds: dict[str, float] = field(default_factory=dict)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    @property
+    def config(self) -> FederationConfig:
+        return self.federation.config
+
+    def refresh(self) -> RunRecord:
+        """Read the run's row again."""
+        self.run = self.store.run(self.run_id)
+        return self.run
+
+    def state(self) -> ServerState:
+        """The state after the last committed round."""
+        return ServerState.from_bytes(self.store.state_blob(self.run_id))
+
+    def committed(self, round: int) -> RoundResult | None:
+        """The result of a round that is committed already."""
+        record = self.store.round(self.run_id, round)
+        return RoundResult(round, record.params_digest, **record.result) if record is not None else None
+
+    def sealed(self, round: int) -> Collected | None:
+        """What an earlier attempt collected and sealed for this round, if it did."""
+        seal = self.store.sealed(self.run_id, round)
+        return Collected.from_bytes(seal.data) if seal is not None else None
+
+    def check_cancelled(self) -> None:
+        """Raises `RunCancelled` when the run was asked to stop."""
+        if self.cancelled.is_set():
+            raise RunCancelled(
+                f"run {self.run_id} was stopped on request", hint=f"`fedrounds resume {self.run_id}` goes on with it"
+            )
+
+    def close(self) -> None:
+        """Give the lease back. The store belongs to whoever opened it."""
+        self.lease.release()
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def start_fresh_or_latest(store: Store) -> Start:
+    """Resolves `model.start_from` as far as the store alone can: `fresh`, and `latest` of this experiment."""
+
+    def start(config: FederationConfig) -> tuple[Float32 | None, str | None]:
+        ancestor = store.latest_model(config.name) if config.model.start_from == "latest" else None
+        if ancestor is None:
+            return None, None
+        state = ServerState.from_bytes(store.state_blob(ancestor.run_id))
+        return state.params_D, f"run:{ancestor.run_id}"
+
+    return start
+
+
+def open_hub(
+    store: Store,
+    run_id: str,
+    *,
+    config: FederationConfig | None = None,
+    source_folder: str = "",
+    start: Start | None = None,
+    say: Say = nobody_listens,
+) -> Hub:
+    """Take hold of a run, creating it when `config` is given and it does not exist yet.
+
+    Everything is loaded and checked before anything is written. Raises what `assemble` raises, `RunConflict` when the
+    run exists with another configuration, `RunNotFound`, and `LeaseHeld`.
+    """
+    run = store.find_run(run_id)
+    if run is None and config is None:
+        raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
+    if config is None:
+        assert run is not None
+        config, source_folder = parse_config(run.config), run.source_folder
+    federation = assemble(config, source_folder or None)
+    facts = engine_facts(federation)
+    params_D, ancestor = None, None
+    if run is None:
+        params_D, ancestor = (start or start_fresh_or_latest(store))(config)
+    state = federation.initial_state(params_D)
+    run = store.create_run(
+        run_id=run_id,
+        name=config.name,
+        population=config.population,
+        rounds=config.rounds,
+        config=json.loads(config.model_dump_json()),
+        config_digest=config_digest(config),
+        initial_state=state.to_bytes(),
+        params_digest=state.params_digest,
+        ancestor=ancestor,
+        engine=facts,
+        source_folder=source_folder,
+    )
+    changed = sorted(name for name in facts if run.engine.get(name) != facts[name])
+    if changed:
+        say(
+            "this machine differs from the one that began the run: "
+            + "; ".join(f"{name} was {run.engine.get(name)!r}, is {facts[name]!r}" for name in changed)
+            + "; the last bits of the model may differ"
+        )
+    lease = store.acquire(run_id, say=say)
+    lease.collect_garbage()
+    return Hub(store, lease, federation, store.run(run_id))

@@ -1,0 +1,238 @@
+"""The stages of a round, in the order of the walk (flows/round.py). Each takes the hub and values, and returns a value.
+
+Only `authorise`, `aggregate` (its seal) and `commit` write, each of them so that doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+
+from fl_components.errors import RunFailed, TooFewClients, UpdateRejected
+from fl_components.randomness import derive_key, generator
+from fl_components.server.hub import Hub
+from fl_components.training import train_cohort
+from fl_components.values import (
+    ClientTask,
+    Collected,
+    EncodedBatch,
+    Float32,
+    RoundPlan,
+    RoundResult,
+    ServerState,
+    UpdateBatch,
+)
+from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def stage(function: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub, P], T]:
+    """Announce the stage and add its time to `hub.seconds`."""
+
+    @wraps(function)
+    def timed(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        hub.on_stage(function.__name__)
+        began = time.perf_counter()
+        try:
+            return function(hub, *args, **kwargs)
+        finally:
+            hub.seconds[function.__name__] = hub.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
+
+    return timed
+
+
+@stage
+def load(hub: Hub, round: int) -> ServerState:
+    """The state after round - 1. Raises `RunFailed` when the run is not that far."""
+    hub.seconds.clear()
+    state = hub.state()
+    if state.round != round - 1:
+        raise RunFailed(f"round {round} cannot begin: the last committed round of run {hub.run_id} is {state.round}")
+    return state
+
+
+@stage
+def select(hub: Hub, state: ServerState) -> RoundPlan:
+    """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
+    config, data, round = hub.config, hub.federation.data, state.round + 1
+    rows = config.selection.select(data.num_clients, generator(config.seed, round, "selection"))
+    cohort = tuple(
+        ClientTask(
+            client_id=data.client_ids[row],
+            index=row,
+            num_examples=data.num_examples(row),
+            seed=derive_key(config.seed, round, "training", data.client_ids[row]),
+        )
+        for row in rows.tolist()
+    )
+    return RoundPlan(
+        run_id=hub.run_id,
+        round=round,
+        base_digest=state.params_digest,
+        cohort=cohort,
+        waves=config.execution.waves(len(cohort), hub.federation.num_parameters),
+        min_updates=config.selection.min_updates,
+        event=config.privacy.event(),
+    )
+
+
+@stage
+def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
+    """Write down what the round will cost, before any client is contacted; the plan gets the reservation's number."""
+    return replace(plan, collection=hub.lease.reserve(plan.round, dict(plan.event)))
+
+
+@stage
+def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateBatch:
+    """Local training of one wave, from the parameters as the clients receive them."""
+    broadcast = encode_params(state.params_D)
+    tasks = plan.cohort[wave]
+    batch = train_cohort(
+        hub.config.training, hub.federation.module, decode_params(broadcast), tasks, hub.federation.data.train
+    )
+    return replace(batch, download_bytes=len(broadcast) * len(tasks))
+
+
+@stage
+def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch) -> EncodedBatch:
+    """One wave's updates as the bytes that travel."""
+    rule = hub.config.compression
+    frames = tuple(
+        encode_update(Update(client_id, plan.base_digest, rule.compress(delta_D)))
+        for client_id, delta_D in zip(batch.client_ids, batch.deltas_ND, strict=True)
+    )
+    return EncodedBatch(batch.client_ids, frames, batch.losses, batch.download_bytes)
+
+
+@stage
+def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch, collected: Collected | None) -> Collected:
+    """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
+    rule, data = hub.config.aggregation, {task.client_id: task for task in plan.cohort}
+    collected = collected or Collected(rule.init(hub.federation.num_parameters))
+    partial, rejected, loss = collected.partial, dict(collected.rejected), collected.train_loss
+    for shard in hub.config.execution.shards(len(batch.frames)):
+        deltas, weights = [], []
+        for position in range(shard.start, shard.stop):
+            client_id = batch.client_ids[position]
+            try:
+                deltas.append(check_update(hub, plan, client_id, batch.frames[position]))
+            except UpdateRejected as refusal:
+                rejected[client_id] = refusal.message
+                continue
+            weights.append(float(data[client_id].num_examples))
+            loss += batch.losses[position]
+        if deltas:
+            partial = rule.add(partial, np.stack(deltas), np.array(weights))
+    return replace(
+        collected,
+        partial=partial,
+        train_loss=loss,
+        selected=collected.selected + len(batch.frames),
+        rejected=rejected,
+        upload_bytes=collected.upload_bytes + sum(map(len, batch.frames)),
+        download_bytes=collected.download_bytes + batch.download_bytes,
+    )
+
+
+def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Float32:
+    """The update (float32 [D]) in a frame that `client_id` sent.
+
+    Raises `UpdateRejected`, whose message begins with one of the reasons too_large, undecodable, wrong_client,
+    stale_base, wrong_tensors, wrong_shape, not_finite, norm_too_large.
+    """
+    num_parameters = hub.federation.num_parameters
+    update = decode_update(frame, max_update_bytes(num_parameters))
+    if update.client_id != client_id:
+        raise UpdateRejected(f"wrong_client: {client_id} sent an update in the name of {update.client_id}")
+    if update.base_digest != plan.base_digest:
+        raise UpdateRejected(f"stale_base: starts from {update.base_digest[:12]}, not from {plan.base_digest[:12]}")
+    delta_D = hub.config.compression.decompress(update.tensors, num_parameters)
+    if not np.isfinite(delta_D).all():
+        raise UpdateRejected("not_finite: the update holds NaN or infinity")
+    norm, limit = float(np.linalg.norm(delta_D.astype(np.float64))), hub.config.aggregation.max_update_norm
+    if norm > limit:
+        raise UpdateRejected(f"norm_too_large: {norm:.4g} is above aggregation.max_update_norm {limit:g}")
+    return delta_D
+
+
+@stage
+def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected) -> ServerState:
+    """Seal what was collected, then move the server's parameters by it.
+
+    Raises `TooFewClients` before the seal when too little was admitted.
+    """
+    received = collected.partial.count
+    if received < plan.min_updates:
+        reasons = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
+        told = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items())) or "none was rejected"
+        raise TooFewClients(
+            f"round {plan.round}: {received} of {collected.selected} updates could be used and "
+            f"selection.min_updates is {plan.min_updates} ({told})",
+            hint="lower training.learning_rate" if "not_finite" in reasons or "norm_too_large" in reasons else None,
+        )
+    hub.lease.seal(plan.round, plan.collection, replace(collected, seconds=dict(hub.seconds)).to_bytes())
+    pseudo_gradient_D = -hub.config.aggregation.aggregate(collected.partial)
+    params_D, optimizer = hub.config.server_optimizer.update(state.params_D, pseudo_gradient_D, state.server_optimizer)
+    if not np.isfinite(params_D).all():
+        raise RunFailed(
+            f"round {plan.round}: the server's parameters are no longer finite",
+            hint="lower server_optimizer.learning_rate",
+        )
+    return replace(state, round=plan.round, params_D=params_D, server_optimizer=optimizer)
+
+
+@stage
+def evaluate(hub: Hub, state: ServerState) -> dict[str, float]:
+    """The metrics of the new parameters; none in a round that is not evaluated."""
+    if state.round % hub.config.evaluation.every and state.round != hub.config.rounds:
+        return {}
+    baselines = {f"baseline/{name}": value for name, value in hub.federation.baselines.items()}
+    return hub.federation.evaluate(state.params_D) | baselines
+
+
+@stage
+def commit(
+    hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected, evaluated: dict[str, float]
+) -> RoundResult:
+    """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
+    result = round_result(state, collected, evaluated, hub.seconds)
+    hub.lease.commit(
+        plan.round,
+        state=state.to_bytes(),
+        params_digest=state.params_digest,
+        result={
+            "metrics": dict(result.metrics),
+            "rejected": dict(result.rejected),
+            "seconds": dict(result.seconds),
+        },
+    )
+    return result
+
+
+def round_result(
+    state: ServerState, collected: Collected, evaluated: dict[str, float], seconds: dict[str, float]
+) -> RoundResult:
+    """What a round's row, MLflow and people are told. Its own commit is not in `seconds`: it is not over yet."""
+    seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
+    rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
+    metrics = {
+        "train/loss": collected.train_loss.mean,
+        **evaluated,
+        "clients/selected": collected.selected,
+        "clients/received": collected.partial.count,
+        "clients/rejected": len(collected.rejected),
+        "communication/upload_bytes": collected.upload_bytes,
+        "communication/download_bytes": collected.download_bytes,
+        **{f"time/{name}_s": s for name, s in seconds.items()},
+        "time/round_s": sum(seconds.values()),
+    }
+    finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+    return RoundResult(state.round, state.params_digest, finite, rejected, seconds)

@@ -1,0 +1,55 @@
+"""The reference semantics: federated training in plain loops, without a store, stages or frames.
+
+What the flows compute is what this computes; a test holds them equal. Read it to see what a run means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_components.config import FederationConfig
+from fl_components.randomness import derive_key, generator
+from fl_components.server.federation import assemble
+from fl_components.values import Float32
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRound:
+    """One round: who took part, the parameters after it (float32 [D]), and their test metrics."""
+
+    round: int
+    cohort: tuple[str, ...]
+    params_D: Float32
+    metrics: dict[str, float]
+
+
+def simulate(config: FederationConfig, source_folder: str | None = None) -> Iterator[SimulatedRound]:
+    """The rounds of `config`, one after the other, from fresh parameters.
+
+    >>> from fl_components.config import parse_config
+    >>> config = parse_config({
+    ...     "name": "heart", "rounds": 3, "data": {"kind": "heart_disease"},
+    ...     "model": {"kind": "logistic_regression"}, "training": {"learning_rate": 0.1, "epochs": 1},
+    ... })
+    >>> [(step.round, step.metrics["eval/accuracy"] > 0.6) for step in simulate(config)]
+    [(1, True), (2, True), (3, True)]
+    """
+    federation = assemble(config, source_folder)
+    data, params_D = federation.data, federation.initial_params_D
+    optimizer = config.server_optimizer.init(len(params_D))
+    for round in range(1, config.rounds + 1):
+        cohort = config.selection.select(data.num_clients, generator(config.seed, round, "selection")).tolist()
+        total_D, total_weight = np.zeros(len(params_D)), 0.0
+        for client in cohort:
+            seed = derive_key(config.seed, round, "training", data.client_ids[client])
+            delta_D, _ = config.training.train(federation.module, params_D, *data.train(client), seed)
+            weight = data.num_examples(client) if config.aggregation.weights == "num_examples" else 1.0
+            total_D += weight * delta_D.astype(np.float64)
+            total_weight += weight
+        params_D, optimizer = config.server_optimizer.update(params_D, -total_D / total_weight, optimizer)
+        yield SimulatedRound(
+            round, tuple(data.client_ids[client] for client in cohort), params_D, federation.evaluate(params_D)
+        )

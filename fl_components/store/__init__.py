@@ -1,0 +1,32 @@
+"""Durable state: records in SQLite or PostgreSQL, blobs in a folder or object store, a lease, a journal.
+
+The store decides what resumes; Prefect and MLflow are views of it.
+"""
+
+from __future__ import annotations
+
+from fl_components.store.home import home
+from fl_components.store.lease import Lease
+from fl_components.store.records import (
+    FINAL_STATES,
+    ChargeRecord,
+    JournalReport,
+    JournalRow,
+    RoundRecord,
+    RunRecord,
+    Seal,
+)
+from fl_components.store.store import Store
+
+__all__ = [
+    "FINAL_STATES",
+    "ChargeRecord",
+    "JournalReport",
+    "JournalRow",
+    "Lease",
+    "RoundRecord",
+    "RunRecord",
+    "Seal",
+    "Store",
+    "home",
+]

@@ -1,0 +1,133 @@
+"""Blobs: immutable bytes, named by the run, the holder's fencing number and the sha256 of their content.
+
+A name is never used again by a later holder of the run, so deleting what no row refers to is safe at any time, also by
+a process that was superseded and woke up.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from fl_components.errors import CorruptBlob, StoreError
+from fl_components.store.database import disk_full
+
+
+class Blobs:
+    """The blobs under `url`: a folder, or any URL that fsspec knows (s3://bucket/prefix needs its package, s3fs)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def write(self, run_id: str, fence: int, data: bytes) -> str:
+        """Makes `data` durable and returns its key. The same content again under the same fence is the same key."""
+        key = f"{run_id}/{fence:06d}/{hashlib.sha256(data).hexdigest()}"
+        with self._errors("written"):
+            if self._is_local:
+                _write_durably(Path(self._path(key)), data)
+            else:
+                self._filesystem.pipe_file(self._path(key), data)
+        return key
+
+    def read(self, key: str) -> bytes:
+        """The content of a blob. Raises `CorruptBlob` when it is missing or is not what was written."""
+        hint = "restore the blobs from a backup"
+        with self._errors("read"):
+            try:
+                data = cast(bytes, self._filesystem.cat_file(self._path(key)))
+            except FileNotFoundError as error:
+                raise CorruptBlob(f"blob {key} is missing from {self.url}", hint=hint) from error
+        if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
+            raise CorruptBlob(f"blob {key} in {self.url} is damaged: its content does not match its name", hint=hint)
+        return data
+
+    def delete(self, keys: Iterable[str]) -> int:
+        """Deletes blobs and returns how many were there."""
+        deleted = 0
+        with self._errors("deleted"):
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    self._filesystem.rm_file(self._path(key))
+                    deleted += 1
+        return deleted
+
+    def keys(self, run_id: str, max_fence: int) -> list[str]:
+        """What is there of a run, up to a fencing number, temporary files that a killed process left included."""
+        prefix = self._path(run_id)
+        with self._errors("listed"):
+            self._filesystem.invalidate_cache()
+            paths = cast("list[str]", self._filesystem.find(prefix))
+        names = [path[len(prefix) + 1 :] for path in paths]
+        return [f"{run_id}/{name}" for name in names if int(name.partition("/")[0]) <= max_fence]
+
+    @cached_property
+    def _location(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
+
+        try:
+            filesystem, root = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"the blobs' place {self.url} cannot be used: {error}", hint="check FEDROUNDS_BLOBS_URL"
+            ) from error
+        return filesystem, str(root).rstrip("/")
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._location[0]
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self._filesystem.protocol  # a name or a tuple of names
+
+    def _path(self, key: str) -> str:
+        return f"{self._location[1]}/{key}"
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk_full(self.url) from error
+            raise StoreError(
+                f"a blob in {self.url} cannot be {verb}: {error.strerror or error}",
+                hint="check that the place exists, that this account may write there and that it is not read-only",
+            ) from error
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""SQLite or PostgreSQL behind one interface: opening, migrating, transactions, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
+
+from fl_components.errors import FedroundsError, NotInstalled, StoreError, Unreachable
+from fl_components.store.schema import VERSION, VERSION_TABLE, metadata
+
+LOCK_WAIT_S: Final = 30.0
+"""How long a transaction waits for another's lock before it gives up."""
+
+_MIGRATION_LOCK: Final = 0x0FED_2085  # PostgreSQL's advisory lock that lets one process at a time migrate
+
+
+class Database:
+    """An engine with two kinds of transactions: `transaction` writes, `snapshot` reads one state of all tables."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _checked(url)
+        self.label = self._url.render_as_string(hide_password=True)
+        if self._url.get_backend_name() == "sqlite":
+            engine = create_engine(self._url, connect_args={"timeout": LOCK_WAIT_S})
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            self._writer: Engine = engine.execution_options(begin="BEGIN IMMEDIATE")
+            self._reader: Engine = engine
+        else:
+            try:
+                engine = create_engine(self._url, pool_pre_ping=True)
+            except ImportError as error:
+                raise NotInstalled(
+                    f"a store on PostgreSQL needs {error.name}, which is not installed",
+                    hint="pip install 'fedrounds[server]'",
+                ) from error
+            event.listen(engine, "connect", _prepare_postgresql)
+            self._writer = engine
+            self._reader = engine.execution_options(isolation_level="REPEATABLE READ")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction that writes: commits at the end, rolls back when the body raises."""
+        with self._errors(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that only reads, and sees one state of the database throughout."""
+        with self._errors(), self._reader.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._reader.dispose()  # both engines share one pool
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            known = _explain(error, self.label)
+            if known is None:
+                raise
+            raise known from error
+
+
+def open_database(url: str) -> Database:
+    """The database at `url`, with the newest schema. An empty one is filled, an older one migrated.
+
+    Raises `StoreError` when it holds something else or comes from a newer fedrounds, `Unreachable` when its server
+    does not answer, `NotInstalled` when its driver is missing.
+    """
+    database = Database(url)
+    try:
+        with database.snapshot() as connection:
+            current = _version(connection) == VERSION
+        if not current:
+            _migrate(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _checked(url: str) -> URL:
+    hint = "write sqlite:////folder/fedrounds.db or postgresql://user@host/database"
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StoreError(f"{url!r} is not a database URL", hint=hint) from error
+    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername != "sqlite":
+        raise StoreError(f"the store does not run on {parsed.drivername!r}", hint=hint)
+    if parsed.database in (None, "", ":memory:"):
+        raise StoreError("a database in memory would not outlive the process", hint=hint)
+    return parsed
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by `_begin_sqlite` alone
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:  # SQLite does not wait for a lock by itself when it changes the journal mode
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes the write lock at its start: one that began as a reader could not be made to wait for it.
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _prepare_postgresql(connection: Any, _: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
+        # A process stopped inside a transaction must not keep its locks for longer than others wait for them.
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {LOCK_WAIT_S * 500:.0f}")
+    connection.commit()
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+
+
+def _migrate(database: Database) -> None:
+    """Brings the schema to the newest version in one transaction, one process at a time."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    with database.transaction() as connection:  # on SQLite this is the lock
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        version = _version(connection)
+        if version == VERSION:
+            return  # another process was first
+        if version is None:
+            _refuse_other_tables(connection, database.label)
+        elif version not in {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}:
+            raise StoreError(
+                f"the store at {database.label} was written by a newer fedrounds (schema {version}; "
+                f"this one knows schemas up to {VERSION})",
+                hint="upgrade fedrounds, or use another FEDROUNDS_HOME",
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _refuse_other_tables(connection: Connection, label: str) -> None:
+    tables = sorted(inspect(connection).get_table_names())
+    if tables:
+        shown = ", ".join(tables[:4]) + (", ..." if len(tables) > 4 else "")
+        ours = " (some of them named as the store's)" if set(tables) & set(metadata.tables) else ""
+        raise StoreError(
+            f"the database {label} is not a fedrounds store: it holds other tables{ours}: {shown}",
+            hint="give the store a database of its own",
+        )
+
+
+def _explain(error: DBAPIError, label: str) -> FedroundsError | None:
+    """The error for people, or None where the fault is in the program."""
+    if isinstance(error.orig, sqlite3.Error):
+        return _explain_sqlite(error.orig, label)
+    return _explain_postgresql(error, label)
+
+
+def _explain_sqlite(cause: sqlite3.Error, label: str) -> StoreError | None:
+    code = (getattr(cause, "sqlite_errorcode", None) or 0) & 0xFF  # the low byte is the primary code
+    match code:
+        case sqlite3.SQLITE_FULL:
+            return disk_full(label)
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return StoreError(
+                f"the database {label} cannot be written to",
+                hint="give this account the right to write to the file and its folder, or set FEDROUNDS_HOME",
+            )
+        case sqlite3.SQLITE_CANTOPEN:
+            return StoreError(
+                f"the database {label} cannot be opened",
+                hint="check that its folder exists and that this account may write there",
+            )
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return _locked(label)
+        case sqlite3.SQLITE_NOTADB:
+            return StoreError(
+                f"the file {label} is not a SQLite database", hint="move it away, or set FEDROUNDS_DATABASE_URL"
+            )
+        case sqlite3.SQLITE_CORRUPT:
+            return StoreError(f"the database {label} is damaged ({cause})", hint="restore it from a backup")
+        case sqlite3.SQLITE_IOERR:
+            return StoreError(
+                f"reading or writing the database {label} failed ({cause})",
+                hint="check that its disk has space left and is healthy; what was committed is kept",
+            )
+    if isinstance(cause, sqlite3.OperationalError):
+        return StoreError(f"the database {label} failed: {cause}")
+    return None
+
+
+def _explain_postgresql(error: DBAPIError, label: str) -> FedroundsError | None:
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    reason = str(error.orig).strip().split("\n")[0]
+    match state:
+        case "53100":
+            return disk_full(label)
+        case "55P03":
+            return _locked(label)
+        case "42501" | "25006":
+            return StoreError(
+                f"the database {label} cannot be written to ({reason})",
+                hint="give its account the right to create and change tables there",
+            )
+    if isinstance(error, IntegrityError | ProgrammingError):
+        return None
+    if error.connection_invalidated or state is None or state[:2] in ("08", "28", "3D", "57"):
+        return Unreachable(
+            f"the database {label} does not answer: {reason}",
+            hint="check FEDROUNDS_DATABASE_URL, and that the server runs and lets this account in",
+        )
+    return StoreError(f"the database {label} failed: {reason}")
+
+
+def _locked(label: str) -> StoreError:
+    return StoreError(
+        f"another process has kept the database {label} locked for {LOCK_WAIT_S:.0f} s",
+        hint="look for a process that was stopped in the middle of its work, and end it",
+    )
+
+
+def disk_full(place: str) -> StoreError:
+    return StoreError(
+        f"the disk that holds {place} is full",
+        hint="free some space, then resume the run: nothing that was committed is lost",
+    )

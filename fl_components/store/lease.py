@@ -1,0 +1,437 @@
+"""The lease: one process at a time works on a run, and one that was superseded changes nothing any more.
+
+The holder renews its heartbeat; whoever takes the lease over raises the fencing number; every transaction of a holder
+checks that number first, in the transaction itself (Burrows 2006, "The Chubby lock service", on sequencers). Whether a
+lease has lapsed is judged by the database's clock alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
+from fl_components.store import journal
+from fl_components.store.records import FINAL_STATES, RoundRecord
+from fl_components.store.schema import AnyRow, charges, database_clock, leases, rounds, runs, seals
+
+if TYPE_CHECKING:
+    from fl_components.store.store import Store
+
+_logger = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.25  # how often a waiting process looks whether the lease has lapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process, named so that no other one is ever taken for it."""
+
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    process_started_s: float
+
+    @staticmethod
+    def this_process() -> Holder:
+        import psutil
+
+        process = psutil.Process()
+        return Holder(*_machine(), process.pid, _started_s(process))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs where this process can see its pid."""
+        return (self.host, self.boot_id, self.pid_namespace) == _machine()
+
+    def status(self) -> str:
+        """Of a holder that `is_here`: "dead", "stopped" or "alive"."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            if abs(_started_s(process) - self.process_started_s) > 2:  # the pid now belongs to another process
+                return "dead"
+            status = process.status()
+        except psutil.NoSuchProcess:
+            return "dead"
+        except psutil.AccessDenied:
+            return "alive"
+        if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return "dead"
+        return "stopped" if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) else "alive"
+
+
+@cache
+def _machine() -> tuple[str, str, str]:
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        pid_namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        import psutil
+
+        boot_id, pid_namespace = str(round(psutil.boot_time())), ""
+    return platform.node(), boot_id, pid_namespace
+
+
+def _started_s(process: Any) -> float:
+    import psutil
+
+    return float(process.create_time() - psutil.boot_time())
+
+
+def acquire(store: Store, run_id: str, say: Callable[[str], None] | None = None) -> Lease:
+    """See `Store.acquire`."""
+    say = say or _logger.warning
+    first_heartbeat: float | None = None
+    while True:
+        with store._transaction() as connection:
+            row = connection.execute(
+                select(leases, database_clock().label("now")).where(leases.c.run_id == run_id).with_for_update()
+            ).one_or_none()
+            if row is None:
+                raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
+            holder = _holder(row)
+            if holder is None or _may_be_taken(row, holder):
+                connection.execute(
+                    update(leases)
+                    .where(leases.c.run_id == run_id)
+                    .values(
+                        fence=row.fence + 1,
+                        heartbeat_at=database_clock(),
+                        lapse_s=store.lapse_s,
+                        **asdict(Holder.this_process()),
+                    )
+                )
+                fence: int = row.fence + 1
+                break
+        silent_s = row.now - row.heartbeat_at
+        if first_heartbeat is None:
+            first_heartbeat = row.heartbeat_at
+            # Half of the lapse without a heartbeat is several beats missed: no longer "fresh".
+            if holder.is_here and holder.status() == "alive" and silent_s < row.lapse_s / 2:
+                raise _held(run_id, holder)
+            say(
+                f"run {run_id} is held by process {holder.pid} on host {holder.host}, last heard of "
+                f"{max(silent_s, 0):.0f} s ago; waiting {max(row.lapse_s - silent_s, 0):.0f} s for its lease to lapse"
+            )
+        elif row.heartbeat_at != first_heartbeat:  # it has been heard of meanwhile
+            raise _held(run_id, holder)
+        time.sleep(min(_POLL_S, max(row.lapse_s - silent_s, 0.001)))
+    return Lease(store, run_id, fence)
+
+
+def _holder(row: AnyRow) -> Holder | None:
+    if row.pid is None:
+        return None
+    return Holder(row.host, row.boot_id, row.pid_namespace, row.pid, row.process_started_s)
+
+
+def _may_be_taken(row: AnyRow, holder: Holder) -> bool:
+    lapsed = bool(row.now - row.heartbeat_at >= row.lapse_s)
+    return lapsed or (holder.is_here and holder.status() == "dead")
+
+
+def _held(run_id: str, holder: Holder) -> LeaseHeld:
+    return LeaseHeld(
+        f"process {holder.pid} on host {holder.host} is working on run {run_id}",
+        hint=f"wait for it, or end it there (kill {holder.pid}), then resume the run",
+    )
+
+
+class Lease:
+    """The right to change one run, held until the `with` block ends. Made by `Store.acquire`.
+
+    Each method is one transaction that checks the fencing number first, raising `LeaseLost` when another process has
+    taken the run over, and that appends its journal row. All may be called from several threads, and again with the
+    same arguments after a crash.
+    """
+
+    def __init__(self, store: Store, run_id: str, fence: int) -> None:
+        self.run_id = run_id
+        self.fence = fence
+        self._store = store
+        self._lost = False
+        self._writing = threading.RLock()  # between a blob and its row: it must not look like garbage
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name=f"lease {run_id}", daemon=True)
+        self._heart.start()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets the next process have the run at once. What cannot be released lapses by itself."""
+        self._ended.set()
+        self._heart.join()
+        try:
+            with self._fenced() as connection:
+                connection.execute(
+                    update(leases)
+                    .where(leases.c.run_id == self.run_id)
+                    .values({name: None for name in Holder.__dataclass_fields__})
+                )
+        except FedroundsError as problem:
+            _logger.debug("the lease of run %s was not released: %s", self.run_id, problem)
+
+    @property
+    def lost(self) -> bool:
+        """Whether this process has learnt that another one has taken the run over."""
+        return self._lost
+
+    def begin_attempt(self) -> int:
+        """Sets the run "Running", clears its error and returns the number of this attempt (1 for the first)."""
+        with self._fenced() as connection:
+            attempt = connection.execute(select(runs.c.attempt).where(runs.c.run_id == self.run_id)).scalar_one() + 1
+            row = self._append(connection, "attempt.begun", {"attempt": attempt})
+            self._update_run(connection, state="Running", attempt=attempt, error=None, updated_at=row.at)
+        return int(attempt)
+
+    def reserve(self, round: int, event: dict[str, Any]) -> int:
+        """Writes down what a round will cost its population, before anything that it pays for happens.
+
+        Returns the number of the collection, 1 for the round's first. An open reservation of the round is returned,
+        not made again; one of another event raises `StoreError`, since either could be the larger.
+        """
+        with self._fenced() as connection:
+            run = self._run(connection)
+            self._check_next(run, round)
+            charge = self._open_charge(connection, round)
+            if charge is not None:
+                if charge.event != event:
+                    raise StoreError(
+                        f"round {round} of run {self.run_id} is already reserved for another privacy event: "
+                        f"{charge.event}, now {event}",
+                        hint="resume it with the version of fedrounds that began it",
+                    )
+                return int(charge.collection)
+            settled = connection.execute(
+                select(func.count())
+                .select_from(charges)
+                .where(charges.c.run_id == self.run_id, charges.c.round == round)
+            ).scalar_one()
+            content = {"population": run.population, "round": round, "collection": settled + 1, "event": event}
+            row = self._append(connection, "charge.reserved", content)
+            connection.execute(
+                insert(charges).values(
+                    run_id=self.run_id, state="reserved", reserved_at=row.at, journal_sequence=row.sequence, **content
+                )
+            )
+        return settled + 1
+
+    def seal(self, round: int, collection: int, data: bytes) -> None:
+        """Makes what the round admitted durable. A round that is sealed already keeps its first seal."""
+        with self._writing:
+            with self._fenced() as connection:
+                if self._seal_key(connection, round) is not None:
+                    return
+                self._check_next(self._run(connection), round)
+                self._check_reserved(connection, round, collection)
+            key = self._store._blobs.write(self.run_id, self.fence, data)
+            with self._fenced() as connection:
+                if self._seal_key(connection, round) is not None:
+                    return
+                # No digest of `data` here: it is private, and a plain hash would confirm a guess.
+                self._append(connection, "round.sealed", {"round": round, "collection": collection})
+                connection.execute(
+                    insert(seals).values(run_id=self.run_id, round=round, collection=collection, blob_key=key)
+                )
+
+    def commit(self, round: int, *, state: bytes, params_digest: str, result: dict[str, Any]) -> RoundRecord:
+        """Ends a round: its state, its result, the run's pointer and the spent charge become visible at once.
+
+        A round that is committed already is returned as it is; `StoreError` if it came to other parameters. The last
+        two states and the initial one are kept, older ones are pruned.
+        """
+        with self._writing:
+            with self._fenced() as connection:
+                committed = self._committed(connection, round, params_digest)
+                if committed is not None:
+                    return committed
+                self._check_next(self._run(connection), round)
+                self._check_reserved(connection, round)
+            key = self._store._blobs.write(self.run_id, self.fence, state)
+            with self._fenced() as connection:
+                committed = self._committed(connection, round, params_digest)
+                if committed is not None:
+                    return committed
+                charge = self._check_reserved(connection, round)
+                run = self._run(connection)
+                content = {"round": round, "collection": charge.collection, "params_digest": params_digest}
+                row = self._append(connection, "round.committed", content)
+                record = RoundRecord(self.run_id, round, charge.collection, params_digest, key, result, row.at)
+                connection.execute(
+                    insert(rounds).values({name: getattr(record, name) for name in RoundRecord.__slots__})
+                )
+                connection.execute(
+                    update(charges)
+                    .where(
+                        charges.c.run_id == self.run_id,
+                        charges.c.round == round,
+                        charges.c.collection == charge.collection,
+                    )
+                    .values(state="spent", settled_at=row.at)
+                )
+                self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
+                unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
+                unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
+                connection.execute(delete(seals).where(seals.c.run_id == self.run_id, seals.c.round == round))
+                connection.execute(
+                    update(rounds)
+                    .where(rounds.c.run_id == self.run_id, rounds.c.round == round - 2)
+                    .values(state_key=None)
+                )
+            try:
+                self._store._blobs.delete(key for key in unused if key)
+            except StoreError as problem:  # the round is committed all the same
+                _logger.warning("%s; `collect_garbage` will try again", problem)
+        return record
+
+    def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
+        """Sets the run's final state, one of `FINAL_STATES`, and its error ({"code", "message", "hint"})."""
+        if state not in FINAL_STATES:
+            raise ValueError(f"{state!r} is not a final state: {FINAL_STATES}")
+        with self._fenced() as connection:
+            run = self._run(connection)
+            if (run.state, run.error) == (state, error):
+                return
+            content = {"state": state, "error": error and error.get("code"), "committed_round": run.committed_round}
+            row = self._append(connection, "run.finished", content)
+            self._update_run(connection, state=state, error=error, updated_at=row.at)
+
+    def note(
+        self,
+        *,
+        mlflow_run_id: str | None = None,
+        tracked_round: int | None = None,
+        model_uri: str | None = None,
+        prefect_flow_run: dict[str, Any] | None = None,
+    ) -> None:
+        """Remembers how far a view has followed the run; what is None stays as it is. Not journalled."""
+        given = {"mlflow_run_id": mlflow_run_id, "tracked_round": tracked_round, "model_uri": model_uri}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        with self._fenced() as connection:
+            if prefect_flow_run is not None:
+                known = self._run(connection).prefect_flow_runs
+                if prefect_flow_run not in known:
+                    changes["prefect_flow_runs"] = [*known, prefect_flow_run]
+            if changes:
+                self._update_run(connection, **changes)
+
+    def collect_garbage(self) -> int:
+        """Deletes the run's blobs that no row refers to, and returns how many. Kept are the initial state, the last
+        two committed states, an open seal, and whatever a later holder has written.
+        """
+        with self._writing:
+            with self._fenced() as connection:
+                run = self._run(connection)
+                last_states = select(rounds.c.state_key).where(
+                    rounds.c.run_id == self.run_id, rounds.c.round > run.committed_round - 2
+                )
+                open_seals = select(seals.c.blob_key).where(seals.c.run_id == self.run_id)
+                used = {run.initial_state_key, *connection.scalars(last_states), *connection.scalars(open_seals)}
+            blobs = self._store._blobs
+            return blobs.delete(key for key in blobs.keys(self.run_id, self.fence) if key not in used)
+
+    # --- the transaction and what it looks at ---
+
+    @contextmanager
+    def _fenced(self) -> Iterator[Connection]:
+        """A transaction of the holder. The lease's row is its first lock, the journal's head its last."""
+        with self._store._transaction() as connection:
+            row = connection.execute(
+                select(leases.c.fence, leases.c.pid).where(leases.c.run_id == self.run_id).with_for_update()
+            ).one()
+            if row.fence != self.fence:
+                self._lost = True
+                raise LeaseLost(
+                    f"another process has taken run {self.run_id} over; this one has changed nothing since",
+                    hint="let the other one finish, or resume the run when it has ended",
+                )
+            if row.pid is None:
+                raise LeaseLost(f"the lease of run {self.run_id} has been released", hint="acquire it again")
+            yield connection
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._store.heartbeat_s):
+            try:
+                with self._fenced() as connection:
+                    connection.execute(
+                        update(leases).where(leases.c.run_id == self.run_id).values(heartbeat_at=database_clock())
+                    )
+            except LeaseLost:
+                return
+            except FedroundsError as problem:  # it may pass; if not, the next transaction of the run's work says so
+                _logger.warning("the heartbeat of run %s failed: %s", self.run_id, problem)
+
+    def _append(self, connection: Connection, kind: str, content: dict[str, Any]) -> journal.Link:
+        return journal.append(connection, self.run_id, kind, {"fence": self.fence, **content})
+
+    def _run(self, connection: Connection) -> AnyRow:
+        return connection.execute(select(runs).where(runs.c.run_id == self.run_id)).one()
+
+    def _update_run(self, connection: Connection, **values: Any) -> None:
+        connection.execute(update(runs).where(runs.c.run_id == self.run_id).values(**values))
+
+    def _check_next(self, run: AnyRow, round: int) -> None:
+        if round != run.committed_round + 1:
+            raise StoreError(
+                f"round {round} of run {self.run_id} cannot be worked on: the last committed one is "
+                f"{run.committed_round}",
+                hint=f"go on with round {run.committed_round + 1}",
+            )
+
+    def _open_charge(self, connection: Connection, round: int) -> AnyRow | None:
+        return connection.execute(
+            select(charges).where(
+                charges.c.run_id == self.run_id, charges.c.round == round, charges.c.state == "reserved"
+            )
+        ).one_or_none()
+
+    def _check_reserved(self, connection: Connection, round: int, collection: int | None = None) -> AnyRow:
+        charge = self._open_charge(connection, round)
+        if charge is None or collection not in (None, charge.collection):
+            which = "" if collection is None else f" for collection {collection}"
+            raise StoreError(
+                f"nothing is reserved{which} of round {round} of run {self.run_id}", hint="reserve the charge first"
+            )
+        return charge
+
+    def _committed(self, connection: Connection, round: int, params_digest: str) -> RoundRecord | None:
+        row = connection.execute(
+            select(rounds).where(rounds.c.run_id == self.run_id, rounds.c.round == round)
+        ).one_or_none()
+        if row is not None and row.params_digest != params_digest:
+            raise StoreError(
+                f"round {round} of run {self.run_id} is already committed with other parameters "
+                f"({row.params_digest[:12]}, now {params_digest[:12]})",
+                hint="resume the run: it goes on from the committed round",
+            )
+        return None if row is None else RoundRecord(*row)
+
+    def _seal_key(self, connection: Connection, round: int) -> str | None:
+        return connection.execute(
+            select(seals.c.blob_key).where(seals.c.run_id == self.run_id, seals.c.round == round)
+        ).scalar()
+
+    def _state_key(self, connection: Connection, round: int) -> str | None:
+        return connection.execute(
+            select(rounds.c.state_key).where(rounds.c.run_id == self.run_id, rounds.c.round == round)
+        ).scalar()

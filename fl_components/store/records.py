@@ -1,0 +1,99 @@
+"""What the store gives back: one frozen record a row, with the table's column names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+FINAL_STATES: Final = ("Completed", "Failed", "Cancelled", "TooFewClients", "BudgetExhausted")
+"""What `Lease.finish` takes. Before the first attempt a run is "Pending", during one "Running"."""
+
+FINISHED_STATES: Final = ("Completed", "BudgetExhausted")
+"""The final states that leave nothing to resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A training run. Times are unix seconds by the database's clock.
+
+    `params_digest` is that of round `committed_round` (0: of the initial parameters), `tracked_round` the last round
+    that MLflow has, `prefect_flow_runs` one {"id", "url"} for each attempt that Prefect knows.
+    """
+
+    run_id: str
+    name: str
+    population: str
+    state: str
+    rounds: int
+    committed_round: int
+    config: dict[str, Any]
+    config_digest: str
+    params_digest: str
+    ancestor: str | None
+    engine: dict[str, Any]
+    source_folder: str
+    attempt: int
+    error: dict[str, Any] | None
+    created_at: float
+    updated_at: float
+    initial_state_key: str
+    mlflow_run_id: str | None
+    tracked_round: int
+    model_uri: str | None
+    prefect_flow_runs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """A committed round. `state_key` is None once its state has been pruned."""
+
+    run_id: str
+    round: int
+    collection: int
+    params_digest: str
+    state_key: str | None
+    result: dict[str, Any]
+    committed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRecord:
+    """A line of a population's ledger. `state` is "reserved" until its round commits, then "spent": both count."""
+
+    population: str
+    run_id: str
+    round: int
+    collection: int
+    event: dict[str, Any]
+    state: str
+    reserved_at: float
+    settled_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a round admitted, made durable before noise is drawn."""
+
+    collection: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRow:
+    """A line of the journal; `hash` covers all other fields, `previous` is the hash of the row before."""
+
+    sequence: int
+    at: float
+    run_id: str | None
+    kind: str
+    content: dict[str, Any]
+    previous: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalReport:
+    """A journal that verified: how many rows, and the hash of the last (for an anchor outside the store)."""
+
+    rows: int
+    head: str

@@ -1,0 +1,184 @@
+"""The tables, the same on SQLite and PostgreSQL. `migrations/` makes them; a test holds the two equal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
+
+VERSION: Final = "0001"
+"""The newest revision in migrations/versions; a database that says so needs no migration."""
+
+VERSION_TABLE: Final = "fedrounds_version"
+"""Not alembic's default name, so that a database of Prefect or MLflow is never taken for ours."""
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces. `ValueError` for NaN and infinities, which JSON lacks.
+
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    '{"a":[true,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class JsonText(TypeDecorator[Any]):
+    """JSON kept as canonical text, so that both databases give back exactly what was put in."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else canonical_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class database_clock(FunctionElement[float]):
+    """The database's own clock in unix seconds: the one clock that all processes of a store share."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_clock, "sqlite")
+def _sqlite_clock(element: database_clock, compiler: SQLCompiler, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(database_clock, "postgresql")
+def _postgresql_clock(element: database_clock, compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String(128), primary_key=True),
+    Column("journal_sequence", BigInteger, nullable=False),  # of its creation: the order of runs, without a clock
+    Column("name", String, nullable=False),
+    Column("population", String, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("rounds", Integer, nullable=False),
+    Column("committed_round", Integer, nullable=False),
+    Column("config", JsonText, nullable=False),
+    Column("config_digest", String(64), nullable=False),
+    Column("params_digest", String(64), nullable=False),
+    Column("ancestor", String),
+    Column("engine", JsonText, nullable=False),
+    Column("source_folder", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("error", JsonText),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("initial_state_key", String, nullable=False),
+    Column("mlflow_run_id", String),
+    Column("tracked_round", Integer, nullable=False),
+    Column("model_uri", String),
+    Column("prefect_flow_runs", JsonText, nullable=False),
+    UniqueConstraint("journal_sequence"),
+    Index(None, "name"),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("collection", Integer, nullable=False),
+    Column("params_digest", String(64), nullable=False),
+    Column("state_key", String),
+    Column("result", JsonText, nullable=False),
+    Column("committed_at", Double, nullable=False),
+)
+
+charges = Table(
+    "charges",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("collection", Integer, primary_key=True, autoincrement=False),
+    Column("journal_sequence", BigInteger, nullable=False),  # of its reservation: the order of the ledger
+    Column("population", String, nullable=False),
+    Column("event", JsonText, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reserved_at", Double, nullable=False),
+    Column("settled_at", Double),
+    UniqueConstraint("journal_sequence"),
+    Index(None, "population"),
+)
+
+seals = Table(
+    "seals",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("collection", Integer, nullable=False),
+    Column("blob_key", String, nullable=False),
+)
+
+leases = Table(  # one row a run; the holder's columns are NULL while nobody holds it
+    "leases",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("fence", Integer, nullable=False),
+    Column("host", String),
+    Column("boot_id", String),
+    Column("pid_namespace", String),
+    Column("pid", Integer),
+    Column("process_started_s", Double),  # after the boot, so that a corrected clock does not change it
+    Column("heartbeat_at", Double),
+    Column("lapse_s", Double),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("run_id", String(128)),
+    Column("kind", String(32), nullable=False),
+    Column("content", Text, nullable=False),  # the text itself is hashed, so it is kept as it was written
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index(None, "run_id", "sequence"),
+)
+
+journal_head = Table(  # one row, locked by every append
+    "journal_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+)

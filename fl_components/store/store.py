@@ -1,0 +1,335 @@
+"""The store: what a training has done so far, and the only truth about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, insert, select
+
+from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound
+from fl_components.store import journal as journal_
+from fl_components.store import lease as lease_
+from fl_components.store.blobs import Blobs
+from fl_components.store.database import Database, open_database
+from fl_components.store.home import home as home_folder
+from fl_components.store.records import (
+    FINISHED_STATES,
+    ChargeRecord,
+    JournalReport,
+    JournalRow,
+    RoundRecord,
+    RunRecord,
+    Seal,
+)
+from fl_components.store.schema import AnyRow, canonical_json, charges, leases, rounds, runs, seals
+
+_PAGE: Final = 1000
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
+
+_RUN_COLUMNS: Final = [runs.c[name] for name in RunRecord.__slots__]
+_CHARGE_COLUMNS: Final = [charges.c[name] for name in ChargeRecord.__slots__]
+
+
+class Store:
+    """Runs, rounds, charges and the journal in a database, and their blobs beside it.
+
+    Reading needs nothing more; what changes a run goes through its `Lease`. A store may be used from several threads.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder)) as store:
+    ...     run = store.create_run(
+    ...         run_id="demo", name="digits", population="public", rounds=2, config={"seed": 0}, config_digest="c0",
+    ...         initial_state=b"w0", params_digest="p0", ancestor=None, engine={}, source_folder="/src",
+    ...     )
+    ...     with store.acquire("demo") as lease:
+    ...         collection = lease.reserve(1, {"event": "none"})
+    ...         lease.seal(1, collection, b"sum")
+    ...         committed = lease.commit(1, state=b"w1", params_digest="p1", result={"metrics": {"train/loss": 0.5}})
+    ...     (store.run("demo").committed_round, store.state_blob("demo"), store.verify_journal().rows)
+    (1, b'w1', 4)
+    """
+
+    def __init__(self, home: Path, database: Database, blobs: Blobs, *, heartbeat_s: float, lapse_s: float) -> None:
+        if not 0 < heartbeat_s < lapse_s / 2:
+            raise ValueError(f"heartbeat_s ({heartbeat_s}) must be above 0 and below half of lapse_s ({lapse_s})")
+        self.home = home
+        self.heartbeat_s = heartbeat_s
+        self.lapse_s = lapse_s
+        self._database = database
+        self._blobs = blobs
+
+    @classmethod
+    def open(
+        cls,
+        home: Path | None = None,
+        *,
+        database_url: str | None = None,
+        blobs_url: str | None = None,
+        heartbeat_s: float = 5.0,
+        lapse_s: float = 30.0,
+    ) -> Store:
+        """Opens the store, making or migrating it when needed.
+
+        Args:
+            home: the home folder; by default $FEDROUNDS_HOME or ~/.fedrounds.
+            database_url: sqlite:///... or postgresql://...; by default $FEDROUNDS_DATABASE_URL or a file in the home.
+            blobs_url: a folder or an fsspec URL; by default $FEDROUNDS_BLOBS_URL or the folder blobs in the home.
+            heartbeat_s: seconds between two signs of life of a lease's holder.
+            lapse_s: seconds without one after which another process may take the run over.
+
+        Raises:
+            StoreError: the home cannot be written to, or the database is not a store that this version can use.
+            Unreachable: the database's server does not answer.
+        """
+        folder = home_folder(home)
+        database = open_database(
+            database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or f"sqlite:///{folder / 'fedrounds.db'}"
+        )
+        blobs = Blobs(blobs_url or os.environ.get("FEDROUNDS_BLOBS_URL") or str(folder / "blobs"))
+        return cls(folder, database, blobs, heartbeat_s=heartbeat_s, lapse_s=lapse_s)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- runs ---
+
+    def create_run(
+        self,
+        *,
+        run_id: str,
+        name: str,
+        population: str,
+        rounds: int,
+        config: dict[str, Any],
+        config_digest: str,
+        initial_state: bytes,
+        params_digest: str,
+        ancestor: str | None,
+        engine: dict[str, Any],
+        source_folder: str,
+    ) -> RunRecord:
+        """Makes a run, "Pending" at round 0. One that is there already with an equal `config_digest` is returned.
+
+        Raises `RunConflict`, naming the fields that differ, when the run id belongs to another configuration.
+        """
+        if not _RUN_ID.fullmatch(run_id):
+            raise ConfigError(
+                f"{run_id!r} cannot be a run id",
+                hint="use up to 128 letters, digits, dots, dashes and underscores, the first a letter or digit",
+            )
+        existing = self.find_run(run_id)
+        if existing is None:
+            initial_state_key = self._blobs.write(run_id, 0, initial_state)
+            with self._transaction() as connection:
+                journal_.lock(connection)  # so that of two processes that create it only one does
+                existing = _find_run(connection, run_id)
+                if existing is None:
+                    content = {
+                        "name": name,
+                        "population": population,
+                        "rounds": rounds,
+                        "config_digest": config_digest,
+                        "params_digest": params_digest,
+                        "ancestor": ancestor,
+                    }
+                    row = journal_.append(connection, run_id, "run.created", content)
+                    connection.execute(
+                        insert(runs).values(
+                            run_id=run_id,
+                            journal_sequence=row.sequence,
+                            state="Pending",
+                            committed_round=0,
+                            config=config,
+                            engine=engine,
+                            source_folder=source_folder,
+                            attempt=0,
+                            created_at=row.at,
+                            updated_at=row.at,
+                            initial_state_key=initial_state_key,
+                            tracked_round=0,
+                            prefect_flow_runs=[],
+                            **content,
+                        )
+                    )
+                    connection.execute(insert(leases).values(run_id=run_id, fence=0))
+        if existing is not None and existing.config_digest != config_digest:
+            raise _conflict(existing, config)
+        return existing or self.run(run_id)
+
+    def run(self, run_id: str) -> RunRecord:
+        """Raises `RunNotFound`."""
+        record = self.find_run(run_id)
+        if record is None:
+            raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
+        return record
+
+    def find_run(self, run_id: str) -> RunRecord | None:
+        with self._database.snapshot() as connection:
+            return _find_run(connection, run_id)
+
+    def runs(self, *, name: str | None = None, limit: int | None = None) -> list[RunRecord]:
+        """Runs, the newest first."""
+        query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(limit)
+        return [RunRecord(*row) for row in self._rows(query if name is None else query.where(runs.c.name == name))]
+
+    def latest_unfinished(self) -> RunRecord | None:
+        """The run worked on last among those that a resume could carry on (Failed and Cancelled ones are)."""
+        query = select(*_RUN_COLUMNS).where(runs.c.state.not_in(FINISHED_STATES))
+        return self._latest(query)
+
+    def latest_model(self, name: str) -> RunRecord | None:
+        """The run of that name worked on last that has at least one committed round."""
+        query = select(*_RUN_COLUMNS).where(runs.c.name == name, runs.c.committed_round > 0)
+        return self._latest(query)
+
+    def acquire(self, run_id: str, *, say: Callable[[str], None] | None = None) -> lease_.Lease:
+        """Takes the run's lease, to be used as a context manager.
+
+        A holder that is dead on this host is superseded at once. One that lives here raises `LeaseHeld`. One that is
+        stopped or silent, or on another host, is waited for: `say` (by default a log line) gets a sentence, and when
+        the lease lapses it is superseded, when the holder is heard of `LeaseHeld` is raised.
+
+        Raises `RunNotFound`, `LeaseHeld`.
+        """
+        return lease_.acquire(self, run_id, say)
+
+    # --- rounds and charges ---
+
+    def rounds(self, run_id: str, after: int = 0) -> list[RoundRecord]:
+        """The committed rounds past round `after`, in order."""
+        query = select(rounds).where(rounds.c.run_id == run_id, rounds.c.round > after).order_by(rounds.c.round)
+        return [RoundRecord(*row) for row in self._rows(query)]
+
+    def round(self, run_id: str, n: int) -> RoundRecord | None:
+        rows = self._rows(select(rounds).where(rounds.c.run_id == run_id, rounds.c.round == n))
+        return RoundRecord(*rows[0]) if rows else None
+
+    def charges(self, *, population: str | None = None, run_id: str | None = None) -> list[ChargeRecord]:
+        """The ledger, of a population, of a run, or whole, in the order of reservation."""
+        query = select(*_CHARGE_COLUMNS).order_by(charges.c.journal_sequence)
+        if population is not None:
+            query = query.where(charges.c.population == population)
+        if run_id is not None:
+            query = query.where(charges.c.run_id == run_id)
+        return [ChargeRecord(*row) for row in self._rows(query)]
+
+    # --- blobs ---
+
+    def read_blob(self, key: str) -> bytes:
+        """Raises `CorruptBlob` when the blob is missing or its content does not match its name."""
+        return self._blobs.read(key)
+
+    def state_blob(self, run_id: str) -> bytes:
+        """The state of the last committed round, or the initial one. Raises `RunNotFound`, `CorruptBlob`."""
+        state_key = (
+            select(rounds.c.state_key)
+            .where(rounds.c.run_id == run_id, rounds.c.round == runs.c.committed_round)
+            .scalar_subquery()
+        )
+        query = select(runs.c.initial_state_key, state_key).where(runs.c.run_id == run_id)
+
+        def current() -> str:
+            rows = self._rows(query)
+            return str(rows[0][1] or rows[0][0]) if rows else self.run(run_id).initial_state_key
+
+        key = current()
+        while True:
+            try:
+                return self._blobs.read(key)
+            except CorruptBlob:
+                newer = current()
+                if newer == key:
+                    raise
+                key = newer  # the run has moved on meanwhile, and its older states are pruned
+
+    def sealed(self, run_id: str, round: int) -> Seal | None:
+        """The round's seal, or None when it has none, which is also so once it has committed."""
+        query = select(seals.c.collection, seals.c.blob_key).where(seals.c.run_id == run_id, seals.c.round == round)
+        rows = self._rows(query)
+        if not rows:
+            return None
+        try:
+            return Seal(rows[0].collection, self._blobs.read(rows[0].blob_key))
+        except CorruptBlob:
+            if self._rows(query):
+                raise
+            return None  # the round has committed meanwhile
+
+    # --- the journal ---
+
+    def journal(self, run_id: str | None = None) -> Iterator[JournalRow]:
+        """The journal's rows, of one run or all, in order."""
+        after = 0
+        while True:
+            with self._database.snapshot() as connection:  # a page at a time: a slow reader holds no transaction open
+                page = journal_.read(connection, run_id, after, _PAGE)
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].sequence
+
+    def verify_journal(self) -> JournalReport:
+        """Checks every row of the journal. Raises `JournalBroken`, naming the first that is wrong."""
+        with self._database.snapshot() as connection:
+            return journal_.verify(connection)
+
+    # --- inside ---
+
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        """Every change of the database is made in one of these."""
+        return self._database.transaction()
+
+    def _rows(self, query: Select[*tuple[Any, ...]]) -> list[AnyRow]:
+        with self._database.snapshot() as connection:
+            return list(connection.execute(query))
+
+    def _latest(self, query: Select[*tuple[Any, ...]]) -> RunRecord | None:
+        rows = self._rows(query.order_by(runs.c.updated_at.desc(), runs.c.journal_sequence.desc()).limit(1))
+        return RunRecord(*rows[0]) if rows else None
+
+
+def _find_run(connection: Connection, run_id: str) -> RunRecord | None:
+    row = connection.execute(select(*_RUN_COLUMNS).where(runs.c.run_id == run_id)).one_or_none()
+    return None if row is None else RunRecord(*row)
+
+
+def _conflict(run: RunRecord, config: dict[str, Any]) -> RunConflict:
+    before, after = dict(_leaves(run.config)), dict(_leaves(json.loads(canonical_json(config))))
+    missing = object()
+    changed = [
+        f"{field} ({_shown(before.get(field, missing), missing)}, now {_shown(after.get(field, missing), missing)})"
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field, missing) != after.get(field, missing)
+    ]
+    differences = ", ".join(changed) or "its digest, though no field differs: another version of fedrounds made it"
+    return RunConflict(
+        f"run {run.run_id!r} belongs to another configuration; what differs: {differences}",
+        hint="give another run id, or the configuration that the run began with",
+    )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, child in value.items():
+            yield from _leaves(child, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
+
+
+def _shown(value: Any, missing: object) -> str:
+    return "not set" if value is missing else canonical_json(value)

@@ -1,0 +1,45 @@
+"""Local training of a wave of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fl_components.training.sgd import SGD
+from fl_components.values import ClientTask, Float32, UpdateBatch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small models run many times faster on one BLAS thread than on several; the caller's setting comes back after."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train_cohort(
+    training: SGD,
+    module: torch.nn.Module,
+    params_D: Float32,
+    tasks: Sequence[ClientTask],
+    examples: Callable[[int], tuple[NDArray[Any], NDArray[np.int64]]],
+) -> UpdateBatch:
+    """Each client's update from the same parameters, one client after the other.
+
+    `examples(index)` gives the inputs and labels of the client in that row.
+    """
+    deltas_ND = np.empty((len(tasks), len(params_D)), np.float32)
+    losses = []
+    with one_thread():
+        for row, task in enumerate(tasks):
+            deltas_ND[row], loss = training.train(module, params_D, *examples(task.index), task.seed)
+            losses.append(loss)
+    return UpdateBatch(tuple(task.client_id for task in tasks), deltas_ND, tuple(losses))

@@ -1,0 +1,36 @@
+"""Evaluation on held-out examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch.nn.functional import cross_entropy
+
+from fl_components.rules import Rule
+from fl_components.values import Weighted
+
+BATCH_SIZE = 1024
+
+
+class Evaluation(Rule):
+    """Every `every` rounds and after the last one: on all test examples together and, if asked, on each client's."""
+
+    every: int = Field(default=1, ge=1)
+    per_client: bool = True
+
+
+def evaluate(module: torch.nn.Module, x: NDArray[Any], y: NDArray[np.int64]) -> tuple[Weighted, Weighted]:
+    """Loss (mean cross-entropy) and accuracy of `module` on the examples, as sums that add."""
+    loss_sum, correct = 0.0, 0
+    module.eval()
+    with torch.no_grad():
+        for start in range(0, len(y), BATCH_SIZE):
+            labels = torch.from_numpy(y[start : start + BATCH_SIZE])
+            logits = module(torch.from_numpy(x[start : start + BATCH_SIZE]))
+            loss_sum += cross_entropy(logits, labels, reduction="sum").item()
+            correct += int((logits.argmax(1) == labels).sum())
+    return Weighted(loss_sum, len(y)), Weighted(correct, len(y))

@@ -1,0 +1,209 @@
+"""The values that travel between the stages of a round. All frozen; a stage takes values and returns new ones.
+
+Arrays carry their shape in their name: N clients of a cohort, D trainable parameters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fl_components.errors import StoreError
+from fl_components.parameters import params_digest
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTask:
+    """What one client is asked to do: its row in the table of clients, its examples, the seed of its own draws."""
+
+    client_id: str
+    index: int
+    num_examples: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """All that is decided about a round before any client is contacted.
+
+    `base_digest` names the parameters that every update must start from; `waves` cut the cohort into pieces that fit
+    the memory budget; `collection` is the number of this round's reservation in the ledger (0 until authorised).
+    """
+
+    run_id: str
+    round: int
+    base_digest: str
+    cohort: tuple[ClientTask, ...]
+    waves: tuple[slice, ...]
+    min_updates: int
+    event: Mapping[str, Any]
+    collection: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A mean that adds: `total` over `weight`.
+
+    >>> (Weighted(3.0, 2.0) + Weighted(1.0, 2.0)).mean
+    1.0
+    """
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def __add__(self, other: Weighted) -> Weighted:
+        return Weighted(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.weight if self.weight else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBatch:
+    """One wave's updates as the clients computed them, float32 [N, D], and each one's training loss."""
+
+    client_ids: tuple[str, ...]
+    deltas_ND: Float32
+    losses: tuple[Weighted, ...]
+    download_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """One wave's updates as they travel: one frame of bytes per client."""
+
+    client_ids: tuple[str, ...]
+    frames: tuple[bytes, ...]
+    losses: tuple[Weighted, ...]
+    download_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What an aggregation rule keeps of the updates seen so far: its own tensors, and how many updates they hold."""
+
+    tensors: Tensors
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs."""
+
+    partial: Partial
+    train_loss: Weighted = field(default_factory=Weighted)
+    selected: int = 0
+    rejected: Mapping[str, str] = field(default_factory=dict)  # client id -> reason
+    upload_bytes: int = 0
+    download_bytes: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        return pack(
+            self.partial.tensors,
+            {
+                "count": self.partial.count,
+                "train_loss": [self.train_loss.total, self.train_loss.weight],
+                "selected": self.selected,
+                "rejected": dict(self.rejected),
+                "upload_bytes": self.upload_bytes,
+                "download_bytes": self.download_bytes,
+                "seconds": dict(self.seconds),
+            },
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Collected:
+        tensors, header = unpack(data)
+        return cls(
+            partial=Partial(tensors, header["count"]),
+            train_loss=Weighted(*header["train_loss"]),
+            **{name: header[name] for name in ("selected", "rejected", "upload_bytes", "download_bytes", "seconds")},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The whole state of a federation after `round` rounds: the checkpoint is this one value.
+
+    >>> state = ServerState(0, np.zeros(3, np.float32), {"m": np.ones(3, np.float32)}, "ab12")
+    >>> ServerState.from_bytes(state.to_bytes()).server_optimizer["m"]
+    array([1., 1., 1.], dtype=float32)
+    """
+
+    round: int
+    params_D: Float32
+    server_optimizer: Tensors
+    config_digest: str
+
+    @property
+    def params_digest(self) -> str:
+        return params_digest(self.params_D)
+
+    def to_bytes(self) -> bytes:
+        tensors = {"params": self.params_D} | {
+            f"server_optimizer.{name}": tensor for name, tensor in self.server_optimizer.items()
+        }
+        return pack(tensors, {"round": self.round, "config_digest": self.config_digest})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ServerState:
+        tensors, header = unpack(data)
+        return cls(
+            round=header["round"],
+            params_D=tensors["params"],
+            server_optimizer={
+                name.removeprefix("server_optimizer."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("server_optimizer.")
+            },
+            config_digest=header["config_digest"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """A committed round as people and trackers see it; `metrics` are grouped by slash (`eval/accuracy`)."""
+
+    round: int
+    params_digest: str
+    metrics: Mapping[str, float]
+    rejected: Mapping[str, int]  # reason -> how many
+    seconds: Mapping[str, float]
+
+
+def pack(tensors: Tensors, header: Mapping[str, Any]) -> bytes:
+    """Tensors and a small JSON header as one safetensors file; equal values give equal bytes.
+
+    The header is one canonical string under one key, since safetensors keeps several keys in no fixed order.
+    """
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    return save(contiguous, {"fedrounds": json.dumps(header, sort_keys=True, separators=(",", ":"))})
+
+
+def unpack(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The inverse of `pack`. Raises `StoreError` when `data` is not such a file."""
+    try:
+        return load(data), json.loads(read_metadata(data)["fedrounds"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"not a checkpoint of fedrounds: {error}") from error
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file held in memory (its layout: 8 bytes of length, then a JSON header)."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}

@@ -1,0 +1,1 @@
+"""What runs when: Prefect flows that call the tasks."""

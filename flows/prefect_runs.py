@@ -1,0 +1,86 @@
+"""What the training flow asks of Prefect about runs: names, stale runs of dead attempts, cancellation."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+    TaskRunFilterTags,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.context import SettingsContext, get_settings_context
+from prefect.states import Crashed
+
+UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
+POLL_S = 2.0
+
+
+def without_heartbeat() -> SettingsContext:
+    """Settings for a child flow: leaving a synchronous flow that sends heartbeats waits a second for their thread."""
+    context = get_settings_context()
+    flows = context.settings.flows.model_copy(update={"heartbeat_frequency": None})
+    return SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"flows": flows}))
+
+
+def crash_stale_runs(client: SyncPrefectClient, run_tag: str, current: UUID) -> int:
+    """Force what dead attempts left unfinished to Crashed: flow and task runs tagged `run_tag`, but for `current`'s.
+
+    A killed process cannot say that it is dead, and Prefect shows its runs as running for ever. Returns how many.
+    """
+    state: State[Any] = Crashed(message="The process died; a later attempt goes on with this run.")
+    task_runs = client.read_task_runs(
+        task_run_filter=TaskRunFilter(
+            tags=TaskRunFilterTags(all_=[run_tag]),
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)),
+        )
+    )
+    flow_runs = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[run_tag]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+        )
+    )
+    stale_tasks = [task_run.id for task_run in task_runs if task_run.flow_run_id != current]
+    stale_flows = [flow_run.id for flow_run in flow_runs if flow_run.id != current]
+    for task_run_id in stale_tasks:
+        client.set_task_run_state(task_run_id, state, force=True)
+    for flow_run_id in stale_flows:
+        client.set_flow_run_state(flow_run_id, state, force=True)
+    return len(stale_tasks) + len(stale_flows)
+
+
+@contextmanager
+def cancellation_watched(flow_run_id: UUID, cancelled: threading.Event) -> Iterator[None]:
+    """Set `cancelled` when the flow run is asked to stop in the UI: one of a command line is not told of it."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        with get_client(sync_client=True) as client:
+            while not finished.wait(POLL_S):
+                try:
+                    state = client.read_flow_run(flow_run_id).state
+                except Exception:  # the API may be away for a while: ask again
+                    continue
+                if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
+                    cancelled.set()
+                    return
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), name="cancellation", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()

@@ -1,0 +1,44 @@
+"""One federated round as a Prefect flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+from prefect.states import Cancelled
+
+from fl_components.errors import RunCancelled
+from fl_components.server.hub import Hub
+from fl_components.values import RoundResult
+from tasks import stages as prefect_stages
+from tasks.session import running_session
+from tasks.views import track
+
+
+def walk(stages: Any, hub: Hub, round: int) -> RoundResult:
+    """A round, forward only. `stages` holds the functions of fl_components.server.stages, as they are or as tasks."""
+    result: RoundResult | None = hub.committed(round)
+    if result is not None:
+        return result
+    state = stages.load(hub, round)
+    plan = stages.authorise(hub, stages.select(hub, state))
+    collected = hub.sealed(round)  # an earlier attempt's: what is sealed is never collected again
+    if collected is None:
+        for wave in plan.waves:
+            batch = stages.train(hub, plan, state, wave)
+            collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), collected)
+    state = stages.aggregate(hub, plan, state, collected)
+    result = stages.commit(hub, plan, state, collected, stages.evaluate(hub, state))
+    return result
+
+
+@flow(name="federated-round", flow_run_name="round-{round:04d}", persist_result=False, validate_parameters=False)
+def federated_round(run_id: str, round: int) -> RoundResult | State[Any]:
+    """Round `round` of the run that this process holds."""
+    session = running_session(run_id)
+    try:
+        result = walk(prefect_stages, session.hub, round)
+        track(session, result)
+        return result
+    except RunCancelled as cancelled:
+        return Cancelled(message=cancelled.message)

@@ -1,0 +1,28 @@
+"""What a run tells whoever watches it in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One piece of news. `message` carries text; `run` begins an attempt; then come `stage` and `round`, and `end`."""
+
+    kind: Literal["message", "run", "stage", "round", "end"]
+    text: str = ""
+    run_id: str = ""
+    rounds: int = 0
+    round: int = 0
+    stage: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+Listener = Callable[[Progress], None]
+
+
+def nobody_listens(_: Progress) -> None:
+    """The null listener."""

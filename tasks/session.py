@@ -1,0 +1,127 @@
+"""The run that this process works on: opened once, found by its id by the flows and tasks that share the process."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_components.config import FederationConfig, load_config
+from fl_components.errors import ConfigError
+from fl_components.server.hub import Hub, Start, open_hub, start_fresh_or_latest
+from fl_components.store import Store
+from fl_components.values import Float32
+from tasks.progress import Listener, Progress, nobody_listens
+from tasks.tracking import LoggableModel, Tracker, load_start_parameters
+
+if TYPE_CHECKING:
+    from tasks.views import RunArtifact
+
+ConfigSource = str | Mapping[str, Any] | None
+
+_open: dict[str, Session] = {}
+
+
+class Session:
+    """A run held by this process: its hub, who listens, its views, and the error that ended it (None if all is well).
+
+    The training flow sets `flow_run` ({"id", "url"} in Prefect), `tracker` (MLflow) and `artifact` (Prefect).
+    """
+
+    flow_run: dict[str, str]
+    tracker: Tracker
+    artifact: RunArtifact
+
+    def __init__(self, hub: Hub, listener: Listener) -> None:
+        self.hub = hub
+        self.listener = listener
+        self.error: BaseException | None = None
+        hub.on_stage = lambda stage: self.tell("stage", stage=stage)
+
+    @property
+    def run_id(self) -> str:
+        return self.hub.run_id
+
+    def tell(self, kind: Any, text: str = "", **fields: Any) -> None:
+        """Pass a piece of news on, with the run's id and number of rounds."""
+        self.listener(Progress(kind, text, run_id=self.run_id, rounds=self.hub.config.rounds, **fields))
+
+    def loggable_model(self) -> LoggableModel:
+        """The model with its last committed parameters, as MLflow registers it."""
+        federation = self.hub.federation
+        return LoggableModel(
+            module=copy.deepcopy(federation.trained_module(self.hub.state().params_D)),
+            example=federation.data.x_train[:2],
+            name=self.hub.config.name,
+        )
+
+    def say(self, text: str) -> None:
+        self.tell("message", text)
+
+
+def new_run_id() -> str:
+    """A fresh id of eight hex digits."""
+    return uuid.uuid4().hex[:8]
+
+
+def run_id_of_flow_run(flow_run_id: uuid.UUID | str) -> str:
+    """The id of the run that a deployment's flow run works on: the same whenever that flow run is retried.
+
+    >>> run_id_of_flow_run("0193f7a2-7c1e-7d52-9b1c-5a1d3c2b4e6f")
+    '5a1d3c2b4e6f'
+    """
+    return str(flow_run_id).replace("-", "")[-12:]
+
+
+def running_session(run_id: str) -> Session:
+    """The session of a run that this process holds. Raises KeyError when it holds none of that id."""
+    return _open[run_id]
+
+
+@contextmanager
+def session(
+    run_id: str,
+    config: ConfigSource = None,
+    overrides: Sequence[str] = (),
+    listener: Listener = nobody_listens,
+) -> Iterator[Session]:
+    """The session of `run_id`: the one that is already open in this process, else a new one, closed on the way out.
+
+    `config` is a path, a tree of plain values, or None for a run that exists. Raises what `open_hub` raises.
+    """
+    if run_id in _open:
+        yield _open[run_id]
+        return
+    resolved = load_config(config, overrides) if config is not None else None
+    if resolved is None and overrides:
+        raise ConfigError("overrides are given but no configuration", hint="name the configuration file as well")
+    folder = str(Path(config).resolve().parent) if isinstance(config, str) else str(Path.cwd())
+    with Store.open() as store:
+        hub = open_hub(
+            store,
+            run_id,
+            config=resolved,
+            source_folder=folder,
+            start=_start(store),
+            say=lambda text: listener(Progress("message", text, run_id=run_id)),
+        )
+        with hub:
+            _open[run_id] = Session(hub, listener)
+            try:
+                yield _open[run_id]
+            finally:
+                del _open[run_id]
+
+
+def _start(store: Store) -> Start:
+    """Resolves `model.start_from` in full: `models:/...` is read from MLflow's registry."""
+
+    def start(config: FederationConfig) -> tuple[Float32 | None, str | None]:
+        if not config.model.start_from.startswith("models:/"):
+            return start_fresh_or_latest(store)(config)
+        return load_start_parameters(config.model.start_from)
+
+    return start

@@ -1,0 +1,44 @@
+"""The stages of a round as Prefect tasks: one thin task each, under the stage's name.
+
+Arguments are wrapped as `opaque` and nothing is cached or persisted: by default Prefect walks through and hashes what
+passes between tasks, which costs more than most stages do. The store is what makes a round durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import opaque
+
+from fl_components.server import stages
+from fl_components.server.hub import Hub
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def as_task(stage: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub, P], T]:
+    """The stage as a Prefect task that first looks whether the run was asked to stop."""
+    decorate: Any = task(name=stage.__name__, cache_policy=NO_CACHE, persist_result=False)
+    prefect_task = decorate(stage)
+
+    def run(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        hub.check_cancelled()
+        result: T = prefect_task(opaque(hub), *(opaque(argument) for argument in args))
+        return result
+
+    return run
+
+
+load = as_task(stages.load)
+select = as_task(stages.select)
+authorise = as_task(stages.authorise)
+train = as_task(stages.train)
+compress = as_task(stages.compress)
+admit = as_task(stages.admit)
+aggregate = as_task(stages.aggregate)
+evaluate = as_task(stages.evaluate)
+commit = as_task(stages.commit)

@@ -1,0 +1,166 @@
+"""Where MLflow is, how it is reached, and what its errors mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from fl_components.errors import FedroundsError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# The tracker tries again by itself, so that one call must not: MLflow's own patience is 7 retries of 120 s.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+# What these say below ERROR (tables are made, a connection is tried again) the tracker says in its own words, once.
+_CHATTY = ("mlflow.store.db.utils", "urllib3.connectionpool")
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+_NETWORK_ERRORS = (
+    ("Connection refused", "connection refused"),
+    ("timed out", "no answer in time"),
+    ("timeout", "no answer in time"),
+    ("Failed to resolve", "its name does not resolve"),
+    ("Connection reset", "connection broken"),
+    ("Connection aborted", "connection broken"),
+    ("No route to host", "no route to host"),
+)
+
+
+def tracking_uri(home: Path) -> str:
+    """Where runs are tracked: $MLFLOW_TRACKING_URI, else the database mlflow.db in the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(home)
+
+
+def artifact_location(uri: str, home: Path) -> str | None:
+    """Where a new experiment keeps its artifacts: in the home folder for our own database, else MLflow's choice."""
+    return (home / "mlartifacts").as_uri() if uri == _local_uri(home) else None
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` needs no server: then a call that takes long is at work, not waiting.
+
+    >>> is_local("sqlite:////srv/mlflow.db"), is_local("https://mlflow.example.org")
+    (True, False)
+    """
+    return urlsplit(uri).scheme in ("sqlite", "file", "")
+
+
+def public_uri(uri: str) -> str:
+    """`uri` without a user name and password, for people.
+
+    >>> public_uri("https://me:secret@mlflow.example.org/x")
+    'https://mlflow.example.org/x'
+    """
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def run_url(uri: str, mlflow_run_id: str) -> str | None:
+    """The address of a run's page, or None where `uri` is a database, which has no pages.
+
+    >>> run_url("http://127.0.0.1:5000/", "b1946ac9")
+    'http://127.0.0.1:5000/#/runs/b1946ac9'
+    """
+    if urlsplit(uri).scheme not in ("http", "https"):
+        return None
+    return f"{public_uri(uri).rstrip('/')}/#/runs/{mlflow_run_id}"
+
+
+def how_to_see(uri: str, mlflow_run_id: str) -> str:
+    """One line for people: the run's page, or the command that serves the database that it is in.
+
+    >>> how_to_see("sqlite:////srv/mlflow.db", "b1946ac9")
+    'mlflow ui --backend-store-uri sqlite:////srv/mlflow.db   (run b1946ac9)'
+    """
+    command = f"mlflow ui --backend-store-uri {shlex.quote(public_uri(uri))}   (run {mlflow_run_id})"
+    return run_url(uri, mlflow_run_id) or command
+
+
+def prepare() -> None:
+    """Import mlflow, which takes 2 to 4 s, with its environment set. What the user has set there is kept."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in _CHATTY:
+        logger = logging.getLogger(name)
+        if _passes not in logger.filters:
+            logger.addFilter(_passes)
+    import mlflow  # noqa: F401
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the MLflow at `uri`. A new database gets its tables, which takes 5 to 8 s.
+
+    MLflow's own tracking URI for the process is never set: it is the user's, and setting it changes the environment.
+    """
+    prepare()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """MLflow's chatter is dropped inside, in this thread only; its errors are not."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def _passes(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not _quiet.get()
+
+
+def http_status(error: BaseException) -> int:
+    """The HTTP status that an error of MLflow stands for; 500 for any other error."""
+    status = getattr(error, "get_http_status_code", None)  # MlflowException, without importing it
+    return int(status()) if status is not None else 500
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether MLflow says that what was asked for does not exist."""
+    return getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether MLflow answered, and said no: trying again as it is will not help."""
+    return 400 <= http_status(error) < 500 and http_status(error) not in (408, 429)
+
+
+def reason(error: BaseException) -> str:
+    """Why a call failed, in a few words.
+
+    >>> reason(OSError("HTTPConnectionPool(...): Max retries exceeded (... [Errno 111] Connection refused)"))
+    'connection refused'
+    """
+    text = error.message if isinstance(error, FedroundsError) else str(error)
+    if not is_refusal(error):
+        for words, meaning in _NETWORK_ERRORS:
+            if words in text:
+                return meaning
+    first_line = text.strip().partition("\n")[0].strip()
+    return (first_line if len(first_line) <= 300 else first_line[:297] + "...") or type(error).__name__
+
+
+def _local_uri(home: Path) -> str:
+    return f"sqlite:///{home / 'mlflow.db'}"

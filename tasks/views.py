@@ -1,0 +1,89 @@
+"""What a run shows in Prefect while it goes on: one markdown artifact, updated after each round."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.utilities.annotations import opaque
+
+from fl_components.store import RoundRecord, RunRecord, Store
+from fl_components.values import RoundResult
+from tasks.session import Session
+from tasks.tracking import how_to_see, tracking_uri
+
+ROUNDS_SHOWN = 20
+
+
+class RunArtifact:
+    """The markdown page of one attempt in Prefect."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        created = create_markdown_artifact(
+            self.page(),
+            key="run-" + re.sub("[^a-z0-9]", "-", session.run_id.lower()),  # Prefect takes no other letters
+            description=f"Run {session.run_id} of experiment {session.hub.config.name}: its rounds, model and privacy",
+        )
+        assert isinstance(created, UUID)  # a coroutine only where an event loop runs, where no run is begun
+        self.id = created
+
+    def update(self) -> None:
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self.id, ArtifactUpdate(data=self.page()))
+
+    def page(self) -> str:
+        hub = self.session.hub
+        run = hub.refresh()
+        rows = hub.store.rounds(run.run_id, after=max(0, run.committed_round - ROUNDS_SHOWN))
+        lines = [
+            f"# {run.name} / {run.run_id}",
+            "",
+            f"**{run.committed_round} of {run.rounds} rounds** committed, attempt {run.attempt}. "
+            f"Parameters `{run.params_digest[:16]}`, privacy: no claim.",
+            "",
+            f"MLflow: `{_mlflow_address(hub.store, run)}`",
+            "",
+            "| round | train loss | eval loss | accuracy | received | upload | seconds |",
+            "|---:|---:|---:|---:|---:|---:|---:|",
+            *(_row(row) for row in reversed(rows)),
+        ]
+        return "\n".join(lines)
+
+
+def _row(row: RoundRecord) -> str:
+    metrics: Mapping[str, float] = row.result["metrics"]
+
+    def shown(name: str, form: str) -> str:
+        return format(metrics[name], form) if name in metrics else ""
+
+    return (
+        f"| {row.round} | {shown('train/loss', '.4f')} | {shown('eval/loss', '.4f')} | {shown('eval/accuracy', '.4f')} "
+        f"| {shown('clients/received', '.0f')} of {shown('clients/selected', '.0f')} "
+        f"| {shown('communication/upload_bytes', ',.0f')} B | {shown('time/round_s', '.3f')} |"
+    )
+
+
+def _mlflow_address(store: Store, run: RunRecord) -> str:
+    uri = tracking_uri(store.home)
+    return how_to_see(uri, run.mlflow_run_id) if run.mlflow_run_id else uri
+
+
+@task(name="track", cache_policy=NO_CACHE, persist_result=False)
+def _track(session: Session, result: RoundResult) -> None:
+    session.tracker.poke()
+    session.artifact.update()
+    session.tell("round", round=result.round, metrics=result.metrics, seconds=result.seconds)
+
+
+def track(session: Session, result: RoundResult) -> None:
+    """Show a committed round: MLflow (written behind the round, never in its way), Prefect's artifact, listeners."""
+    run: Any = _track  # its arguments are wrapped, which the type of a task cannot say
+    run(opaque(session), opaque(result))

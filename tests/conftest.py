@@ -1,0 +1,143 @@
+"""Fixtures that all tests share: a home folder of their own, and a PostgreSQL server for those that want one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new FEDROUNDS_HOME, with nothing else of the caller's environment that would move the store."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("FEDROUNDS_HOME", str(folder))
+    monkeypatch.delenv("FEDROUNDS_DATABASE_URL", raising=False)
+    monkeypatch.delenv("FEDROUNDS_BLOBS_URL", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL server on 127.0.0.1 that lives as long as the tests.
+
+    Without PostgreSQL's server programs the test is skipped, but fails where CI=true.
+    """
+    programs = _postgres_programs()
+    account = _account()
+    if programs is None or account is None:
+        missing = "initdb and postgres" if programs is None else "an account named postgres (root may not run it)"
+        reason = f"no PostgreSQL server: {missing} not found"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="fedrounds-postgres-"))
+    try:
+        as_account: dict[str, Any] = {"cwd": folder}
+        if os.geteuid() == 0:
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            as_account |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        data = folder / "data"
+        subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **as_account,
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = [
+            "listen_addresses=127.0.0.1",
+            f"port={port}",
+            f"unix_socket_directories={folder}",
+            "fsync=off",  # these databases need not outlive the machine
+            "shared_buffers=32MB",
+        ]
+        with open(folder / "log", "wb") as log:
+            server = subprocess.Popen(
+                [programs / "postgres", "-D", data, *itertools.chain(*(("-c", setting) for setting in settings))],
+                stdout=log,
+                stderr=log,
+                **as_account,
+            )
+        try:
+            url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            _wait_until_ready(url, server, folder / "log")
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)  # a fast shutdown: does not wait for clients
+            try:
+                server.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database, dropped after the test."""
+    import psycopg
+
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield postgres_url.rpartition("/")[0] + f"/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once of each kind that the store runs on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fedrounds.db'}"
+    url: str = request.getfixturevalue("postgres_database")
+    return url
+
+
+def _postgres_programs() -> Path | None:
+    """The folder with initdb and postgres: on the PATH, or the newest where Debian keeps them."""
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    folders += sorted(versions, key=lambda folder: float(folder.parent.name), reverse=True)
+    return next((f for f in folders if (f / "initdb").is_file() and (f / "postgres").is_file()), None)
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Whom the server runs as: this account, or postgres where this one is root, which it refuses."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid())
+    try:
+        return pwd.getpwnam("postgres")
+    except KeyError:
+        return None
+
+
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    import psycopg
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError as error:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text(errors='replace')}") from error
+            time.sleep(0.05)

@@ -1,0 +1,154 @@
+"""What people see of a run under way: a recorded sequence of events, as lines and as a panel."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from deployments.cli.progress import Display, Heard, Lines, LivePanel, display
+from tasks.progress import Progress
+
+RUN = "k3f9"
+
+
+def event(kind: str, **fields: object) -> Progress:
+    return Progress(kind=kind, run_id=RUN, rounds=12, **fields)  # type: ignore[arg-type]
+
+
+def recorded() -> list[Progress]:
+    """A first start, then three rounds; the second is not evaluated and the third withholds its losses and times."""
+    return [
+        Progress(kind="message", text="starting the local Prefect server (first start, about 20 s)"),
+        event("run", text="heart-disease", round=0),
+        event("stage", round=1, stage="train"),
+        event(
+            "round",
+            round=1,
+            metrics={
+                "train/loss": 0.69,
+                "eval/loss": 0.68,
+                "eval/accuracy": 0.5123,
+                "communication/upload_bytes": 4216,
+                "time/round_s": 1.306,
+            },
+            seconds={"train": 1.2},
+        ),
+        event("round", round=2, metrics={"train/loss": 0.6}, seconds={"train": 0.25, "commit": 0.25}),
+        event("message", text="waiting for a client"),
+        event("round", round=3, metrics={"eval/accuracy": 0.55}, seconds={}),
+        event("end", round=3),
+    ]
+
+
+def play(shown: Display) -> None:
+    with shown:
+        for one in recorded():
+            shown(one)
+
+
+def test_lines_are_one_a_round_and_have_no_control_characters() -> None:
+    out = io.StringIO()
+    play(Lines(Console(file=out, width=80), "heart.yaml"))
+    assert out.getvalue().splitlines() == [
+        "starting the local Prefect server (first start, about 20 s)",
+        "heart-disease: run k3f9, 12 rounds",
+        "round  1/12  train loss 0.690  eval loss 0.680  accuracy 0.512  upload 4.2 kB  time 1.31 s",
+        "round  2/12  train loss 0.600  eval loss -  accuracy -  upload -  time 0.50 s",
+        "waiting for a client",
+        "round  3/12  train loss -  eval loss -  accuracy 0.550  upload -  time -",
+    ]
+
+
+def test_brackets_in_a_name_are_not_markup() -> None:
+    out = io.StringIO()
+    Lines(Console(file=out, width=80), "")(event("message", text="client [red] is late"))
+    assert out.getvalue() == "client [red] is late\n"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_panel_shows_the_run_and_fits_the_terminal(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    panel = LivePanel(console, "heart.yaml")
+    for one in recorded()[:-1]:
+        panel(one)
+    console.print(panel.render())
+    text = out.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= width
+    for words in ("heart-disease", "run k3f9", "round 3 of 12", "left", "0.512", "4.2 kB", "1.31 s", "round 4"):
+        assert words in text
+
+
+def test_before_the_run_begins_the_panel_is_one_line() -> None:
+    out = io.StringIO()
+    panel = LivePanel(Console(file=out, width=80), "heart.yaml")
+    panel(recorded()[0])
+    Console(file=out, width=80).print(panel.render())
+    assert out.getvalue().count("\n") == 1
+    assert "first start, about 20 s" in out.getvalue()
+
+
+def test_the_panel_goes_after_success_and_stays_after_an_error() -> None:
+    def last_frame(error: Exception | None) -> str:
+        out = io.StringIO()
+        panel = LivePanel(Console(file=out, width=80, force_terminal=True, color_system=None), "heart.yaml")
+        panel.__enter__()
+        for one in recorded()[:-1]:
+            panel(one)
+        panel.__exit__(type(error) if error else None, error, None)
+        return out.getvalue()
+
+    erase_line = "\x1b[2K"
+    assert last_frame(None).endswith(erase_line)
+    stopped = last_frame(ValueError())
+    assert not stopped.endswith(erase_line)
+    assert "stopped after round 3" in stopped
+
+
+def test_no_color_leaves_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system="standard")
+    panel = LivePanel(console, "heart.yaml")
+    for one in recorded():
+        panel(one)
+    console.print(panel.render())
+    codes = {int(code) for codes in re.findall(r"\x1b\[([\d;]*)m", out.getvalue()) for code in codes.split(";") if code}
+    assert codes
+    assert codes <= {0, 1, 2}  # reset, bold, dim
+
+
+def test_only_the_last_rounds_are_kept() -> None:
+    heard = Heard("heart.yaml")
+    for number in range(1, 21):
+        heard.take(event("round", round=number), now=float(number))
+    assert [line.round for line in heard.lines] == list(range(13, 21))
+
+
+def test_the_time_left_follows_the_pace_of_the_last_rounds() -> None:
+    heard = Heard("heart.yaml")
+    heard.take(event("run", round=4), now=100.0)
+    assert heard.seconds_left(now=101.0) is None
+    heard.take(event("round", round=5), now=103.0)
+    heard.take(event("round", round=6), now=105.0)
+    assert heard.seconds_left(now=106.0) == 6 * 2.5 - 1.0
+    assert heard.seconds_left(now=1000.0) == 0.0
+
+
+def test_a_pipe_gets_lines_and_a_dumb_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(display(Console(file=Terminal()), ""), LivePanel)
+    assert isinstance(display(Console(file=io.StringIO()), ""), Lines)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # colours were asked for, not a panel in a log file
+    assert isinstance(display(Console(file=io.StringIO()), ""), Lines)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(display(Console(file=Terminal()), ""), Lines)

@@ -1,0 +1,116 @@
+"""The surface is frozen, and asking for help is cheap."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+
+from deployments.cli.app import build
+
+ROOT = Path(__file__).resolve().parents[3]
+HEAVY = ("prefect", "mlflow", "torch", "numpy", "sqlalchemy", "yaml")
+
+
+def surface(app: App, *path: str) -> list[str]:
+    """Each command with its arguments and options, one line each."""
+    lines = []
+    for name in sorted(app.resolved_commands()):
+        if name.startswith("-"):
+            continue
+        command = app[name]
+        if command.default_command is None:
+            lines += surface(command, *path, name)
+            continue
+        words = []
+        for argument in command.assemble_argument_collection():
+            if argument.parameter.parse is not False:
+                text = " ".join(argument.names)
+                words.append(text if argument.required else f"[{text}]")
+        lines.append(" ".join([*path, name, *words]))
+    return lines
+
+
+def test_the_surface_is_frozen() -> None:
+    assert surface(build()) == [
+        "config check CONFIG [--set] [--data]",
+        "config schema",
+        "config show CONFIG [--set]",
+        "deploy CONFIG [--set] [--cron] [--active] [--name]",
+        "journal verify",
+        "resume [RUN]",
+        "runs [--limit]",
+        "show RUN",
+        "train CONFIG [--set] [--run-id]",
+        "ui",
+        "up",
+    ]
+
+
+def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.path.append({str(ROOT)!r})\n{code}"
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("line", [["--help"], [], ["train", "--help"], ["--version"], ["nothing"]])
+def test_help_imports_nothing_heavy(line: list[str], tmp_path: Path) -> None:
+    done = python(
+        f"from deployments.cli import main\nmain({line!r})\nprint([name for name in {HEAVY!r} if name in sys.modules])",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", ["flows", "tasks", "fl_components"])
+def test_a_folder_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    done = python("from deployments.cli import main; sys.exit(main(['runs', '--json']))", tmp_path)
+    assert done.returncode == 2, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "shadowed"
+    assert str(tmp_path / name) in error["message"]
+    assert error["hint"]
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deployments").symlink_to(ROOT / "deployments")
+    (tmp_path / "fl_components").symlink_to(ROOT / "fl_components")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            "from deployments.cli.layout import misplaced_package; print(misplaced_package())",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "the package 'flows' is missing" in done.stdout
+
+
+def test_a_reader_that_goes_away_does_not_end_the_command(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.path.append({str(ROOT)!r})\n"
+        "from deployments.cli.screen import Answer, Screen\n"
+        "with Screen(as_json=False) as screen:\n"
+        "    for _ in range(20_000): screen.answer(Answer(None, 'a line of a long result'))\n"
+        "    print('went on', file=sys.stderr)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "a line of a long result\n"
+        process.stdout.close()
+        assert process.stderr.read() == "went on\n"
+        assert process.wait(timeout=60) == 0

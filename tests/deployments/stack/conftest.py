@@ -1,0 +1,118 @@
+"""Homes for the embedded server: its database is migrated once per session (12 s), then copied."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments.stack.connection import connect
+from deployments.stack.files import is_locked, server_files
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
+
+
+@contextmanager
+def _clean_environment(folder: Path) -> Iterator[None]:
+    """Nothing is configured, and the user's home is `folder`; all as before afterwards."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(CONFIGURES):
+            del os.environ[name]
+    os.environ.update(HOME=str(folder), PYTHONPATH=os.pathsep.join([str(folder / "modules"), str(ROOT)]))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def user_home(tmp_path: Path) -> Iterator[Path]:
+    """The user's home folder in this test, in whose environment nothing is configured."""
+    folder = tmp_path / "user"
+    folder.mkdir()
+    with _clean_environment(folder):
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose embedded server runs for the whole session."""
+    home = tmp_path_factory.mktemp("shared")
+    with _clean_environment(home):
+        connection = connect(home, idle_s=1.0)
+    with connection:
+        connection.wait()
+        yield home
+    _wait_until(lambda: not is_locked(server_files(home).server_lock), "the session's server leaves")
+
+
+@pytest.fixture
+def warm_home(shared_home: Path, tmp_path: Path) -> Path:
+    """A home with a migrated database and no server."""
+    source, target = server_files(shared_home), server_files(tmp_path / "warm")
+    with closing(sqlite3.connect(source.database)) as database, closing(sqlite3.connect(target.database)) as copy:
+        database.backup(copy)
+    (target.folder / "ui").symlink_to(source.folder / "ui")
+    shutil.copy(source.folder / "memo_store.toml", target.folder)
+    return tmp_path / "warm"
+
+
+WaitUntil = Callable[[Callable[[], bool], str], None]
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline, f"not within a minute: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def wait_until() -> WaitUntil:
+    return _wait_until
+
+
+@pytest.fixture
+def servers() -> Callable[[Path], list[psutil.Process]]:
+    """The processes that serve a home, also those that are still starting."""
+
+    def find(home: Path) -> list[psutil.Process]:
+        folder = str(server_files(home).folder)
+        processes = psutil.process_iter(["cmdline", "status"])
+        return [each for each in processes if folder in (each.info["cmdline"] or [])]
+
+    return find
+
+
+@pytest.fixture
+def run_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Runs code in a process of its own; what still runs at the test's end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(code: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **variables},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,99 @@
+"""What every data rule promises; each rule's own values and refusals are in its own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from fl_components.data import Data, Digits, FederatedData, FunctionData, HeartDisease
+
+RULES = [
+    HeartDisease(),
+    HeartDisease(normalisation="per_client"),
+    Digits(),
+    Digits(num_clients=1797, test_fraction=0.0),
+    Digits(num_clients=3, test_fraction=0.9),
+    FunctionData(path="ward_data:load", arguments={"rows": 5}),
+]
+
+WARD_DATA = """
+import numpy as np
+
+def load(rows):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(rows, 2, 3)), np.arange(rows) % 3
+    b = rng.normal(size=(1, 2, 3)), np.zeros(1, int), rng.normal(size=(2, 2, 3)), np.ones(2, int)
+    return {"a": a, "b": b}
+"""
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+class TestDataRule:
+    @pytest.fixture(autouse=True)
+    def ward(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "ward_data.py").write_text(WARD_DATA)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    def test_the_same_seed_gives_the_same_bits(self, rule: Data) -> None:
+        first, second = rule.load(seed=3), rule.load(seed=3)
+        assert first.client_ids == second.client_ids
+        for name in ("x_train", "y_train", "train_offsets", "x_test", "y_test", "test_offsets"):
+            assert np.array_equal(getattr(first, name), getattr(second, name)), name
+
+    def test_clients_own_all_rows_and_none_twice(self, rule: Data) -> None:
+        data = rule.load(seed=0)
+        assert rule.known_num_clients() in (None, data.num_clients)
+        clients = range(data.num_clients)
+        assert sum(data.num_examples(i) for i in clients) == len(data.x_train) == len(data.y_train)
+        assert np.array_equal(np.concatenate([data.train(i)[0] for i in clients]), data.x_train)
+        assert np.array_equal(np.concatenate([data.train(i)[1] for i in clients]), data.y_train)
+        assert np.array_equal(np.concatenate([data.test(i)[0] for i in clients]), data.x_test)
+        assert np.array_equal(np.concatenate([data.test(i)[1] for i in clients]), data.y_test)
+        for i in clients:
+            x, y = data.train(i)
+            assert len(x) == len(y) == data.num_examples(i) > 0
+            assert np.shares_memory(x, data.x_train)
+
+    def test_values_are_in_range(self, rule: Data) -> None:
+        data = rule.load(seed=0)
+        assert len(set(data.client_ids)) == data.num_clients
+        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+            assert x.dtype == np.float32 and x.shape[1:] == data.input_shape
+            assert np.isfinite(x).all() and np.abs(x).max(initial=0) < 20
+            assert y.dtype == np.int64
+            assert not len(y) or 0 <= y.min() <= y.max() < data.num_classes
+        assert np.unique(data.y_train).size == data.num_classes
+
+    def test_baselines_are_those_of_a_plain_count(self, rule: Data) -> None:
+        data = rule.load(seed=0)
+        pooled = majority(data.y_train.tolist())
+        hits = [
+            (label == pooled, label == majority(data.train(i)[1].tolist()))
+            for i in range(data.num_clients)
+            for label in data.test(i)[1].tolist()
+        ]
+        expected = dict(zip(("pooled_majority", "client_majority"), np.mean(hits, axis=0), strict=True)) if hits else {}
+        assert data.baselines() == pytest.approx(expected)
+
+    def test_written_and_read_again_it_is_the_same_rule(self, rule: Data) -> None:
+        assert TypeAdapter(Data).validate_python(rule.model_dump(mode="json")) == rule
+
+
+def majority(labels: list[int]) -> int:
+    return max(sorted(set(labels)), key=labels.count)
+
+
+def test_the_union_names_the_kinds_it_knows() -> None:
+    with pytest.raises(ValidationError, match="'heart_disease', 'digits', 'function'"):
+        TypeAdapter(Data).validate_python({"kind": "mnits"})
+
+
+def test_baselines_need_no_test_rows() -> None:
+    assert Digits(test_fraction=0.0).load(seed=0).baselines() == {}
+
+
+def test_loading_gives_federated_data() -> None:
+    assert isinstance(Digits().load(seed=0), FederatedData)

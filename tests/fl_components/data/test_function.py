@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.data import FederatedData, FunctionData
+from fl_components.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """Loads what the given body of a function `load(**arguments)` returns, as a user would write it in a module."""
+    module = f"clinic_{abs(hash(request.node.nodeid))}"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(body: str, **fields: Any) -> FederatedData:
+        source = "import numpy as np, torch\n\nconstant = 3\n\ndef load(rows=2, **others):\n"
+        (tmp_path / f"{module}.py").write_text(source + "".join(f"    {line}\n" for line in body.splitlines()))
+        return FunctionData.model_validate({"path": f"{module}:load"} | fields).load(seed=0)
+
+    return call
+
+
+def test_arguments_arrive_and_labels_are_counted(load: Any) -> None:
+    data = load("return {'a': (np.zeros((rows, 2)), np.arange(rows))}", arguments={"rows": 4})
+    assert (data.num_examples(0), data.num_classes, data.public) == (4, 4, False)
+    assert load("return {'a': ([[1.0], [2.0]], [0, 1])}", num_classes=7, public=True).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[[1.5, 2], [3, 4]], [0, 1]",
+        "np.array([[1.5, 2], [3, 4]]), np.array([0, 1], np.uint8)",
+        "torch.tensor([[1.5, 2], [3, 4]], requires_grad=True), torch.tensor([0, 1])",
+        "torch.tensor([[1.5, 2], [3, 4]]).half(), np.array([False, True])",
+        "((1.5, 2), (3, 4)), (0, 1), [], []",
+    ],
+)
+def test_arrays_tensors_and_lists_are_the_same(load: Any, value: str) -> None:
+    data = load(f"return {{'a': ({value})}}")
+    assert data.x_train.dtype == np.float32 and data.x_train.tolist() == [[1.5, 2], [3, 4]]
+    assert data.y_train.dtype == np.int64 and data.y_train.tolist() == [0, 1]
+    assert data.x_test.shape == (0, 2)
+
+
+def test_whole_numbers_are_tokens(load: Any) -> None:
+    data = load("return {'a': (torch.tensor([[1, 2], [3, 4]], dtype=torch.int32), [0, 1])}")
+    assert data.x_train.dtype == np.int64
+
+
+def test_some_clients_have_test_rows(load: Any) -> None:
+    data = load("x = np.ones((2, 3))\nreturn {'a': (x, [0, 1]), 'b': [x, [0, 1], x[:1], [1]]}")
+    assert [len(data.test(i)[1]) for i in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return None", "returned a NoneType, not a mapping"),
+        ("return [([[1.0]], [0])]", "returned a list, not a mapping"),
+        ("return {}", "returned no clients"),
+        ("return {'a': None}", "client 'a': a NoneType, not 2 or 4 arrays"),
+        ("return {'a': np.ones((2, 2))}", "client 'a': a ndarray, not 2 or 4"),
+        ("return {'a': ([[1.0]], [0], [[1.0]])}", "client 'a': 3 values, not 2 or 4"),
+        ("return {7: ([[1.0], [2.0]], [0, 1])}", "client id 7 cannot be used"),
+        ("return {'a': ([1.0, 2.0], [0, 1])}", r"x_train has the shape \[2\]"),
+        ("return {'a': (3.0, [0])}", r"x_train has the shape \[\]"),
+        ("return {'a': ([[1.0], [2.0, 3.0]], [0, 1])}", "x_train cannot be made an array"),
+        ("return {'a': (torch.ones(2, 2).bfloat16(), [0, 1])}", "x_train cannot be made an array"),
+        ("return {'a': ([['x'], ['y']], [0, 1])}", "x_train is <U1, not numbers"),
+        ("return {'a': ([[None], [1.0]], [0, 1])}", "x_train is object, not numbers"),
+        ("return {'a': ([[1.0], [2.0]], [0.0, 1.0])}", "y_train is float64"),
+        ("return {'a': ([[1.0], [2.0]], ['no', 'yes'])}", "y_train is <U3"),
+        ("return {'a': ([[1.0], [2.0]], [[0], [1]])}", r"y_train has the shape \[2, 1\]"),
+        ("return {'a': ([[1.0], [2.0]], [0])}", "x_train has 2 rows and y_train has 1"),
+        ("return {'a': ([[1.0], [2.0]], [0, 1], [[1.0]], [])}", "x_test has 1 rows and y_test has 0"),
+        ("return {'a': ([], [])}", "client 'a' has no training rows"),
+        ("return {'a': ([[1.0], [2.0]], [0, 1]), 'b': ([[1.0, 2.0]], [0])}", "'b' has rows of float32"),
+        ("return {'a': ([[1.0], [2.0]], [0, 1]), 'b': ([[1]], [0])}", "'b' has rows of int64"),
+        ("return {'a': ([[1.0], [2.0]], [0, 1], [[1.0, 2.0]], [0])}", r"'a' has rows of float32 \[2\]"),
+        ("return {'a': ([[1.0], [np.nan]], [0, 1])}", "client 'a', training row 1 .* nan"),
+        ("return {'a': ([[1.0], [1e300]], [0, 1])}", "client 'a', training row 1 .* inf"),
+        ("return {'a': ([[1.0], [2.0]], [0, 0])}", r"1 class\(es\)"),
+        ("return {'a': ([[1.0], [2.0]], [-1, 1])}", "client 'a', training row 0 .* label -1"),
+        ("raise OSError('no such folder')", "failed .* OSError: no such folder"),
+    ],
+)
+def test_a_wrong_return_is_refused(load: Any, body: str, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        load(body)
+    assert caught.value.hint
+
+
+def test_labels_beyond_the_given_number_of_classes(load: Any) -> None:
+    with pytest.raises(DataError, match="label 2"):
+        load("return {'a': ([[1.0], [2.0]], [0, 2])}", num_classes=2)
+
+
+def test_arguments_that_the_function_does_not_take(load: Any) -> None:
+    with pytest.raises(DataError, match=r"failed with data\.arguments \['rows'\]: TypeError"):
+        load("return np.zeros(rows)", arguments={"rows": "two"})
+
+
+@pytest.mark.parametrize("path", ["nowhere_at_all:load", "math:no_such_name", "math", "math:pi"])
+def test_a_path_that_names_no_function(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        FunctionData(path=path).load(seed=0)

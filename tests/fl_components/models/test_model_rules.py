@@ -1,0 +1,195 @@
+"""What every model rule promises, and the check that a model fits the data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from fl_components.errors import ConfigError, ModelError
+from fl_components.models import LogisticRegression, Mlp, Model, ModelRule, ModuleModel, build_seeded, check_fits
+from fl_components.parameters import flatten, load_into, num_parameters
+
+NETS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, width=3, fail=False):
+        super().__init__()
+        if fail:
+            raise RuntimeError("out of cheese")
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, width, 3), torch.nn.GroupNorm(1, width), torch.nn.Dropout(), torch.nn.Flatten(),
+            torch.nn.LazyLinear(5) if width == 99 else torch.nn.Linear(width * 4, 5))
+
+    def forward(self, x):
+        return self.layers(x)
+
+def build(width):
+    return Net(width)
+
+def nothing():
+    return 3
+
+module = torch.nn.Linear(2, 2)  # draws at import
+"""
+
+
+@pytest.fixture(autouse=True)
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ward_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ward_nets", raising=False)
+
+
+def data(x: np.ndarray, num_classes: int) -> Any:
+    return SimpleNamespace(x_train=x, num_classes=num_classes)
+
+
+CASES = [
+    (LogisticRegression(), 16 * 5 + 5),
+    (Mlp(hidden=(7,)), 16 * 7 + 7 + 7 * 5 + 5),
+    (Mlp(hidden=(4, 3), start_from="latest"), 16 * 4 + 4 + 4 * 3 + 3 + 3 * 5 + 5),
+    (ModuleModel(path="ward_nets:Net"), 3 * 9 + 3 + 6 + 12 * 5 + 5),
+    (ModuleModel(path="ward_nets:build", arguments={"width": 2}, start_from="models:/ward/3"), 2 * 9 + 2 + 4 + 45),
+]
+
+
+@pytest.mark.parametrize(("rule", "size"), CASES, ids=repr)
+class TestModelRule:
+    input_shape, num_classes = (1, 4, 4), 5
+
+    def test_the_same_seed_builds_the_same_bits(self, rule: ModelRule, size: int) -> None:
+        first = flatten(build_seeded(rule, self.input_shape, self.num_classes, seed=1))
+        torch.rand(3)
+        assert np.array_equal(first, flatten(build_seeded(rule, self.input_shape, self.num_classes, seed=1)))
+        other = flatten(build_seeded(rule, self.input_shape, self.num_classes, seed=2))
+        assert np.array_equal(first, other) == isinstance(rule, LogisticRegression)
+
+    def test_building_leaves_torchs_generator_alone(self, rule: ModelRule, size: int) -> None:
+        before = torch.get_rng_state()
+        module = build_seeded(rule, self.input_shape, self.num_classes, seed=1)
+        check_fits(module, data(np.zeros((2, *self.input_shape), np.float32), self.num_classes))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_scores_have_a_column_for_each_class(self, rule: ModelRule, size: int) -> None:
+        module = build_seeded(rule, self.input_shape, self.num_classes, seed=1)
+        assert module(torch.zeros(3, *self.input_shape)).shape == (3, 5)
+        for rows in (1, 2, 6):
+            check_fits(module, data(np.ones((rows, *self.input_shape), np.float32), self.num_classes))
+
+    def test_parameters_go_out_and_in(self, rule: ModelRule, size: int) -> None:
+        module = build_seeded(rule, self.input_shape, self.num_classes, seed=1)
+        params_D = np.arange(size, dtype=np.float32)
+        load_into(module, params_D)
+        assert num_parameters(module) == size
+        assert np.array_equal(flatten(module), params_D)
+
+    def test_written_and_read_again_it_is_the_same_rule(self, rule: ModelRule, size: int) -> None:
+        assert TypeAdapter(Model).validate_python(rule.model_dump(mode="json")) == rule
+
+
+def test_logistic_regression_starts_at_zero() -> None:
+    assert not flatten(LogisticRegression().build((13,), 2)).any()
+
+
+@pytest.mark.parametrize(
+    "start_from", ["fresh", "latest", "models:/ward/3", "models:/ward@champion", "models:/m-" + "0a" * 16]
+)
+def test_start_from(start_from: str) -> None:
+    assert LogisticRegression(start_from=start_from).start_from == start_from
+
+
+@pytest.mark.parametrize(
+    "start_from", ["", "newest", "models:/", "models:/ward", "models:/ward/", "models://w/1", "runs:/1/model"]
+)
+def test_start_from_refused(start_from: str) -> None:
+    with pytest.raises(ValidationError, match="give fresh, latest, or an MLflow address"):
+        LogisticRegression(start_from=start_from)
+
+
+@pytest.mark.parametrize("hidden", [(), (0,), (10, -1), ("wide",)])
+def test_hidden_layers_refused(hidden: tuple[Any, ...]) -> None:
+    with pytest.raises(ValidationError, match="hidden"):
+        Mlp(hidden=hidden)
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "error", "words"),
+    [
+        ("ward_nets:Nett", {}, ConfigError, r"model\.path"),
+        ("ward_nets", {}, ConfigError, r"model\.path"),
+        ("ward_nets:module", {}, ModelError, "is a Linear object"),
+        ("math:pi", {}, ModelError, "is a float object"),
+        ("ward_nets:nothing", {}, ModelError, "returned a int, not a torch module"),
+        ("ward_nets:Net", {"depth": 3}, ModelError, r"model\.arguments \['depth'\]: TypeError.*depth"),
+        ("ward_nets:Net", {"fail": True}, ModelError, "RuntimeError: out of cheese"),
+        ("ward_nets:Net", {"width": 99}, ModelError, "lazy layer"),
+        ("torch.nn:BatchNorm1d", {"num_features": 4}, ModelError, "running statistics"),
+    ],
+)
+def test_a_module_that_cannot_be_built(path: str, arguments: dict[str, Any], error: Any, words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        build_seeded(ModuleModel(path=path, arguments=arguments), (4,), 2, seed=0)
+    assert caught.value.hint or error is ConfigError
+
+
+class Scores(nn.Module):
+    """Returns what it is told to, whatever comes in."""
+
+    def __init__(self, scores: Any) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.scores
+
+
+class CountsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "mend"),
+    [
+        (nn.Linear(5, 2), r"cannot take rows of float32 \[4\]: RuntimeError", r"take [4]"),
+        (nn.Linear(4, 1), r"1 score\(s\) a row, and the labels need 2", "[rows, 2]"),
+        (Scores(torch.zeros(2)), r"shape \[2\]", "[rows, 2]"),
+        (Scores(torch.zeros(2, 2, 2)), r"shape \[2, 2, 2\]", "[rows, 2]"),
+        (Scores(torch.zeros(3, 2)), r"shape \[3, 2\] for 2 rows", "[rows, 2]"),
+        (Scores((torch.zeros(2, 2), None)), "returned a tuple", "[rows, 2]"),
+        (Scores(torch.zeros(2, 2, dtype=torch.int64)), r"torch\.int64, not floats", "[rows, 2]"),
+        (Scores(torch.tensor([[0.0, torch.nan], [0, 0]])), "not finite", "scale"),
+        (CountsCalls(), "buffer 'calls' changes", "GroupNorm"),
+    ],
+)
+def test_a_model_that_does_not_fit(module: nn.Module, words: str, mend: str) -> None:
+    with pytest.raises(ModelError, match=words) as caught:
+        check_fits(module, data(np.zeros((6, 4), np.float32), 2))
+    assert mend in (caught.value.hint or "")
+
+
+def test_tokens_need_an_embedding() -> None:
+    tokens = data(np.zeros((6, 4), np.int64), 2)
+    with pytest.raises(ModelError, match="int64") as caught:
+        check_fits(LogisticRegression().build((4,), 2), tokens)
+    assert "embedding" in (caught.value.hint or "")
+    check_fits(nn.Sequential(nn.Embedding(3, 5), nn.Flatten(), nn.Linear(20, 2)), tokens)
+
+
+def test_more_scores_than_classes_fit() -> None:
+    check_fits(nn.Linear(4, 3), data(np.zeros((6, 4), np.float32), 2))

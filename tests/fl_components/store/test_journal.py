@@ -1,0 +1,184 @@
+"""The chain: nothing in it can be changed, removed or re-ordered without notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from fl_components.errors import JournalBroken
+from fl_components.store import JournalReport, RoundRecord, RunRecord, Store
+from fl_components.store.journal import GENESIS, Link, check_chain, link
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    max_leaves=5,
+)
+ROWS = st.lists(
+    st.tuples(st.floats(0, 2e9), st.none() | st.text(max_size=5), st.text(max_size=5), st.dictionaries(st.text(), JSON)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def chain(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> tuple[list[Link], JournalReport]:
+    links: list[Link] = []
+    previous = GENESIS
+    for sequence, (at, run_id, kind, content) in enumerate(rows, start=1):
+        links.append(link(sequence, at, run_id, kind, content, previous))
+        previous = links[-1].hash
+    return links, JournalReport(len(links), previous)
+
+
+@given(ROWS)
+@settings(deadline=None)
+def test_an_untouched_chain_verifies(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> None:
+    links, report = chain(rows)
+    check_chain(links, report)
+
+
+@given(ROWS, st.data())
+@settings(deadline=None)
+def test_any_change_is_found(rows: list[tuple[float, str | None, str, dict[str, object]]], data: st.DataObject) -> None:
+    links, report = chain(rows)
+    at = data.draw(st.integers(0, len(links) - 1))
+    how = data.draw(st.sampled_from(["change", "remove", "add", "swap", *(["cut"] if len(links) > 1 else [])]))
+    tampered = list(links)
+    match how:
+        case "change":
+            field = data.draw(st.sampled_from(Link._fields))
+            old = getattr(links[at], field)
+            other: dict[str, st.SearchStrategy[object]] = {
+                "sequence": st.integers(0, 99),
+                "at": st.floats(0, 2e9),
+                "run_id": st.none() | st.text(),
+            }
+            new = data.draw(other.get(field, st.text()).filter(lambda value: value != old))
+            tampered[at] = links[at]._replace(**{field: new})
+        case "remove":
+            del tampered[at]
+        case "add":
+            tampered.insert(at, data.draw(st.sampled_from(links)))
+        case "swap":
+            other_at = data.draw(st.integers(0, len(links) - 1).filter(lambda n: n != at or len(links) == 1))
+            tampered[at], tampered[other_at] = links[other_at], links[at]
+            if tampered == links:
+                return
+        case "cut":
+            tampered = links[:at]
+    with pytest.raises(JournalBroken):
+        check_chain(tampered, report)
+
+
+@pytest.fixture
+def worked(
+    store: Store, new_run: Callable[..., RunRecord], do_round: Callable[..., RoundRecord]
+) -> tuple[Store, JournalReport]:
+    """A store with two runs and eight rows of journal."""
+    new_run("r")
+    new_run("other")
+    with store.acquire("r") as lease:
+        do_round(lease, 1)
+        do_round(lease, 2)
+    return store, store.verify_journal()
+
+
+def test_the_journal_tells_what_happened(worked: tuple[Store, JournalReport]) -> None:
+    store, report = worked
+    rows = list(store.journal())
+    assert (report.rows, report.head) == (8, rows[-1].hash)
+    assert [row.sequence for row in rows] == list(range(1, 9))
+    assert [row.kind for row in rows if row.run_id == "r"] == [
+        "run.created",
+        *["charge.reserved", "round.sealed", "round.committed"] * 2,
+    ]
+    assert list(store.journal("other")) == [rows[1]]
+    assert rows[2].content == {
+        "fence": 1,
+        "population": "p",
+        "round": 1,
+        "collection": 1,
+        "event": {"event": "none"},
+    }
+    assert rows[3].content == {"fence": 1, "round": 1, "collection": 1}  # and no hash of what was sealed
+    assert all(before.hash == after.previous for before, after in zip(rows, rows[1:], strict=False))
+
+
+def test_rows_come_in_pages(worked: tuple[Store, JournalReport], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = worked
+    whole = list(store.journal())
+    for page in (1, 3, 4, 8):
+        monkeypatch.setattr("fl_components.store.store._PAGE", page)
+        assert list(store.journal()) == whole
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE journal SET content = replace(content, '\"round\":1', '\"round\":2')", "row 3 has been changed"),
+        ("UPDATE journal SET at = at + 1 WHERE sequence = 5", "row 5 has been changed"),
+        ("UPDATE journal SET run_id = NULL WHERE sequence = 5", "row 5 has been changed"),
+        ("UPDATE journal SET hash = previous WHERE sequence = 5", "row 5 has been changed"),
+        ("UPDATE journal SET previous = hash WHERE sequence = 5", "row 5 does not follow"),
+        ("DELETE FROM journal WHERE sequence = 4", "row 4 is missing"),
+        ("DELETE FROM journal WHERE sequence = 8", "has 7 rows"),
+        ("DELETE FROM journal", "has 0 rows"),
+        ("UPDATE journal_head SET rows = 7", "its head says 7"),
+        ("UPDATE journal_head SET hash = 'f'", "ending in f"),
+        ("DELETE FROM journal_head", "0 heads"),
+        (
+            "UPDATE journal SET kind = b.kind, content = b.content, at = b.at, hash = b.hash FROM journal AS b "
+            "WHERE journal.sequence + b.sequence = 9 AND journal.sequence IN (4, 5)",
+            "row 4 has been changed",
+        ),
+        (
+            "INSERT INTO journal SELECT 9, at, run_id, kind, content, hash, hash FROM journal WHERE sequence = 8",
+            "row 9 has been changed",
+        ),
+    ],
+)
+def test_tampering_is_found_and_named(worked: tuple[Store, JournalReport], statement: str, message: str) -> None:
+    store, _ = worked
+    with store._transaction() as connection:
+        connection.execute(text(statement.replace(":", r"\:")))
+    with pytest.raises(JournalBroken, match=message):
+        store.verify_journal()
+
+
+def test_a_transaction_that_fails_leaves_no_row(worked: tuple[Store, JournalReport]) -> None:
+    store, before = worked
+    with store.acquire("r") as lease, pytest.raises(ZeroDivisionError), lease._fenced() as connection:
+        lease._append(connection, "attempt.begun", {})
+        raise ZeroDivisionError
+    assert store.verify_journal() == before
+
+
+def test_appends_of_many_threads_make_one_chain(
+    open_store: Callable[..., Store], new_run: Callable[..., RunRecord]
+) -> None:
+    import threading
+
+    stores = [open_store() for _ in range(4)]
+    for n in range(len(stores)):
+        new_run(f"r{n}")
+
+    def work(n: int) -> None:
+        with stores[n].acquire(f"r{n}") as lease:
+            for _ in range(5):
+                lease.begin_attempt()
+
+    threads = [threading.Thread(target=work, args=[n]) for n in range(len(stores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stores[0].verify_journal().rows == 4 + 4 * 5
+
+
+def test_a_report_is_a_plain_value() -> None:
+    assert dataclasses.astuple(JournalReport(0, GENESIS)) == (0, GENESIS)

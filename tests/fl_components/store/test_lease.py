@@ -1,0 +1,301 @@
+"""Who may work on a run: real processes that live, die, stop and wake up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from fl_components.errors import LeaseHeld, LeaseLost
+from fl_components.store import Lease, RoundRecord, RunRecord, Store
+from fl_components.store.schema import leases
+
+EVENT = {"event": "none"}
+NewRun = Callable[..., RunRecord]
+DoRound = Callable[..., RoundRecord]
+
+
+def wait_for(condition: Callable[[], object], deadline_s: float = 20) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come about"
+        time.sleep(0.01)
+
+
+def change_lease(store: Store, **values: Any) -> None:
+    with store._transaction() as connection:
+        connection.execute(update(leases).values(**values))
+
+
+def forbid_waiting(sentence: str) -> None:
+    raise AssertionError(f"waited: {sentence}")
+
+
+def test_each_holder_has_a_higher_fence(store: Store, new_run: NewRun) -> None:
+    new_run()
+    fences = []
+    for _ in range(3):
+        with store.acquire("r", say=forbid_waiting) as lease:
+            fences.append(lease.fence)
+            assert not lease.lost
+    assert fences == [1, 2, 3]
+    with pytest.raises(LeaseLost, match="released"):
+        lease.begin_attempt()
+
+
+def test_a_run_held_by_a_live_process_is_refused(store: Store, new_run: NewRun) -> None:
+    import os
+
+    new_run()
+    new_run("other")
+    with store.acquire("r"), store.acquire("other"):  # another run is no matter
+        with pytest.raises(LeaseHeld) as caught:
+            store.acquire("r", say=forbid_waiting)
+        assert str(os.getpid()) in caught.value.message
+        assert caught.value.hint
+
+
+def test_a_live_holder_in_another_process_is_refused_and_a_killed_one_superseded_at_once(
+    store: Store, new_run: NewRun, start_holder: Callable[..., Any], do_round: DoRound
+) -> None:
+    new_run()
+    holder = start_holder()
+    with pytest.raises(LeaseHeld, match=f"process {holder.pid} on host"):
+        store.acquire("r", say=forbid_waiting)
+    assert holder.ask("lease.reserve(1, {'event': 'none'})") == "1"
+    holder.kill()
+    with store.acquire("r", say=forbid_waiting) as lease:
+        assert lease.fence == 2
+        do_round(lease, 1)
+    assert len(store.charges()) == 1
+
+
+def test_a_killed_holder_whose_parent_has_not_noticed_is_dead(
+    store: Store, new_run: NewRun, start_holder: Callable[..., Any]
+) -> None:
+    new_run()
+    holder = start_holder()
+    holder.kill(reap=False)  # a zombie, until its parent asks for its exit status
+    with pytest.raises(LeaseHeld) if False else _until_dead(holder.pid):
+        store.acquire("r", say=forbid_waiting).release()
+
+
+def _until_dead(pid: int) -> Any:
+    import contextlib
+
+    import psutil
+
+    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    return contextlib.nullcontext()
+
+
+def test_a_pid_that_was_given_to_another_process_is_not_the_holder(store: Store, new_run: NewRun) -> None:
+    new_run()
+    lease = store.acquire("r")
+    change_lease(store, process_started_s=1.0)  # the holder was another process with this pid
+    with store.acquire("r", say=forbid_waiting) as newer:
+        assert newer.fence == lease.fence + 1
+    lease.release()
+
+
+@pytest.mark.parametrize("elsewhere", [{"host": "far"}, {"boot_id": "another"}, {"pid_namespace": "pid:[1]"}])
+def test_a_holder_elsewhere_is_waited_for_until_its_lease_lapses(
+    store: Store, new_run: NewRun, start_holder: Callable[..., Any], elsewhere: dict[str, str]
+) -> None:
+    new_run()
+    start_holder().kill()
+    change_lease(store, lapse_s=0.6, **elsewhere)
+    said: list[str] = []
+    with store.acquire("r", say=said.append) as lease:
+        assert lease.fence == 2
+    # On a slow machine the lapse may have passed by the time of the first look.
+    assert len(said) <= 1
+    assert all("waiting" in sentence for sentence in said)
+
+
+def test_a_holder_elsewhere_that_is_heard_of_is_refused(
+    open_store: Callable[..., Store], store: Store, new_run: NewRun
+) -> None:
+    new_run()
+    with open_store(heartbeat_s=0.2, lapse_s=20).acquire("r"):
+        change_lease(store, host="far")
+        said: list[str] = []
+        with pytest.raises(LeaseHeld, match="host far"):
+            store.acquire("r", say=said.append)
+        assert len(said) == 1
+        assert "on host far" in said[0]
+
+
+def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_it_wakes(
+    home: Path, store: Store, new_run: NewRun, start_holder: Callable[..., Any], do_round: DoRound
+) -> None:
+    new_run()
+    holder = start_holder(heartbeat_s=0.1, lapse_s=1.0)
+    assert holder.ask("lease.reserve(1, {'event': 'none'})") == "1"
+    assert holder.ask("lease.seal(1, 1, b'sum')") == "None"
+    holder.signal(signal.SIGSTOP)
+    said: list[str] = []
+    with store.acquire("r", say=said.append) as lease:
+        assert lease.fence == 2
+        do_round(lease, 1)
+        holder.signal(signal.SIGCONT)
+        for call in [
+            "lease.reserve(2, {'event': 'none'})",
+            "lease.seal(2, 1, b'late')",
+            "lease.commit(1, state=b'late', params_digest='f', result={})",
+            "lease.commit(2, state=b'late', params_digest='f', result={})",
+            "lease.finish('Completed')",
+            "lease.begin_attempt()",
+            "lease.note(tracked_round=7)",
+            "lease.collect_garbage()",
+        ]:
+            assert holder.ask(call) == "LeaseLost", call
+        assert holder.ask("lease.lost") == "True"
+        assert holder.ask("lease.release()") == "None"
+        do_round(lease, 2)  # releasing a lost lease does not release its successor's
+        assert not lease.lost
+    assert store.run("r").committed_round == 2
+    assert [charge.state for charge in store.charges()] == ["spent", "spent"]
+    assert {path.parent.name for path in (home / "blobs" / "r").rglob("*") if path.is_file()} == {"000000", "000002"}
+
+
+def test_a_stopped_holder_that_wakes_in_time_keeps_its_lease(
+    store: Store, new_run: NewRun, start_holder: Callable[..., Any]
+) -> None:
+    import psutil
+
+    new_run()
+    holder = start_holder(heartbeat_s=0.2, lapse_s=20)
+    holder.signal(signal.SIGSTOP)
+    wait_for(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED)
+    with pytest.raises(LeaseHeld):
+        store.acquire("r", say=lambda _: holder.signal(signal.SIGCONT))
+    assert holder.ask("lease.begin_attempt()") == "1"
+
+
+def supersede(store: Store) -> None:
+    change_lease(store, fence=leases.c.fence + 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda lease: lease.reserve(1, EVENT),
+        lambda lease: lease.seal(1, 1, b"late"),
+        lambda lease: lease.commit(1, state=b"late", params_digest="f", result={}),
+        lambda lease: lease.finish("Completed"),
+        lambda lease: lease.begin_attempt(),
+        lambda lease: lease.note(tracked_round=7),
+        lambda lease: lease.collect_garbage(),
+    ],
+    ids=["reserve", "seal", "commit", "finish", "begin_attempt", "note", "collect_garbage"],
+)
+def test_a_superseded_lease_changes_nothing(
+    home: Path, store: Store, new_run: NewRun, call: Callable[[Lease], object]
+) -> None:
+    new_run()
+    with store.acquire("r") as lease:
+        lease.reserve(1, EVENT)
+        supersede(store)
+
+        def everything() -> Any:
+            blobs = {path: path.read_bytes() for path in (home / "blobs").rglob("*") if path.is_file()}
+            return store.run("r"), store.charges(), store.rounds("r"), list(store.journal()), blobs
+
+        before = everything()
+        with pytest.raises(LeaseLost, match="taken run r over"):
+            call(lease)
+        assert lease.lost
+        assert everything() == before
+
+
+@pytest.mark.parametrize("step", ["seal", "commit"])
+def test_a_holder_superseded_between_blob_and_row_leaves_only_garbage(
+    store: Store, new_run: NewRun, do_round: DoRound, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    new_run()
+    late = store.acquire("r")
+    late.reserve(1, EVENT)
+    if step == "commit":
+        late.seal(1, 1, b"sum 1")
+    write = store._blobs.write
+
+    def stop_after_writing(run_id: str, fence: int, data: bytes) -> str:
+        key = write(run_id, fence, data)
+        monkeypatch.undo()
+        change_lease(store, lapse_s=0.0)  # it was silent for too long
+        with store.acquire("r") as newer:
+            do_round(newer, 1)
+            assert newer.collect_garbage() == 1  # what the late one has just written
+        return key
+
+    monkeypatch.setattr(store._blobs, "write", stop_after_writing)
+    with pytest.raises(LeaseLost):
+        if step == "seal":
+            late.seal(1, 1, b"late")
+        else:
+            late.commit(1, state=b"late", params_digest="f", result={})
+    assert store.state_blob("r") == b"state 1"
+    late.release()
+
+
+def test_the_heartbeat_keeps_the_lease_and_notices_its_loss(
+    open_store: Callable[..., Store], store: Store, new_run: NewRun
+) -> None:
+    new_run()
+
+    def heartbeat_at() -> float:
+        with store._database.snapshot() as connection:
+            return float(connection.execute(leases.select()).one().heartbeat_at)
+
+    lease = open_store(heartbeat_s=0.05, lapse_s=20).acquire("r")
+    first = heartbeat_at()
+    wait_for(lambda: heartbeat_at() > first)
+    supersede(store)
+    wait_for(lambda: lease.lost)
+    lease.release()
+
+
+def test_the_heart_goes_on_after_a_fault_of_the_database(
+    open_store: Callable[..., Store], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fl_components.errors import StoreError
+
+    new_run()
+    store = open_store(heartbeat_s=0.05, lapse_s=20)
+    lease = store.acquire("r")
+    beats: list[bool] = []
+    transaction = store._transaction
+
+    def faulty() -> Any:
+        beats.append(len(beats) % 2 == 0)
+        if beats[-1]:
+            raise StoreError("the disk is full")
+        return transaction()
+
+    monkeypatch.setattr(store, "_transaction", faulty)
+    wait_for(lambda: len(beats) >= 4)
+    monkeypatch.undo()
+    assert not lease.lost
+    lease.begin_attempt()
+    lease.release()
+
+
+def test_a_lease_ends_with_its_block_whatever_happens_in_it(store: Store, new_run: NewRun) -> None:
+    new_run()
+    with pytest.raises(KeyError), store.acquire("r"):
+        raise KeyError("a bug")
+    with store.acquire("r", say=forbid_waiting):
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name == "lease r"]
+
+
+def test_a_lapse_needs_several_heartbeats(open_store: Callable[..., Store]) -> None:
+    with pytest.raises(ValueError, match="heartbeat_s"):
+        open_store(heartbeat_s=5, lapse_s=6)
