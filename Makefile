@@ -44,7 +44,7 @@ train: $(SERVER)  ## Train on the example (CONFIG=FILE for another configuration
 
 .PHONY: ui
 ui: $(SERVER)  ## Serve the Prefect and MLflow pages of your runs until Ctrl-C
-	$(BIN)/fedrounds up
+	$(BIN)/fedrounds ui
 
 .PHONY: test
 test: $(DEV)  ## Run the quick tests (PYTEST_ARGS="..." replaces "-n 2")

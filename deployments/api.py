@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,7 +74,10 @@ def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> 
 def runs(limit: int | None = 50) -> list[dict[str, Any]]:
     """The runs of this store, the newest first."""
     with Store.open() as store:
-        return [run_data(store, run) for run in store.runs(limit=limit)]
+        return [
+            _summary(run, store.rounds(run.run_id, after=run.committed_round - run.config["evaluation"]["every"]))
+            for run in store.runs(limit=limit)
+        ]
 
 
 def show(run: str) -> dict[str, Any]:
@@ -141,8 +147,23 @@ def config_schema() -> dict[str, Any]:
 def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
     """A run as people and programs are told of it (`train --json`, `show --json`)."""
     rounds = store.rounds(run.run_id)
-    latest = _latest_metrics(rounds)
+    return _summary(run, rounds) | {
+        "privacy": dict.fromkeys(("epsilon", "delta", "unit", "neighbouring", "accountant")),
+        "communication": {
+            name: int(sum(row.result["metrics"][f"communication/{name}"] for row in rounds))
+            for name in ("upload_bytes", "download_bytes")
+        },
+        "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES},
+    }
+
+
+def _summary(run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What `runs` lists of a run. `rounds` are its last ones: as far back as an evaluation."""
+    latest: dict[str, float] = {}
+    for row in rounds:  # a round that was not evaluated leaves an earlier evaluation standing
+        latest |= row.result["metrics"]
     prefix = "baseline/"
+    flow_run = run.prefect_flow_runs[-1] if run.prefect_flow_runs else {"id": None, "url": None}
     return {
         "run_id": run.run_id,
         "name": run.name,
@@ -157,26 +178,12 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
         "updated_at": run.updated_at,
         "metrics": {name: value for name, value in latest.items() if not name.startswith(prefix)},
         "baselines": {name.removeprefix(prefix): value for name, value in latest.items() if name.startswith(prefix)},
-        "privacy": dict.fromkeys(("epsilon", "delta", "unit", "neighbouring", "accountant")),
-        "communication": {
-            name: int(sum(row.result["metrics"][f"communication/{name}"] for row in rounds))
-            for name in ("upload_bytes", "download_bytes")
-        },
-        "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES},
         "mlflow_run_id": run.mlflow_run_id,
         "model_uri": run.model_uri,
-        "prefect_flow_run_id": run.prefect_flow_runs[-1]["id"] if run.prefect_flow_runs else None,
-        "prefect_flow_run_url": run.prefect_flow_runs[-1]["url"] if run.prefect_flow_runs else None,
+        "prefect_flow_run_id": flow_run["id"],
+        "prefect_flow_run_url": flow_run["url"],
         "error": run.error,
     }
-
-
-def _latest_metrics(rounds: Sequence[RoundRecord]) -> dict[str, float]:
-    """Each metric's last value: a round that was not evaluated leaves the evaluation of an earlier one standing."""
-    latest: dict[str, float] = {}
-    for row in rounds:
-        latest |= row.result["metrics"]
-    return latest
 
 
 def _train(
@@ -185,6 +192,7 @@ def _train(
     from deployments.stack.connection import client_settings, connect
 
     with connect(say=lambda text: _tell(on_progress, text)) as connection:  # boots while torch is imported
+        _tell(on_progress, "loading PyTorch, Prefect and the data")
         from prefect import tags
 
         from flows.training import federated_training
@@ -194,14 +202,40 @@ def _train(
         run_id = run_id or new_run_id()
         with session(run_id, config, overrides, on_progress or nobody_listens) as running:
             connection.wait()
-            with client_settings(connection), tags(f"run:{run_id}"):
+            with (
+                client_settings(connection),
+                tags(f"run:{run_id}"),
+                _first_interrupt_stops(running.hub.cancelled) as interrupted,
+            ):
                 try:
                     federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True)
                 except Exception as error:  # Prefect's own: what the run raised is in running.error
                     running.error = running.error or error
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             if running.error is not None:
                 raise running.error
             return run_data(running.hub.store, running.hub.refresh())
+
+
+@contextmanager
+def _first_interrupt_stops(cancelled: threading.Event) -> Iterator[threading.Event]:
+    """The first Ctrl-C asks the run to stop before its next stage; the second interrupts at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield interrupted
+        return
+
+    def stop(*_: object) -> None:
+        interrupted.set()
+        cancelled.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _tell(on_progress: OnProgress | None, text: str) -> None:

@@ -42,7 +42,10 @@ class FederationConfig(Rule):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="the MLflow experiment")
     population: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="clients that share one privacy budget"
+        default_factory=lambda fields: fields["name"],
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="clients that share one privacy budget; the name when it is not given",
     )
     rounds: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, description="decides all public randomness")
@@ -56,11 +59,6 @@ class FederationConfig(Rule):
     privacy: Privacy = NoPrivacy()
     evaluation: Evaluation = Evaluation()
     execution: Execution = LocalExecution()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _population_is_the_name_unless_given(cls, fields: Any) -> Any:
-        return {"population": fields["name"], **fields} if isinstance(fields, Mapping) and "name" in fields else fields
 
     @field_validator("name", "population", mode="before")
     @classmethod
@@ -100,7 +98,8 @@ def parse_config(fields: Mapping[str, Any]) -> FederationConfig:
     try:
         return FederationConfig.model_validate(fields)
     except ValidationError as error:
-        sentences = [_sentence(details, fields) for details in error.errors()]
+        problems = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
+        sentences = [_sentence(details) for details in problems if not _follows_from_another(details, problems)]
         raise ConfigError(
             "; ".join(dict.fromkeys(sentences)), hint="`fedrounds config schema` lists every field"
         ) from None
@@ -136,11 +135,31 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML takes the last of two equal keys without a word; here that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        seen = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which a key may override
+                continue
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.append(key)
         return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Raises ValueError, with one line that says where, when `text` is not YAML."""
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        raise ValueError(f"{' '.join(filter(None, [error.context, error.problem]))}{place}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, a number of 5,000 digits
+        raise ValueError(" ".join(str(error).replace(' in "<unicode string>"', "").split())) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -153,9 +172,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
     try:
-        fields = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        fields = _parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} holds no fields", hint="examples/heart_disease.yaml is one to start from")
     return fields
@@ -166,53 +185,103 @@ def _with_override(fields: Mapping[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(path.split(".")):
         raise ConfigError(f"{override!r} is not of the form a.b=value", hint="for instance training.learning_rate=0.1")
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value in {override!r} is not YAML: {' '.join(str(error).split())}") from error
-    return _set(fields, path.split("."), value, override)
+        value = _parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"the value in {override!r} is not YAML: {error}") from error
+    return _set(fields, (), path.split("."), value, override)
 
 
-def _set(fields: Mapping[str, Any], path: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+def _set(
+    fields: Mapping[str, Any], above: Sequence[str], path: Sequence[str], value: Any, override: str
+) -> dict[str, Any]:
     if len(path) == 1:
         return {**fields, path[0]: value}
     inner = fields.get(path[0])
+    above = (*above, path[0])
     if inner is not None and not isinstance(inner, Mapping):
-        raise ConfigError(f"{override!r}: {path[0]} is {inner!r}, which has no fields to set")
-    return {**fields, path[0]: _set(inner or {}, path[1:], value, override)}
+        raise ConfigError(f"{override!r}: {'.'.join(above)} is {inner!r}, which has no fields to set")
+    return {**fields, path[0]: _set(inner or {}, above, path[1:], value, override)}
 
 
-def _sentence(details: ErrorDetails, fields: Mapping[str, Any]) -> str:
+_WORDS = {
+    "Input should be": "it must be",
+    "String should": "it must",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    ", unable to interpret input": "",
+    ", got a number with a fractional part": "",
+}
+
+
+def _sentence(details: ErrorDetails) -> str:
     """One plain sentence for one of pydantic's errors."""
     path, model = _locate(details["loc"])
-    where = ".".join(path) or "the configuration"
+    where, found = ".".join(path) or "the configuration", _short(details["input"])
     context = details.get("ctx", {})
     match details["type"]:
-        case "extra_forbidden":
+        case "extra_forbidden" | "invalid_key":
             *parent, name = path
-            known = sorted(model.model_fields) if model else []
-            return f"{'.'.join(path)} is not a field of {'.'.join(parent) or 'a configuration'}{_nearest(name, known)}"
+            return f"{where} is not a field of {_group(parent, model)}{_nearest(name, _fields(model))}"
         case "missing":
-            return f"{'.'.join(path)} is missing"
+            return f"{where} is missing"
         case "union_tag_invalid":
             kinds = [kind.strip(" '") for kind in context["expected_tags"].split(",")]
-            return f"{'.'.join(path)}.kind is {context['tag']!r}{_nearest(str(context['tag']), kinds)}"
+            return f"{where}.kind is {context['tag']!r}{_nearest(str(context['tag']), kinds)}"
         case "union_tag_not_found":
-            return f"{'.'.join(path)}.kind is missing (which rule of {path[-1]}?)"
-        case "literal_error" if path[-1] == "kind":
-            return f"{'.'.join(path)} is {details['input']!r}; it must be {context['expected']}"
+            return f"{where}.kind is missing; known are {', '.join(_kinds_of(path[-1]))}"
         case "model_type" | "model_attributes_type":
-            return (
-                f"{where} is {_short(details['input'])}; it must be a group of fields"
-            )
-        case "value_error":
+            return f"{where} is {found}; it must be a group of fields"
+        case "value_error" if isinstance(details["input"], Mapping):  # a law between fields names them itself
             return str(context["error"])
+        case "value_error":
+            return f"{where} is {found}: {context['error']}"
+        case "string_pattern_mismatch":
+            return f"{where} is {found}: it must be letters, digits, '_', '.' and '-', the first a letter or digit"
+        case "bool_for_number":
+            name = context["field"]
+            return f"{'.'.join([*path, name])} is {_short(details['input'][name])}: it must be a number"
+        case "too_short":
+            return f"{where} is {found}: it must have at least {context['min_length']} item"
+        case "tuple_type":
+            return f"{where} is {found}: it must be a list"
         case _:
-            wanted = details["msg"].replace("Input should be", "it must be").replace("String should", "it should")
-            return f"{where} is {_short(details['input'])}: {wanted[0].lower()}{wanted[1:]}"
+            wanted = details["msg"]
+            for pydantics, ours in _WORDS.items():
+                wanted = wanted.replace(pydantics, ours)
+            return f"{where} is {found}: {wanted[0].lower()}{wanted[1:]}"
+
+
+def _follows_from_another(details: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
+    """pydantic also finds a list too short when each of its items is wrong."""
+    loc = details["loc"]
+    return details["type"] == "too_short" and any(
+        other["loc"][: len(loc)] == loc and len(other["loc"]) > len(loc) for other in problems
+    )
+
+
+def _group(path: Sequence[str], model: type[BaseModel] | None) -> str:
+    if not path:
+        return "a configuration"
+    kinds = _kinds(model) if model is not None and len(_kinds_of(path[-1])) > 1 else ()
+    return " ".join([".".join(path), *kinds])
+
+
+def _fields(model: type[BaseModel] | None) -> list[str]:
+    return list(model.model_fields) if model is not None else []
+
+
+def _kinds_of(family: str) -> list[str]:
+    """The kinds of rule that a field of the configuration can hold."""
+    field = FederationConfig.model_fields.get(family)
+    return [kind for model in _models(field.annotation) for kind in _kinds(model)] if field is not None else []
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # as YAML writes them
     return text if len(text) <= 60 else text[:57] + "..."
 
 

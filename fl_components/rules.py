@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 from fl_components.errors import ConfigError
 
@@ -28,6 +30,15 @@ class Rule(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_not_the_number_one(cls, fields: Any) -> Any:
+        for name, value in fields.items() if isinstance(fields, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and {int, float} & {field.annotation, *get_args(field.annotation)}:
+                raise PydanticCustomError("bool_for_number", "{field} must be a number", {"field": name})
+        return fields
 
 
 def import_attribute(path: str, field: str) -> Any:
@@ -47,7 +58,7 @@ def import_attribute(path: str, field: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module_name.startswith(error.name):
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{field}: {module_name} imports {error.name}, which is not installed", hint=f"install {error.name}"
             ) from error

@@ -196,9 +196,12 @@ def pack(tensors: Tensors, header: Mapping[str, Any]) -> bytes:
 def unpack(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The inverse of `pack`. Raises `StoreError` when `data` is not such a file."""
     try:
-        return load(data), json.loads(read_metadata(data)["fedrounds"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        tensors, header = load(data), json.loads(read_metadata(data)["fedrounds"])
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:  # RecursionError: a deeply nested header
         raise StoreError(f"not a checkpoint of fedrounds: {error}") from error
+    if not isinstance(header, dict):
+        raise StoreError(f"not a checkpoint of fedrounds: its header is a {type(header).__name__}")
+    return tensors, header
 
 
 def read_metadata(data: bytes) -> dict[str, str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from prefect import State, flow, tags
+from prefect import State, flow, get_run_logger, tags
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
@@ -17,11 +17,13 @@ from prefect.states import Cancelled, Completed, Failed
 from fl_components.errors import FedroundsError, RunCancelled, StoreError, TooFewClients
 from flows.prefect_runs import cancellation_watched, crash_stale_runs, without_heartbeat
 from flows.round import federated_round
-from tasks.session import Session, run_id_of_flow_run, session
-from tasks.tracking import Tracker
+from tasks.progress import Progress
+from tasks.session import Session, loggable_model, run_id_of_flow_run, session
+from tasks.tracking import Tracker, catch_up
 from tasks.views import RunArtifact
 
 TRACKING_TIMEOUT_S = 60.0
+METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
 
 
 @flow(name="federated-training", persist_result=False, validate_parameters=False)
@@ -36,7 +38,8 @@ def federated_training(
         run_id: the run to begin, or to go on with. By default derived from this flow run, so that a retry goes on.
     """
     flow_run_id = _flow_run_id()
-    with session(run_id or run_id_of_flow_run(flow_run_id), config, overrides or ()) as running:
+    run_id = run_id or run_id_of_flow_run(flow_run_id)
+    with session(run_id, config, overrides or (), listener=_log) as running:
         running.flow_run = {"id": str(flow_run_id), "url": f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"}
         with _prefect_told(running, flow_run_id), _tracked(running):
             return _attempt(running, flow_run_id)
@@ -47,7 +50,7 @@ def _attempt(running: Session, flow_run_id: UUID) -> State[Any]:
     hub = running.hub
     hub.lease.begin_attempt()
     running.tracker.poke()
-    running.tell("run", round=hub.refresh().committed_round)
+    running.tell("run", hub.config.name, round=hub.refresh().committed_round)
     try:
         with cancellation_watched(flow_run_id, hub.cancelled):
             settings = without_heartbeat()
@@ -117,14 +120,27 @@ def _tracked(running: Session) -> Iterator[None]:
     try:
         yield
     finally:
-        running.tell("message", "writing the model to MLflow")
+        if running.error is None:
+            running.say("writing the model to MLflow")
         report = running.tracker.close(TRACKING_TIMEOUT_S)
         if report.error is not None:
             running.say(
                 f"MLflow lacks {report.pending_rounds} rounds of this run ({report.error}); "
-                f"`fedrounds resume {running.run_id}` writes them when it is back"
+                f"the next training, or `fedrounds resume {running.run_id}`, writes them when it is back"
             )
+        else:  # what earlier runs could not tell MLflow, or were killed before they did
+            store = running.hub.store
+            catch_up(store, model=lambda run: loggable_model(store, run), say=running.say)
         running.tell("end")
+
+
+def _log(news: Progress) -> None:
+    """Where no command listens, what people should know goes to the flow run's log."""
+    if news.kind == "message":
+        get_run_logger().info(news.text)
+    elif news.kind == "round":
+        shown = ", ".join(f"{name} {news.metrics[name]:.4f}" for name in METRICS_LOGGED if name in news.metrics)
+        get_run_logger().info("round %d of %d: %s", news.round, news.rounds, shown)
 
 
 def _flow_run_id() -> UUID:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_components.config import FederationConfig, load_config
+from fl_components.config import FederationConfig, load_config, parse_config
 from fl_components.errors import ConfigError
+from fl_components.server.federation import Federation, assemble
 from fl_components.server.hub import Hub, Start, open_hub, start_fresh_or_latest
-from fl_components.store import Store
-from fl_components.values import Float32
+from fl_components.store import RunRecord, Store
+from fl_components.values import Float32, ServerState
 from tasks.progress import Listener, Progress, nobody_listens
 from tasks.tracking import LoggableModel, Tracker, load_start_parameters
 
@@ -51,15 +52,21 @@ class Session:
 
     def loggable_model(self) -> LoggableModel:
         """The model with its last committed parameters, as MLflow registers it."""
-        federation = self.hub.federation
-        return LoggableModel(
-            module=copy.deepcopy(federation.trained_module(self.hub.state().params_D)),
-            example=federation.data.x_train[:2],
-            name=self.hub.config.name,
-        )
+        return _loggable(self.hub.federation, self.hub.state())
 
     def say(self, text: str) -> None:
         self.tell("message", text)
+
+
+def loggable_model(store: Store, run: RunRecord) -> LoggableModel:
+    """The same for a run that this process does not hold: its data and model are loaded anew."""
+    federation = assemble(parse_config(run.config), run.source_folder or None)
+    return _loggable(federation, ServerState.from_bytes(store.state_blob(run.run_id)))
+
+
+def _loggable(federation: Federation, state: ServerState) -> LoggableModel:
+    module = copy.deepcopy(federation.trained_module(state.params_D))  # MLflow exports it in a thread of its own
+    return LoggableModel(module=module, example=federation.data.x_train[:2], name=federation.config.name)
 
 
 def new_run_id() -> str:

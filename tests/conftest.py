@@ -65,6 +65,9 @@ def postgres_url() -> Iterator[str]:
             f"port={port}",
             f"unix_socket_directories={folder}",
             "fsync=off",  # these databases need not outlive the machine
+            "synchronous_commit=off",
+            "full_page_writes=off",
+            "autovacuum=off",
             "shared_buffers=32MB",
         ]
         with open(folder / "log", "wb") as log:

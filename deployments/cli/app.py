@@ -46,7 +46,7 @@ def build() -> App:
     app.command(commands.ui, group=SERVERS, show=False)
     app.command(commands.deploy, group=SERVERS, sort_key=2)
 
-    journal = App(name="journal", help="The signed record of every durable step.", group=RECORDS)
+    journal = App(name="journal", help="The chained record of every durable step.", group=RECORDS)
     journal.command(commands.journal_verify, name="verify")
     app.command(journal)
     return app

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -156,7 +159,8 @@ class Lines(Display):
         self.heard.take(event, time.monotonic())
         match event.kind:
             case "run":
-                self._line(f"{self.heard.title}: run {self.heard.run_id}, {self.heard.rounds} rounds")
+                done = f", {self.heard.round} done" if self.heard.round else ""
+                self._line(f"{self.heard.title}: run {self.heard.run_id}, {self.heard.rounds} rounds{done}")
             case "round":
                 digits = len(str(self.heard.rounds))
                 values = "  ".join(f"{name} {value}" for name, value in self.heard.lines[-1].columns().items())
@@ -168,6 +172,41 @@ class Lines(Display):
         self.console.print(text, markup=False, soft_wrap=True)
 
 
+class AbovePanel(io.TextIOBase):
+    """Whatever else prints meanwhile: whole lines above the panel, which is drawn again below them.
+
+    Rich has such a thing, but a rich console writes past it, and so would Prefect's log. Who keeps this stream after
+    the panel has gone (a log handler does) writes to `stream` through it.
+    """
+
+    def __init__(self, live: Live, stream: TextIO) -> None:
+        self._live = live
+        self._stream = stream
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        if not self._live.is_started:
+            return self._stream.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._live.console.print(Text.from_ansi(line), soft_wrap=True)
+        return len(text)
+
+    def finish(self) -> None:
+        """Write out what is left of a line that was not ended."""
+        line, self._line = self._line, ""
+        self._stream.write(line)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
 class LivePanel(Display):
     """One panel that is redrawn in place. It goes when the run ends well, since the result follows, else it stays."""
 
@@ -177,13 +216,24 @@ class LivePanel(Display):
         self._started = time.monotonic()
         self._stopped = False
         self._spinner = Spinner("dots", style="cyan")
-        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
+        self._live = Live(
+            console=console,
+            get_renderable=self.render,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._redirects = ExitStack()
 
     def __call__(self, event: Progress) -> None:
         with self._lock:
             self.heard.take(event, time.monotonic())
 
     def __enter__(self) -> Display:
+        for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
+            above = AbovePanel(self._live, stream)
+            self._redirects.callback(above.finish)
+            self._redirects.enter_context(redirect(above))
         self._live.start()
         return self
 
@@ -193,6 +243,7 @@ class LivePanel(Display):
         self._stopped = error is not None
         self._live.transient = not self._stopped or not self.heard.begun
         self._live.stop()
+        self._redirects.close()
 
     def render(self) -> RenderableType:
         with self._lock:
@@ -200,7 +251,8 @@ class LivePanel(Display):
 
     def _panel(self, now: float) -> RenderableType:
         heard = self.heard
-        self._spinner.update(text=Text(heard.doing(), style="cyan"))
+        elapsed = whole_duration(now - self._started)
+        self._spinner.update(text=Text(heard.doing() if heard.begun else f"{heard.doing()}, {elapsed}", style="cyan"))
         if not heard.begun:
             return self._spinner
 
@@ -209,8 +261,8 @@ class LivePanel(Display):
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True, justify="right")
         left_s = heard.seconds_left(now)
-        times = f"{whole_duration(now - self._started)} so far"
-        if left_s is not None:
+        times = f"{elapsed} so far"
+        if left_s is not None and heard.round < heard.rounds:
             times += f", about {_roughly(left_s)} left"
         bar.add_row(
             Text(f"round {heard.round} of {heard.rounds}", style="bold"),
@@ -227,7 +279,7 @@ class LivePanel(Display):
             title_align="left",
             border_style="dim",
             padding=(1, 2),
-            width=min(self.console.width, 100),
+            width=min(self.console.width - 2, 100),  # room for the ^C that a terminal echoes: it must not wrap
         )
 
 

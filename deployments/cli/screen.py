@@ -50,8 +50,11 @@ class Screen:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = PipeConsole(stderr=as_json, highlight=False)
-        self.errors = PipeConsole(stderr=True, highlight=False)
+        # Words are shown as they are: a name with brackets is not markup.
+        self.console = PipeConsole(
+            file=sys.stderr if as_json else sys.stdout, markup=False, emoji=False, highlight=False
+        )
+        self.errors = PipeConsole(file=sys.stderr, markup=False, emoji=False, highlight=False)
         self.resumable: str | None = None  # the id of the run under way
         self._reply: dict[str, Any] | None = None
         self._redirects = ExitStack()
@@ -83,7 +86,7 @@ class Screen:
 
     def show(self, view: RenderableType) -> None:
         """Print for people. Tables keep to the width; lines of text, such as a long link, stay whole."""
-        self.console.print(view, markup=False, soft_wrap=True)
+        self.console.print(view, soft_wrap=True)
 
     def fail(self, code: str, message: str, hint: str | None, *, exit_code: int, label: str = "Error") -> int:
         """Say what went wrong and what would mend it; returns `exit_code`."""

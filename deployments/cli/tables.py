@@ -16,7 +16,13 @@ from deployments.cli.words import UNKNOWN, ago, number, size
 
 CLIENTS_SHOWN = 12
 STAGES_SHOWN = 3
-STATE_STYLES = {"Completed": "green", "Running": "cyan", "BudgetExhausted": "yellow", "Cancelled": "yellow"}
+STATE_STYLES = {
+    "Completed": "green",
+    "Running": "cyan",
+    "Pending": "cyan",
+    "BudgetExhausted": "yellow",
+    "Cancelled": "yellow",
+}
 
 
 def result(data: Mapping[str, Any]) -> RenderableType:

@@ -151,6 +151,7 @@ class EmbeddedServer(Connection):
     def __init__(self, home: Path, say: Say, *, idle_s: float) -> None:
         super().__init__(home)
         self._files = server_files(home)
+        self._say = say
         self._idle_s = idle_s
         self._ready = threading.Event()
         self._closed = threading.Event()
@@ -206,6 +207,7 @@ class EmbeddedServer(Connection):
                 if not is_locked(self._files.server_lock):  # it died, or was stopped
                     self._ready.clear()
                     self._child = None
+                    self._say("the local Prefect server has ended; starting it again")
             elif not self._find():
                 self._spawn_if_none()
             self._closed.wait(WATCH_INTERVAL_S if self._ready.is_set() else 0.05)

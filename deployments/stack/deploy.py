@@ -81,7 +81,7 @@ def deploy(
                     pull_steps=document["pull"],
                     tags=definition["tags"],
                     parameters=parameters,
-                    parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+                    parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
                     enforce_parameter_schema=definition["enforce_parameter_schema"],
                     schedules=[DeploymentScheduleCreate(schedule=timing, active=active)],
                     concurrency_limit=limit["limit"],

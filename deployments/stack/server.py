@@ -61,18 +61,19 @@ def serve(folder: str, idle_s: float) -> None:
 async def _serve(
     server: uvicorn.Server, listener: socket.socket, files: ServerFiles, record: ServerRecord, idle_s: float
 ) -> None:
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
+    beside = asyncio.create_task(_announce_and_leave_when_idle(server, files, record, idle_s))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        beside.cancel()
+
+
+async def _announce_and_leave_when_idle(
+    server: uvicorn.Server, files: ServerFiles, record: ServerRecord, idle_s: float
+) -> None:
+    while not server.started:
         await asyncio.sleep(0.02)
-    if server.started:
-        files.write_record(record)
-        idle = asyncio.create_task(_leave_when_idle(server, files, idle_s))
-        await serving
-        idle.cancel()
-    await serving  # raises what has ended a start that failed
-
-
-async def _leave_when_idle(server: uvicorn.Server, files: ServerFiles, idle_s: float) -> None:
+    files.write_record(record)
     idle_since = time.monotonic()
     while True:
         await asyncio.sleep(min(1.0, idle_s / 4))

@@ -112,6 +112,7 @@ def _wait_for_mlflow(url: str, process: subprocess.Popen[bytes], log: Path) -> N
 @contextlib.contextmanager
 def _worker(connection: Connection) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     command = ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--install-policy", "never"]
+    command += ["--name", f"fedrounds-{socket.gethostname()}"]
     environment = {"PREFECT_WORKER_QUERY_SECONDS": "5", **os.environ, **connection.environment()}
     with _process(command, environment, connection.home, "worker") as part:
         yield part

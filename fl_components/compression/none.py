@@ -27,7 +27,9 @@ class NoCompression(CompressionRule):
     def decompress(self, tensors: Tensors, num_parameters: int) -> Float32:
         delta_D = tensors.get("delta")
         if delta_D is None or len(tensors) != 1:
-            raise UpdateRejected(f"wrong_tensors: expected one tensor `delta`, got {sorted(tensors)}")
+            raise UpdateRejected(
+                f"wrong_tensors: expected one tensor `delta`, got {len(tensors)}: {sorted(tensors)[:3]}"[:200]
+            )
         if delta_D.dtype != np.float32 or delta_D.shape != (num_parameters,):
             raise UpdateRejected(
                 f"wrong_shape: expected float32 [{num_parameters}], got {delta_D.dtype} {list(delta_D.shape)}"

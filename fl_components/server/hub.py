@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Hub:
     on_stage: Say = nobody_listens
     seconds: dict[str, float] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    _round_began: float = 0.0
 
     @property
     def run_id(self) -> str:
@@ -44,6 +46,16 @@ class Hub:
     @property
     def config(self) -> FederationConfig:
         return self.federation.config
+
+    def begin_round(self) -> None:
+        """Start the clocks of a round."""
+        self.seconds.clear()
+        self._round_began = time.perf_counter()
+
+    @property
+    def round_seconds(self) -> float:
+        """Seconds since the round in hand began."""
+        return time.perf_counter() - self._round_began
 
     def refresh(self) -> RunRecord:
         """Read the run's row again."""
@@ -142,5 +154,9 @@ def open_hub(
             + "; the last bits of the model may differ"
         )
     lease = store.acquire(run_id, say=say)
-    lease.collect_garbage()
-    return Hub(store, lease, federation, store.run(run_id))
+    try:
+        lease.collect_garbage()
+        return Hub(store, lease, federation, store.run(run_id))
+    except BaseException:
+        lease.release()  # its heartbeat would hold the run for as long as this process lives
+        raise

@@ -52,7 +52,7 @@ def stage(function: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hu
 @stage
 def load(hub: Hub, round: int) -> ServerState:
     """The state after round - 1. Raises `RunFailed` when the run is not that far."""
-    hub.seconds.clear()
+    hub.begin_round()
     state = hub.state()
     if state.round != round - 1:
         raise RunFailed(f"round {round} cannot begin: the last committed round of run {hub.run_id} is {state.round}")
@@ -151,9 +151,10 @@ def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Flo
     num_parameters = hub.federation.num_parameters
     update = decode_update(frame, max_update_bytes(num_parameters))
     if update.client_id != client_id:
-        raise UpdateRejected(f"wrong_client: {client_id} sent an update in the name of {update.client_id}")
+        # What a client wrote is shown escaped and cut: the reason is kept, logged and printed.
+        raise UpdateRejected(f"wrong_client: {client_id} sent an update in the name of {update.client_id[:100]!a}")
     if update.base_digest != plan.base_digest:
-        raise UpdateRejected(f"stale_base: starts from {update.base_digest[:12]}, not from {plan.base_digest[:12]}")
+        raise UpdateRejected(f"stale_base: starts from {update.base_digest[:12]!a}, not from {plan.base_digest[:12]!r}")
     delta_D = hub.config.compression.decompress(update.tensors, num_parameters)
     if not np.isfinite(delta_D).all():
         raise UpdateRejected("not_finite: the update holds NaN or infinity")
@@ -180,7 +181,10 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
         )
     hub.lease.seal(plan.round, plan.collection, replace(collected, seconds=dict(hub.seconds)).to_bytes())
     pseudo_gradient_D = -hub.config.aggregation.aggregate(collected.partial)
-    params_D, optimizer = hub.config.server_optimizer.update(state.params_D, pseudo_gradient_D, state.server_optimizer)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
+        params_D, optimizer = hub.config.server_optimizer.update(
+            state.params_D, pseudo_gradient_D, state.server_optimizer
+        )
     if not np.isfinite(params_D).all():
         raise RunFailed(
             f"round {plan.round}: the server's parameters are no longer finite",
@@ -203,7 +207,7 @@ def commit(
     hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected, evaluated: dict[str, float]
 ) -> RoundResult:
     """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
-    result = round_result(state, collected, evaluated, hub.seconds)
+    result = round_result(state, collected, evaluated, hub.seconds, hub.round_seconds)
     hub.lease.commit(
         plan.round,
         state=state.to_bytes(),
@@ -218,9 +222,12 @@ def commit(
 
 
 def round_result(
-    state: ServerState, collected: Collected, evaluated: dict[str, float], seconds: dict[str, float]
+    state: ServerState, collected: Collected, evaluated: dict[str, float], seconds: dict[str, float], round_s: float
 ) -> RoundResult:
-    """What a round's row, MLflow and people are told. Its own commit is not in `seconds`: it is not over yet."""
+    """What a round's row, MLflow and people are told. Its own commit is not in `seconds`: it is not over yet.
+
+    `round_s` is the wall-clock time since the round was loaded, so what is between the stages counts as well.
+    """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
     rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
     metrics = {
@@ -232,7 +239,7 @@ def round_result(
         "communication/upload_bytes": collected.upload_bytes,
         "communication/download_bytes": collected.download_bytes,
         **{f"time/{name}_s": s for name, s in seconds.items()},
-        "time/round_s": sum(seconds.values()),
+        "time/round_s": round_s,
     }
     finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
     return RoundResult(state.round, state.params_digest, finite, rejected, seconds)

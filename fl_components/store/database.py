@@ -24,7 +24,7 @@ _MIGRATION_LOCK: Final = 0x0FED_2085  # PostgreSQL's advisory lock that lets one
 class Database:
     """An engine with two kinds of transactions: `transaction` writes, `snapshot` reads one state of all tables."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self._url = _checked(url)
         self.label = self._url.render_as_string(hide_password=True)
         if self._url.get_backend_name() == "sqlite":
@@ -71,7 +71,7 @@ class Database:
             raise known from error
 
 
-def open_database(url: str) -> Database:
+def open_database(url: str | URL) -> Database:
     """The database at `url`, with the newest schema. An empty one is filled, an older one migrated.
 
     Raises `StoreError` when it holds something else or comes from a newer fedrounds, `Unreachable` when its server
@@ -89,7 +89,7 @@ def open_database(url: str) -> Database:
     return database
 
 
-def _checked(url: str) -> URL:
+def _checked(url: str | URL) -> URL:
     hint = "write sqlite:////folder/fedrounds.db or postgresql://user@host/database"
     try:
         parsed = make_url(url)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import URL, Connection, Select, insert, select
 
 from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound
 from fl_components.store import journal as journal_
@@ -87,11 +87,11 @@ class Store:
         Raises:
             StoreError: the home cannot be written to, or the database is not a store that this version can use.
             Unreachable: the database's server does not answer.
+            NotInstalled: PostgreSQL's driver is missing.
         """
         folder = home_folder(home)
-        database = open_database(
-            database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or f"sqlite:///{folder / 'fedrounds.db'}"
-        )
+        in_home = URL.create("sqlite", database=str(folder / "fedrounds.db"))
+        database = open_database(database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or in_home)
         blobs = Blobs(blobs_url or os.environ.get("FEDROUNDS_BLOBS_URL") or str(folder / "blobs"))
         return cls(folder, database, blobs, heartbeat_s=heartbeat_s, lapse_s=lapse_s)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from fl_components.training.sgd import SGD
+from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Float32, UpdateBatch
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small models run many times faster on one BLAS thread than on several; the caller's setting comes back after."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train_cohort(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch.nn.functional import cross_entropy
 
 from fl_components.rules import Rule
+from fl_components.training.threads import one_thread
 from fl_components.values import Weighted
 
 BATCH_SIZE = 1024
@@ -27,7 +28,7 @@ def evaluate(module: torch.nn.Module, x: NDArray[Any], y: NDArray[np.int64]) -> 
     """Loss (mean cross-entropy) and accuracy of `module` on the examples, as sums that add."""
     loss_sum, correct = 0.0, 0
     module.eval()
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         for start in range(0, len(y), BATCH_SIZE):
             labels = torch.from_numpy(y[start : start + BATCH_SIZE])
             logits = module(torch.from_numpy(x[start : start + BATCH_SIZE]))

@@ -69,7 +69,7 @@ class SGD(Rule):
             for rows in self.batches(len(y), np.random.Generator(np.random.Philox(key=seed))):
                 batch = torch.from_numpy(rows)
                 loss = cross_entropy(module(inputs[batch]), labels[batch])
-                gradients = torch.autograd.grad(loss, parameters)
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
                 with torch.no_grad():
                     for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                         velocity.mul_(self.momentum).add_(gradient)

@@ -45,7 +45,7 @@ def decode_update(frame: bytes, max_bytes: int) -> Update:
     try:
         tensors, header = unpack(frame)
         client_id, base_digest = header["client_id"], header["base_digest"]
-    except (StoreError, KeyError, TypeError) as error:
+    except (StoreError, KeyError) as error:
         raise UpdateRejected("undecodable: not a frame") from error
     if not isinstance(client_id, str) or not isinstance(base_digest, str):
         raise UpdateRejected("undecodable: client_id and base_digest must be text")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fl_components.errors import ConfigError, Unreachable
@@ -125,12 +124,6 @@ def load_start_parameters(uri: str, *, tracking_uri: str | None = None) -> tuple
             version = client.get_model_version_by_alias(name, alias) if alias else None
             version = version or client.get_model_version(name, match["version"])
             source = client.get_model_version_download_uri(name, version.version)
-            params_D = _download_params(client, source, folder)
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ConfigError(
-                f"model.start_from: {uri} holds no parameters that can be read: {server.reason(error)}",
-                hint=f"give a model that fedrounds registered (beside it lies extra_files/{_PARAMS_FILE})",
-            ) from error
         except Exception as error:
             if server.is_refusal(error):
                 raise ConfigError(
@@ -138,9 +131,16 @@ def load_start_parameters(uri: str, *, tracking_uri: str | None = None) -> tuple
                     hint="see the registered models and their aliases in MLflow, or use fresh or latest",
                 ) from error
             raise Unreachable(
-                f"MLflow at {server.public_uri(where)} does not answer ({server.reason(error)}), "
-                f"and model.start_from is {uri}",
+                f"model.start_from is {uri}, and MLflow at {server.public_uri(where)} does not answer "
+                f"({server.reason(error)})",
                 hint="start MLflow or set MLFLOW_TRACKING_URI, or use fresh or latest",
+            ) from error
+        try:
+            params_D = _download_params(client, source, folder)
+        except Exception as error:
+            raise ConfigError(
+                f"model.start_from: the parameters of {uri} cannot be read from {source}: {server.reason(error)}",
+                hint=f"give a model that fedrounds registered: beside it lies extra_files/{_PARAMS_FILE}",
             ) from error
     expected = version.tags.get("params_digest")
     if expected is not None and params_digest(params_D) != expected:

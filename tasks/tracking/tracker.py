@@ -149,7 +149,8 @@ class Tracker:
         try:
             yield
         finally:
-            self._deadline = max(self._deadline, time.monotonic() + self._timeout_s)
+            if self._trouble is None:  # else each new attempt would be given more time
+                self._deadline = max(self._deadline, time.monotonic() + self._timeout_s)
             self._at_work = before
 
     def _is_late(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -106,6 +108,26 @@ def test_the_panel_goes_after_success_and_stays_after_an_error() -> None:
     stopped = last_frame(ValueError())
     assert not stopped.endswith(erase_line)
     assert "stopped after round 3" in stopped
+
+
+def test_what_prints_meanwhile_stands_above_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    panel = LivePanel(Console(file=out, width=80, force_terminal=True, color_system=None), "heart.yaml")
+    with panel:
+        for one in recorded()[:-1]:
+            panel(one)
+        handler = logging.StreamHandler()  # keeps the stream that it found, as Prefect's does
+        print("a data [function] prints")
+        Console(file=sys.stderr, width=80).print("a rich console prints")
+        print("no end of line", end="")
+    handler.emit(logging.makeLogRecord({"msg": "logged after the end"}))
+    lines = [line.strip("\r") for line in out.getvalue().split("\n")]
+    for words in ("a data [function] prints", "a rich console prints"):
+        assert any(line.endswith(words) for line in lines)
+    assert out.getvalue().endswith("no end of line")
+    assert err.getvalue() == "logged after the end\n"
 
 
 def test_no_color_leaves_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deployments.stack import deploy
 from deployments.stack.connection import connect
 from deployments.stack.files import is_locked, server_files
 
@@ -104,6 +105,7 @@ def run_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def run(code: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -116,3 +118,34 @@ def run_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+STAND_IN = """
+import json, os, time
+from pathlib import Path
+from prefect import flow
+
+@flow(name="federated-training")
+def federated_training(config: str, overrides: list[str] = [], run_id: str | None = None) -> None:
+    names = ("FEDROUNDS_HOME", "PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI")
+    seen = {name: os.environ.get(name) for name in names}
+    seen |= {"config": config, "overrides": overrides, "folder": os.getcwd(), "pid": os.getpid()}
+    partial = Path(config).with_suffix(".partial")
+    partial.write_text(json.dumps(seen))
+    partial.rename(Path(config).with_suffix(".json"))
+    time.sleep(600)  # a training is still going on when the stack is stopped
+"""
+
+
+@pytest.fixture
+def stand_in(user_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The shipped prefect.yaml, with a flow of the training's name and signature in the training's place."""
+    modules = user_home / "modules"
+    modules.mkdir()
+    (modules / "stand_in.py").write_text(STAND_IN)
+    path = tmp_path / "prefect.yaml"
+    path.write_text(deploy.PREFECT_FILE.read_text().replace("flows.training.", "stand_in."))
+    monkeypatch.setattr(deploy, "PREFECT_FILE", path)
+    monkeypatch.syspath_prepend(modules)
+    yield path
+    sys.modules.pop("stand_in", None)

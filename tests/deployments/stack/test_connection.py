@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import threading
@@ -67,12 +66,7 @@ def test_five_clients_at_once_share_one_server_which_leaves_after_them(
     files = server_files(warm_home)
     # An old record, whose process id and port are now somebody else's: not believed.
     files.write_record(ServerRecord(pid=os.getpid(), port=stranger, token="0" * 32))
-    read, write = os.pipe()
-    clients = []
-    for _ in range(5):
-        clients.append(run_python(CLIENT, str(warm_home)))
-    os.close(read)
-    os.close(write)
+    clients = [run_python(CLIENT, str(warm_home)) for _ in range(5)]
     urls = {client.stdout.readline().strip() for client in clients if client.stdout}
     assert len(urls) == 1, urls
     record = files.read_record()
@@ -85,3 +79,200 @@ def test_five_clients_at_once_share_one_server_which_leaves_after_them(
     wait_until(lambda: not is_locked(files.server_lock), "the server leaves when its clients are gone")
     wait_until(lambda: servers(warm_home) == [], "its process ends")
     assert not answers(record)
+
+
+FLOW = """
+import sys
+from pathlib import Path
+from deployments.stack.connection import client_settings, connect
+with connect(Path(sys.argv[1]), print, idle_s=1.0) as connection, client_settings(connection):
+    from prefect import flow, task
+    from prefect.client.orchestration import get_client
+
+    @task
+    def step(number: int) -> int:
+        return number
+
+    @flow
+    def training() -> int:
+        step(1)
+        print("kill the server", flush=True)
+        sys.stdin.readline()
+        return step(2)
+
+    state = training(return_state=True)
+    with get_client(sync_client=True) as client:
+        kept = client.read_flow_run(state.state_details.flow_run_id).state
+    print(kept.type.value, connection.wait(), connection.alive(), flush=True)
+"""
+
+
+def test_a_flow_survives_kill_9_of_the_server_which_comes_back_on_its_port(
+    warm_home: Path, run_python: RunPython, user_home: Path
+) -> None:
+    client = run_python(FLOW, str(warm_home))
+    assert client.stdin is not None and client.stdout is not None
+    assert client.stdout.readline().strip() == "starting the local Prefect server"
+    assert client.stdout.readline().strip() == "kill the server"
+    before = server_files(warm_home).read_record()
+    assert before is not None
+    psutil.Process(before.pid).kill()
+    output, _ = client.communicate("\n", timeout=90)
+    assert client.returncode == 0, output
+    assert "the local Prefect server has ended; starting it again" in output
+    assert output.splitlines()[-1] == f"COMPLETED http://127.0.0.1:{before.port}/api True"
+    assert " INFO " not in output  # Prefect's own words are kept off the console
+    after = server_files(warm_home).read_record()
+    assert after is not None and after.pid != before.pid and after.port == before.port
+    assert not (user_home / ".prefect").exists()
+
+
+def test_a_server_that_cannot_start_is_unreachable_with_its_log(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    server_files(home).database.mkdir()  # in the database's place
+    said: list[str] = []
+    with connect(home, said.append, idle_s=1.0) as connection:
+        with pytest.raises(Unreachable, match=r"ended with exit status [1-9]") as caught:
+            connection.wait()
+        assert not connection.alive()
+    assert "unable to open database file" in caught.value.message
+    assert "server.log" in str(caught.value.hint)
+    assert said == ["starting the local Prefect server"]
+
+
+def test_a_configured_server_is_used_as_it_is(tmp_path: Path, stranger: int) -> None:
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{stranger}/api"
+    said: list[str] = []
+    with connect(tmp_path / "home", said.append) as connection:
+        assert connection.wait() == f"http://127.0.0.1:{stranger}/api"
+        assert connection.alive()
+        assert connection.environment() == {
+            "FEDROUNDS_HOME": str(tmp_path / "home"),
+            "PREFECT_API_URL": f"http://127.0.0.1:{stranger}/api",
+        }
+    assert said == []
+    assert list((tmp_path / "home").iterdir()) == []  # no server of its own
+
+
+def test_a_configured_server_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{closed_port()}/api"
+    with connect(tmp_path / "home") as connection, pytest.raises(Unreachable, match="Connection refused") as caught:
+        connection.wait()
+    assert "PREFECT_API_URL" in str(caught.value.hint)
+
+
+PROFILES = """
+active = "team"
+[profiles.team]
+PREFECT_API_URL = "https://prefect.example/api/"
+[profiles.other]
+PREFECT_API_URL = "https://other.example/api"
+[profiles.none]
+PREFECT_LOGGING_LEVEL = "DEBUG"
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "https://prefect.example/api"),
+        ({"PREFECT_PROFILE": "other"}, "https://other.example/api"),
+        ({"PREFECT_PROFILE": "none"}, None),
+        ({"PREFECT_PROFILE": "unknown"}, None),
+        ({"PREFECT_API_URL": "http://first.example/api"}, "http://first.example/api"),
+        ({"PREFECT_API_URL": ""}, "https://prefect.example/api"),
+        ({"PREFECT_HOME": "/nowhere"}, None),
+        (
+            {"PREFECT_PROFILES_PATH": "~/.prefect/profiles.toml", "PREFECT_HOME": "/nowhere"},
+            "https://prefect.example/api",
+        ),
+    ],
+)
+def test_the_configured_server_is_read_as_prefect_reads_it(
+    user_home: Path, variables: dict[str, str], expected: str | None
+) -> None:
+    (user_home / ".prefect").mkdir()
+    (user_home / ".prefect" / "profiles.toml").write_text(PROFILES)
+    os.environ.update(variables)
+    assert configured_api_url() == expected
+
+
+def test_no_profile_is_no_configured_server(user_home: Path) -> None:
+    assert configured_api_url() is None
+    (user_home / ".prefect").mkdir()
+    (user_home / ".prefect" / "profiles.toml").write_text("this is = not [ toml")
+    assert configured_api_url() is None
+
+
+def test_the_environment_is_as_before_after_client_settings(shared_home: Path, run_python: RunPython) -> None:
+    client = run_python(SETTINGS, str(shared_home))
+    output, _ = client.communicate(timeout=60)
+    assert client.returncode == 0, output
+
+
+SETTINGS = """
+import logging, os, sys, threading
+from pathlib import Path
+from deployments.stack.connection import client_settings, connect
+home = Path(sys.argv[1])
+with connect(home) as connection:
+    before = dict(os.environ)
+    import prefect
+    from prefect.settings import get_current_settings
+    level = logging.getLogger("prefect").level
+    with client_settings(connection):
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(get_current_settings()))  # its context is its own
+        other.start()
+        other.join()
+        for settings in (get_current_settings(), *seen):
+            assert settings.api.url == connection.wait(), settings.api.url
+            assert settings.home == home / "prefect", settings.home
+            assert settings.ui_url == connection.wait().removesuffix("/api"), settings.ui_url
+            assert settings.results.local_storage_path.is_relative_to(home)
+        assert len(seen) == 1
+        assert not logging.getLogger("prefect.flow_runs").isEnabledFor(logging.INFO)
+        assert os.environ["PREFECT_API_URL"] == connection.wait()
+    assert dict(os.environ) == before
+    assert get_current_settings().api.url is None
+    assert logging.getLogger("prefect").level == level
+"""
+
+
+def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    shared = try_lock(path, exclusive=False)
+    assert shared is not None
+    assert not is_locked(path)  # shared is not taken
+    assert try_lock(path, exclusive=True) is None
+    os.close(shared)
+    exclusive = try_lock(path, exclusive=True)
+    assert exclusive is not None
+    assert is_locked(path)
+    assert try_lock(path, exclusive=False) is None
+    os.close(exclusive)
+    assert not is_locked(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": 1}', '{"pid": "x", "port": 1, "token": ""}'])
+def test_a_record_that_cannot_be_read_is_no_record(tmp_path: Path, text: str) -> None:
+    files = server_files(tmp_path)
+    assert files.read_record() is None
+    files.record.write_text(text)
+    assert files.read_record() is None
+
+
+def test_a_record_is_written_whole_and_private(tmp_path: Path) -> None:
+    files = server_files(tmp_path)
+    record = ServerRecord(pid=12, port=34, token="ab")
+    files.write_record(record)
+    assert files.read_record() == record
+    assert files.record.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in files.folder.iterdir()] == ["server.json"]
+
+
+def test_last_lines_of_a_long_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_lines(log) == ""
+    log.write_text("".join(f"line {number}\n" for number in range(10_000)))
+    assert last_lines(log, 2) == "line 9998\nline 9999"

@@ -50,10 +50,13 @@ class Process:
         )
         self.pid = self._popen.pid
 
-    def ask(self, line: str) -> str:
+    def tell(self, line: str) -> None:
         assert self._popen.stdin is not None
         self._popen.stdin.write(line + "\n")
         self._popen.stdin.flush()
+
+    def ask(self, line: str) -> str:
+        self.tell(line)
         return self.answer()
 
     def answer(self) -> str:

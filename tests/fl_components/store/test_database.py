@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
-from fl_components.errors import StoreError, Unreachable
+from fl_components.errors import NotInstalled, StoreError, Unreachable
 from fl_components.store import Store
+from fl_components.store.database import Database
 from fl_components.store.schema import VERSION_TABLE, metadata
 
 
@@ -56,12 +59,11 @@ def test_many_processes_open_a_new_store_at_once(
         "print('ready', flush=True); input()\n"
         "with Store.open(Path(sys.argv[1]), database_url=sys.argv[2]) as store: print(store.runs())"
     )
-    processes = [start_process(program, home, database_url) for _ in range(4)]
-    assert [process.answer() for process in processes] == ["ready"] * 4
+    processes = [start_process(program, home, database_url) for _ in range(3)]
+    assert [process.answer() for process in processes] == ["ready"] * 3
     for process in processes:
-        process._popen.stdin.write("\n")
-        process._popen.stdin.flush()
-    assert [process.answer() for process in processes] == ["[]"] * 4
+        process.tell("")
+    assert [process.answer() for process in processes] == ["[]"] * 3
     assert open_store().verify_journal().rows == 0
 
 
@@ -76,12 +78,10 @@ def test_a_store_of_a_newer_version_is_refused(open_store: Callable[..., Store])
 def test_a_database_of_something_else_is_refused_and_left_alone(
     open_store: Callable[..., Store], database_url: str
 ) -> None:
-    from fl_components.store.database import Database
-
     database = Database(database_url)
     with database.transaction() as connection:
         connection.execute(text("CREATE TABLE runs (run_uuid TEXT)"))
-    with pytest.raises(StoreError, match="not a fedrounds store.*runs"):
+    with pytest.raises(StoreError, match=r"not a fedrounds store.*runs"):
         open_store()
     with database.snapshot() as connection:
         assert list(connection.execute(text("SELECT * FROM runs"))) == []
@@ -112,8 +112,6 @@ def test_a_url_that_cannot_be_used_is_a_store_error(home: Path, tmp_path: Path, 
 
 
 def test_a_server_that_does_not_answer_is_unreachable_and_its_password_is_not_shown(home: Path) -> None:
-    import socket
-
     with socket.socket() as bound:  # bound but not listening: nobody else gets the port, and it refuses
         bound.bind(("127.0.0.1", 0))
         url = f"postgresql://someone:secret@127.0.0.1:{bound.getsockname()[1]}/fedrounds"
@@ -121,6 +119,23 @@ def test_a_server_that_does_not_answer_is_unreachable_and_its_password_is_not_sh
             Store.open(database_url=url)
     assert "secret" not in caught.value.message
     assert "127.0.0.1" in caught.value.message
+
+
+def test_a_home_with_characters_that_mean_something_in_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FEDROUNDS_DATABASE_URL", "FEDROUNDS_BLOBS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "a b?c=%20#d:@e"
+    with Store.open(folder) as store:
+        assert store.runs() == []
+    assert {path.name for path in folder.iterdir()} == {"fedrounds.db"}
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
+
+
+def test_postgresql_without_its_driver_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # importing it now fails
+    with pytest.raises(NotInstalled, match="psycopg") as caught:
+        Store.open(database_url="postgresql://host/database")
+    assert "fedrounds[server]" in (caught.value.hint or "")
 
 
 @pytest.mark.postgres
@@ -143,7 +158,5 @@ def test_a_locked_database_is_a_store_error(home: Path, monkeypatch: pytest.Monk
 
 
 def test_a_bug_is_not_dressed_up_as_a_store_error(store: Store) -> None:
-    from sqlalchemy.exc import IntegrityError
-
     with pytest.raises(IntegrityError), store._transaction() as connection:
         connection.execute(text("INSERT INTO leases (run_id, fence) VALUES ('nobody', 0)"))  # no such run

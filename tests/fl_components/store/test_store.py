@@ -56,10 +56,10 @@ def test_another_configuration_is_a_conflict_that_names_the_fields(new_run: NewR
         new_run(config_digest="d" * 64)
 
 
-@pytest.mark.parametrize("run_id", ["", "a/b", "..", ".hidden", "a b", "x" * 129])
-def test_a_run_id_that_is_no_file_name_is_refused(new_run: NewRun, run_id: str) -> None:
-    with pytest.raises(ConfigError, match="run id"):
-        new_run(run_id)
+def test_a_run_id_that_is_no_file_name_is_refused(new_run: NewRun) -> None:
+    for run_id in ("", "a/b", "..", ".hidden", "a b", "x" * 129):
+        with pytest.raises(ConfigError, match="run id"):
+            new_run(run_id)
 
 
 def test_processes_that_create_one_run_at_once_make_one(open_store: Callable[..., Store], new_run: NewRun) -> None:

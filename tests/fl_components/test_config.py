@@ -1,0 +1,399 @@
+"""A configuration that makes no sense is refused when it is read, with a sentence that says what would mend it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_components.config import FederationConfig, config_digest, load_config, parse_config, schema
+from fl_components.errors import ConfigError
+
+SMALL: dict[str, Any] = {
+    "name": "heart",
+    "rounds": 20,
+    "data": {"kind": "heart_disease"},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.1, "epochs": 1},
+}
+FULL: dict[str, Any] = {
+    "name": "digits",
+    "population": "schools",
+    "rounds": 7,
+    "seed": 3,
+    "data": {"kind": "digits", "num_clients": 6, "test_fraction": 0.25},
+    "model": {"kind": "mlp", "hidden": [5, 4], "start_from": "latest"},
+    "training": {"kind": "sgd", "learning_rate": 0.1, "momentum": 0.5, "batch_size": None, "steps": 3},
+    "selection": {"kind": "uniform", "cohort_size": 4, "min_updates": 2},
+    "compression": {"kind": "none"},
+    "aggregation": {"kind": "mean", "weights": "uniform", "max_update_norm": 10.0},
+    "server_optimizer": {"kind": "fedadam", "learning_rate": 0.02, "beta1": 0.8, "beta2": 0.9, "tau": 0.01},
+    "privacy": {"kind": "none"},
+    "evaluation": {"every": 2, "per_client": False},
+    "execution": {"kind": "local", "memory_mb": 64, "shard_size": 4},
+}
+
+
+def refusal(fields: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(fields)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "federation.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+class TestReading:
+    def test_what_is_left_out_has_a_default(self) -> None:
+        config = parse_config(SMALL)
+        assert (config.population, config.seed, config.selection.cohort_size) == ("heart", 0, None)
+        assert (config.server_optimizer.kind, config.aggregation.kind, config.compression.kind) == (
+            "fedavg",
+            "mean",
+            "none",
+        )
+
+    def test_population_is_the_name_unless_given(self) -> None:
+        assert parse_config(SMALL | {"population": "hospitals"}).population == "hospitals"
+        assert load_config(SMALL, ["name=ward"]).population == "ward"
+
+    def test_names_that_yaml_reads_as_numbers(self) -> None:
+        assert parse_config(SMALL | {"name": 7}).population == "7"
+
+    def test_it_is_frozen(self) -> None:
+        with pytest.raises(ValueError, match="frozen"):
+            parse_config(SMALL).rounds = 3  # type: ignore[misc]
+
+    @pytest.mark.parametrize("fields", [SMALL, FULL], ids=["small", "full"])
+    def test_written_and_read_again_it_is_the_same(self, fields: dict[str, Any]) -> None:
+        config = parse_config(fields)
+        stored = json.loads(config.model_dump_json())  # what the store keeps of a run
+        assert parse_config(stored) == config
+        assert config_digest(parse_config(stored)) == config_digest(config)
+        assert stored == config.model_dump(mode="json")
+
+    def test_every_field_given_is_kept(self) -> None:
+        assert parse_config(FULL).model_dump(mode="json", exclude_unset=True) == FULL
+
+    def test_the_schema_has_every_field_and_asks_for_the_same(self) -> None:
+        described = schema()
+        assert list(described["properties"]) == list(FederationConfig.model_fields)
+        assert described["required"] == list(SMALL)
+        assert described["additionalProperties"] is False
+
+
+class TestDigest:
+    def test_it_does_not_depend_on_order_or_on_what_is_spelt_out(self) -> None:
+        config = parse_config(SMALL)
+        assert config_digest(config) == config_digest(parse_config(dict(reversed(SMALL.items()))))
+        assert config_digest(config) == config_digest(parse_config(config.model_dump()))
+        assert config_digest(config) == config_digest(parse_config(SMALL | {"rounds": 20.0}))
+
+    def test_it_changes_with_every_leaf(self) -> None:
+        digests = {config_digest(parse_config(FULL))}
+        changes = list(other_leaves(FULL))
+        for change in changes:
+            digests.add(config_digest(load_config(FULL, [change])))
+        assert len(changes) == 24
+        assert len(digests) == 1 + len(changes)
+
+
+def other_leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """An override for each leaf of FULL that is not a kind, with another value that still makes sense."""
+    for name, value in tree.items():
+        path = f"{above}{name}"
+        if isinstance(value, Mapping):
+            yield from other_leaves(value, f"{path}.")
+        elif name != "kind":
+            other: Any = {
+                "weights": "num_examples",
+                "start_from": "fresh",
+                "hidden": [5, 5],
+                "batch_size": 8,
+                "every": 3,
+                "memory_mb": 65,
+                "tau": 0.02,
+            }.get(name)
+            if other is None:
+                other = not value if isinstance(value, bool) else value + ("x" if isinstance(value, str) else value / 20)
+                other = value + 1 if isinstance(value, int) and not isinstance(value, bool) else other
+            yield f"{path}={json.dumps(other)}"
+
+
+class TestLaws:
+    """Each law of a configuration, with the two fields that it names and the mend."""
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            (
+                {"selection": {"cohort_size": 5}},
+                "selection.cohort_size is 5 but data heart_disease has 4 clients; make selection.cohort_size at most 4",
+            ),
+            (
+                {"selection": {"cohort_size": 2, "min_updates": 3}},
+                "selection.min_updates is 3 but a round selects 2 clients (selection.cohort_size): no round could "
+                "succeed; make selection.min_updates at most 2",
+            ),
+            (
+                {"selection": {"min_updates": 5}},
+                "selection.min_updates is 5 but a round selects 4 clients (selection.cohort_size): no round could "
+                "succeed; make selection.min_updates at most 4",
+            ),
+            (
+                {"evaluation": {"every": 21}},
+                "evaluation.every is 21 but rounds is 20: the model would never be evaluated on the way; make "
+                "evaluation.every at most 20",
+            ),
+            (
+                {"training": {"learning_rate": 0.1}},
+                "training.epochs and training.steps: neither is given; give one of them, how long a client trains in a "
+                "round",
+            ),
+            (
+                {"training": {"learning_rate": 0.1, "epochs": 1, "steps": 1}},
+                "training.epochs and training.steps: both are given; give one of them, how long a client trains in a "
+                "round",
+            ),
+        ],
+    )
+    def test_fields_that_disagree(self, changes: dict[str, Any], sentence: str) -> None:
+        assert refusal(SMALL | changes) == sentence
+
+    def test_what_just_makes_sense(self) -> None:
+        parse_config(
+            SMALL | {"selection": {"cohort_size": 4, "min_updates": 4}, "evaluation": {"every": 20}, "rounds": 20}
+        )
+
+    def test_the_number_of_clients_of_a_function_is_not_known_yet(self) -> None:
+        parse_config(SMALL | {"data": {"kind": "function", "path": "a:b"}, "selection": {"cohort_size": 10**6}})
+
+
+class TestSentences:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            # a misspelt key: the nearest name, at every level
+            ({"rouns": 3}, "rouns is not a field of a configuration; did you mean rounds?"),
+            ({"zzz": 3}, f"zzz is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}"),
+            ({1: 2}, f"1 is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}"),
+            ({"selection": {"cohort": 2}}, "selection.cohort is not a field of selection; did you mean cohort_size?"),
+            ({"model": {"kind": "mlp", "hiden": [3]}}, "model.hiden is not a field of model mlp; did you mean hidden?"),
+            (
+                {"server_optimizer": {"kind": "fedadam", "beta3": 0.1}},
+                "server_optimizer.beta3 is not a field of server_optimizer fedadam; did you mean beta2?",
+            ),
+            (
+                {"server_optimizer": {"kind": "fedavg", "beta1": 0.1}},
+                "server_optimizer.beta1 is not a field of server_optimizer fedavg; known are kind, learning_rate",
+            ),
+            # a kind
+            ({"model": {"kind": "mpl"}}, "model.kind is 'mpl'; did you mean mlp?"),
+            ({"data": {"kind": "qqq"}}, "data.kind is 'qqq'; known are heart_disease, digits, function"),
+            ({"model": {}}, "model.kind is missing; known are logistic_regression, mlp, module"),
+            (
+                {"server_optimizer": {"learning_rate": 1}},
+                "server_optimizer.kind is missing; known are fedavg, fedadam",
+            ),
+            ({"aggregation": {"kind": "krum"}}, "aggregation.kind is 'krum': it must be 'mean'"),
+            # something else where a group belongs
+            ({"data": "heart_disease"}, "data is 'heart_disease'; it must be a group of fields"),
+            ({"training": None}, "training is null; it must be a group of fields"),
+            ({"selection": ["all"]}, "selection is ['all']; it must be a group of fields"),
+            # values
+            ({"rounds": 0}, "rounds is 0: it must be greater than or equal to 1"),
+            ({"rounds": 2.5}, "rounds is 2.5: it must be a whole number"),
+            ({"rounds": "many"}, "rounds is 'many': it must be a whole number"),
+            ({"rounds": None}, "rounds is null: it must be a whole number"),
+            ({"rounds": True}, "rounds is true: it must be a number"),
+            ({"seed": -1}, "seed is -1: it must be greater than or equal to 0"),
+            ({"selection": {"cohort_size": True}}, "selection.cohort_size is true: it must be a number"),
+            (
+                {"training": {"learning_rate": False, "epochs": 1}},
+                "training.learning_rate is false: it must be a number",
+            ),
+            (
+                {"server_optimizer": {"kind": "fedavg", "learning_rate": True}},
+                "server_optimizer.learning_rate is true: it must be a number",
+            ),
+            ({"training": {"learning_rate": 0, "epochs": 1}}, "training.learning_rate is 0: it must be greater than 0"),
+            (
+                {"training": {"learning_rate": "fast", "epochs": 1}},
+                "training.learning_rate is 'fast': it must be a number",
+            ),
+            (
+                {"training": {"learning_rate": float("inf"), "epochs": 1}},
+                "training.learning_rate is inf: it must be a finite number",
+            ),
+            ({"evaluation": {"per_client": "perhaps"}}, "evaluation.per_client is 'perhaps': it must be true or false"),
+            (
+                {"aggregation": {"weights": "size"}},
+                "aggregation.weights is 'size': it must be 'num_examples' or 'uniform'",
+            ),
+            ({"model": {"kind": "mlp", "hidden": 5}}, "model.hidden is 5: it must be a list"),
+            ({"model": {"kind": "mlp", "hidden": []}}, "model.hidden is []: it must have at least 1 item"),
+            (
+                {"model": {"kind": "mlp", "hidden": [0, 3]}},
+                "model.hidden.0 is 0: it must be greater than or equal to 1",
+            ),
+            ({"model": {"kind": "mlp", "hidden": [0]}}, "model.hidden.0 is 0: it must be greater than or equal to 1"),
+            (
+                {"model": {"kind": "mlp", "start_from": "newest"}},
+                "model.start_from is 'newest': give fresh, latest, or an MLflow address: models:/NAME/VERSION, "
+                "models:/NAME@ALIAS or models:/m-ID",
+            ),
+            ({"name": "a b"}, "name is 'a b': it must be letters, digits, '_', '.' and '-', the first a letter or digit"),
+            (
+                {"name": "a\n"},
+                "name is 'a\\n': it must be letters, digits, '_', '.' and '-', the first a letter or digit",
+            ),
+            (
+                {"population": ".x"},
+                "population is '.x': it must be letters, digits, '_', '.' and '-', the first a letter or digit",
+            ),
+            ({"population": True}, "population is true: it must be text"),
+            (
+                {"population": "p" * 101},
+                "population is 'pppppppppppppppppppppppppppppppppppppppppppppppppppppppp...: it must have at most "
+                "100 characters",
+            ),
+        ],
+    )
+    def test_the_whole_sentence(self, changes: dict[Any, Any], sentence: str) -> None:
+        assert refusal({**SMALL, **changes}) == sentence
+
+    def test_all_that_is_wrong_is_told_at_once(self) -> None:
+        assert refusal({}) == "; ".join(f"{name} is missing" for name in SMALL)
+        assert refusal(SMALL | {"training": {"learning_rat": 0.1, "epochs": 1}}) == (
+            "training.learning_rate is missing; "
+            "training.learning_rat is not a field of training; did you mean learning_rate?"
+        )
+
+    @pytest.mark.parametrize("fields", [None, [], 3, "text"])
+    def test_no_fields_at_all(self, fields: Any) -> None:
+        assert refusal(fields).endswith("it must be a group of fields")
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("override", "path", "value"),
+        [
+            ("rounds=5", "rounds", 5),
+            ("training.learning_rate=1e-3", "training.learning_rate", 0.001),
+            ("training.batch_size=null", "training.batch_size", None),
+            ("evaluation.per_client=no", "evaluation.per_client", False),
+            ("selection.cohort_size=2", "selection.cohort_size", 2),  # a group that the file does not have
+            ("training={learning_rate: 0.5, steps: 2}", "training.steps", 2),
+            ("name='007'", "name", "007"),
+        ],
+    )
+    def test_one(self, override: str, path: str, value: Any) -> None:
+        found: Any = load_config(SMALL, [override])
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert found == value
+
+    def test_lists_and_several_in_order(self) -> None:
+        config = load_config(SMALL, ["model.kind=mlp", "model.hidden=[3, 4]", "rounds=5", "rounds=6"])
+        assert (config.model.hidden, config.rounds) == ((3, 4), 6)  # type: ignore[union-attr]
+
+    def test_an_equals_sign_in_the_value(self) -> None:
+        config = load_config(SMALL, ["data={kind: function, path: 'a:b'}", "data.arguments.query=a=b"])
+        assert config.data.arguments == {"query": "a=b"}  # type: ignore[union-attr]
+
+    def test_the_tree_given_is_left_alone(self) -> None:
+        before = json.dumps(FULL)
+        load_config(FULL, ["training.steps=9", "evaluation.every=1"])
+        assert json.dumps(FULL) == before
+
+    @pytest.mark.parametrize(
+        ("override", "sentence"),
+        [
+            ("rounds", "'rounds' is not of the form a.b=value"),
+            ("=3", "'=3' is not of the form a.b=value"),
+            ("training..steps=3", "'training..steps=3' is not of the form a.b=value"),
+            ("rounds.many=3", "'rounds.many=3': rounds is 20, which has no fields to set"),
+            (
+                "model.kind.x=3",
+                "'model.kind.x=3': model.kind is 'logistic_regression', which has no fields to set",
+            ),
+            (
+                "rounds=[",
+                "the value in 'rounds=[' is not YAML: while parsing a flow node expected the node content, but found "
+                "'<stream end>' (line 1, column 2)",
+            ),
+            ("rounds=2024-99-01", "the value in 'rounds=2024-99-01' is not YAML: month must be in 1..12"),
+            ("training.step=3", "training.step is not a field of training; did you mean steps?"),
+            ("rounds=", "rounds is null: it must be a whole number"),
+        ],
+    )
+    def test_one_that_is_refused(self, override: str, sentence: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load_config(SMALL, [override])
+        assert caught.value.message == sentence
+
+
+class TestFiles:
+    def test_a_file_is_read_like_a_tree(self, tmp_path: Path) -> None:
+        path = write(tmp_path, json.dumps(FULL))
+        assert load_config(path) == load_config(str(path)) == parse_config(FULL)
+
+    def test_the_example(self) -> None:
+        config = load_config("examples/heart_disease.yaml")
+        assert (config.name, config.data.kind) == ("heart-disease", "heart_disease")
+
+    def test_a_relative_folder_begins_at_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        path = write(tmp_path, json.dumps(SMALL | {"data": {"kind": "heart_disease", "folder": "../rows"}}))
+        assert load_config(path).data.folder == str(tmp_path.parent / "rows")  # type: ignore[union-attr]
+        assert load_config(path, ["data.folder=/rows"]).data.folder == "/rows"  # type: ignore[union-attr]
+
+    def test_defaults_that_are_merged_in(self, tmp_path: Path) -> None:
+        text = json.dumps(SMALL).replace('"training": {', '"training": {<<: {learning_rate: 9, momentum: 0.5}, ')
+        config = load_config(write(tmp_path, text))
+        assert (config.training.learning_rate, config.training.momentum) == (0.1, 0.5)
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("name: a\nrounds: 1\nname: b", "is not YAML: the key 'name' stands twice (line 3, column 1)"),
+            ("training:\n  steps: 1\n  steps: 2", "is not YAML: the key 'steps' stands twice (line 3, column 3)"),
+            ("{? [1] : 2}", "is not YAML: while constructing a mapping found unhashable key (line 1, column 4)"),
+            (
+                "a: 1\n---\nb: 2",
+                "is not YAML: expected a single document in the stream but found another document (line 2, column 1)",
+            ),
+            ("a:\n\tb: 1", "is not YAML: while scanning for the next token found character '\\t' that cannot start"),
+            ("a: !!python/object:os.system 1", "could not determine a constructor for the tag"),
+            ("a: 2024-13-01", "is not YAML: month must be in 1..12"),
+            ("a: " + "[" * 1500, "is not YAML: it is nested too deeply"),
+            ("a: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+            ("a: \x07", "is not YAML: unacceptable character #x0007"),
+            (b"name: \xff", "cannot be read: 'utf-8' codec can't decode byte 0xff"),
+            ("", "holds no fields"),
+            ("- name", "holds no fields"),
+            ("just words", "holds no fields"),
+        ],
+    )
+    def test_a_file_that_is_refused(self, tmp_path: Path, text: str | bytes, sentence: str) -> None:
+        path = write(tmp_path, text)
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        assert sentence in caught.value.message
+        assert str(path) in caught.value.message
+        assert "unicode string" not in caught.value.message
+
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="there is no configuration file") as caught:
+            load_config(tmp_path / "none.yaml")
+        assert "examples/heart_disease.yaml" in (caught.value.hint or "")
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_config(tmp_path)

@@ -1,0 +1,614 @@
+"""MLflow shows every committed round exactly once, whatever is killed, and never stops a training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fl_components.errors import ConfigError, LeaseLost, Unreachable
+from fl_components.parameters import flatten, params_digest
+from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
+from tasks.tracking import (
+    LoggableModel,
+    Tracker,
+    catch_up,
+    how_to_see,
+    load_start_parameters,
+    run_url,
+    server,
+    tracking_uri,
+)
+
+TIMEOUT_S = 6.0
+ACCURACY = [0.5, 0.75, 0.625, 0.875, 0.8125]
+CONFIG = {"name": "digits", "rounds": 5, "model": {"kind": "mlp", "hidden": [64, 32]}, "text": "long " * 2000}
+
+
+def make_run(store: Store, run_id: str = "r1", **changes: Any) -> RunRecord:
+    given: dict[str, Any] = {
+        "run_id": run_id,
+        "name": "digits",
+        "population": "public",
+        "rounds": 5,
+        "config": CONFIG,
+        "config_digest": "c" * 64,
+        "initial_state": b"0",
+        "params_digest": params_digest(np.zeros(3, dtype=np.float32)),
+        "ancestor": None,
+        "engine": {},
+        "source_folder": "/src",
+    }
+    return store.create_run(**{**given, **changes})
+
+
+def commit(lease: Lease, n: int, digest: str = "d", **metrics: float) -> None:
+    values = {"train/loss": 1.0 / n, "eval/accuracy": ACCURACY[n - 1], "time/round_s": 0.1 * n, **metrics}
+    lease.reserve(n, {"event": "none"})
+    lease.commit(n, state=b"%d" % n, params_digest=digest, result={"metrics": values})
+
+
+def make_tracker(store: Store, lease: Lease, **changes: Any) -> Tracker:
+    given: dict[str, Any] = {"model": None, "prefect_flow_run": None, "say": lambda text: None}
+    tracker = Tracker(store, lease, **{**given, **changes})
+    tracker.start()
+    return tracker
+
+
+def train(store: Store, run_id: str, rounds: range, state: str, digest: str = "d", **changes: Any) -> list[str]:
+    """One attempt that commits these rounds and ends in that state; what the tracker said."""
+    said: list[str] = []
+    with store.acquire(run_id) as lease:
+        lease.begin_attempt()
+        tracker = make_tracker(store, lease, say=said.append, **changes)
+        for n in rounds:
+            commit(lease, n, digest)
+            tracker.poke()
+        lease.finish(state)
+        report = tracker.close(TIMEOUT_S)
+    assert (report.pending_rounds, report.error) == (0, None)
+    return said
+
+
+def shown(store: Store, run_id: str = "r1", uri: str | None = None) -> Any:
+    mlflow_run_id = store.run(run_id).mlflow_run_id
+    assert mlflow_run_id is not None
+    return client(store, uri).get_run(mlflow_run_id)
+
+
+def client(store: Store, uri: str | None = None) -> Any:
+    return server.connect(uri or tracking_uri(store.home))
+
+
+def history(store: Store, key: str, run_id: str = "r1", uri: str | None = None) -> list[tuple[int, float, int]]:
+    """(step, value, timestamp) of every row that MLflow has, in order."""
+    rows = client(store, uri).get_metric_history(store.run(run_id).mlflow_run_id, key)
+    return sorted((row.step, row.value, row.timestamp) for row in rows)
+
+
+def expected(store: Store, key: str, values: list[float], run_id: str = "r1") -> list[tuple[int, float, int]]:
+    rounds = store.rounds(run_id)
+    return [(r.round, v, round(r.committed_at * 1000)) for r, v in zip(rounds, values, strict=True)]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+class Mlp(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = torch.nn.Linear(4, 4)
+        self.head = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.frozen(x))
+
+
+def make_model(name: str = "digits", seed: int = 0) -> LoggableModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = Mlp().eval()
+        example = torch.randn(4, 4).numpy()
+    return LoggableModel(module, example, name)
+
+
+def digest_of(model: LoggableModel) -> str:
+    return params_digest(flatten(model.module))
+
+
+# --- what is shown ---
+
+
+def test_a_run_is_shown_with_its_rounds_parameters_and_tags(store: Store) -> None:
+    make_run(store, ancestor="models:/digits/1")
+    flow_run = {"id": "f-1", "url": "http://127.0.0.1:4200/runs/flow-run/f-1"}
+    said = train(store, "r1", range(1, 6), "Completed", prefect_flow_run=flow_run)
+
+    assert said == []
+    assert history(store, "eval/accuracy") == expected(store, "eval/accuracy", ACCURACY)
+    assert history(store, "best/accuracy") == expected(store, "best/accuracy", [0.5, 0.75, 0.75, 0.875, 0.875])
+    run = shown(store)
+    assert run.info.run_name == "r1"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == round(store.run("r1").created_at * 1000)
+    assert run.info.end_time == round(store.run("r1").updated_at * 1000)
+    assert run.data.params | {"text": ""} == {
+        "name": "digits",
+        "rounds": "5",
+        "model.kind": "mlp",
+        "model.hidden": "[64, 32]",
+        "text": "",
+    }
+    assert run.data.params["text"].endswith("... (cut; 10000 characters)")
+    wanted = {
+        "config_digest": "c" * 12,
+        "fedrounds.run_id": "r1",
+        "population": "public",
+        "state": "Completed",
+        "ancestor": "models:/digits/1",
+        "prefect.flow_run_id": "f-1",
+        "prefect.flow_run_url": flow_run["url"],
+    }
+    assert wanted.items() <= run.data.tags.items()
+    experiment = client(store).get_experiment(run.info.experiment_id)
+    assert experiment.name == "digits"
+    assert experiment.artifact_location == (store.home / "mlartifacts").as_uri()
+
+
+def test_a_first_run_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A new home: MLflow makes its tables, a model is exported; neither shows, here or in the working folder."""
+    script = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:]
+from test_tracking import *
+with Store.open() as store:
+    make_run(store)
+    train(store, "r1", range(1, 3), "Completed", model=make_model)
+    assert store.run("r1").model_uri == "models:/digits/1"
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+"""
+    folder = tmp_path / "working folder"
+    folder.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FEDROUNDS_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *python_path()],
+        env={**environment, "FEDROUNDS_HOME": str(tmp_path / "home folder")},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(folder.iterdir()) == []
+    assert {path.name for path in (tmp_path / "home folder").iterdir()} >= {"mlflow.db", "mlartifacts"}
+
+
+def python_path() -> list[str]:
+    here = Path(__file__).resolve()
+    return [str(here.parent), str(here.parents[2])]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("BudgetExhausted", "FINISHED"), ("Failed", "FAILED"), ("TooFewClients", "FAILED"), ("Cancelled", "KILLED")],
+)
+def test_every_final_state_closes_the_run(store: Store, state: str, status: str) -> None:
+    assert state in FINAL_STATES
+    make_run(store)
+    train(store, "r1", range(1, 2), state, model=make_model)
+    assert shown(store).info.status == status
+    assert shown(store).data.tags["state"] == state
+    assert client(store).search_registered_models() == []  # only a Completed run has a final model
+
+
+def test_names_and_sizes_that_mlflow_would_refuse(store: Store) -> None:
+    make_run(store)
+    odd = {f"eval/client/{name}/accuracy": 0.5 for name in ("a#b", "a?b", "//x", "..", "é" * 300)}
+    many = {f"eval/client/{n}/accuracy": n / 2000 for n in range(2000)}
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease)
+        commit(lease, 1, **odd, **many, nothing=None)  # type: ignore[arg-type]
+        commit(lease, 2, **odd, **many)
+        lease.finish("Cancelled")
+        assert tracker.close(TIMEOUT_S).error is None
+    metrics = shown(store).data.metrics
+    assert len(metrics) == len(odd) + len(many) + 4
+    assert metrics["eval/client/1999/accuracy"] == 1999 / 2000
+    assert [step for step, _, _ in history(store, "eval/client/7/accuracy")] == [1, 2]
+
+
+def test_where_to_look(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(Path("/srv")) == "sqlite:////srv/mlflow.db"
+    assert how_to_see("sqlite:////my srv/mlflow.db", "7f") == (
+        "mlflow ui --backend-store-uri 'sqlite:////my srv/mlflow.db'   (run 7f)"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
+    assert run_url(tracking_uri(home), "7f") == "https://mlflow.example.org/#/runs/7f"
+
+
+# --- once each ---
+
+
+def test_a_resume_reopens_the_run(store: Store) -> None:
+    make_run(store)
+    train(store, "r1", range(1, 4), "Cancelled", prefect_flow_run={"id": "f-1", "url": "u-1"})
+    first = store.run("r1").mlflow_run_id
+    assert shown(store).info.status == "KILLED"
+
+    with store.acquire("r1") as lease:
+        lease.begin_attempt()
+        tracker = make_tracker(store, lease, prefect_flow_run={"id": "f-2", "url": "u-2"})
+        wait_until(lambda: shown(store).info.status == "RUNNING")
+        commit(lease, 4)
+        tracker.poke()
+        wait_until(lambda: store.run("r1").tracked_round == 4)
+        commit(lease, 5)
+        lease.finish("Completed")
+        tracker.close(TIMEOUT_S)
+    run = shown(store)
+    assert run.info.run_id == first
+    assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "Completed")
+    assert run.data.tags["prefect.flow_run_id"] == "f-1, f-2"
+    assert run.data.tags["prefect.flow_run_url"] == "u-1, u-2"
+    assert history(store, "best/accuracy") == expected(store, "best/accuracy", [0.5, 0.75, 0.75, 0.875, 0.875])
+
+
+def test_a_replay_adds_no_row(store: Store) -> None:
+    make_run(store)
+    train(store, "r1", range(1, 6), "Cancelled")
+    with store.acquire("r1") as lease:
+        lease.note(tracked_round=1)
+    train(store, "r1", range(6, 6), "Completed")
+    for key in ("train/loss", "best/accuracy", "time/round_s"):
+        assert [step for step, _, _ in history(store, key)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("notes_before_kill", [0, 3], ids=["run made, id not noted", "round logged, cursor not moved"])
+def test_killed_while_logging(store: Store, notes_before_kill: int) -> None:
+    """kill -9 between what MLflow was told and what the store knows of it; then another process finishes the run."""
+    script = """
+import itertools, os, signal, sys
+sys.path[:0] = sys.argv[2:]
+from test_tracking import *
+left = itertools.count(int(sys.argv[1]), -1)
+note = Lease.note
+def killed_note(self, **given):
+    if next(left) == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(self, **given)
+Lease.note = killed_note
+with Store.open() as store, store.acquire("r1") as lease:
+    lease.begin_attempt()
+    tracker = make_tracker(store, lease)
+    for n in range(1, 5):
+        commit(lease, n)
+        tracker.poke()
+        wait_until(lambda: store.run("r1").tracked_round == n)
+"""
+    make_run(store)
+    killed = subprocess.run([sys.executable, "-c", script, str(notes_before_kill), *python_path()])
+    assert killed.returncode == -signal.SIGKILL
+    before = store.run("r1")
+    assert before.tracked_round == max(0, notes_before_kill - 1) < before.committed_round
+
+    train(store, "r1", range(before.committed_round + 1, 6), "Completed")
+    assert history(store, "eval/accuracy") == expected(store, "eval/accuracy", ACCURACY)
+    assert history(store, "best/accuracy") == expected(store, "best/accuracy", [0.5, 0.75, 0.75, 0.875, 0.875])
+    assert len(client(store).search_runs([shown(store).info.experiment_id])) == 1
+
+
+def test_a_run_of_another_store_with_the_same_id_is_not_written_to(store: Store) -> None:
+    other = client(store)
+    theirs = other.create_run(other.create_experiment("digits"), tags={"fedrounds.run_id": "r1"})
+    make_run(store)
+    train(store, "r1", range(1, 2), "Completed")
+    assert store.run("r1").mlflow_run_id != theirs.info.run_id
+    assert other.get_run(theirs.info.run_id).data.metrics == {}
+
+
+def test_another_mlflow_gets_all_rounds(store: Store, mlflow_template: Path, tmp_path: Path) -> None:
+    make_run(store)
+    train(store, "r1", range(1, 4), "Cancelled")
+    other = tmp_path / "other.db"
+    other.write_bytes(mlflow_template.read_bytes())
+    uri = f"sqlite:///{other}"
+    train(store, "r1", range(4, 6), "Completed", tracking_uri=uri)
+    assert history(store, "eval/accuracy", uri=uri) == expected(store, "eval/accuracy", ACCURACY)
+
+
+def test_a_superseded_process_writes_no_more(store: Store) -> None:
+    make_run(store)
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease)
+        commit(lease, 1)
+        tracker.poke()
+        wait_until(lambda: store.run("r1").tracked_round == 1)
+        lease.release()
+        with store.acquire("r1") as successor:
+            commit(successor, 2)
+            tracker.poke()
+            report = tracker.close(TIMEOUT_S)
+            assert report.pending_rounds == 1
+            assert report.error is not None
+            assert "taken run r1 over" in report.error
+            assert store.run("r1").tracked_round == 1
+
+
+# --- MLflow is down ---
+
+
+def test_the_server_is_killed_and_started_again_between_rounds(store: Store, mlflow_server: Any) -> None:
+    make_run(store)
+    said: list[str] = []
+    uri = mlflow_server.uri
+    mlflow_server.start()
+    with store.acquire("r1") as lease:
+        lease.begin_attempt()
+        tracker = make_tracker(
+            store, lease, tracking_uri=uri, say=said.append, model=make_model, prefect_flow_run={"id": "f", "url": "u"}
+        )
+        commit(lease, 1)
+        tracker.poke()
+        wait_until(lambda: store.run("r1").tracked_round == 1)
+        mlflow_server.kill()
+        for n in (2, 3, 4):
+            commit(lease, n)
+            tracker.poke()
+        wait_until(lambda: len(said) == 1)
+        assert store.run("r1").tracked_round == 1
+        mlflow_server.start()
+        wait_until(lambda: store.run("r1").tracked_round == 4)
+        commit(lease, 5, digest_of(make_model()))
+        lease.finish("Completed")
+        report = tracker.close(TIMEOUT_S)
+
+    assert (report.pending_rounds, report.error) == (0, None)
+    assert said == [
+        f"MLflow at {uri} does not answer (connection refused); the training goes on, and what is missing is written "
+        "as soon as it can be",
+        "MLflow is back; 3 rounds were written late",
+    ]
+    assert history(store, "eval/accuracy", uri=uri) == expected(store, "eval/accuracy", ACCURACY)
+    assert shown(store, uri=uri).info.status == "FINISHED"
+    params_D, ancestor = load_start_parameters("models:/digits@challenger", tracking_uri=uri)
+    assert ancestor == store.run("r1").model_uri == "models:/digits/1"
+    assert np.array_equal(params_D, flatten(make_model().module))
+
+
+def test_an_mlflow_that_is_down_is_given_up_and_caught_up_with(store: Store) -> None:
+    uri = unused_uri()
+    make_run(store)
+    model = make_model()
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, tracking_uri=uri)
+        for n in range(1, 6):
+            commit(lease, n, digest_of(model))
+        lease.finish("Completed")
+        report = tracker.close(timeout_s=0.1)
+    assert (report.pending_rounds, report.error) == (5, f"MLflow at {uri} does not answer (connection refused)")
+    assert catch_up(store, tracking_uri=uri, say=print)["r1"] == report
+
+    made_for: list[str] = []
+
+    def make(run: RunRecord) -> LoggableModel:
+        made_for.append(run.run_id)
+        return model
+
+    reports = catch_up(store, model=make, say=print)
+    assert {key: (each.pending_rounds, each.error) for key, each in reports.items()} == {"r1": (0, None)}
+    assert history(store, "eval/accuracy") == expected(store, "eval/accuracy", ACCURACY)
+    assert shown(store).info.status == "FINISHED"
+    assert shown(store).info.end_time == round(store.run("r1").updated_at * 1000)
+    assert (made_for, store.run("r1").model_uri) == (["r1"], "models:/digits/1")
+    assert catch_up(store, model=make, say=print) == {}
+
+
+def test_an_mlflow_that_never_answers_is_given_up(store: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        make_run(store)
+        with store.acquire("r1") as lease:
+            tracker = make_tracker(store, lease, tracking_uri=uri)
+            commit(lease, 1)
+            lease.finish("Completed")
+            report = tracker.close(timeout_s=0.2)
+    assert (report.pending_rounds, report.error) == (1, f"MLflow at {uri} does not answer (no answer in time)")
+
+
+def unused_uri() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_catching_up_leaves_alone_what_is_held_or_deleted(store: Store) -> None:
+    for run_id in ("held", "deleted"):
+        make_run(store, run_id)
+    train(store, "deleted", range(1, 2), "Cancelled")
+    with store.acquire("deleted") as lease:
+        commit(lease, 2)
+        lease.finish("Failed")
+    client(store).delete_run(store.run("deleted").mlflow_run_id)
+    with store.acquire("held") as lease:
+        commit(lease, 1)
+        lease.finish("Failed")
+        assert catch_up(store, say=print) == {}
+        assert store.run("held").tracked_round == 0
+    assert list(catch_up(store, say=print)) == ["held"]
+
+
+def test_a_deleted_experiment_is_the_users_to_restore(store: Store) -> None:
+    mlflow = client(store)
+    experiment_id = mlflow.create_experiment("digits")
+    mlflow.delete_experiment(experiment_id)
+    make_run(store)
+    said: list[str] = []
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, say=said.append)
+        commit(lease, 1)
+        tracker.poke()
+        wait_until(lambda: len(said) == 1)
+        assert f"mlflow experiments restore --experiment-id {experiment_id}" in said[0]
+        mlflow.restore_experiment(experiment_id)
+        lease.finish("Completed")
+        assert tracker.close(TIMEOUT_S).pending_rounds == 0
+    assert history(store, "train/loss") == expected(store, "train/loss", [1.0])
+
+
+# --- the model ---
+
+
+def test_the_model_is_registered_and_predicts_at_any_batch_size(store: Store) -> None:
+    import mlflow
+
+    model = make_model()
+    make_run(store)
+    train(store, "r1", range(1, 2), "Completed", digest_of(model), model=lambda: model)
+
+    version = client(store).get_model_version_by_alias("digits", "challenger")
+    assert store.run("r1").model_uri == f"models:/digits/{version.version}"
+    assert version.run_id == store.run("r1").mlflow_run_id
+    assert version.tags == {"fedrounds.run_id": "r1", "params_digest": digest_of(model), "privacy": "none"}
+    assert shown(store).data.tags["registered_model"] == "models:/digits/1"
+    outputs = shown(store).outputs.model_outputs
+    assert len(outputs) == 1
+    logged = client(store).get_logged_model(outputs[0].model_id)
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": version.version}]
+    folder = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
+    assert not [path for path in Path(folder).rglob("*") if path.suffix in (".pkl", ".pth", ".pickle")]
+    loaded = mlflow.pyfunc.load_model(folder)
+    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 4)
+    for batch_size in (1, 7):
+        inputs = np.random.default_rng(0).normal(size=(batch_size, 4)).astype(np.float32)
+        with torch.no_grad():
+            wanted = model.module(torch.from_numpy(inputs)).numpy()
+        np.testing.assert_allclose(loaded.predict(inputs), wanted, atol=1e-5)
+
+
+def test_a_training_starts_from_a_registered_model(store: Store) -> None:
+    for run_id, seed in (("r1", 1), ("r2", 2)):
+        model = make_model(seed=seed)
+        make_run(store, run_id)
+        train(store, run_id, range(1, 2), "Completed", digest_of(model), model=lambda model=model: model)
+
+    params_D, ancestor = load_start_parameters("models:/digits@challenger")
+    assert ancestor == "models:/digits/2"
+    assert params_D.dtype == np.float32
+    assert np.array_equal(params_D, flatten(make_model(seed=2).module))
+    params_D, ancestor = load_start_parameters("models:/digits/1")
+    assert (params_digest(params_D), ancestor) == (digest_of(make_model(seed=1)), "models:/digits/1")
+
+    # The exported program has the same trainable parameters, in the same order.
+    import mlflow
+
+    source = client(store).get_model_version("digits", "1").source
+    program = mlflow.pytorch.load_model(mlflow.artifacts.download_artifacts(artifact_uri=source))
+    assert np.array_equal(flatten(program), params_D)
+
+
+def test_start_parameters_that_are_not_there(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a registered model"):
+        load_start_parameters("models:/digits")
+    for uri in ("models:/digits@champion", "models:/digits/3"):
+        with pytest.raises(ConfigError, match="is not in MLflow at sqlite"):
+            load_start_parameters(uri)
+    (tmp_path / "foreign").mkdir()
+    mlflow = client(store)
+    mlflow.create_registered_model("foreign")
+    mlflow.create_model_version("foreign", source=(tmp_path / "foreign").as_uri())
+    with pytest.raises(ConfigError, match="the parameters of models:/foreign/1 cannot be read"):
+        load_start_parameters("models:/foreign/1")
+    with pytest.raises(Unreachable, match="connection refused"):
+        load_start_parameters("models:/digits/1", tracking_uri=unused_uri())
+
+
+def test_a_process_killed_after_registering_registers_no_second_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(store)
+    note = Lease.note
+
+    def superseded_note(self: Lease, **given: Any) -> None:
+        if "model_uri" in given:
+            raise LeaseLost("another process has taken run r1 over")
+        note(self, **given)
+
+    monkeypatch.setattr(Lease, "note", superseded_note)
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, model=make_model)
+        commit(lease, 1, digest_of(make_model()))
+        lease.finish("Completed")
+        assert tracker.close(TIMEOUT_S).error == "another process has taken run r1 over"
+    monkeypatch.undo()
+    assert (store.run("r1").model_uri, shown(store).info.status) == (None, "RUNNING")
+
+    assert list(catch_up(store, model=lambda run: make_model(), say=print)) == ["r1"]
+    assert (store.run("r1").model_uri, shown(store).info.status) == ("models:/digits/1", "FINISHED")
+    assert len(client(store).search_model_versions("name = 'digits'")) == 1
+
+
+class Branching(torch.nn.Module):
+    """What it does depends on the values that it is given: torch cannot export it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+class FirstRow(torch.nn.Module):
+    """It exports, but not for every batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.reshape(4, 4))
+
+
+def no_module() -> LoggableModel:
+    raise FileNotFoundError("the data file is gone")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: LoggableModel(Branching().eval(), make_model().example, "digits"), "it cannot be exported: "),
+        (lambda: LoggableModel(FirstRow().eval(), make_model().example, "digits"), "for a batch of 1"),
+        (lambda: LoggableModel(Mlp().eval(), make_model().example, "a/b:c"), "MLflow refuses it: "),
+        (no_module, "it could not be built: the data file is gone"),
+    ],
+    ids=["not exportable", "one batch size", "bad name", "no module"],
+)
+def test_a_model_that_cannot_be_registered_does_not_fail_the_run(
+    store: Store, model: Callable[[], LoggableModel], words: str
+) -> None:
+    make_run(store)
+    said = train(store, "r1", range(1, 2), "Completed", model=model)
+    assert len(said) == 1
+    assert said[0].startswith("the model of run r1 was not registered: ")
+    assert words in said[0]
+    assert shown(store).info.status == "FINISHED"
+    assert words in shown(store).data.tags["registered_model"]
+    assert store.run("r1").model_uri is None
+    assert client(store).search_model_versions() == []
