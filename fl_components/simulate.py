@@ -13,6 +13,7 @@ import numpy as np
 from fl_components.config import FederationConfig
 from fl_components.randomness import derive_key, generator
 from fl_components.server.federation import assemble
+from fl_components.training import one_thread
 from fl_components.values import Float32
 
 
@@ -45,7 +46,8 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
         total_D, total_weight = np.zeros(len(params_D)), 0.0
         for client in cohort:
             seed = derive_key(config.seed, round, "training", data.client_ids[client])
-            delta_D, _ = config.training.train(federation.module, params_D, *data.train(client), seed)
+            with one_thread():
+                delta_D, _ = config.training.train(federation.module, params_D, *data.train(client), seed)
             weight = data.num_examples(client) if config.aggregation.weights == "num_examples" else 1.0
             total_D += weight * delta_D.astype(np.float64)
             total_weight += weight

@@ -189,7 +189,7 @@ def pack(tensors: Tensors, header: Mapping[str, Any]) -> bytes:
 
     The header is one canonical string under one key, since safetensors keeps several keys in no fixed order.
     """
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     return save(contiguous, {"fedrounds": json.dumps(header, sort_keys=True, separators=(",", ":"))})
 
 

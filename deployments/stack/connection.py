@@ -63,9 +63,9 @@ class Connection(ABC):
     def environment(self) -> dict[str, str]:
         """The variables that make another process use the same home and the same server (after `wait`)."""
 
+    @abstractmethod
     def close(self) -> None:
         """Gives up the interest in the server, and never stops it: another client may need it."""
-        return
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +81,8 @@ def connect(home: Path | None = None, say: Say = silent, *, idle_s: float = 60.0
 
     Returns at once: the server boots while the caller goes on, and `Connection.wait` waits for it. An embedded server
     is kept: if it dies it is started again on the same port, until the connection is closed. It leaves by itself
-    when there has been no client for `idle_s` (decided by who starts it).
+    when there has been no client for `idle_s` (decided by who starts it). `say` is told in words of what takes time,
+    also from another thread.
 
     Raises `StoreError` if the home folder cannot be written.
     """
@@ -130,6 +131,9 @@ class ConfiguredServer(Connection):
 
     def environment(self) -> dict[str, str]:
         return {"FEDROUNDS_HOME": str(self.home), "PREFECT_API_URL": self.api_url}
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _why_unreachable(self) -> str | None:
         try:

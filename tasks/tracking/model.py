@@ -67,21 +67,22 @@ def export(model: LoggableModel, folder: Path) -> None:
     from mlflow.models import infer_signature
 
     vector_file = folder.parent / _PARAMS_FILE
-    save_file({"params": flatten(model.module)}, vector_file)
     try:
-        mlflow.pytorch.save_model(
-            model.module,
-            str(folder),
-            signature=infer_signature(model.example, _predict(model.module, model.example)),
-            input_example=model.example,
-            serialization_format="pt2",
-            pip_requirements=[  # MLflow would find them by loading the model in a new process, which takes seconds
-                f"mlflow=={mlflow.__version__}",
-                f"numpy=={np.__version__}",
-                f"torch=={torch.__version__.partition('+')[0]}",
-            ],
-            extra_files=[str(vector_file)],
-        )
+        save_file({"params": flatten(model.module)}, vector_file)
+        with server.quiet_stderr():
+            mlflow.pytorch.save_model(
+                model.module,
+                str(folder),
+                signature=infer_signature(model.example, _predict(model.module, model.example)),
+                input_example=model.example,
+                serialization_format="pt2",
+                pip_requirements=[  # MLflow would find them by loading the model in a new process, which takes seconds
+                    f"mlflow=={mlflow.__version__}",
+                    f"numpy=={np.__version__}",
+                    f"torch=={torch.__version__.partition('+')[0]}",
+                ],
+                extra_files=[str(vector_file)],
+            )
     except Exception as error:  # torch.export raises as many kinds of error as there are things it cannot trace
         raise NotRegistered(f"it cannot be exported: {type(error).__name__}: {server.reason(error)}") from error
 
@@ -181,13 +182,10 @@ def _check(client: MlflowClient, logged: LoggedModel, model: LoggableModel) -> N
         loaded = mlflow.pytorch.load_model(path)
     for batch_size in _BATCH_SIZES:
         inputs = np.resize(model.example, (batch_size, *model.example.shape[1:]))
-        expected = _predict(model.module, inputs)
         try:
-            answer = _predict(loaded, inputs)
+            expected, answer = _predict(model.module, inputs), _predict(loaded, inputs)
         except Exception as error:
-            raise NotRegistered(
-                f"exported, it does not work for a batch of {batch_size}: {server.reason(error)}"
-            ) from error
+            raise NotRegistered(f"it does not work for a batch of {batch_size}: {server.reason(error)}") from error
         if not np.allclose(answer, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
             raise NotRegistered(f"exported, it answers differently from the module for a batch of {batch_size}")
 

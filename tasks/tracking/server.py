@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from fl_components.errors import FedroundsError
@@ -27,8 +29,13 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
-# What these say below ERROR (tables are made, a connection is tried again) the tracker says in its own words, once.
-_CHATTY = ("mlflow.store.db.utils", "urllib3.connectionpool")
+# What these say (tables are made, a connection is tried again, an export failed) the tracker says in its own words.
+_CHATTY = (
+    "mlflow.store.db.utils",
+    "urllib3.connectionpool",
+    "torch.export._trace",
+    "torch.fx.experimental.symbolic_shapes",
+)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -119,7 +126,7 @@ def connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """MLflow's chatter is dropped inside, in this thread only; its errors are not."""
+    """The chatter of MLflow and of what it calls is dropped inside, in this thread only."""
     token = _quiet.set(True)
     try:
         yield
@@ -127,8 +134,28 @@ def quiet() -> Iterator[None]:
         _quiet.reset(token)
 
 
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """What this thread prints to stderr inside is dropped: torch prints the graph of what it failed to export."""
+    with redirect_stderr(cast(TextIO, _OtherThreads(sys.stderr))):
+        yield
+
+
+class _OtherThreads:
+    """A stream for all threads but the one that made it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _passes(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or not _quiet.get()
+    return not _quiet.get()
 
 
 def http_status(error: BaseException) -> int:

@@ -122,7 +122,9 @@ def other_leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
                 "tau": 0.02,
             }.get(name)
             if other is None:
-                other = not value if isinstance(value, bool) else value + ("x" if isinstance(value, str) else value / 20)
+                other = (
+                    not value if isinstance(value, bool) else value + ("x" if isinstance(value, str) else value / 20)
+                )
                 other = value + 1 if isinstance(value, int) and not isinstance(value, bool) else other
             yield f"{path}={json.dumps(other)}"
 
@@ -182,7 +184,10 @@ class TestSentences:
         [
             # a misspelt key: the nearest name, at every level
             ({"rouns": 3}, "rouns is not a field of a configuration; did you mean rounds?"),
-            ({"zzz": 3}, f"zzz is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}"),
+            (
+                {"zzz": 3},
+                f"zzz is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}",
+            ),
             ({1: 2}, f"1 is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}"),
             ({"selection": {"cohort": 2}}, "selection.cohort is not a field of selection; did you mean cohort_size?"),
             ({"model": {"kind": "mlp", "hiden": [3]}}, "model.hiden is not a field of model mlp; did you mean hidden?"),
@@ -249,7 +254,10 @@ class TestSentences:
                 "model.start_from is 'newest': give fresh, latest, or an MLflow address: models:/NAME/VERSION, "
                 "models:/NAME@ALIAS or models:/m-ID",
             ),
-            ({"name": "a b"}, "name is 'a b': it must be letters, digits, '_', '.' and '-', the first a letter or digit"),
+            (
+                {"name": "a b"},
+                "name is 'a b': it must be letters, digits, '_', '.' and '-', the first a letter or digit",
+            ),
             (
                 {"name": "a\n"},
                 "name is 'a\\n': it must be letters, digits, '_', '.' and '-', the first a letter or digit",

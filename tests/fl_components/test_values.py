@@ -54,7 +54,9 @@ class TestPack:
     def test_bytes_of_another_order_are_the_same_values(self) -> None:
         assert np.array_equal(unpack(pack({"x": np.array([1.5, 2.0], ">f4")}, {}))[0]["x"], [1.5, 2.0])
 
-    @pytest.mark.parametrize("data", [b"", b"1234567", b"\xff" * 8, b"\xff" * 100, b"\2" + b"\0" * 7 + b"{}", b"PK\3\4"])
+    @pytest.mark.parametrize(
+        "data", [b"", b"1234567", b"\xff" * 8, b"\xff" * 100, b"\2" + b"\0" * 7 + b"{}", b"PK\3\4"]
+    )
     def test_not_a_checkpoint(self, data: bytes) -> None:
         with pytest.raises(StoreError, match="not a checkpoint of fedrounds"):
             unpack(data)
@@ -122,6 +124,11 @@ def test_weighted_adds() -> None:
 
 def test_values_are_frozen() -> None:
     plan = RoundPlan("r", 1, "d", (), (), 1, {"kind": "none"})
-    for value, name in ((plan, "round"), (Weighted(), "total"), (Partial({}), "count"), (Collected(Partial({})), "selected")):
+    for value, name in (
+        (plan, "round"),
+        (Weighted(), "total"),
+        (Partial({}), "count"),
+        (Collected(Partial({})), "selected"),
+    ):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, 2)

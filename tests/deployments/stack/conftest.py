@@ -74,9 +74,9 @@ WaitUntil = Callable[[Callable[[], bool], str], None]
 
 
 def _wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 120.0
     while not condition():
-        assert time.monotonic() < deadline, f"not within a minute: {what}"
+        assert time.monotonic() < deadline, f"not within two minutes: {what}"
         time.sleep(0.05)
 
 

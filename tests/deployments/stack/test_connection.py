@@ -117,7 +117,7 @@ def test_a_flow_survives_kill_9_of_the_server_which_comes_back_on_its_port(
     before = server_files(warm_home).read_record()
     assert before is not None
     psutil.Process(before.pid).kill()
-    output, _ = client.communicate("\n", timeout=90)
+    output, _ = client.communicate("\n", timeout=180)
     assert client.returncode == 0, output
     assert "the local Prefect server has ended; starting it again" in output
     assert output.splitlines()[-1] == f"COMPLETED http://127.0.0.1:{before.port}/api True"
@@ -206,7 +206,7 @@ def test_no_profile_is_no_configured_server(user_home: Path) -> None:
 
 def test_the_environment_is_as_before_after_client_settings(shared_home: Path, run_python: RunPython) -> None:
     client = run_python(SETTINGS, str(shared_home))
-    output, _ = client.communicate(timeout=60)
+    output, _ = client.communicate(timeout=120)
     assert client.returncode == 0, output
 
 

@@ -20,11 +20,13 @@ from fl_components.errors import ConfigError
 def read_back(home: Path, deployment_id: str) -> dict[str, Any]:
     """What the server keeps of a deployment, but for ids and times."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.schedules import CronSchedule
 
     with connect(home) as connection, client_settings(connection), get_client(sync_client=True) as client:
         found = client.read_deployment(UUID(deployment_id))
         flow_name = client.read_flow(found.flow_id).name
         (schedule,) = found.schedules
+    assert isinstance(schedule.schedule, CronSchedule)
     assert found.global_concurrency_limit is not None and found.concurrency_options is not None
     return {
         "name": f"{flow_name}/{found.name}",

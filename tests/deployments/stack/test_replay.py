@@ -38,7 +38,7 @@ class Busy:
 
 
 def post(app: Any, *, scope_type: str = "http") -> list[Message]:
-    incoming = [
+    incoming: list[Message] = [
         {"type": "http.request", "body": b"first ", "more_body": True},
         {"type": "http.request", "body": b"second", "more_body": False},
         {"type": "http.disconnect"},

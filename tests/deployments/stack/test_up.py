@@ -74,7 +74,7 @@ def test_up_runs_a_deployment_and_stops_all_that_it_started(
     }
 
     stack.send_signal(signal.SIGTERM)
-    assert stack.wait(timeout=60) == 0
+    assert stack.wait(timeout=120) == 0
     assert [process for process in family if process.is_running()] == []
     assert answers(record)  # the server stays: this session is its client too
 
@@ -84,7 +84,7 @@ def test_ui_starts_no_mlflow_beside_a_configured_one(shared_home: Path, run_pyth
     assert lines_until_started(stack)[-2:] == ["MLflow    http://mlflow.example", "Ctrl-C stops it"]
     assert psutil.Process(stack.pid).children() == []
     stack.send_signal(signal.SIGINT)
-    assert stack.wait(timeout=10) == 0
+    assert stack.wait(timeout=60) == 0
 
 
 @pytest.fixture

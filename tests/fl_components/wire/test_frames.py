@@ -96,7 +96,7 @@ class TestUpdates:
                         *(np.float32, (3,)),
                     )
 
-    @settings(max_examples=2000, deadline=None)
+    @settings(max_examples=1000, deadline=None)
     @given(
         edits=st.lists(
             st.tuples(st.integers(0, len(FRAME)), st.integers(0, 12), st.binary(max_size=12)), min_size=1, max_size=4
@@ -108,7 +108,7 @@ class TestUpdates:
             frame = frame[:start] + replacement + frame[start + length :]
         decoded_or_refused(frame)
 
-    @settings(max_examples=2000, deadline=None)
+    @settings(max_examples=1000, deadline=None)
     @given(text=st.binary(max_size=60), data=st.binary(max_size=8))
     @example(b"", b"")
     def test_any_bytes(self, text: bytes, data: bytes) -> None:
@@ -121,7 +121,7 @@ class TestUpdates:
         max_leaves=8,
     )
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=500, deadline=None)
     @given(
         inner=json_values.map(json.dumps) | st.text(max_size=20),
         dtype=st.sampled_from(["F32", "F64", "BF16", "F8_E4M3", "F4", "C64", "BOOL", "U64", "X"]) | st.integers(),

@@ -1,0 +1,128 @@
+"""The main job, by the console script, on the embedded servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.config import load_config
+from fl_components.simulate import simulate
+from fl_components.store import Store
+from fl_components.values import ServerState
+from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect
+
+STAGES = ["load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit", "track"]
+DATA = {  # the object of docs/operations.md
+    "run_id", "state", "rounds", "params_digest", "metrics", "privacy", "communication", "seconds", "mlflow_run_id",
+    "prefect_flow_run_id",
+}  # fmt: skip
+
+
+def test_four_hospitals_train_and_every_view_shows_it(fedrounds: Fedrounds, home: Path) -> None:
+    """One training, and all that it leaves: the answer, the store, Prefect's runs, MLflow's run and model."""
+    data = data_of(fedrounds("train", HEART, "--set", "rounds=3", "--run-id", "heart-1", "--json"))
+    assert data.keys() >= DATA
+    assert (data["run_id"], data["state"], data["rounds"]) == ("heart-1", "Completed", 3)
+    assert data["privacy"].keys() == {"epsilon", "delta", "unit", "neighbouring", "accountant"}
+    assert data["baselines"]["pooled_majority"] == pytest.approx(0.516, abs=5e-4)
+    assert data["baselines"]["client_majority"] == pytest.approx(0.638, abs=5e-4)
+    shown = data_of(fedrounds("show", "heart-1", "--json"))
+    assert {name: shown[name] for name in data} == data
+    assert [entry["round"] for entry in shown["history"]] == [1, 2, 3]
+
+    config = load_config(HEART, ["rounds=3"])
+    *_, reference = simulate(config)
+    with Store.open(home) as store:
+        state = ServerState.from_bytes(store.state_blob("heart-1"))
+        np.testing.assert_allclose(state.params_D, reference.params_D, atol=1e-5)
+        assert state.params_digest == data["params_digest"] == store.run("heart-1").params_digest
+        assert store.verify_journal().rows > 0
+    assert data["metrics"]["eval/accuracy"] == pytest.approx(reference.metrics["eval/accuracy"])
+
+    with Served(home) as api_url:
+        check_prefect(api_url, data)
+    check_mlflow(home, data)
+
+
+class Served:
+    """The home's Prefect server, asked after the training."""
+
+    def __init__(self, home: Path) -> None:
+        from deployments.stack.connection import connect
+
+        before = dict(os.environ)
+        try:
+            os.environ.clear()
+            os.environ.update(clean_environment(home))
+            self.connection = connect(home, idle_s=0.5)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def __enter__(self) -> str:
+        return self.connection.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+
+def check_prefect(api_url: str, data: dict[str, Any]) -> None:
+    parent = prefect(api_url, f"/flow_runs/{data['prefect_flow_run_id']}")
+    assert parent["name"] == "heart-disease/heart-1"
+    assert parent["state"]["type"] == "COMPLETED"
+    assert {"run:heart-1", "population:heart-disease", "experiment:heart-disease"} <= set(parent["tags"])
+    flow_runs = prefect(api_url, "/flow_runs/filter", {"flow_runs": {"tags": {"all_": ["run:heart-1"]}}})
+    rounds = {run["name"]: run for run in flow_runs if run["id"] != parent["id"]}
+    assert sorted(rounds) == ["round-0001", "round-0002", "round-0003"]
+    assert {run["state"]["type"] for run in rounds.values()} == {"COMPLETED"}
+    task_runs = prefect(
+        api_url,
+        "/task_runs/filter",
+        {"flow_runs": {"id": {"any_": [rounds["round-0002"]["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"},
+    )
+    assert [run["name"].rpartition("-")[0] for run in task_runs] == STAGES
+    assert {run["state"]["type"] for run in task_runs} == {"COMPLETED"}
+    artifacts = prefect(api_url, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
+    assert len(artifacts) == 1
+    assert "**3 of 3 rounds** committed" in artifacts[0]["data"]
+
+
+def check_mlflow(home: Path, data: dict[str, Any]) -> None:
+    """In a process of its own: importing mlflow here would slow all other tests of this process."""
+    script = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=sys.argv[1])
+run = client.get_run(sys.argv[2])
+version = client.get_model_version_by_alias("heart-disease", "challenger")
+print(json.dumps({
+    "status": run.info.status, "params": run.data.params, "tags": run.data.tags, "version_tags": version.tags,
+    "steps": [metric.step for metric in client.get_metric_history(sys.argv[2], "eval/accuracy")],
+}))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script, f"sqlite:///{home / 'mlflow.db'}", data["mlflow_run_id"]],
+        env=clean_environment(home), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seen = json.loads(answer.stdout.splitlines()[-1])
+    assert seen["status"] == "FINISHED"
+    assert seen["steps"] == [1, 2, 3]
+    assert seen["params"]["training.learning_rate"] == "0.1"
+    assert seen["tags"]["prefect.flow_run_id"] == data["prefect_flow_run_id"]
+    assert seen["version_tags"]["fedrounds.run_id"] == "heart-1"
+
+
+def test_a_mistake_is_told_before_anything_runs(fedrounds: Fedrounds) -> None:
+    completed = fedrounds("train", HEART, "--set", "training.learning_rat=1", "--json")
+    assert completed.returncode == 2
+    answer = json.loads(completed.stdout)
+    assert answer["error"]["code"] == "configuration"
+    assert "did you mean learning_rate" in answer["error"]["message"]
+    assert json.loads(fedrounds("runs", "--json").stdout)["data"] == []

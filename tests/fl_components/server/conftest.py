@@ -1,0 +1,46 @@
+"""Runs on a real store, in a home folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_components.config import FederationConfig, parse_config
+from fl_components.server.hub import Hub, open_hub
+from fl_components.store import Store
+
+FIELDS: dict[str, Any] = {
+    "name": "ward",
+    "rounds": 3,
+    "data": {"kind": "digits", "num_clients": 9},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.1, "batch_size": 64, "steps": 2},
+    "execution": {"shard_size": 2},
+}
+
+OpenRun = Callable[..., Hub]
+
+
+def configured(**changes: Any) -> FederationConfig:
+    return parse_config(FIELDS | changes)
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    with Store.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_run(store: Store) -> Iterator[OpenRun]:
+    """Opens a run with changes to FIELDS; whatever is still open is closed after the test."""
+    with ExitStack() as stack:
+
+        def opened(run_id: str = "r", **changes: Any) -> Hub:
+            return stack.enter_context(open_hub(store, run_id, config=configured(**changes)))
+
+        yield opened

@@ -1,0 +1,126 @@
+"""The server trusts no update: every reason of refusal, through real frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.errors import UpdateRejected
+from fl_components.server import stages
+from fl_components.server.hub import Hub
+from fl_components.values import EncodedBatch, RoundPlan, ServerState, Weighted
+from fl_components.wire import Update, encode_update, max_update_bytes
+
+from .conftest import OpenRun
+
+CLIENT = "client-0003"
+
+
+@pytest.fixture
+def hub(open_run: OpenRun) -> Hub:
+    return open_run(aggregation={"max_update_norm": 10.0})
+
+
+@pytest.fixture
+def state(hub: Hub) -> ServerState:
+    return stages.load(hub, 1)
+
+
+@pytest.fixture
+def plan(hub: Hub, state: ServerState) -> RoundPlan:
+    return stages.authorise(hub, stages.select(hub, state))
+
+
+def small(hub: Hub) -> Any:
+    return np.full(hub.federation.num_parameters, 0.01, np.float32)
+
+
+def with_value(delta_D: Any, value: float, position: int = 100) -> Any:
+    delta_D = delta_D.copy()
+    delta_D[position] = value
+    return delta_D
+
+
+def sent(hub: Hub, plan: RoundPlan, **changes: Any) -> bytes:
+    update = Update(CLIENT, plan.base_digest, {"delta": small(hub)})
+    return encode_update(replace(update, **changes))
+
+
+CASES: list[tuple[str, Callable[[Hub, RoundPlan], bytes]]] = [
+    ("not_finite", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), np.nan)})),
+    ("not_finite", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), np.inf, 0)})),
+    ("not_finite", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), -np.inf, -1)})),
+    ("norm_too_large", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), 10.1)})),
+    ("norm_too_large", lambda hub, plan: sent(hub, plan, tensors={"delta": np.full_like(small(hub), 3e38)})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub)[:-1]})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub)[:, None]})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub).astype(np.float16)})),
+    ("wrong_tensors", lambda hub, plan: sent(hub, plan, tensors={"delto": small(hub)})),
+    ("wrong_tensors", lambda hub, plan: sent(hub, plan, tensors={})),
+    ("stale_base", lambda hub, plan: sent(hub, plan, base_digest="0" * 64)),
+    ("stale_base", lambda hub, plan: sent(hub, plan, base_digest="")),
+    ("stale_base", lambda hub, plan: sent(hub, plan, base_digest="\ud800\x1b[31m" * 100)),
+    ("wrong_client", lambda hub, plan: sent(hub, plan, client_id="client-0004")),
+    ("wrong_client", lambda hub, plan: sent(hub, plan, client_id="\ud800\n\x1b[31m" * 100)),
+    ("undecodable", lambda hub, plan: sent(hub, plan)[:-1]),
+    ("undecodable", lambda hub, plan: b""),
+    ("undecodable", lambda hub, plan: b"PK\x03\x04" * 50),
+    ("too_large", lambda hub, plan: bytes(max_update_bytes(hub.federation.num_parameters) + 1)),
+    ("too_large", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub).repeat(3)})),
+]
+
+
+def test_a_good_update_is_taken_bit_for_bit(hub: Hub, plan: RoundPlan) -> None:
+    delta_D = with_value(small(hub), -0.0)
+    found_D = stages.check_update(hub, plan, CLIENT, sent(hub, plan, tensors={"delta": delta_D}))
+    assert found_D.tobytes() == delta_D.tobytes()
+
+
+def test_the_limit_itself_is_allowed(hub: Hub, plan: RoundPlan) -> None:
+    delta_D = with_value(np.zeros_like(small(hub)), 10.0)
+    assert stages.check_update(hub, plan, CLIENT, sent(hub, plan, tensors={"delta": delta_D}))[100] == 10
+
+
+@pytest.mark.parametrize(("reason", "frame"), CASES, ids=[f"{number}-{case[0]}" for number, case in enumerate(CASES)])
+def test_an_update_that_is_refused(
+    hub: Hub, plan: RoundPlan, reason: str, frame: Callable[[Hub, RoundPlan], bytes]
+) -> None:
+    with pytest.raises(UpdateRejected) as caught:
+        stages.check_update(hub, plan, CLIENT, frame(hub, plan))
+    found, _, explanation = caught.value.message.partition(": ")
+    assert found == reason
+    assert explanation
+    assert len(caught.value.message) < 1500  # it is kept, logged and printed, whatever the client wrote
+    assert caught.value.message.isprintable()
+    assert json.loads(json.dumps(caught.value.message)) == caught.value.message
+
+
+def test_every_reason_is_named_where_it_is_promised() -> None:
+    promised = stages.check_update.__doc__ or ""
+    assert all(reason in promised for reason, _ in CASES)
+
+
+def test_refusals_of_a_wave_are_kept_with_their_reasons(hub: Hub, plan: RoundPlan) -> None:
+    client_ids = tuple(task.client_id for task in plan.cohort)
+    frames = [sent(hub, plan, client_id=client_id) for client_id in client_ids]
+    frames[0] = b"junk"
+    frames[3] = sent(hub, plan, tensors={"delta": with_value(small(hub), np.nan)})
+    frames[8] = frames[7]  # a copy of another client's update
+    losses = tuple(Weighted(float(index), 1.0) for index in range(9))
+    collected = stages.admit(hub, plan, EncodedBatch(client_ids, tuple(frames), losses, 900), None)
+    assert {client: reason.partition(":")[0] for client, reason in collected.rejected.items()} == {
+        "client-0000": "undecodable",
+        "client-0003": "not_finite",
+        "client-0008": "wrong_client",
+    }
+    assert (collected.selected, collected.partial.count) == (9, 6)
+    assert collected.upload_bytes == sum(map(len, frames))  # what was refused was sent all the same
+    assert collected.download_bytes == 900
+    assert collected.train_loss.weight == 6
+    assert collected.train_loss.total == 1 + 2 + 4 + 5 + 6 + 7
+    np.testing.assert_allclose(hub.config.aggregation.aggregate(collected.partial), small(hub), rtol=1e-6)

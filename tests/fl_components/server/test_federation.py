@@ -1,0 +1,180 @@
+"""All that a configuration names fits together, or is refused before any round begins."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.config import config_digest, parse_config
+from fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
+from fl_components.server.federation import assemble, engine_facts
+from fl_components.training import evaluate
+
+FUNCTIONS = """
+import numpy as np
+
+def load(num_clients=3, tests=2, features=4, whole=False):
+    generator = np.random.default_rng(0)
+    def client(tested):
+        x = generator.integers(0, 9, (6, features)) if whole else generator.standard_normal((6, features))
+        y = generator.integers(0, 3, 6)
+        return (x[:4], y[:4], x[4:], y[4:]) if tested else (x[:4], y[:4])
+    return {f"ward {number}": client(number < tests) for number in range(num_clients)}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of a configuration whose data come from a function beside it."""
+    (tmp_path / "ward_functions.py").write_text(FUNCTIONS)
+    (tmp_path / "json.py").write_text("raise AssertionError('this hides an installed module')\n")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.delitem(sys.modules, "ward_functions", raising=False)
+    return str(tmp_path)
+
+
+def configured(arguments: dict[str, Any] | None = None, **changes: Any) -> Any:
+    return parse_config(
+        {
+            "name": "ward",
+            "rounds": 2,
+            "data": {
+                "kind": "function",
+                "path": "ward_functions:load",
+                "arguments": arguments or {},
+                "num_classes": 3,
+            },
+            "model": {"kind": "logistic_regression"},
+            "training": {"learning_rate": 0.1, "epochs": 1},
+            **changes,
+        }
+    )
+
+
+class TestAssemble:
+    def test_it_fits(self, folder: str) -> None:
+        federation = assemble(configured(), folder)
+        assert federation.data.client_ids == ("ward 0", "ward 1", "ward 2")
+        assert federation.num_parameters == 4 * 3 + 3
+        assert federation.initial_params_D.dtype == np.float32
+
+    def test_the_folder_comes_last_and_once(self, folder: str) -> None:
+        before = sys.path.copy()
+        for _ in range(2):
+            assemble(configured(), folder)
+        assert sys.path == [*before, folder]
+
+    def test_the_seed_decides_the_initial_parameters(self, folder: str) -> None:
+        model = {"kind": "mlp", "hidden": [5]}
+        first, again, other = (assemble(configured(model=model, seed=seed), folder) for seed in (1, 1, 2))
+        assert first.initial_params_D.tobytes() == again.initial_params_D.tobytes()
+        assert first.initial_params_D.tobytes() != other.initial_params_D.tobytes()
+
+    @pytest.mark.parametrize(
+        ("arguments", "changes", "error", "words"),
+        [
+            (
+                {},
+                {"selection": {"cohort_size": 4}},
+                ConfigError,
+                r"selection.cohort_size is 4 but data function has 3 clients; make selection.cohort_size at most 3",
+            ),
+            ({}, {"selection": {"min_updates": 4}}, ConfigError, r"selection.min_updates is 4 .* at most 3"),
+            ({"tests": 0}, {}, DataError, "data function has no test examples: the model could never be evaluated"),
+            (
+                {"num_clients": 1001},
+                {},
+                ConfigError,
+                "evaluation.per_client is true but data function has 1001 clients: .* set evaluation.per_client to "
+                "false above 1000 clients",
+            ),
+            ({"whole": True}, {}, ModelError, r"the model cannot take rows of int64 \[4\]"),
+            ({"wards": 3}, {}, DataError, r"ward_functions:load failed with data.arguments \['wards'\]: TypeError"),
+            (
+                {},
+                {
+                    "model": {
+                        "kind": "module",
+                        "path": "torch.nn:Linear",
+                        "arguments": {"in_features": 5, "out_features": 3},
+                    }
+                },
+                ModelError,
+                r"the model cannot take rows of float32 \[4\]",
+            ),
+        ],
+    )
+    def test_what_does_not_fit(
+        self,
+        folder: str,
+        arguments: dict[str, Any],
+        changes: dict[str, Any],
+        error: type[FedroundsError],
+        words: str,
+    ) -> None:
+        config = configured(arguments, **changes)  # it makes sense until the data are read
+        with pytest.raises(error, match=words) as caught:
+            assemble(config, folder)
+        assert caught.value.exit_code == 2
+
+    def test_a_large_population_without_per_client_evaluation(self, folder: str) -> None:
+        federation = assemble(configured({"num_clients": 1001}, evaluation={"per_client": False}), folder)
+        assert list(federation.evaluate(federation.initial_params_D)) == ["eval/loss", "eval/accuracy"]
+
+
+class TestInitialState:
+    def test_fresh(self, folder: str) -> None:
+        config = configured(server_optimizer={"kind": "fedadam"})
+        federation = assemble(config, folder)
+        state = federation.initial_state()
+        assert (state.round, state.config_digest) == (0, config_digest(config))
+        assert state.params_D.tobytes() == federation.initial_params_D.tobytes()
+        assert state.server_optimizer.keys() == {"m", "v"}
+
+    def test_warm(self, folder: str) -> None:
+        params_D = np.arange(15, dtype=np.float32)
+        assert assemble(configured(), folder).initial_state(params_D).params_D.tolist() == list(range(15))
+
+    def test_of_another_model(self, folder: str) -> None:
+        config = configured(model={"kind": "logistic_regression", "start_from": "latest"})
+        with pytest.raises(ConfigError) as caught:
+            assemble(config, folder).initial_state(np.zeros(14, np.float32))
+        assert caught.value.message == (
+            "model.start_from 'latest' has 14 parameters but model logistic_regression has 15; start from a model of "
+            "the same shape, or fresh"
+        )
+
+
+class TestEvaluate:
+    def test_clients_add_up_to_the_whole(self, folder: str) -> None:
+        federation = assemble(configured(), folder)
+        params_D = np.random.default_rng(0).standard_normal(15).astype(np.float32)
+        metrics = federation.evaluate(params_D)
+        assert sorted(metrics) == sorted(
+            f"{of}/{name}"
+            for of in ("eval", "eval/client/ward 0", "eval/client/ward 1")  # ward 2 has no test rows
+            for name in ("loss", "accuracy")
+        )
+        loss, accuracy = evaluate(federation.trained_module(params_D), federation.data.x_test, federation.data.y_test)
+        assert metrics["eval/loss"] == pytest.approx(loss.mean, rel=1e-6)
+        assert metrics["eval/accuracy"] == pytest.approx(accuracy.mean)
+        assert metrics["eval/loss"] == pytest.approx(
+            (metrics["eval/client/ward 0/loss"] + metrics["eval/client/ward 1/loss"]) / 2, rel=1e-6
+        )
+
+    def test_baselines_need_no_model(self, folder: str) -> None:
+        federation = assemble(configured(), folder)
+        assert federation.baselines.keys() == {"pooled_majority", "client_majority"}
+        assert all(0 <= value <= 1 for value in federation.baselines.values())
+
+
+def test_the_engine_s_facts_can_be_kept(folder: str) -> None:
+    facts = engine_facts(assemble(configured(), folder))
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["num_clients"], facts["num_parameters"]) == (3, 15)
+    assert facts["processor"]

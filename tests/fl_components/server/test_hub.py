@@ -1,0 +1,149 @@
+"""Taking hold of a run: made once, resumed from what is stored, and let go again whatever happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.config import config_digest
+from fl_components.errors import ConfigError, LeaseHeld, RunCancelled, RunConflict, RunNotFound, StoreError
+from fl_components.server import stages
+from fl_components.server.hub import open_hub, start_fresh_or_latest
+from fl_components.store import Lease, Store
+
+from .conftest import OpenRun, configured
+
+
+def one_round(hub: Any, round: int = 1) -> Any:
+    state = stages.load(hub, round)
+    plan = stages.authorise(hub, stages.select(hub, state))
+    batch = stages.train(hub, plan, state, plan.waves[0])
+    collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), None)
+    return stages.commit(hub, plan, stages.aggregate(hub, plan, state, collected), collected, {})
+
+
+class TestOpen:
+    def test_a_new_run_is_written_down(self, store: Store) -> None:
+        config = configured(seed=5)
+        with open_hub(store, "r", config=config, source_folder="/experiments") as hub:
+            run = hub.run
+            assert (hub.run_id, hub.config) == ("r", config)
+        assert (run.name, run.population, run.rounds, run.state) == ("ward", "ward", 3, "Pending")
+        assert (run.config_digest, run.source_folder) == (config_digest(config), "/experiments")
+        assert run.params_digest == hub.federation.initial_state().params_digest
+        assert run.engine["num_clients"] == 9
+        assert run.ancestor is None
+
+    def test_a_stored_run_needs_no_configuration(self, store: Store, open_run: OpenRun) -> None:
+        changes: dict[str, Any] = {
+            "training": {"learning_rate": 0.3, "epochs": 2},
+            "server_optimizer": {"kind": "fedadam"},
+        }
+        with open_run(**changes) as hub:
+            digest = one_round(hub).params_digest
+        heard: list[str] = []
+        with open_hub(store, "r", say=heard.append) as resumed:
+            assert resumed.config == configured(**changes)
+            assert resumed.state().params_digest == digest
+            assert resumed.state().config_digest == config_digest(resumed.config)
+        assert heard == []
+
+    def test_no_such_run(self, store: Store) -> None:
+        with pytest.raises(RunNotFound, match="there is no run 'r' in this store"):
+            open_hub(store, "r")
+
+    def test_another_configuration(self, store: Store, open_run: OpenRun) -> None:
+        open_run().close()
+        with pytest.raises(RunConflict, match="seed"):
+            open_hub(store, "r", config=configured(seed=1))
+        open_hub(store, "r", config=configured()).close()
+
+    def test_nothing_is_written_for_what_does_not_fit(self, store: Store) -> None:
+        model = {"kind": "module", "path": "torch.nn:Linear", "arguments": {"in_features": 1, "out_features": 1}}
+        with pytest.raises(Exception, match="the model cannot take"):
+            open_hub(store, "r", config=configured(model=model))
+        assert store.runs() == []
+
+    def test_another_machine_is_told(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        open_run().close()
+        monkeypatch.setattr("fl_components.server.federation._processor", lambda: "Abacus (beads)")
+        heard: list[str] = []
+        open_hub(store, "r", say=heard.append).close()
+        assert len(heard) == 1
+        assert heard[0].startswith("this machine differs from the one that began the run: processor was ")
+        assert heard[0].endswith("is 'Abacus (beads)'; the last bits of the model may differ")
+
+
+class TestLease:
+    def test_only_one_holds_a_run(self, store: Store, open_run: OpenRun) -> None:
+        hub = open_run()
+        with pytest.raises(LeaseHeld):
+            open_hub(store, "r")
+        hub.close()
+        open_hub(store, "r").close()
+
+    def test_it_is_let_go_when_opening_fails(
+        self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_run().close()
+
+        def fails(lease: Lease) -> int:
+            raise StoreError("the folder of blobs cannot be read")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Lease, "collect_garbage", fails)
+            with pytest.raises(StoreError, match="cannot be read"):
+                open_hub(store, "r")
+        open_hub(store, "r").close()
+
+
+class TestStart:
+    def test_latest_is_the_newest_model_of_that_name(self, store: Store, open_run: OpenRun) -> None:
+        with open_run("first") as hub:
+            params_D = hub.state().params_D
+            digest = one_round(hub).params_digest
+        open_run("untrained").close()
+        open_run("other", name="other").close()
+        latest = {"kind": "logistic_regression", "start_from": "latest"}
+        with open_run("second", model=latest, rounds=4) as hub:
+            assert hub.run.params_digest == hub.state().params_digest == digest
+            assert hub.run.ancestor == "run:first"
+            assert hub.state().round == 0
+            assert not np.array_equal(hub.state().params_D, params_D)
+
+    def test_latest_of_a_first_run_is_fresh(self, store: Store) -> None:
+        config = configured(model={"kind": "logistic_regression", "start_from": "latest"})
+        assert start_fresh_or_latest(store)(config) == (None, None)
+
+    def test_a_model_of_another_shape_is_refused_before_anything_is_written(
+        self, store: Store, open_run: OpenRun
+    ) -> None:
+        with open_run("first") as hub:
+            one_round(hub)
+        config = configured(model={"kind": "mlp", "hidden": [3], "start_from": "latest"})
+        with pytest.raises(ConfigError, match="model.start_from 'latest' has 650 parameters"):
+            open_hub(store, "second", config=config)
+        assert store.find_run("second") is None
+
+    def test_a_resume_does_not_ask_where_to_start(self, store: Store, open_run: OpenRun) -> None:
+        def never(config: Any) -> Any:
+            raise AssertionError("asked")
+
+        open_run().close()
+        open_hub(store, "r", config=configured(), start=never).close()
+
+
+def test_cancelling(open_run: OpenRun) -> None:
+    hub = open_run()
+    hub.check_cancelled()
+    hub.cancelled.set()
+    with pytest.raises(RunCancelled, match="run r was stopped on request") as caught:
+        hub.check_cancelled()
+    assert caught.value.hint == "`fedrounds resume r` goes on with it"
+
+
+def test_the_home_is_the_test_s_own(store: Store, home: Path) -> None:
+    assert store.home == home

@@ -1,0 +1,271 @@
+"""The stages of a round on a real store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.errors import RunFailed, StoreError, TooFewClients
+from fl_components.server import stages
+from fl_components.server.hub import Hub
+from fl_components.store import Store
+from fl_components.values import Collected, Partial, RoundPlan, ServerState, UpdateBatch, Weighted
+from fl_components.wire import encode_params
+
+from .conftest import OpenRun
+
+
+def begin(hub: Hub, round: int = 1) -> tuple[ServerState, RoundPlan]:
+    state = stages.load(hub, round)
+    return state, stages.authorise(hub, stages.select(hub, state))
+
+
+def collect(hub: Hub, state: ServerState, plan: RoundPlan, poisoned: tuple[str, ...] = ()) -> Collected:
+    """A round up to the seal, where some clients send NaN."""
+    collected = None
+    for wave in plan.waves:
+        batch = stages.train(hub, plan, state, wave)
+        for row, client_id in enumerate(batch.client_ids):
+            if client_id in poisoned:
+                batch.deltas_ND[row] = np.nan
+        collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), collected)
+    assert collected is not None
+    return collected
+
+
+def finish(hub: Hub, state: ServerState, plan: RoundPlan, collected: Collected) -> Any:
+    state = stages.aggregate(hub, plan, state, collected)
+    return stages.commit(hub, plan, state, collected, stages.evaluate(hub, state))
+
+
+class TestSelect:
+    def test_the_plan(self, open_run: OpenRun) -> None:
+        hub = open_run(selection={"cohort_size": 4, "min_updates": 2})
+        state, plan = begin(hub)
+        assert (plan.run_id, plan.round, plan.base_digest) == ("r", 1, state.params_digest)
+        assert (plan.min_updates, plan.event, plan.collection) == (2, {"kind": "none"}, 1)
+        indices = [task.index for task in plan.cohort]
+        assert indices == sorted(set(indices))
+        assert len(indices) == 4
+        for task in plan.cohort:
+            assert task.client_id == hub.federation.data.client_ids[task.index]
+            assert task.num_examples == hub.federation.data.num_examples(task.index)
+        assert len({task.seed for task in plan.cohort}) == 4
+
+    def test_it_depends_on_seed_and_round_only(self, open_run: OpenRun) -> None:
+        selection = {"cohort_size": 4}
+        first = stages.select(one := open_run("one", selection=selection), stages.load(one, 1))
+        again = stages.select(two := open_run("two", selection=selection, name="other"), stages.load(two, 1))
+        other = stages.select(three := open_run("three", selection=selection, seed=1), stages.load(three, 1))
+        assert first.cohort == again.cohort
+        assert {task.seed for task in first.cohort}.isdisjoint(task.seed for task in other.cohort)
+
+
+class TestAuthorise:
+    def test_the_charge_is_written_before_any_client_is_contacted(self, open_run: OpenRun, store: Store) -> None:
+        _, plan = begin(open_run())
+        (charge,) = store.charges(run_id="r")
+        assert (charge.round, charge.collection, charge.state, charge.event) == (1, 1, "reserved", {"kind": "none"})
+        assert plan.collection == 1
+
+    def test_again_it_is_the_same_reservation(self, open_run: OpenRun, store: Store) -> None:
+        hub = open_run()
+        _, plan = begin(hub)
+        assert stages.authorise(hub, plan) == plan
+        assert len(store.charges(run_id="r")) == 1
+
+
+class TestBytes:
+    def test_what_is_counted_was_really_encoded(self, open_run: OpenRun) -> None:
+        hub = open_run()
+        state, plan = begin(hub)
+        (wave,) = plan.waves
+        encoded = stages.compress(hub, plan, stages.train(hub, plan, state, wave))
+        collected = stages.admit(hub, plan, encoded, None)
+        assert collected.download_bytes == 9 * len(encode_params(state.params_D))
+        assert collected.upload_bytes == sum(map(len, encoded.frames)) > 9 * 4 * hub.federation.num_parameters
+
+
+class TestWaves:
+    @pytest.mark.parametrize("poisoned", [(), ("client-0000", "client-0001", "client-0006")])
+    def test_memory_changes_no_bit(self, open_run: OpenRun, poisoned: tuple[str, ...]) -> None:
+        outcomes = []
+        model = {"kind": "mlp", "hidden": [500]}  # 0.45 MB a client as trained, encoded and decoded
+        for name, memory_mb, waves in (("a", 1, 5), ("b", 2, 3), ("c", 1000, 1)):
+            hub = open_run(name, model=model, execution={"memory_mb": memory_mb, "shard_size": 2})
+            state, plan = begin(hub)
+            assert len(plan.waves) == waves
+            collected = collect(hub, state, plan, poisoned)
+            assert set(collected.rejected) == set(poisoned)
+            outcomes.append((collected.to_bytes(), stages.aggregate(hub, plan, state, collected).params_digest))
+        assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+class TestAggregate:
+    def test_a_poisoned_client_leaves_the_mean_of_the_others(self, open_run: OpenRun) -> None:
+        hub = open_run()
+        state, plan = begin(hub)
+        batch: UpdateBatch = stages.train(hub, plan, state, plan.waves[0])
+        good = [row for row, client_id in enumerate(batch.client_ids) if client_id != "client-0004"]
+        weights_N = [plan.cohort[row].num_examples for row in good]
+        expected_D = state.params_D + np.average(batch.deltas_ND[good].astype(np.float64), axis=0, weights=weights_N)
+        collected = collect(hub, state, plan, poisoned=("client-0004",))
+        after = stages.aggregate(hub, plan, state, collected)
+        assert (after.round, after.config_digest) == (1, state.config_digest)
+        np.testing.assert_allclose(after.params_D, expected_D, rtol=1e-6, atol=1e-7)
+        assert np.abs(after.params_D - state.params_D).max() > 1e-3
+
+    def test_it_seals_before_it_moves_the_parameters(self, open_run: OpenRun) -> None:
+        hub = open_run()
+        state, plan = begin(hub)
+        collected = collect(hub, state, plan)
+        assert hub.sealed(1) is None
+        after = stages.aggregate(hub, plan, state, collected)
+        sealed = hub.sealed(1)
+        assert sealed is not None
+        assert sealed.seconds.keys() == {"load", "select", "authorise", "train", "compress", "admit"}
+        assert replace(sealed, seconds={}).to_bytes() == collected.to_bytes()
+        # A resume that finds the seal comes to the same bits, and a later collection does not replace it.
+        assert stages.aggregate(hub, plan, state, sealed).params_digest == after.params_digest
+        stages.aggregate(hub, plan, state, collect(hub, state, plan, poisoned=("client-0001",)))
+        kept = hub.sealed(1)
+        assert kept is not None
+        assert kept.to_bytes() == sealed.to_bytes()
+
+    @pytest.mark.parametrize(
+        ("poisoned", "junk", "sentence", "hint"),
+        [
+            (
+                9,
+                0,
+                "round 1: 0 of 9 updates could be used and selection.min_updates is 7 (not_finite: 9)",
+                "lower training.learning_rate",
+            ),
+            (
+                2,
+                1,
+                "round 1: 6 of 9 updates could be used and selection.min_updates is 7 (not_finite: 2, undecodable: 1)",
+                "lower training.learning_rate",
+            ),
+            (0, 3, "round 1: 6 of 9 updates could be used and selection.min_updates is 7 (undecodable: 3)", None),
+        ],
+    )
+    def test_too_few_clients(
+        self, open_run: OpenRun, poisoned: int, junk: int, sentence: str, hint: str | None
+    ) -> None:
+        hub = open_run(selection={"min_updates": 7})
+        state, plan = begin(hub)
+        batch = stages.train(hub, plan, state, plan.waves[0])
+        batch.deltas_ND[:poisoned] = np.nan
+        encoded = stages.compress(hub, plan, batch)
+        frames = (*encoded.frames[: 9 - junk], *[b"junk"] * junk)
+        collected = stages.admit(hub, plan, replace(encoded, frames=frames), None)
+        with pytest.raises(TooFewClients) as caught:
+            stages.aggregate(hub, plan, state, collected)
+        assert (caught.value.message, caught.value.hint) == (sentence, hint)
+        assert hub.sealed(1) is None
+
+    def test_just_enough_clients(self, open_run: OpenRun) -> None:
+        hub = open_run(selection={"min_updates": 8})
+        state, plan = begin(hub)
+        assert stages.aggregate(hub, plan, state, collect(hub, state, plan, ("client-0000",))).round == 1
+
+    def test_parameters_that_are_no_longer_finite(self, open_run: OpenRun) -> None:
+        hub = open_run(server_optimizer={"kind": "fedavg", "learning_rate": 1e45})
+        state, plan = begin(hub)
+        with pytest.raises(RunFailed, match=r"round 1: the server's parameters are no longer finite") as caught:
+            stages.aggregate(hub, plan, state, collect(hub, state, plan))
+        assert caught.value.hint == "lower server_optimizer.learning_rate"
+
+
+class TestCommit:
+    def test_a_round_becomes_visible_whole(self, open_run: OpenRun, store: Store) -> None:
+        hub = open_run()
+        state, plan = begin(hub)
+        result = finish(hub, state, plan, collect(hub, state, plan, ("client-0002",)))
+        record = store.round("r", 1)
+        assert record is not None
+        assert hub.committed(1) == result
+        assert record.result["metrics"] == result.metrics
+        assert hub.refresh().committed_round == 1
+        assert hub.state().params_digest == result.params_digest == record.params_digest
+        assert [charge.state for charge in store.charges(run_id="r")] == ["spent"]
+        assert hub.committed(2) is None
+        assert hub.sealed(1) is None
+        assert result.rejected == {"not_finite": 1}
+        assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (9, 8)
+        assert result.metrics["clients/rejected"] == 1
+
+    def test_rounds_follow_each_other(self, open_run: OpenRun) -> None:
+        hub = open_run()
+        with pytest.raises(RunFailed, match="round 2 cannot begin: the last committed round of run r is 0"):
+            stages.load(hub, 2)
+        digests = [finish(hub, *(begun := begin(hub, n)), collect(hub, *begun)).params_digest for n in (1, 2, 3)]
+        assert len(set(digests)) == 3
+        with pytest.raises(RunFailed, match="round 3 cannot begin"):
+            stages.load(hub, 3)
+
+    def test_nothing_is_committed_without_a_reservation(self, open_run: OpenRun) -> None:
+        hub = open_run()
+        state = stages.load(hub, 1)
+        plan = stages.select(hub, state)
+        with pytest.raises(StoreError, match="nothing is reserved"):
+            stages.aggregate(hub, plan, state, collect(hub, state, plan))
+
+
+class TestEvaluate:
+    def test_every_so_many_rounds_and_after_the_last(self, open_run: OpenRun) -> None:
+        hub = open_run(evaluation={"every": 2}, rounds=5)
+        state = stages.load(hub, 1)
+        evaluated = [round for round in range(1, 6) if stages.evaluate(hub, replace(state, round=round))]
+        assert evaluated == [2, 4, 5]
+
+    def test_baselines_stand_beside(self, open_run: OpenRun) -> None:
+        hub = open_run()
+        metrics = stages.evaluate(hub, replace(stages.load(hub, 1), round=1))
+        assert metrics["baseline/pooled_majority"] == hub.federation.baselines["pooled_majority"]
+        assert 0 <= metrics["eval/accuracy"] <= 1
+        assert "eval/client/client-0008/loss" in metrics
+
+
+class TestRoundResult:
+    state = ServerState(4, np.ones(3, np.float32), {}, "")
+
+    def test_values_that_are_not_finite_are_left_out(self) -> None:
+        collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
+        evaluated = {"eval/loss": float("inf"), "eval/accuracy": 0.5}
+        result = stages.round_result(self.state, collected, evaluated, {}, round_s=7.0)
+        assert result.metrics == {
+            "eval/accuracy": 0.5,
+            "clients/selected": 2,
+            "clients/received": 0,
+            "clients/rejected": 2,
+            "communication/upload_bytes": 10,
+            "communication/download_bytes": 20,
+            "time/round_s": 7,
+        }
+        assert (result.round, result.params_digest) == (4, self.state.params_digest)
+        assert result.rejected == {"not_finite": 2}
+
+    def test_seconds_of_a_sealed_attempt_are_kept(self) -> None:
+        collected = Collected(Partial({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
+        seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
+        result = stages.round_result(self.state, collected, {}, seconds, round_s=3.0)
+        assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
+        assert result.metrics["time/round_s"] == 3
+        assert result.metrics["time/train_s"] == 8
+        assert result.metrics["train/loss"] == 0.5
+
+
+def test_a_stage_is_announced_and_timed_even_when_it_fails(open_run: OpenRun) -> None:
+    hub, heard = open_run(), []
+    hub.on_stage = heard.append
+    state, plan = begin(hub)
+    with pytest.raises(TooFewClients):
+        stages.aggregate(hub, plan, state, Collected(Partial({}, 0)))
+    assert heard == ["load", "select", "authorise", "aggregate"] == list(hub.seconds)
+    stages.load(hub, 1)
+    assert list(hub.seconds) == ["load"]

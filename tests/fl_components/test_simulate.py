@@ -1,0 +1,70 @@
+"""The plain loops of simulate.py and the walk of the stages come to the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.config import parse_config
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.simulate import simulate
+from fl_components.store import Store
+from flows.round import walk
+
+HEART = {"data": {"kind": "heart_disease"}, "model": {"kind": "logistic_regression"}}
+DIGITS = {"data": {"kind": "digits", "num_clients": 12}, "model": {"kind": "mlp", "hidden": [8]}}
+
+
+def configured(changes: dict[str, Any]) -> Any:
+    training = {"learning_rate": 0.1, "momentum": 0.5, "batch_size": 16, "epochs": 1}
+    return parse_config({"name": "reference", "rounds": 3, "seed": 4, "training": training, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        HEART,
+        HEART | {"server_optimizer": {"kind": "fedadam", "learning_rate": 0.05}},
+        DIGITS
+        | {
+            "selection": {"cohort_size": 5},
+            "aggregation": {"weights": "uniform"},
+            "execution": {"shard_size": 2, "memory_mb": 1},
+        },
+        DIGITS
+        | {
+            "selection": {"cohort_size": 7},
+            "server_optimizer": {"kind": "fedadam"},
+            "execution": {"shard_size": 1},
+            "training": {"learning_rate": 0.1, "batch_size": 10, "steps": 3},
+        },
+        DIGITS | {"server_optimizer": {"kind": "fedavg", "learning_rate": 0.5}, "aggregation": {"weights": "uniform"}},
+    ],
+    ids=["all", "all-fedadam", "cohort-uniform-waves", "cohort-fedadam-steps", "rate-uniform"],
+)
+def test_the_walk_is_what_the_loops_say(home: Path, changes: dict[str, Any]) -> None:
+    config = configured(changes)
+    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+        for expected in simulate(config):
+            plan = stages.select(hub, stages.load(hub, expected.round))
+            assert tuple(task.client_id for task in plan.cohort) == expected.cohort
+            result = walk(stages, hub, expected.round)
+            np.testing.assert_allclose(hub.state().params_D, expected.params_D, rtol=0, atol=1e-5)
+            for name, value in expected.metrics.items():
+                assert result.metrics[name] == pytest.approx(value, abs=2e-2 if "accuracy" in name else 1e-4)
+            assert walk(stages, hub, expected.round) == result  # a committed round is not worked on again
+        assert hub.refresh().committed_round == config.rounds
+        initial_D = hub.federation.initial_params_D
+        assert np.abs(hub.state().params_D - initial_D).max() > 0.01
+
+
+def test_it_repeats_bit_for_bit() -> None:
+    config = configured(HEART)
+    first, again = (list(simulate(config)) for _ in range(2))
+    assert [step.params_D.tobytes() for step in first] == [step.params_D.tobytes() for step in again]
+    other = list(simulate(config.model_copy(update={"seed": 5})))
+    assert other[-1].params_D.tobytes() != first[-1].params_D.tobytes()

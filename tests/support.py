@@ -1,0 +1,116 @@
+"""What tests of whole trainings share: homes whose databases are made, the console script, and Prefect's REST API."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FEDROUNDS = Path(sys.executable).with_name("fedrounds")
+HEART = ROOT / "examples" / "heart_disease.yaml"
+CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
+DEADLINE_S = 120.0
+
+# Makes all databases of a home: the store's, MLflow's and Prefect's.
+MAKE_HOME = """
+import os
+from pathlib import Path
+from deployments.stack.connection import connect
+from fl_components.store import Store
+from tasks.tracking import server
+home = Path(os.environ["FEDROUNDS_HOME"])
+with connect(idle_s=0.5) as connection:
+    Store.open().close()
+    with server.quiet():
+        server.connect(server.tracking_uri(home))
+    connection.wait()
+"""
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """This environment with nothing configured but the home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURES)}
+    return {**kept, "FEDROUNDS_HOME": str(home), "HOME": str(home.parent), "NO_COLOR": "1"}
+
+
+def make_template_home(folder: Path) -> Path:
+    """A home in which nothing has run yet, made once in `folder` however many processes ask for it."""
+    home = folder / "home"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            home.mkdir()
+            subprocess.run([sys.executable, "-c", MAKE_HOME], env=clean_environment(home), cwd=home, check=True)
+            wait_until(lambda: not server_is_up(home), "the template's server leaves")
+            (folder / "made").touch()
+    return home
+
+
+Fedrounds = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_fedrounds(home: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The console script in `home`, to its end; keywords are further environment variables."""
+    return subprocess.run(
+        [str(FEDROUNDS), *map(str, arguments)],
+        env=clean_environment(home) | environment,
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def start_fedrounds(home: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[bytes]:
+    """The console script in `home`, in the background; what it says goes to a file beside the home."""
+    with open(home.parent / "fedrounds.log", "ab") as log:
+        return subprocess.Popen(
+            [str(FEDROUNDS), *map(str, arguments)],
+            env=clean_environment(home) | environment,
+            cwd=home.parent,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def data_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """`data` of a command's --json, which must have gone well."""
+    assert completed.returncode == 0, completed.stderr + completed.stdout
+    answer = json.loads(completed.stdout)
+    assert answer["status"] == "ok"
+    data: dict[str, Any] = answer["data"]
+    return data
+
+
+def prefect(api_url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What Prefect's REST API answers: a POST where there is a body, else a GET."""
+    request = urllib.request.Request(
+        f"{api_url}{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read() or b"null")
+
+
+def server_is_up(home: Path) -> bool:
+    from deployments.stack.files import is_locked, server_files
+
+    return is_locked(server_files(home).server_lock)
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    """Until `condition` holds; fails at a deadline that a busy machine meets as well."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.05)
