@@ -70,18 +70,20 @@ def prefect_round(page: Page) -> None:
     page.get_by_text("Parent Run").wait_for()
     page.get_by_text("Task Runs", exact=True).click()
     page.wait_for_timeout(DRAWING_MS)
-    _zoom(page, at=(0.5, 0.5), notches=2)
+    _zoom(page, at=(0.5, 0.47), notches=1)
     _save(page, "prefect-round.png")
 
 
 def mlflow_metrics(page: Page) -> None:
     """The run's charts, one section for each group of metrics; those that are flat lines here are folded."""
+    page.set_viewport_size({"width": 1400, "height": 1240})
     page.get_by_role("button", name="Toggle sidebar").click()
     page.get_by_text("Model metrics").first.click()
     sections = page.locator(".du-bois-light-collapse-header")
     sections.first.wait_for()
     for name in ("baseline", "best", "clients", "communication"):
         sections.filter(has_text=name).first.click()
+    page.mouse.move(0, 0)
     page.wait_for_timeout(DRAWING_MS)
     _save(page, "mlflow-metrics.png")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Select, insert, select
+from sqlalchemy import URL, Connection, Select, insert, or_, select
 
 from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound
 from fl_components.store import journal as journal_
@@ -188,8 +188,16 @@ class Store:
         return [RunRecord(*row) for row in self._rows(query if name is None else query.where(runs.c.name == name))]
 
     def latest_unfinished(self) -> RunRecord | None:
-        """The run worked on last among those that a resume could carry on (Failed and Cancelled ones are)."""
-        query = select(*_RUN_COLUMNS).where(runs.c.state.not_in(FINISHED_STATES))
+        """The run worked on last among those that a resume has something to do for.
+
+        These are the runs with rounds to go (Failed and Cancelled ones too), and those whose process was killed after
+        the last round, before it gave its lease back: what MLflow and Prefect show of them is not complete.
+        """
+        query = (
+            select(*_RUN_COLUMNS)
+            .join(leases, leases.c.run_id == runs.c.run_id)
+            .where(or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None)))
+        )
         return self._latest(query)
 
     def latest_model(self, name: str) -> RunRecord | None:

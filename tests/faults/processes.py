@@ -22,9 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What a store imports when it is first used is imported here, once for all children.
+# What a store and the data import when they are first used is imported here, once for all children.
 import fsspec.implementations.local
+import psutil  # noqa: F401
 import psycopg
+import sklearn.model_selection  # noqa: F401
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite  # noqa: F401
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,7 @@ class TestAggregationRule:
         whole = collect(rule, deltas_ND, weights_N, shard_size)
         partial = rule.init(40)
         edges = [0, *sorted(min(cut * shard_size, 23) for cut in cuts), 23]
-        for start, stop in zip(
-            edges, edges[1:], strict=False
-        ):  # a wave is whole shards; between two the partial may rest
+        for start, stop in pairwise(edges):  # a wave is whole shards; between two waves the partial may rest
             partial = Collected.from_bytes(Collected(partial).to_bytes()).partial
             for begin in range(start, stop, shard_size):
                 shard = slice(begin, min(begin + shard_size, stop))

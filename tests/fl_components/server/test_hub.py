@@ -124,7 +124,7 @@ class TestStart:
         with open_run("first") as hub:
             one_round(hub)
         config = configured(model={"kind": "mlp", "hidden": [3], "start_from": "latest"})
-        with pytest.raises(ConfigError, match="model.start_from 'latest' has 650 parameters"):
+        with pytest.raises(ConfigError, match=r"model\.start_from 'latest' has 650 parameters"):
             open_hub(store, "second", config=config)
         assert store.find_run("second") is None
 

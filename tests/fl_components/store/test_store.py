@@ -118,6 +118,18 @@ def test_the_latest_unfinished_run_is_the_one_worked_on_last(store: Store, new_r
     assert latest.run_id == "b"
 
 
+def test_a_completed_run_is_unfinished_until_its_lease_is_given_back(store: Store, new_run: NewRun) -> None:
+    """Killed after the last round, it has views to repair."""
+    new_run("a")
+    with store.acquire("a") as lease:
+        lease.begin_attempt()
+        lease.finish("Completed")
+        latest = store.latest_unfinished()
+        assert latest is not None
+        assert latest.run_id == "a"
+    assert store.latest_unfinished() is None
+
+
 def test_the_latest_model_is_that_of_the_name_with_a_committed_round(
     store: Store, new_run: NewRun, do_round: DoRound
 ) -> None:
