@@ -76,7 +76,7 @@ def prefect_round(page: Page) -> None:
 
 def mlflow_metrics(page: Page) -> None:
     """The run's charts, one section for each group of metrics; those that are flat lines here are folded."""
-    page.set_viewport_size({"width": 1400, "height": 1240})
+    page.set_viewport_size({"width": 1400, "height": 1260})
     page.get_by_role("button", name="Toggle sidebar").click()
     page.get_by_text("Model metrics").first.click()
     sections = page.locator(".du-bois-light-collapse-header")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shlex
@@ -121,7 +122,32 @@ def connect(uri: str) -> MlflowClient:
     prepare()
     from mlflow import MlflowClient
 
+    if urlsplit(uri).scheme == "sqlite":
+        _make_database(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(uri: str) -> None:
+    """Make an SQLite database whole or not at all: MLflow cannot use one whose making was cut short, by a kill say."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import make_url
+
+    url = make_url(uri)
+    path = Path(url.database or "")
+    if url.database in (None, "", ":memory:") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return  # another process made it meanwhile
+        unfinished = path.with_name(path.name + ".new")
+        for leftover in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
+            leftover.unlink(missing_ok=True)
+        artifacts = (path.parent / "mlartifacts").absolute().as_uri()
+        made = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)
+        made.engine.dispose()
+        unfinished.rename(path)
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 `python processes.py kills|double-kills|stops FOLDER` imports everything once and then forks: a child is a fresh process
 without the seconds that imports take. The parent never opens a store, starts no thread and does nothing with torch, so
-that a fork copies nothing that is under way. It prints one JSON object for each case.
+that a fork copies nothing that is under way. It prints one JSON object for each case, a few cases at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ from fl_components.server.hub import open_hub
 from fl_components.store import Store, blobs
 from flows.round import walk
 
-CONFIG = Path(__file__).with_name("federation.yaml")
+CONFIG = load_config(Path(__file__).with_name("federation.yaml"))
+DATA = CONFIG.data.load(CONFIG.seed)
+type(CONFIG.data).load = lambda *_: DATA  # type: ignore[method-assign, assignment]  # the same for all: read once
 RUN_ID = "run"
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses
 
@@ -56,30 +58,30 @@ class Place:
 
 
 class Places:
-    """Copies of one empty store."""
+    """Copies of one empty store, made and removed by whichever process wants one."""
 
     def __init__(self, folder: Path, server_url: str | None, heartbeat_s: float, lapse_s: float) -> None:
         self._folder, self._server_url, self._beat = folder, server_url, (heartbeat_s, lapse_s)
-        self._names = (f"faults_{os.getpid()}_{number}" for number in itertools.count())
-        self._template = next(self._names)
+        self._template = f"faults_{os.getpid()}"
         if server_url is not None:
             self._sql(f"CREATE DATABASE {self._template}")
-        place = Place(folder / self._template, self._url(self._template), *self._beat)
+        place = self._place(self._template)
         assert in_child(lambda: place.open().close()) == 0
 
     @contextmanager
     def new(self) -> Iterator[Place]:
-        name = next(self._names)
+        name = f"{self._template}_{os.getpid()}"
         shutil.copytree(self._folder / self._template, self._folder / name)
         if self._server_url is not None:
             self._sql(f"CREATE DATABASE {name} TEMPLATE {self._template}")
-        yield Place(self._folder / name, self._url(name), *self._beat)
+        yield self._place(name)
         shutil.rmtree(self._folder / name)
         if self._server_url is not None:
             self._sql(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def _url(self, name: str) -> str | None:
-        return None if self._server_url is None else f"{self._server_url.rpartition('/')[0]}/{name}"
+    def _place(self, name: str) -> Place:
+        url = None if self._server_url is None else f"{self._server_url.rpartition('/')[0]}/{name}"
+        return Place(self._folder / name, url, *self._beat)
 
     def _sql(self, statement: str) -> None:
         assert self._server_url is not None
@@ -92,10 +94,9 @@ class Places:
 
 def train(place: Place) -> None:
     """The whole training, or what an earlier process left of it."""
-    config = load_config(CONFIG)
-    with place.open() as store, open_hub(store, RUN_ID, config=config) as hub:
+    with place.open() as store, open_hub(store, RUN_ID, config=CONFIG) as hub:
         hub.lease.begin_attempt()
-        for round in range(hub.refresh().committed_round + 1, config.rounds + 1):
+        for round in range(hub.refresh().committed_round + 1, CONFIG.rounds + 1):
             walk(stages, hub, round)
         hub.lease.finish("Completed")
 
@@ -135,17 +136,22 @@ class Instants:
     """Counts the instants around the writes of this process's store, and sends it a signal at one of them.
 
     Of a transaction: just before its commit, and after. Of a blob: before its temporary file, when half of it is
-    written, when all is, after each fsync, after the rename. Of a deletion: after it.
+    written, when all is, after each fsync, after the rename. Of a deletion: after it. Heartbeats, which come when they
+    come, are not counted, and none is in the middle of its transaction when the signal is sent.
     """
 
     def __init__(self, number: int | None, signal_number: int = signal.SIGKILL) -> None:
         self.names: list[str] = []
         self._number, self._signal = number, signal_number
+        self._transacting = threading.RLock()
 
     def reach(self, what: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         self.names.append(f"{_method()}: {what}")
         if len(self.names) == self._number:
-            os.kill(os.getpid(), self._signal)
+            with self._transacting:
+                os.kill(os.getpid(), self._signal)
 
     def watch(self) -> None:
         """Wraps every function that writes, for the rest of this process's life."""
@@ -153,7 +159,7 @@ class Instants:
 
         @contextmanager
         def watched_transaction(store: Store) -> Iterator[Any]:
-            with transaction(store) as connection:
+            with self._transacting, transaction(store) as connection:
                 yield connection
                 self.reach("before the commit")
             self.reach("after the commit")
@@ -216,135 +222,152 @@ def _method() -> str:
     return "?"
 
 
-# --- in the parent ---
+# --- in the parent, and in the process of a case ---
 
 
-def in_child(work: Callable[[], object], wait: bool = True) -> int:
-    """Does `work` in a forked process, and returns how that ended (as `subprocess` counts), or its pid."""
-    assert threading.active_count() == 1, threading.enumerate()
-    sys.stdout.flush()
+def in_child(work: Callable[[], object]) -> int:
+    """Does `work` in a forked process, and returns how that ended: its exit status, or minus the signal."""
+    return ended(fork(work))
+
+
+def fork(work: Callable[[], object]) -> int:
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     pid = os.fork()
-    if pid == 0:
-        status = OTHER_ERROR
-        try:
-            work()
-            status = 0
-        except FedroundsError as error:
-            print(f"{error.code}: {error}", file=sys.stderr)
-            status = LEASE_LOST if error.code == "lease_lost" else OTHER_ERROR
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return ended(pid) if wait else pid
+    if pid != 0:
+        return pid
+    status = OTHER_ERROR
+    try:
+        work()
+        status = 0
+    except FedroundsError as error:
+        status = LEASE_LOST if error.code == "lease_lost" else OTHER_ERROR
+        print(f"{error.code}: {error}", file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def train_and_tell(place: Place) -> dict[str, Any]:
-    """The training without a fault in a child, and what came of it."""
-    file = place.home / "outcome.json"
+def in_child_with_answer(place: Place, work: Callable[[], Any]) -> Any:
+    """What `work` returned in a child, or the child's exit status."""
+    file = place.home / "answer.json"
+    file.unlink(missing_ok=True)
+    status = in_child(lambda: file.write_text(json.dumps(work())))
+    return json.loads(file.read_text()) if status == 0 else f"exit status {status}"
 
-    def work() -> None:
+
+def train_and_tell(place: Place) -> Any:
+    def work() -> dict[str, Any]:
         train(place)
-        file.write_text(json.dumps(outcome(place)))
+        return outcome(place)
 
-    status = in_child(work)
-    return json.loads(file.read_text()) if status == 0 else {"exit status of the resume": status}
+    return in_child_with_answer(place, work)
 
 
 def train_with_signal(place: Place, number: int | None, signal_number: int = signal.SIGKILL) -> list[str]:
-    """In the child: trains until the signal, or to the end; returns the names of the instants that were reached."""
+    """Trains until the signal, or to the end; returns the names of the instants that were reached."""
     instants = Instants(number, signal_number)
     instants.watch()
     train(place)
     return instants.names
 
 
-def instants_of_a_training(places: Places) -> list[str]:
-    with places.new() as place:
-        file = place.home / "instants.json"
-        assert in_child(lambda: file.write_text(json.dumps(train_with_signal(place, None)))) == 0
-        names: list[str] = json.loads(file.read_text())
-        return names
+Case = Callable[[Place], dict[str, Any]]
 
 
-def tell(case: str, **found: Any) -> None:
-    print(json.dumps({"case": case, **found}), flush=True)
+def undisturbed(place: Place) -> dict[str, Any]:
+    return {"outcome": train_and_tell(place)}
 
 
-def kills(places: Places, every: int) -> None:
-    """SIGKILL at every instant (or every so many), then the same training again."""
-    with places.new() as place:
-        tell("undisturbed", outcome=train_and_tell(place))
-    for number, name in list(enumerate(instants_of_a_training(places), 1))[::every]:
+def killed_at(*numbers: int) -> Case:
+    """SIGKILL at that instant, at the second number's while it is resumed, and so on; then no fault."""
+
+    def case(place: Place) -> dict[str, Any]:
+        ends = [in_child(lambda number=number: train_with_signal(place, number)) for number in numbers]
+        return {"ends": ends, "outcome": train_and_tell(place)}
+
+    return case
+
+
+def stopped_at(number: int) -> Case:
+    """SIGSTOP at that instant; another process finishes the training; SIGCONT."""
+
+    def case(place: Place) -> dict[str, Any]:
+        stopped = fork(lambda: train_with_signal(place, number, signal.SIGSTOP))
+        assert os.WIFSTOPPED(os.waitpid(stopped, os.WUNTRACED)[1])
+        finished = train_and_tell(place)
+        os.kill(stopped, signal.SIGCONT)
+        return {
+            "end": ended(stopped),
+            "outcome": finished,
+            "later": in_child_with_answer(place, lambda: outcome(place)),
+        }
+
+    return case
+
+
+def run(places: Places, cases: Iterable[tuple[str, Case]], at_once: int) -> bool:
+    """Each case in a process of its own, `at_once` of them at a time. Whether all could be told."""
+
+    def tell(name: str, case: Case) -> None:
         with places.new() as place:
-            killed = in_child(lambda: train_with_signal(place, number)) == -signal.SIGKILL  # noqa: B023
-            tell(f"{number} {name}", killed=killed, outcome=train_and_tell(place))
+            line = json.dumps({"case": name, **case(place)}) + "\n"
+        os.write(1, line.encode())  # in one piece, also where several processes write
+
+    under_way, good = set[int](), True
+    for name, case in cases:
+        if len(under_way) == at_once:
+            pid, status = os.wait()
+            under_way.remove(pid)
+            good &= status == 0
+        under_way.add(fork(lambda name=name, case=case: tell(name, case)))
+    return all([ended(pid) == 0 for pid in under_way]) and good
 
 
-def double_kills(places: Places, every: int) -> None:
-    """SIGKILL, and again while it is resumed."""
-    with places.new() as place:
-        tell("undisturbed", outcome=train_and_tell(place))
-    names = instants_of_a_training(places)
-    for number, name in list(enumerate(names, 1))[every // 2 :: every]:
-        again = 1 + number * 7 % (len(names) - number + 4)  # anywhere in what is left, the attempt's beginning too
-        with places.new() as place:
-            killed = in_child(lambda: train_with_signal(place, number)) == -signal.SIGKILL  # noqa: B023
-            killed_again = in_child(lambda: train_with_signal(place, again)) == -signal.SIGKILL  # noqa: B023
-            tell(f"{number} {name}, then {again}", killed=killed and killed_again, outcome=train_and_tell(place))
+STOPS = (
+    "reserve: after the commit",
+    "seal: before the blob",
+    "seal: half of the temporary file",
+    "seal: after the rename",
+    "seal: after the commit",
+    "commit: before the blob",
+    "commit: after the rename",
+    "commit: after the commit",
+)  # where the database is not locked: behind a process stopped inside a transaction of SQLite everybody waits
 
 
-def stops(places: Places) -> None:
-    """SIGSTOP where the store is not locked, another process finishes the training, SIGCONT."""
-    with places.new() as place:
-        tell("undisturbed", outcome=train_and_tell(place))
-    names = instants_of_a_training(places)
-    chosen = [
-        "reserve: after the commit",
-        "seal: before the blob",
-        "seal: half of the temporary file",
-        "seal: after the rename",
-        "seal: after the commit",
-        "commit: before the blob",
-        "commit: after the rename",
-        "commit: after the commit",
-    ]
-    for name in chosen:
-        number = [number for number, each in enumerate(names, 1) if each == name][-1]  # in the last round
-        with places.new() as place:
-            stopped = in_child(lambda: train_with_signal(place, number, signal.SIGSTOP), wait=False)  # noqa: B023
-            assert os.WIFSTOPPED(os.waitpid(stopped, os.WUNTRACED)[1]), name
-            finished = train_and_tell(place)
-            os.kill(stopped, signal.SIGCONT)
-            status = ended(stopped)
-            file = place.home / "later.json"
-            assert in_child(lambda: file.write_text(json.dumps(outcome(place)))) == 0  # noqa: B023
-            later = json.loads(file.read_text())
-            tell(name, status=status, outcome=finished, later=later)
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("mode", choices=["kills", "double-kills", "stops"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--postgres-url")
     options = parser.parse_args()
-    # Beats of the heart are writes too: here none falls due, so that the instants are the same ones each time.
-    beat = (0.2, 1.0) if options.mode == "stops" else (100.0, 1000.0)
+    gc.freeze()  # or the first collection of each child copies all of the parent's memory
+    beat = (0.2, 1.0) if options.mode == "stops" else (5.0, 30.0)
     places = Places(options.folder, options.postgres_url, *beat)
+    with places.new() as place:
+        names: list[str] = in_child_with_answer(place, lambda: train_with_signal(place, None))
+    instants = list(enumerate(names, 1))
+    cases: list[tuple[str, Case]]
     if options.mode == "kills":
-        kills(places, options.every)
+        cases = [(f"{number} {name}", killed_at(number)) for number, name in instants[:: options.every]]
     elif options.mode == "double-kills":
-        double_kills(places, options.every)
+        cases = [
+            (f"{number} {name}, then {again}", killed_at(number, again))
+            for number, name in instants[options.every // 2 :: options.every]
+            for again in (3, len(names) - number - 1)  # as the resume begins, and far into it
+        ]
     else:
-        stops(places)
+        last = {name: number for number, name in instants}  # in the last round, where a name comes more than once
+        cases = [(name, stopped_at(last[name])) for name in STOPS]
+    return 0 if run(places, [("undisturbed", undisturbed), *cases], at_once=2) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

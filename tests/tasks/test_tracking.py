@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -172,34 +174,46 @@ def test_a_run_is_shown_with_its_rounds_parameters_and_tags(store: Store) -> Non
 
 
 def test_a_first_run_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A new home: MLflow makes its tables, one model is exported and one cannot be. None of it prints anything."""
+    """In a new home, after a process that was killed while MLflow made its tables there.
+
+    One model is exported and one cannot be. None of it prints anything, or touches the working folder.
+    """
     script = """
 import os, sys
-from pathlib import Path
-sys.path[:0] = sys.argv[1:]
+sys.path[:0] = sys.argv[2:]
 from test_tracking import *
+branching = LoggableModel(Branching().eval(), make_model().example, "digits")
 with Store.open() as store:
-    branching = LoggableModel(Branching().eval(), make_model().example, "digits")
-    for run_id, model in (("r1", make_model), ("r2", lambda: branching)):
+    for run_id, model in ((sys.argv[1], make_model), ("r2", lambda: branching)):
         make_run(store, run_id)
         said = train(store, run_id, range(1, 3), "Completed", model=model)
     assert store.run("r1").model_uri == "models:/digits/1"
     assert "cannot be exported" in said[0]
     assert "MLFLOW_TRACKING_URI" not in os.environ
 """
-    folder = tmp_path / "working folder"
+    home, folder = tmp_path / "home folder", tmp_path / "working folder"
     folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FEDROUNDS_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *python_path()],
-        env={**environment, "FEDROUNDS_HOME": str(tmp_path / "home folder")},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    options: dict[str, Any] = {"env": {**environment, "FEDROUNDS_HOME": str(home)}, "cwd": folder, "text": True}
+    killed = subprocess.Popen([sys.executable, "-c", script, "r0", *python_path()], **options)
+    wait_until(lambda: number_of_tables(home / "mlflow.db.new") > 20)
+    killed.kill()
+    killed.wait()
+
+    done = subprocess.run([sys.executable, "-c", script, "r1", *python_path()], capture_output=True, **options)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(folder.iterdir()) == []
-    assert {path.name for path in (tmp_path / "home folder").iterdir()} >= {"mlflow.db", "mlartifacts"}
+    assert {path.name for path in home.iterdir()} >= {"mlflow.db", "mlartifacts"}
+
+
+def number_of_tables(database: Path) -> int:
+    if not database.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        try:
+            return int(connection.execute("select count(*) from sqlite_master where type = 'table'").fetchone()[0])
+        except sqlite3.OperationalError:  # locked, or empty yet
+            return 0
 
 
 def python_path() -> list[str]:

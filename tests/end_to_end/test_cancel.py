@@ -1,0 +1,47 @@
+"""Stopping a run on request: between stages, resumable, and told everywhere."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from fl_components.store import Store
+from tests.support import HEART, Fedrounds, data_of, prefect, start_fedrounds, wait_until
+
+ROUNDS = "rounds=12"
+
+
+@pytest.mark.parametrize(
+    ("how", "exit_code"), [("Prefect's page", 1), pytest.param("Ctrl-C", 130, marks=pytest.mark.slow)]
+)
+def test_a_stopped_run_goes_on_to_the_same_model(fedrounds: Fedrounds, home: Path, how: str, exit_code: int) -> None:
+    process = start_fedrounds(home, "train", HEART, "--set", ROUNDS, "--run-id", "r")
+    with Store.open(home) as store:
+
+        def under_way() -> bool:
+            run = store.find_run("r")
+            return run is not None and run.committed_round >= 2
+
+        wait_until(under_way, "two rounds")
+        flow_run = store.run("r").prefect_flow_runs[0]
+        api_url = flow_run["url"].partition("/runs/")[0] + "/api"
+        if how == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:  # what the button sends
+            state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+            prefect(api_url, f"/flow_runs/{flow_run['id']}/set_state", state)
+        assert process.wait(timeout=120) == exit_code
+        stopped = store.run("r")
+        assert stopped.state == "Cancelled"
+        assert stopped.error is not None
+        assert stopped.error["code"] == "cancelled"
+        assert 2 <= stopped.committed_round < 12
+        assert prefect(api_url, f"/flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED"
+        assert "fedrounds resume r" in (home.parent / "fedrounds.log").read_text()
+
+    resumed = data_of(fedrounds("resume", "--json"))
+    assert (resumed["run_id"], resumed["state"], resumed["attempt"]) == ("r", "Completed", 2)
+    undisturbed = data_of(fedrounds("train", HEART, "--set", ROUNDS, "--json"))
+    assert resumed["params_digest"] == undisturbed["params_digest"]

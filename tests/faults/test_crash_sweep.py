@@ -1,0 +1,60 @@
+"""A training killed before and after every write of its store, and resumed, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Cases = dict[str, dict[str, Any]]
+
+KILLED = -signal.SIGKILL
+
+
+def check(cases: Cases, kills: int) -> None:
+    """Every case was killed so many times, and came to what the undisturbed training came to."""
+    expected = cases.pop("undisturbed")["outcome"]
+    assert expected["state"][:3] == ["Completed", None, 3]
+    assert [round for round, *_ in expected["rounds"]] == [1, 2, 3]
+    assert expected["charges"] == [[1, 1, "spent"], [2, 1, "spent"], [3, 1, "spent"]]
+    assert expected["journal"] == {
+        "run.created": [None],
+        "charge.reserved": [1, 2, 3],
+        "round.sealed": [1, 2, 3],
+        "round.committed": [1, 2, 3],
+    }
+    assert (expected["seals"], expected["states kept"]) == ([], 2)
+    assert (expected["blobs nobody needs"], expected["blobs missing"]) == (0, [])
+    wrong = {name: different(case, expected) for name, case in cases.items() if case["outcome"] != expected}
+    assert not wrong
+    assert {name: case["ends"] for name, case in cases.items() if case["ends"] != [KILLED] * kills} == {}
+
+
+def different(case: dict[str, Any], expected: dict[str, Any]) -> Any:
+    found = case["outcome"]
+    return {key: found[key] for key in expected if found[key] != expected[key]} if isinstance(found, dict) else found
+
+
+def test_a_kill_before_or_after_any_write_changes_nothing(run_cases: Callable[..., Cases]) -> None:
+    cases = run_cases("kills")
+    check(dict(cases), kills=1)
+    # What a training of three rounds writes at the least: to create and take the run and begin the attempt, in each
+    # round the charge, the seal and the state (two blobs and three commits), and its end.
+    instants = Counter(name.partition(": ")[2] for name in cases if name != "undisturbed")
+    blobs, commits = 1 + 3 * 2, 3 + 3 * 3 + 1
+    assert instants["before the blob"] == instants["half of the temporary file"] == instants["after the rename"] == blobs
+    assert instants["before the commit"] == instants["after the commit"] >= commits
+    assert instants["after an fsync"] >= 2 * blobs
+    assert instants["after a deletion"] >= 3
+
+
+def test_a_second_kill_during_the_resume_changes_nothing_either(run_cases: Callable[..., Cases]) -> None:
+    check(run_cases("double-kills", "--every", "12"), kills=2)
+
+
+@pytest.mark.postgres
+def test_a_kill_changes_nothing_on_postgresql(run_cases: Callable[..., Cases], postgres_url: str) -> None:
+    check(run_cases("kills", "--every", "5", "--postgres-url", postgres_url), kills=1)
