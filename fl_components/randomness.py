@@ -20,7 +20,8 @@ def derive_key(source: int | bytes, round: int, purpose: str, client: str = "") 
     >>> derive_key(0, 1, "selection") == derive_key(0, 2, "selection")
     False
     """
-    source_bytes = source if isinstance(source, bytes) else str(source).encode()
+    # A secret never makes the keys of a seed, whatever its bytes.
+    source_bytes = b"secret:" + source if isinstance(source, bytes) else str(source).encode()
     digest = hashlib.sha256()
     for part in (b"fedrounds", source_bytes, str(round).encode(), purpose.encode(), client.encode()):
         digest.update(len(part).to_bytes(8, "little"))  # so that ("a", "bc") and ("ab", "c") differ

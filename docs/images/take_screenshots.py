@@ -123,7 +123,9 @@ def _home(*, temporary: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _pages() -> Iterator[tuple[str, str]]:
     """The addresses of Prefect and MLflow, served by `fedrounds up` meanwhile."""
-    process = subprocess.Popen([FEDROUNDS, "up"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        [FEDROUNDS, "up"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     try:
         addresses: dict[str, str] = {}
         assert process.stdout is not None

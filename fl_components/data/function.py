@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from fl_components.data.federated import ClientExamples, Features, FederatedData, Labels
 from fl_components.errors import ConfigError, DataError
@@ -34,7 +34,7 @@ class FunctionData(Rule):
 
     kind: Literal["function"] = "function"
     path: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
     num_classes: int | None = Field(default=None, ge=2)
     public: bool = False
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from fl_components.errors import ModelError
 from fl_components.models.base import ModelRule
@@ -25,7 +25,7 @@ class ModuleModel(ModelRule):
 
     kind: Literal["module"] = "module"
     path: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
         """Call what `path` names.

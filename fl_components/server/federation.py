@@ -14,7 +14,7 @@ from fl_components.config import FederationConfig, check_cohort, config_digest
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
-from fl_components.parameters import check_trainable, flatten, load_into
+from fl_components.parameters import flatten, load_into
 from fl_components.training import evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
@@ -33,6 +33,11 @@ class Federation:
     @property
     def num_parameters(self) -> int:
         return len(self.initial_params_D)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a resumed run must find as it was."""
+        return {"num_clients": self.data.num_clients, "num_parameters": self.num_parameters}
 
     @cached_property
     def baselines(self) -> dict[str, float]:
@@ -102,21 +107,13 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
             hint="give at least one client x_test and y_test",
         )
     module = build_seeded(config.model, data.input_shape, data.num_classes, config.seed)
-    check_trainable(module)
     check_fits(module, data)
     return Federation(config, data, module, flatten(module))
 
 
-def engine_facts(federation: Federation) -> dict[str, Any]:
-    """What the bits of a simulated training depend on besides the store: a resume on other facts warns."""
-    return {
-        "training": "loop",
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "processor": _processor(),
-        "num_clients": federation.data.num_clients,
-        "num_parameters": federation.num_parameters,
-    }
+def engine_facts() -> dict[str, Any]:
+    """What the last bits of a simulated training depend on besides the store: a resume on other facts warns."""
+    return {"training": "loop", "torch": torch.__version__, "numpy": np.__version__, "processor": _processor()}
 
 
 def _processor() -> str:

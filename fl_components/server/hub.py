@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import RunCancelled, RunNotFound
+from fl_components.errors import RunCancelled, RunConflict, RunNotFound
 from fl_components.server.federation import Federation, assemble, engine_facts
 from fl_components.store import Lease, RunRecord, Store
 from fl_components.values import Collected, Float32, RoundResult, ServerState
@@ -122,37 +122,29 @@ def open_hub(
     run exists with another configuration, `RunNotFound`, and `LeaseHeld`.
     """
     run = store.find_run(run_id)
-    if run is None and config is None:
-        raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
-    if config is None:
-        assert run is not None
-        config, source_folder = parse_config(run.config), run.source_folder
-    federation = assemble(config, source_folder or None)
-    facts = engine_facts(federation)
-    params_D, ancestor = None, None
-    if run is None:
-        params_D, ancestor = (start or start_fresh_or_latest(store))(config)
-    state = federation.initial_state(params_D)
-    run = store.create_run(
-        run_id=run_id,
-        name=config.name,
-        population=config.population,
-        rounds=config.rounds,
-        config=json.loads(config.model_dump_json()),
-        config_digest=config_digest(config),
-        initial_state=state.to_bytes(),
-        params_digest=state.params_digest,
-        ancestor=ancestor,
-        engine=facts,
-        source_folder=source_folder,
-    )
-    changed = sorted(name for name in facts if run.engine.get(name) != facts[name])
-    if changed:
-        say(
-            "this machine differs from the one that began the run: "
-            + "; ".join(f"{name} was {run.engine.get(name)!r}, is {facts[name]!r}" for name in changed)
-            + "; the last bits of the model may differ"
+    if config is not None:
+        federation = assemble(config, source_folder or None)
+        params_D, ancestor = (start or start_fresh_or_latest(store))(config) if run is None else (None, None)
+        state = federation.initial_state(params_D)
+        run = store.create_run(
+            run_id=run_id,
+            name=config.name,
+            population=config.population,
+            rounds=config.rounds,
+            config=json.loads(config.model_dump_json()),
+            config_digest=config_digest(config),
+            initial_state=state.to_bytes(),
+            params_digest=state.params_digest,
+            ancestor=ancestor,
+            engine=engine_facts() | federation.sizes,
+            source_folder=source_folder,
         )
+    elif run is not None:
+        federation = assemble(parse_config(run.config), run.source_folder or None)
+    else:
+        raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
+    _check_same_sizes(run, federation)
+    _warn_of_another_engine(run, say)
     lease = store.acquire(run_id, say=say)
     try:
         lease.collect_garbage()
@@ -160,3 +152,21 @@ def open_hub(
     except BaseException:
         lease.release()  # its heartbeat would hold the run for as long as this process lives
         raise
+
+
+def _check_same_sizes(run: RunRecord, federation: Federation) -> None:
+    for name, size in federation.sizes.items():
+        if run.engine[name] != size:
+            what = name.removeprefix("num_")
+            raise RunConflict(
+                f"run {run.run_id!r} began with {run.engine[name]} {what} and there are {size} now: "
+                "its data or its model has changed",
+                hint="put the data and the code back as they were, or begin another run",
+            )
+
+
+def _warn_of_another_engine(run: RunRecord, say: Say) -> None:
+    changed = {name: value for name, value in engine_facts().items() if run.engine.get(name) != value}
+    if changed:
+        told = "; ".join(f"{name} was {run.engine.get(name)!r}, is {value!r}" for name, value in changed.items())
+        say(f"this machine differs from the one that began the run: {told}; the last bits of the model may differ")

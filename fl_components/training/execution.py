@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fl_components.rules import Rule
 
-COPIES_OF_AN_UPDATE = 3  # as trained, as a frame, as decoded
+COPIES_OF_AN_UPDATE = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
 
 
 class LocalExecution(Rule):
@@ -17,8 +17,8 @@ class LocalExecution(Rule):
     `shard_size` (clients summed together) is the unit of determinism: it decides the last bits of a result, while
     memory and the number of processes never do.
 
-    >>> LocalExecution(shard_size=4, memory_mb=1).waves(10, num_parameters=10_000)  # 120 kB a client: two shards
-    (slice(0, 8, None), slice(8, 10, None))
+    >>> LocalExecution(shard_size=4, memory_mb=1).waves(10, num_parameters=10_000)  # 200 kB a client: one shard
+    (slice(0, 4, None), slice(4, 8, None), slice(8, 10, None))
     """
 
     kind: Literal["local"] = "local"

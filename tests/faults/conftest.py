@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments.stack.files import ServerRecord, answers, is_locked, server_files, try_lock
+from fl_components.config import load_config
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from flows.round import walk
+
 ROOT = Path(__file__).resolve().parents[2]
+FEDERATION = Path(__file__).with_name("federation.yaml")
+FEDROUNDS = Path(sys.executable).with_name("fedrounds")
+DEADLINE_S = 240.0  # not a measure: the machine may be busy
 CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
 
 # So that importing starts no thread, and the driver can fork.
@@ -47,3 +62,135 @@ def run_cases(tmp_path: Path) -> Callable[..., Cases]:
         return {each.pop("case"): each for each in cases}
 
     return run
+
+
+class Command:
+    """`fedrounds` in a process, whose output goes to files."""
+
+    def __init__(self, folder: Path, home: Path, arguments: tuple[str, ...], options: dict[str, Any]) -> None:
+        self._out, self._err = folder / "out", folder / "err"
+        variables = {"FEDROUNDS_HOME": str(home), "HOME": str(folder), **options.pop("variables", {})}
+        with open(self._out, "wb") as out, open(self._err, "wb") as err:
+            self._process = subprocess.Popen(
+                [FEDROUNDS, *arguments, "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=folder,
+                env=clean_environment(**variables),
+                **options,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def words(self) -> str:
+        """What was said to people."""
+        return self._err.read_text()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def end(self, exit_code: int) -> dict[str, Any]:
+        """Waits for the end, and returns the object on stdout: its data or its error."""
+        found = self._process.wait(timeout=DEADLINE_S)
+        reply = json.loads(self._out.read_text() or "{}")
+        assert found == exit_code, (reply.get("error"), self.words)
+        data: dict[str, Any] = reply["data" if exit_code == 0 else "error"]
+        return data
+
+
+class Stack:
+    """A home folder, what is in it, and commands that work there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self._commands: list[Command] = []
+        self._numbers = itertools.count()
+
+    def start(self, *arguments: str, **options: Any) -> Command:
+        place = self.folder / f"command-{next(self._numbers)}"
+        place.mkdir()
+        self._commands.append(Command(place, options.pop("home", self.home), arguments, options))
+        return self._commands[-1]
+
+    def store(self) -> Store:
+        return Store.open(self.home, database_url=f"sqlite:///{self.home}/fedrounds.db", blobs_url=f"{self.home}/blobs")
+
+    def wait(self, command: Command, condition: Callable[[], bool], what: str) -> None:
+        """Until `condition` holds, while the command runs."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert command.running, f"the command ended before {what}:\n{command.words}"
+            assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}\n{command.words}"
+            time.sleep(0.005)
+
+    def server(self) -> ServerRecord:
+        """Prefect's server, which answers."""
+        record = server_files(self.home).read_record()
+        assert record is not None and answers(record)
+        return record
+
+    def prefect(self, path: str, run_id: str) -> list[dict[str, Any]]:
+        """The flow runs or task runs of one run, as Prefect's API tells them, the first begun first."""
+        kind = path.partition("/")[0]
+        body = json.dumps({kind: {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200, "sort": "EXPECTED_START_TIME_ASC"})
+        if kind == "task_runs":
+            body = json.dumps({kind: {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.server().port}/api/{path}",
+            data=body.encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+        return found
+
+    def close(self) -> None:
+        """Ends what was started here."""
+        for command in self._commands:
+            command.kill()
+        files = server_files(self.home)
+        record = files.read_record()
+        if record is not None and answers(record):
+            os.kill(record.pid, signal.SIGTERM)
+        deadline = time.monotonic() + DEADLINE_S
+        while is_locked(files.server_lock):
+            assert time.monotonic() < deadline, "Prefect's server does not end"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A home whose Prefect server, once a command has started it, serves all tests: starting one takes long."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    interest = try_lock(server_files(stack.home).clients_lock, exclusive=False)
+    assert interest is not None
+    try:
+        yield stack
+    finally:
+        os.close(interest)
+        stack.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    """The params_digest after so many rounds of federation.yaml, from the stages alone in this process."""
+
+    @cache
+    def digest(rounds: int) -> str:
+        config = load_config(FEDERATION, [f"rounds={rounds}"])
+        home = tmp_path_factory.mktemp("undisturbed")
+        with (
+            Store.open(home, database_url=f"sqlite:///{home}/fedrounds.db", blobs_url=f"{home}/blobs") as store,
+            open_hub(store, "undisturbed", config=config) as hub,
+        ):
+            for round in range(1, rounds + 1):
+                walk(stages, hub, round)
+            return hub.refresh().params_digest
+
+    return digest

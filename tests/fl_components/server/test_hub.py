@@ -11,6 +11,7 @@ import pytest
 from fl_components.config import config_digest
 from fl_components.errors import ConfigError, LeaseHeld, RunCancelled, RunConflict, RunNotFound, StoreError
 from fl_components.server import stages
+from fl_components.server.federation import Federation
 from fl_components.server.hub import open_hub, start_fresh_or_latest
 from fl_components.store import Lease, Store
 
@@ -66,6 +67,12 @@ class TestOpen:
         with pytest.raises(Exception, match="the model cannot take"):
             open_hub(store, "r", config=configured(model=model))
         assert store.runs() == []
+
+    def test_data_that_changed_since(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        open_run().close()
+        monkeypatch.setattr(Federation, "sizes", {"num_clients": 4, "num_parameters": 15})
+        with pytest.raises(RunConflict, match="began with 9 clients and there are 4 now"):
+            open_hub(store, "r")
 
     def test_another_machine_is_told(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
         open_run().close()

@@ -93,8 +93,8 @@ class TestWaves:
     @pytest.mark.parametrize("poisoned", [(), ("client-0000", "client-0001", "client-0006")])
     def test_memory_changes_no_bit(self, open_run: OpenRun, poisoned: tuple[str, ...]) -> None:
         outcomes = []
-        model = {"kind": "mlp", "hidden": [500]}  # 0.45 MB a client as trained, encoded and decoded
-        for name, memory_mb, waves in (("a", 1, 5), ("b", 2, 3), ("c", 1000, 1)):
+        model = {"kind": "mlp", "hidden": [500]}  # 0.75 MB a client with all its copies
+        for name, memory_mb, waves in (("a", 1, 5), ("b", 3, 3), ("c", 1000, 1)):
             hub = open_run(name, model=model, execution={"memory_mb": memory_mb, "shard_size": 2})
             state, plan = begin(hub)
             assert len(plan.waves) == waves

@@ -50,8 +50,8 @@ def test_shards_are_the_same_whatever_the_waves(cohort_size: int, shard_size: in
 
 
 def test_more_memory_means_fewer_waves() -> None:
-    counts = [len(LocalExecution(memory_mb=mb).waves(1000, 100_000)) for mb in (1, 100, 1210, 10_000)]
-    assert counts == [63, 13, 1, 1]
+    counts = [len(LocalExecution(memory_mb=mb).waves(1000, 100_000)) for mb in (1, 100, 2020, 10_000)]
+    assert counts == [63, 21, 1, 1]
 
 
 @pytest.mark.parametrize("field", ["memory_mb", "shard_size"])

@@ -1,0 +1,135 @@
+"""Real trainings, with Prefect's server and MLflow, killed at chosen and at random moments and resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_components.store import Store
+
+Stack = Any  # conftest.py's
+FEDERATION = str(Path(__file__).with_name("federation.yaml"))
+ROUNDS = 6
+TRAIN = ("train", FEDERATION, "--set", f"rounds={ROUNDS}", "--run-id")
+FINAL = {"COMPLETED", "CRASHED", "FAILED", "CANCELLED"}
+
+
+def journalled(kind: str, round: int | None = None) -> Callable[[Store, str], bool]:
+    def condition(store: Store, run_id: str) -> bool:
+        return any(row.kind == kind and row.content.get("round") == round for row in store.journal(run_id))
+
+    return condition
+
+
+def of_the_run(condition: Callable[[Any], Any]) -> Callable[[Store, str], bool]:
+    return lambda store, run_id: (run := store.find_run(run_id)) is not None and bool(condition(run))
+
+
+MOMENTS: dict[str, Callable[[Store, str], bool]] = {
+    "run created": journalled("run.created"),
+    "attempt begun": journalled("attempt.begun"),
+    "round 1 authorised": journalled("charge.reserved", 1),
+    "round 1 sealed": journalled("round.sealed", 1),
+    "round 1 committed": journalled("round.committed", 1),
+    "round 2 in MLflow": of_the_run(lambda run: run.tracked_round >= 2),
+    "round 4 authorised": journalled("charge.reserved", 4),
+    "round 5 sealed": journalled("round.sealed", 5),
+    "last round committed": journalled("round.committed", ROUNDS),
+    "run finished": journalled("run.finished"),
+    "model registered": of_the_run(lambda run: run.model_uri),
+}
+
+
+def kill_at(stack: Stack, run_id: str, moment: str, *, resume: bool) -> None:
+    command = stack.start(*(("resume", run_id) if resume else (*TRAIN, run_id)))
+    with stack.store() as store:
+        stack.wait(command, lambda: MOMENTS[moment](store, run_id), moment)
+    command.kill()
+
+
+def check(stack: Stack, run_id: str, data: dict[str, Any], digest: str, killed: int) -> None:
+    """The store, MLflow and Prefect after the end of a training of which so many attempts were killed."""
+    assert (data["state"], data["committed_round"], data["params_digest"]) == ("Completed", ROUNDS, digest)
+    with stack.store() as store:
+        rounds = store.rounds(run_id)
+        assert [each.round for each in rounds] == list(range(1, ROUNDS + 1))
+        charges = [(each.round, each.collection, each.state) for each in store.charges(run_id=run_id)]
+        assert charges == [(each, 1, "spent") for each in range(1, ROUNDS + 1)]
+        store.verify_journal()
+    check_mlflow(stack, run_id, data)
+    check_prefect(stack, run_id, data, killed)
+
+
+def check_mlflow(stack: Stack, run_id: str, data: dict[str, Any]) -> None:
+    from tasks.tracking import server
+
+    with server.quiet():
+        client = server.connect(f"sqlite:///{stack.home}/mlflow.db")
+        experiment = client.get_experiment_by_name(data["name"])
+        (shown,) = client.search_runs([experiment.experiment_id], filter_string=f"tags.`fedrounds.run_id` = '{run_id}'")
+        assert (shown.info.run_id, shown.info.status) == (data["mlflow_run_id"], "FINISHED")
+        with stack.store() as store:
+            committed = {each.round: each.result["metrics"] for each in store.rounds(run_id)}
+        for key in shown.data.metrics:
+            history = [(each.step, each.value) for each in client.get_metric_history(shown.info.run_id, key)]
+            assert [step for step, _ in history] == list(range(1, ROUNDS + 1)), key
+            if key != "best/accuracy":
+                assert history == [(step, committed[step][key]) for step, _ in history], key
+        assert shown.data.metrics.keys() == {*committed[ROUNDS], "best/accuracy"}
+        versions = client.search_model_versions(f"name = '{data['name']}'")
+        assert [each.run_id for each in versions].count(shown.info.run_id) == 1
+
+
+def check_prefect(stack: Stack, run_id: str, data: dict[str, Any], killed: int) -> None:
+    def states(kind: str) -> list[str]:
+        return [each["state_type"] for each in stack.prefect(f"{kind}/filter", run_id)]
+
+    deadline = time.monotonic() + 60
+    while not {*states("flow_runs"), *states("task_runs")} <= FINAL:  # Prefect writes task runs a second or two late
+        assert time.monotonic() < deadline, (Counter(states("flow_runs")), Counter(states("task_runs")))
+        time.sleep(0.1)
+    attempts = [each for each in stack.prefect("flow_runs/filter", run_id) if each["parent_task_run_id"] is None]
+    assert [each["state_type"] for each in attempts] == ["CRASHED"] * killed + ["COMPLETED"]
+    assert attempts[-1]["id"] == data["prefect_flow_run_id"]
+
+
+def test_a_killed_training_resumes_to_the_same_model(stack: Stack, undisturbed: Callable[[int], str]) -> None:
+    kill_at(stack, "quick", "round 4 authorised", resume=False)
+    data = stack.start("resume").end(0)  # the latest unfinished run is this one
+    assert data["run_id"] == "quick"
+    check(stack, "quick", data, undisturbed(ROUNDS), killed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(["run created", "attempt begun", "round 1 authorised", "round 1 sealed"], id="beginning"),
+        pytest.param(["round 1 committed", "round 2 in MLflow", "round 4 authorised", "round 5 sealed"], id="middle"),
+        pytest.param(["last round committed", "run finished", "model registered"], id="end"),
+    ],
+)
+def test_kill_after_kill(
+    stack: Stack, undisturbed: Callable[[int], str], moments: list[str], request: pytest.FixtureRequest
+) -> None:
+    run_id = request.node.callspec.id
+    for number, moment in enumerate(moments):
+        kill_at(stack, run_id, moment, resume=number > 0)
+    with stack.store() as store:
+        begun = store.run(run_id).attempt  # one killed before that shows nothing in Prefect but a crashed flow run
+    data = stack.start(*TRAIN, run_id).end(0)  # the same command again does what `resume` does
+    assert data["attempt"] == begun + 1
+    check(stack, run_id, data, undisturbed(ROUNDS), killed=len(data_flow_runs(stack, run_id)) - 1)
+
+
+def data_flow_runs(stack: Stack, run_id: str) -> list[dict[str, Any]]:
+    return [each for each in stack.prefect("flow_runs/filter", run_id) if each["parent_task_run_id"] is None]

@@ -1,0 +1,152 @@
+"""The pages in docs/: their configuration is the schema's, their blocks parse, and their example of a rule works."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import BaseModel, Field
+
+from fl_components.config import FederationConfig, load_config, parse_config
+from fl_components.data import Data
+from fl_components.models import Model
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.server_optimizers import FedAdam, FedAvg, ServerOptimizer
+from fl_components.simulate import simulate
+from fl_components.store import Store
+from tests.support import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+BASE: dict[str, Any] = {
+    "name": "page",
+    "rounds": 1,
+    "data": {"kind": "heart_disease"},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.1, "epochs": 1},
+}
+
+
+def blocks(language: str) -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, text in enumerate(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S))
+    ]
+
+
+def documented(heading: str) -> dict[str, str]:
+    """The fields in the table below a heading of docs/configuration.md, each with its default as it is written."""
+    (section,) = re.findall(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", CONFIGURATION, re.M | re.S)
+    return {name: default for name, default in re.findall(r"^\| `([\w.]+)` \| (.*?) \|", section, re.M)}
+
+
+def rules() -> list[Any]:
+    """Every rule that a configuration can hold: its heading, its group, its model."""
+    found = []
+    for group, field in FederationConfig.model_fields.items():
+        union = {"data": Data, "model": Model, "server_optimizer": ServerOptimizer}.get(group)
+        if union is not None:
+            for model in union.__origin__.__args__:
+                kind = model.model_fields["kind"].default
+                found.append(pytest.param(f"{group}: {kind}", group, model, id=f"{group}-{kind}"))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found.append(pytest.param(group, group, field.annotation, id=group))
+    return found
+
+
+@pytest.mark.parametrize(("heading", "group", "model"), rules())
+def test_every_field_of_a_rule_is_documented_with_its_default(heading: str, group: str, model: type[BaseModel]) -> None:
+    fields = dict(model.model_fields)
+    if ":" in heading:
+        del fields["kind"]  # it is the heading
+    rows = documented(heading)
+    assert rows.keys() == {f"{group}.{name}" for name in fields}
+    for name, field in fields.items():
+        written = rows[f"{group}.{name}"]
+        if field.is_required():
+            assert written == "required", name
+        else:
+            default = field.get_default(call_default_factory=True)
+            value = list(default) if isinstance(default, tuple) else default
+            assert yaml.safe_load(written.strip("`")) == value, name
+
+
+def test_every_field_of_an_experiment_is_documented() -> None:
+    rows = documented("The experiment")
+    assert list(rows) == list(FederationConfig.model_fields)
+    required = {name for name, field in FederationConfig.model_fields.items() if field.is_required()}
+    assert {name for name, default in rows.items() if default == "required"} == required
+    assert yaml.safe_load(rows["seed"].strip("`")) == FederationConfig.model_fields["seed"].default
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_a_configuration_on_a_page_is_one(text: str) -> None:
+    parse_config(BASE | yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_on_a_page_compiles(text: str) -> None:
+    compile(text, "page", "exec")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_loads_its_data_and_fits_its_model(path: Path) -> None:
+    from deployments import api
+
+    checked = api.check_config(str(path), data=True)
+    assert checked["cohort_size"] >= 1
+    assert checked["num_parameters"] > 0
+
+
+def test_the_digits_example_learns_what_it_says() -> None:
+    config = load_config(ROOT / "examples" / "digits.yaml")
+    *_, last = simulate(config)
+    assert last.metrics["eval/accuracy"] == pytest.approx(0.97, abs=0.015)
+
+
+@pytest.fixture
+def fedavgm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The rule of docs/architecture.md, as a module."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    path = tmp_path / "fedavgm.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location("fedavgm", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fedavgm", module)  # where pydantic looks up what annotations name
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_rule_on_the_page_does_what_its_docstring_shows(fedavgm: ModuleType) -> None:
+    assert doctest.testmod(fedavgm, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+
+
+def test_the_rule_on_the_page_trains_through_the_stages(fedavgm: ModuleType, home: Path) -> None:
+    from flows.round import walk
+
+    union: Any = Annotated[FedAvg | FedAdam | fedavgm.FedAvgM, Field(discriminator="kind")]
+
+    class Extended(FederationConfig):
+        server_optimizer: union = FedAvg()
+
+    config = Extended.model_validate(BASE | {"rounds": 3, "server_optimizer": {"kind": "fedavgm", "momentum": 0.8}})
+    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+        for round in range(1, 4):
+            walk(stages, hub, round)
+        state = hub.state()
+    assert state.server_optimizer.keys() == {"v"}
+    *_, last = simulate(config)
+    np.testing.assert_allclose(state.params_D, last.params_D, atol=1e-5)

@@ -1,0 +1,77 @@
+"""The README's own data and model, taken from the page and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, data_of, make_template_home, run_fedrounds
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, holding: str) -> str:
+    """The one block of that language in the README that holds some text."""
+    (found,) = [text for text in re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S) if holding in text]
+    return found
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """The folder that a reader of the README has: mine.py and mine.yaml."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "mine.py").write_text(block("python", "def load"))
+    (folder / "mine.yaml").write_text(block("yaml", "name: mine"))
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A home of the test's own, copied from the one that all workers of a test session share."""
+    base = tmp_path_factory.getbasetemp()
+    template = make_template_home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template")
+    return Path(shutil.copytree(template, tmp_path / "home", symlinks=True))
+
+
+def test_your_own_data_and_model_train(mine: Path, home: Path) -> None:
+    checked = data_of(run_fedrounds(home, "config", "check", "--data", mine / "mine.yaml", "--json"))
+    assert (checked["num_clients"], checked["num_classes"], checked["num_parameters"]) == (
+        5,
+        2,
+        8 * 32 + 32 + 32 * 2 + 2,
+    )
+    data = data_of(run_fedrounds(home, "train", mine / "mine.yaml", "--json"))
+    assert data["state"] == "Completed"
+    assert data["metrics"]["eval/accuracy"] > 0.85  # guessing: a half
+    assert data["model_uri"] == "models:/mine/1"
+
+
+def test_it_is_about_twenty_lines() -> None:
+    lines = [line for text in (block("python", "def load"), block("yaml", "name: mine")) for line in text.splitlines()]
+    assert sum(bool(line.strip()) for line in lines) <= 22
+
+
+def test_every_picture_and_page_that_is_linked_to_is_there() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_commands_are_those_that_there_are() -> None:
+    from deployments.cli.app import build
+
+    app = build()
+    named = set(re.findall(r"^\| `fedrounds ([a-z]+)(?: ([a-z]+)\b)?", README, re.M))
+    for command, sub in named:
+        inner = app[command]
+        if sub and not list(inner):
+            continue
+        assert command in app
+        assert not sub or sub in inner
+    assert {command for command, _ in named} >= {name for name in app if not name.startswith("-")} - {"ui"}
