@@ -75,7 +75,9 @@ def runs(limit: int | None = 50) -> list[dict[str, Any]]:
     """The runs of this store, the newest first."""
     with Store.open() as store:
         return [
-            _summary(run, store.rounds(run.run_id, after=run.committed_round - run.config["evaluation"]["every"]))
+            _summary(
+                store, run, store.rounds(run.run_id, after=run.committed_round - run.config["evaluation"]["every"])
+            )
             for run in store.runs(limit=limit)
         ]
 
@@ -147,7 +149,7 @@ def config_schema() -> dict[str, Any]:
 def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
     """A run as people and programs are told of it (`train --json`, `show --json`)."""
     rounds = store.rounds(run.run_id)
-    return _summary(run, rounds) | {
+    return _summary(store, run, rounds) | {
         "privacy": dict.fromkeys(("epsilon", "delta", "unit", "neighbouring", "accountant")),
         "communication": {
             name: int(sum(row.result["metrics"][f"communication/{name}"] for row in rounds))
@@ -157,13 +159,16 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _summary(run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """What `runs` lists of a run. `rounds` are its last ones: as far back as an evaluation."""
     latest: dict[str, float] = {}
     for row in rounds:  # a round that was not evaluated leaves an earlier evaluation standing
         latest |= row.result["metrics"]
-    prefix = "baseline/"
+    prefix = "eval/baseline/"
     flow_run = run.prefect_flow_runs[-1] if run.prefect_flow_runs else {"id": None, "url": None}
+    from tasks.tracking.server import run_url, tracking_uri
+
+    uri = tracking_uri(store.home)
     return {
         "run_id": run.run_id,
         "name": run.name,
@@ -179,6 +184,7 @@ def _summary(run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
         "metrics": {name: value for name, value in latest.items() if not name.startswith(prefix)},
         "baselines": {name.removeprefix(prefix): value for name, value in latest.items() if name.startswith(prefix)},
         "mlflow_run_id": run.mlflow_run_id,
+        "mlflow_run_url": run_url(uri, run.mlflow_run_id) if run.mlflow_run_id else None,
         "model_uri": run.model_uri,
         "prefect_flow_run_id": flow_run["id"],
         "prefect_flow_run_url": flow_run["url"],

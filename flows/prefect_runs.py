@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import SettingsContext, get_settings_context
+from prefect.logging.handlers import APILogHandler
 from prefect.states import Crashed
 
+from tasks.progress import Listener, Progress
+
+METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
 POLL_S = 2.0
 
@@ -60,6 +65,25 @@ def crash_stale_runs(client: SyncPrefectClient, run_tag: str, current: UUID) -> 
     for flow_run_id in stale_flows:
         client.set_flow_run_state(flow_run_id, state, force=True)
     return len(stale_tasks) + len(stale_flows)
+
+
+def flow_run_log(flow_run_id: UUID) -> Listener:
+    """A listener that writes to the log on the flow run's page. Prefect's own loggers are too talkative for that."""
+    logger = logging.getLogger("fedrounds")
+    if not logger.handlers:
+        logger.addHandler(APILogHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+    def listen(news: Progress) -> None:
+        if news.kind == "message":
+            logger.info(news.text, extra={"flow_run_id": str(flow_run_id)})
+        elif news.kind == "round":
+            shown = ", ".join(f"{name} {news.metrics[name]:.4f}" for name in METRICS_LOGGED if name in news.metrics)
+            text = f"round {news.round} of {news.rounds}: {shown}"
+            logger.info(text, extra={"flow_run_id": str(flow_run_id)})
+
+    return listen
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from prefect import State, flow, get_run_logger, tags
+from prefect import State, flow, tags
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
@@ -15,15 +15,13 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled, Completed, Failed
 
 from fl_components.errors import FedroundsError, RunCancelled, StoreError, TooFewClients
-from flows.prefect_runs import cancellation_watched, crash_stale_runs, without_heartbeat
+from flows.prefect_runs import cancellation_watched, crash_stale_runs, flow_run_log, without_heartbeat
 from flows.round import federated_round
-from tasks.progress import Progress
 from tasks.session import Session, loggable_model, run_id_of_flow_run, session
-from tasks.tracking import Tracker, catch_up
+from tasks.tracking.tracker import Tracker, catch_up
 from tasks.views import RunArtifact
 
 TRACKING_TIMEOUT_S = 60.0
-METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
 
 
 @flow(name="federated-training", persist_result=False, validate_parameters=False)
@@ -39,17 +37,17 @@ def federated_training(
     """
     flow_run_id = _flow_run_id()
     run_id = run_id or run_id_of_flow_run(flow_run_id)
-    with session(run_id, config, overrides or (), listener=_log) as running:
+    with session(run_id, config, overrides or ()) as running:
+        running.listeners.append(flow_run_log(flow_run_id))
         running.flow_run = {"id": str(flow_run_id), "url": f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"}
-        with _prefect_told(running, flow_run_id), _tracked(running):
+        attempt = running.hub.lease.begin_attempt()
+        with _prefect_told(running, flow_run_id, attempt), _tracked(running):
             return _attempt(running, flow_run_id)
 
 
 def _attempt(running: Session, flow_run_id: UUID) -> State[Any]:
     """The rounds that are not committed yet, and the run's final state in the store and in Prefect."""
     hub = running.hub
-    hub.lease.begin_attempt()
-    running.tracker.poke()
     running.tell("run", hub.config.name, round=hub.refresh().committed_round)
     try:
         with cancellation_watched(flow_run_id, hub.cancelled):
@@ -90,11 +88,10 @@ def _ended_by(running: Session, error: BaseException) -> State[Any]:
 
 
 @contextmanager
-def _prefect_told(running: Session, flow_run_id: UUID) -> Iterator[None]:
+def _prefect_told(running: Session, flow_run_id: UUID, attempt: int) -> Iterator[None]:
     """Name and tag this flow run, put right what dead attempts left in Prefect, and tag all runs below."""
     hub = running.hub
     run_tag = f"run:{hub.run_id}"
-    attempt = hub.run.attempt + 1
     names = [run_tag, f"attempt:{attempt}", f"population:{hub.config.population}", f"experiment:{hub.config.name}"]
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run_id, name=f"{hub.config.name}/{hub.run_id}", tags=names)
@@ -128,19 +125,10 @@ def _tracked(running: Session) -> Iterator[None]:
                 f"MLflow lacks {report.pending_rounds} rounds of this run ({report.error}); "
                 f"the next training, or `fedrounds resume {running.run_id}`, writes them when it is back"
             )
-        else:  # what earlier runs could not tell MLflow, or were killed before they did
+        elif running.error is None:  # what earlier runs could not tell MLflow, or were killed before they did
             store = running.hub.store
             catch_up(store, model=lambda run: loggable_model(store, run), say=running.say)
         running.tell("end")
-
-
-def _log(news: Progress) -> None:
-    """Where no command listens, what people should know goes to the flow run's log."""
-    if news.kind == "message":
-        get_run_logger().info(news.text)
-    elif news.kind == "round":
-        shown = ", ".join(f"{name} {news.metrics[name]:.4f}" for name in METRICS_LOGGED if name in news.metrics)
-        get_run_logger().info("round %d of %d: %s", news.round, news.rounds, shown)
 
 
 def _flow_run_id() -> UUID:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fl_components.config import FederationConfig, load_config, parse_config
 from fl_components.errors import ConfigError
 from fl_components.server.federation import Federation, assemble
@@ -16,7 +18,8 @@ from fl_components.server.hub import Hub, Start, open_hub, start_fresh_or_latest
 from fl_components.store import RunRecord, Store
 from fl_components.values import Float32, ServerState
 from tasks.progress import Listener, Progress, nobody_listens
-from tasks.tracking import LoggableModel, Tracker, load_start_parameters
+from tasks.tracking.model import LoggableModel, load_start_parameters
+from tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tasks.views import RunArtifact
@@ -38,7 +41,7 @@ class Session:
 
     def __init__(self, hub: Hub, listener: Listener) -> None:
         self.hub = hub
-        self.listener = listener
+        self.listeners = [listener]
         self.error: BaseException | None = None
         hub.on_stage = lambda stage: self.tell("stage", stage=stage)
 
@@ -48,7 +51,9 @@ class Session:
 
     def tell(self, kind: Any, text: str = "", **fields: Any) -> None:
         """Pass a piece of news on, with the run's id and number of rounds."""
-        self.listener(Progress(kind, text, run_id=self.run_id, rounds=self.hub.config.rounds, **fields))
+        news = Progress(kind, text, run_id=self.run_id, rounds=self.hub.config.rounds, **fields)
+        for listener in self.listeners:
+            listener(news)
 
     def loggable_model(self) -> LoggableModel:
         """The model with its last committed parameters, as MLflow registers it."""
@@ -66,7 +71,9 @@ def loggable_model(store: Store, run: RunRecord) -> LoggableModel:
 
 def _loggable(federation: Federation, state: ServerState) -> LoggableModel:
     module = copy.deepcopy(federation.trained_module(state.params_D))  # MLflow exports it in a thread of its own
-    return LoggableModel(module=module, example=federation.data.x_train[:2], name=federation.config.name)
+    x_train = federation.data.x_train
+    example = np.zeros((2, *x_train.shape[1:]), x_train.dtype)  # real rows would be seen by all who see the model
+    return LoggableModel(module=module, example=example, name=federation.config.name)
 
 
 def new_run_id() -> str:

@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 def as_task(stage: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub, P], T]:
     """The stage as a Prefect task that first looks whether the run was asked to stop."""
-    decorate: Any = task(name=stage.__name__, cache_policy=NO_CACHE, persist_result=False)
+    name = stage.__name__
+    decorate: Any = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
     prefect_task = decorate(stage)
 
     def run(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -17,7 +17,7 @@ from prefect.utilities.annotations import opaque
 from fl_components.store import RoundRecord, RunRecord, Store
 from fl_components.values import RoundResult
 from tasks.session import Session
-from tasks.tracking import how_to_see, tracking_uri
+from tasks.tracking.server import how_to_see, tracking_uri
 
 ROUNDS_SHOWN = 20
 
@@ -76,7 +76,7 @@ def _mlflow_address(store: Store, run: RunRecord) -> str:
     return how_to_see(uri, run.mlflow_run_id) if run.mlflow_run_id else uri
 
 
-@task(name="track", cache_policy=NO_CACHE, persist_result=False)
+@task(name="track", task_run_name="track", cache_policy=NO_CACHE, persist_result=False)
 def _track(session: Session, result: RoundResult) -> None:
     session.tracker.poke()
     session.artifact.update()

@@ -43,7 +43,7 @@ def build() -> App:
     app.command(config)
 
     app.command(commands.up, group=SERVERS, sort_key=1)
-    app.command(commands.ui, group=SERVERS, show=False)
+    app.command(commands.ui, group=SERVERS)
     app.command(commands.deploy, group=SERVERS, sort_key=2)
 
     journal = App(name="journal", help="The chained record of every durable step.", group=RECORDS)

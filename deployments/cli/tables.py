@@ -194,9 +194,9 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
 def _where_next(data: Mapping[str, Any], more: Mapping[str, str]) -> RenderableType:
     places = {
         "Prefect": data.get("prefect_flow_run_url") or data.get("prefect_flow_run_id"),
-        "MLflow": data.get("mlflow_run_url") or data.get("mlflow_run_id"),
+        "MLflow": data.get("mlflow_run_url") or f"experiment {data['name']}, run {data['run_id']}",
         **more,
-        "both pages": "make ui, or fedrounds up",
+        "both pages": "fedrounds ui",
     }
     if data["state"] not in ("Completed", "BudgetExhausted"):
         places["go on"] = f"fedrounds resume {data['run_id']}"

@@ -1,4 +1,4 @@
-"""Take the pictures of this folder anew, from the real pages of a real run.
+"""Take the pictures of this folder anew, from the real pages of a real run. The README shows the same run's table.
 
     python docs/images/take_screenshots.py          # trains the heart disease example in a temporary home
     python docs/images/take_screenshots.py RUN      # a run that is in FEDROUNDS_HOME already

@@ -198,7 +198,7 @@ def evaluate(hub: Hub, state: ServerState) -> dict[str, float]:
     """The metrics of the new parameters; none in a round that is not evaluated."""
     if state.round % hub.config.evaluation.every and state.round != hub.config.rounds:
         return {}
-    baselines = {f"baseline/{name}": value for name, value in hub.federation.baselines.items()}
+    baselines = {f"eval/baseline/{name}": value for name, value in hub.federation.baselines.items()}
     return hub.federation.evaluate(state.params_D) | baselines
 
 

@@ -9,20 +9,3 @@ that the store keeps. So each round is logged exactly once whatever is killed, a
 
 Nothing here imports mlflow before it is needed, which takes 2 to 4 s.
 """
-
-from __future__ import annotations
-
-from tasks.tracking.model import LoggableModel, load_start_parameters
-from tasks.tracking.server import how_to_see, run_url, tracking_uri
-from tasks.tracking.tracker import Tracker, TrackingReport, catch_up
-
-__all__ = [
-    "LoggableModel",
-    "Tracker",
-    "TrackingReport",
-    "catch_up",
-    "how_to_see",
-    "load_start_parameters",
-    "run_url",
-    "tracking_uri",
-]

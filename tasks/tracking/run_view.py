@@ -67,7 +67,6 @@ class RunView:
 
     def log_rounds(self) -> int:
         """Log the rounds committed since the cursor, and move it; how many they were."""
-
         first = self.cursor
         best = self._best
         for batch in _batches(self.store.rounds(self.lease.run_id, after=self.cursor)):

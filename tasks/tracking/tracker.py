@@ -164,7 +164,7 @@ class Tracker:
 
     def _recovered(self, written: int) -> None:
         if self._failures >= _FAILURES_TOLD:
-            self._say(f"MLflow is back; {written} rounds were written late")
+            self._say(f"MLflow is back; {written} rounds were written late" if written else "MLflow is back")
         self._trouble, self._failures = None, 0
 
 
@@ -178,9 +178,10 @@ def catch_up(
     """Write what the store's finished runs still lack in MLflow; one report for each run that lacked something.
 
     MLflow was down when they ended, or their process was killed: rounds are missing, or the run is still open there.
-    `model` makes what is registered for a Completed run. A run that another process holds is left to it, and one that
-    the user deleted in MLflow is left alone. Tries each run once, and none after MLflow did not answer. Exporting a
-    model while another is trained in this process is not safe: call it before or after a training.
+    `model` makes what is registered for a Completed run; without it the run is closed with no model. A run that another
+    process holds is left to it, and one that the user deleted in MLflow is left alone. Tries each run once, and none
+    after MLflow did not answer. Exporting a model while another is trained in this process is not safe: call it before
+    or after a training.
     """
     uri = tracking_uri or server.tracking_uri(store.home)
     finished = [run for run in reversed(store.runs()) if run.state in STATUS]

@@ -87,7 +87,7 @@ def check_prefect(api_url: str, data: dict[str, Any]) -> None:
         "/task_runs/filter",
         {"flow_runs": {"id": {"any_": [rounds["round-0002"]["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"},
     )
-    assert [run["name"].rpartition("-")[0] for run in task_runs] == STAGES
+    assert [run["name"] for run in task_runs] == STAGES
     assert {run["state"]["type"] for run in task_runs} == {"COMPLETED"}
     artifacts = prefect(api_url, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
     assert len(artifacts) == 1

@@ -48,10 +48,10 @@ def run_cases(tmp_path: Path) -> Callable[..., Cases]:
     """Runs processes.py; what it told of each case, by the case's name."""
 
     def run(*arguments: str) -> Cases:
-        folder = tmp_path / "stores"
+        program, folder = ROOT / "tests" / "faults" / "processes.py", tmp_path / "stores"
         folder.mkdir()
         found = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "faults" / "processes.py"), arguments[0], str(folder), *arguments[1:]],
+            [sys.executable, program, arguments[0], folder, *arguments[1:]],
             env=clean_environment(PREFECT_HOME=str(tmp_path / "prefect"), **ONE_THREAD),
             cwd=tmp_path,
             capture_output=True,
@@ -72,7 +72,7 @@ class Command:
         variables = {"FEDROUNDS_HOME": str(home), "HOME": str(folder), **options.pop("variables", {})}
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             self._process = subprocess.Popen(
-                [FEDROUNDS, *arguments, "--json"],
+                [*options.pop("before", []), FEDROUNDS, *arguments, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -80,6 +80,10 @@ class Command:
                 env=clean_environment(**variables),
                 **options,
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -135,20 +139,16 @@ class Stack:
         assert record is not None and answers(record)
         return record
 
-    def prefect(self, path: str, run_id: str) -> list[dict[str, Any]]:
-        """The flow runs or task runs of one run, as Prefect's API tells them, the first begun first."""
-        kind = path.partition("/")[0]
-        body = json.dumps({kind: {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200, "sort": "EXPECTED_START_TIME_ASC"})
-        if kind == "task_runs":
-            body = json.dumps({kind: {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200})
+    def prefect(self, kind: str, run_id: str) -> list[dict[str, Any]]:
+        """The "flow_runs" or "task_runs" of one run as Prefect's API tells them, the first one first."""
+        question = {kind: {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.server().port}/api/{path}",
-            data=body.encode(),
+            f"http://127.0.0.1:{self.server().port}/api/{kind}/filter",
+            data=json.dumps(question).encode(),
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            found: list[dict[str, Any]] = json.load(answer)
-        return found
+            return sorted(json.load(answer), key=lambda each: str(each["created"]))
 
     def close(self) -> None:
         """Ends what was started here."""

@@ -111,8 +111,7 @@ def outcome(place: Place) -> dict[str, Any]:
             "state": [run.state, run.error, run.committed_round, run.params_digest],
             "checkpoint": hashlib.sha256(store.state_blob(RUN_ID)).hexdigest(),
             "rounds": [
-                [each.round, each.collection, each.params_digest]
-                + [{name: value for name, value in each.result["metrics"].items() if not name.startswith("time/")}]
+                [each.round, each.collection, each.params_digest, without_times(each.result["metrics"])]
                 for each in rounds
             ],
             "charges": [[each.round, each.collection, each.state] for each in store.charges(run_id=RUN_ID)],
@@ -125,6 +124,10 @@ def outcome(place: Place) -> dict[str, Any]:
             "blobs nobody needs": len(blob_files(place) - used),
             "blobs missing": sorted(used - blob_files(place)),
         }
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
 def blob_files(place: Place) -> set[str]:
@@ -182,7 +185,7 @@ class Instants:
 
         class WatchedFile:
             def __init__(self, *arguments: Any) -> None:
-                self._file = open(*arguments)
+                self._file = open(*arguments)  # noqa: SIM115
 
             def __enter__(self) -> WatchedFile:
                 return self

@@ -45,7 +45,9 @@ def test_a_kill_before_or_after_any_write_changes_nothing(run_cases: Callable[..
     # round the charge, the seal and the state (two blobs and three commits), and its end.
     instants = Counter(name.partition(": ")[2] for name in cases if name != "undisturbed")
     blobs, commits = 1 + 3 * 2, 3 + 3 * 3 + 1
-    assert instants["before the blob"] == instants["half of the temporary file"] == instants["after the rename"] == blobs
+    assert (
+        instants["before the blob"] == instants["half of the temporary file"] == instants["after the rename"] == blobs
+    )
     assert instants["before the commit"] == instants["after the commit"] >= commits
     assert instants["after an fsync"] >= 2 * blobs
     assert instants["after a deletion"] >= 3

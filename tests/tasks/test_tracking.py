@@ -22,16 +22,10 @@ import torch
 from fl_components.errors import ConfigError, LeaseLost, Unreachable
 from fl_components.parameters import flatten, params_digest
 from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
-from tasks.tracking import (
-    LoggableModel,
-    Tracker,
-    catch_up,
-    how_to_see,
-    load_start_parameters,
-    run_url,
-    server,
-    tracking_uri,
-)
+from tasks.tracking import server
+from tasks.tracking.model import LoggableModel, load_start_parameters
+from tasks.tracking.server import how_to_see, run_url, tracking_uri
+from tasks.tracking.tracker import Tracker, catch_up
 
 TIMEOUT_S = 60.0
 ACCURACY = [0.5, 0.75, 0.625, 0.875, 0.8125]
@@ -173,6 +167,7 @@ def test_a_run_is_shown_with_its_rounds_parameters_and_tags(store: Store) -> Non
     assert experiment.artifact_location == (store.home / "mlartifacts").as_uri()
 
 
+@pytest.mark.slow
 def test_a_first_run_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """In a new home, after a process that was killed while MLflow made its tables there.
 
@@ -371,6 +366,7 @@ def test_a_superseded_process_writes_no_more(store: Store) -> None:
 # --- MLflow is down ---
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_and_started_again_between_rounds(store: Store, mlflow_server: Any) -> None:
     make_run(store)
     said: list[str] = []

@@ -206,9 +206,9 @@ def test_people_get_the_result_on_stdout(interface: FakeInterface, capfd: pytest
         "",
         "Where to look next",
         "  Prefect       http://127.0.0.1:24680/runs/flow-run/01998c5a-93f9-7d5e-8b30-2f7e8a1c0d11",
-        "  MLflow        0123456789abcdef0123456789abcdef",
+        "  MLflow        experiment heart-disease, run k3f9",
         "  rounds        fedrounds show k3f9",
-        "  both pages    make ui, or fedrounds up",
+        "  both pages    fedrounds ui",
     ]
 
 

@@ -94,7 +94,7 @@ class TestWaves:
     def test_memory_changes_no_bit(self, open_run: OpenRun, poisoned: tuple[str, ...]) -> None:
         outcomes = []
         model = {"kind": "mlp", "hidden": [500]}  # 0.75 MB a client with all its copies
-        for name, memory_mb, waves in (("a", 1, 5), ("b", 3, 3), ("c", 1000, 1)):
+        for name, memory_mb, waves in (("a", 1, 5), ("b", 4, 3), ("c", 1000, 1)):
             hub = open_run(name, model=model, execution={"memory_mb": memory_mb, "shard_size": 2})
             state, plan = begin(hub)
             assert len(plan.waves) == waves
@@ -226,7 +226,7 @@ class TestEvaluate:
     def test_baselines_stand_beside(self, open_run: OpenRun) -> None:
         hub = open_run()
         metrics = stages.evaluate(hub, replace(stages.load(hub, 1), round=1))
-        assert metrics["baseline/pooled_majority"] == hub.federation.baselines["pooled_majority"]
+        assert metrics["eval/baseline/pooled_majority"] == hub.federation.baselines["pooled_majority"]
         assert 0 <= metrics["eval/accuracy"] <= 1
         assert "eval/client/client-0008/loss" in metrics
 
