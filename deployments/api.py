@@ -201,6 +201,7 @@ def _train(
         _tell(on_progress, "loading PyTorch, Prefect and the data")
         from prefect import tags
 
+        from flows.prefect_runs import in_our_words
         from flows.training import federated_training
         from tasks.progress import nobody_listens
         from tasks.session import new_run_id, session
@@ -216,7 +217,7 @@ def _train(
                 try:
                     federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True)
                 except Exception as error:  # Prefect's own: what the run raised is in running.error
-                    running.error = running.error or error
+                    running.error = running.error or in_our_words(error, run_id)
             if interrupted.is_set():
                 raise KeyboardInterrupt
             if running.error is not None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -26,11 +27,27 @@ from prefect.context import SettingsContext, get_settings_context
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Crashed
 
+from fl_components.errors import RunFailed, Unreachable
 from tasks.progress import Listener, Progress
 
 METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
 POLL_S = 2.0
+
+
+def in_our_words(error: BaseException, run_id: str) -> BaseException:
+    """What Prefect's client raises when its server fails or is gone, as one of our errors; any other as it is."""
+    hint = f"see to that server (its log, its disk), then go on with: fedrounds resume {run_id}"
+    if isinstance(error, httpx.HTTPStatusError):
+        request, response = error.request, error.response
+        return RunFailed(
+            f"the Prefect server at {request.url.host}:{request.url.port} failed: it answered "
+            f"{response.status_code} ({response.reason_phrase}) to {request.method} {request.url.path}",
+            hint=hint,
+        )
+    if isinstance(error, httpx.TransportError):
+        return Unreachable(f"the Prefect server does not answer any more: {error or type(error).__name__}", hint=hint)
+    return error
 
 
 def without_heartbeat() -> SettingsContext:

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled, Completed, Failed
 
 from fl_components.errors import FedroundsError, RunCancelled, StoreError, TooFewClients
-from flows.prefect_runs import cancellation_watched, crash_stale_runs, flow_run_log, without_heartbeat
+from flows.prefect_runs import cancellation_watched, crash_stale_runs, flow_run_log, in_our_words, without_heartbeat
 from flows.round import federated_round
 from tasks.session import Session, loggable_model, run_id_of_flow_run, session
 from tasks.tracking.tracker import Tracker, catch_up
@@ -62,8 +62,8 @@ def _attempt(running: Session, flow_run_id: UUID) -> State[Any]:
         hub.lease.finish("Completed")
         return Completed(message=f"{hub.config.rounds} rounds")
     except BaseException as error:
-        running.error = error
-        return _ended_by(running, error)
+        running.error = in_our_words(error, hub.run_id)
+        return _ended_by(running, running.error)
 
 
 def _ended_by(running: Session, error: BaseException) -> State[Any]:

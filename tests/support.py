@@ -91,12 +91,13 @@ def data_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return data
 
 
-def prefect(api_url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def prefect(api_url: str, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
     """What Prefect's REST API answers: a POST where there is a body, else a GET."""
     request = urllib.request.Request(
         f"{api_url}{path}",
         data=None if body is None else json.dumps(body).encode(),
         headers={"content-type": "application/json"},
+        method=method,
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.loads(response.read() or b"null")
@@ -108,9 +109,9 @@ def server_is_up(home: Path) -> bool:
     return is_locked(server_files(home).server_lock)
 
 
-def wait_until(condition: Callable[[], Any], what: str) -> None:
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Until `condition` holds; fails at a deadline that a busy machine meets as well."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what}"
         time.sleep(0.05)

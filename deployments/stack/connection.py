@@ -184,7 +184,7 @@ class EmbeddedServer(Connection):
 
     def alive(self) -> bool:
         record = self._files.read_record()
-        return record is not None and answers(record)
+        return record is not None and answers(record) and is_locked(self._files.server_lock)
 
     def environment(self) -> dict[str, str]:
         return {
@@ -220,6 +220,8 @@ class EmbeddedServer(Connection):
         """Whether the server answers; if so, notes where."""
         record = self._files.read_record()
         if self._interest is None or record is None or not answers(record):
+            return False
+        if not is_locked(self._files.server_lock):  # this home is a copy, and the record that of the original's server
             return False
         self._api_url = f"http://127.0.0.1:{record.port}/api"
         self._failure = None
@@ -277,12 +279,16 @@ def client_settings(connection: Connection) -> Iterator[None]:
     """Prefect's settings of this process while a flow runs here: this server, and a quiet console.
 
     They hold in this thread, in threads started meanwhile, and in the environment of child processes. Waits for the
-    server (`Unreachable`). Prefect's loggers are set to WARNING unless PREFECT_LOGGING_LEVEL says otherwise.
+    server (`Unreachable`). Prefect's loggers are set to WARNING, and do not say how a run ended, which the caller does,
+    unless PREFECT_LOGGING_LEVEL is set.
     """
     variables = connection.environment()
+    quiet = "PREFECT_LOGGING_LEVEL" not in os.environ
     variables.setdefault("PREFECT_LOGGING_LEVEL", os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"))
     with _variables(variables):
         import prefect.context
+        import prefect.main  # which makes the console's handler
+        from prefect.logging.handlers import PrefectConsoleHandler
         from prefect.settings import temporary_settings
 
         updates: dict[str, object] = {"api.url": variables["PREFECT_API_URL"]}
@@ -290,7 +296,10 @@ def client_settings(connection: Connection) -> Iterator[None]:
             updates["home"] = Path(variables["PREFECT_HOME"])
         logger = logging.getLogger("prefect")
         level = logger.level
+        consoles = [each for each in logging.getLogger().handlers if quiet and isinstance(each, PrefectConsoleHandler)]
         logger.setLevel(variables["PREFECT_LOGGING_LEVEL"])
+        for console in consoles:
+            console.addFilter(_is_not_an_end)
         # Other threads read the global settings, not this thread's.
         prefect.context.refresh_global_settings_context()
         try:
@@ -298,7 +307,16 @@ def client_settings(connection: Connection) -> Iterator[None]:
                 yield
         finally:
             logger.setLevel(level)
+            for console in consoles:
+                console.removeFilter(_is_not_an_end)
     prefect.context.refresh_global_settings_context()
+
+
+def _is_not_an_end(record: logging.LogRecord) -> bool:
+    """False for what Prefect prints when a flow or task run fails: its traceback, twice, and its final state."""
+    if not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")):
+        return True
+    return record.exc_info is None and not record.getMessage().startswith("Finished in state")
 
 
 @contextlib.contextmanager

@@ -110,9 +110,9 @@ class Command:
 class Stack:
     """A home folder, what is in it, and commands that work there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: Path | None = None) -> None:
         self.folder = folder
-        self.home = folder / "home"
+        self.home = home or folder / "home"
         self._commands: list[Command] = []
         self._numbers = itertools.count()
 

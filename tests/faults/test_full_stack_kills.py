@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -162,3 +165,14 @@ def test_a_training_survives_the_death_of_prefects_server(stack: Stack, undistur
     data = command.end(0)
     assert (data["state"], data["attempt"], data["params_digest"]) == ("Completed", 1, undisturbed(ROUNDS))
     check_mlflow(stack, "server", data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_example_that_kills_a_training() -> None:
+    example = Path(__file__).parents[2] / "examples" / "kill_and_resume.py"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    found = subprocess.run([sys.executable, example, "--seed", "1"], capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stdout + found.stderr
+    in_peace, resumed = re.findall(r"^(?:in peace|resumed) +([0-9a-f]{64})$", found.stdout, re.M)
+    assert in_peace == resumed
