@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import copy_home, make_template_home
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -26,6 +28,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FEDROUNDS_DATABASE_URL", raising=False)
     monkeypatch.delenv("FEDROUNDS_BLOBS_URL", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def template_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose databases are made, which takes 20 s, and in which nothing has run: one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return make_template_home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template")
+
+
+@pytest.fixture
+def warm_home(template_home: Path, tmp_path: Path) -> Path:
+    """A home of the test's own whose databases are made."""
+    return copy_home(template_home, tmp_path / "warm" / "home")
 
 
 @pytest.fixture(scope="session")

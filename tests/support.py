@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +54,13 @@ def make_template_home(folder: Path) -> Path:
             wait_until(lambda: not server_is_up(home), "the template's server leaves")
             (folder / "made").touch()
     return home
+
+
+def copy_home(template: Path, target: Path) -> Path:
+    """A home of one's own; the files of Prefect's pages are shared."""
+    shutil.copytree(template, target, ignore=shutil.ignore_patterns("ui", "*.lock", "server.json"))
+    (target / "prefect" / "ui").symlink_to(template / "prefect" / "ui")
+    return target
 
 
 Fedrounds = Callable[..., "subprocess.CompletedProcess[str]"]

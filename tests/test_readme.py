@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, data_of, make_template_home, run_fedrounds
+from tests.support import ROOT, data_of, run_fedrounds
 
 README = (ROOT / "README.md").read_text()
 
@@ -30,16 +28,8 @@ def mine(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def home(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    """A home of the test's own, copied from the one that all workers of a test session share."""
-    base = tmp_path_factory.getbasetemp()
-    template = make_template_home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template")
-    return Path(shutil.copytree(template, tmp_path / "home", symlinks=True))
-
-
-def test_your_own_data_and_model_train(mine: Path, home: Path) -> None:
-    data = data_of(run_fedrounds(home, "train", mine / "mine.yaml", "--set", "rounds=8", "--json"))
+def test_your_own_data_and_model_train(mine: Path, warm_home: Path) -> None:
+    data = data_of(run_fedrounds(warm_home, "train", mine / "mine.yaml", "--set", "rounds=8", "--json"))
     assert data["state"] == "Completed"
     assert data["metrics"]["eval/accuracy"] > 0.85  # guessing: a half
     assert data["model_uri"] == "models:/mine/1"
@@ -61,7 +51,7 @@ def test_the_table_of_commands_names_all_that_there_are() -> None:
     from deployments.cli.app import build
 
     app = build()
-    commands = {name for name in app if not name.startswith("-")} - {"ui"}  # which is not shown in --help either
+    commands = {name for name in app if not name.startswith("-")}
     groups = {name: {sub for sub in app[name] if not sub.startswith("-")} for name in commands}
     expected = {" ".join((name, sub)).strip() for name in commands for sub in groups[name] or {""}}
     rows = re.findall(r"^\| `fedrounds ([^`]+)`", README, re.M)

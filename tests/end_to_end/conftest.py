@@ -1,28 +1,18 @@
-"""Homes for whole trainings: their databases are made once, which takes 20 s, and copied."""
+"""Each test has a home of its own, and the console script in it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support import Fedrounds, make_template_home, run_fedrounds
-
-
-@pytest.fixture(scope="session")
-def template_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which nothing has run yet, one for all workers of a test session."""
-    shared = tmp_path_factory.getbasetemp()
-    return make_template_home((shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "template")
+from tests.support import Fedrounds, run_fedrounds
 
 
 @pytest.fixture
-def home(template_home: Path, tmp_path: Path) -> Path:
-    """A home of the test's own, ready to use."""
-    return Path(shutil.copytree(template_home, tmp_path / "home", symlinks=True))
+def home(warm_home: Path) -> Path:
+    return warm_home
 
 
 @pytest.fixture

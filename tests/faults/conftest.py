@@ -23,6 +23,7 @@ from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.store import Store
 from flows.round import walk
+from tests.support import copy_home
 
 ROOT = Path(__file__).resolve().parents[2]
 FEDERATION = Path(__file__).with_name("federation.yaml")
@@ -165,9 +166,10 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(template_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A home whose Prefect server, once a command has started it, serves all tests: starting one takes long."""
-    stack = Stack(tmp_path_factory.mktemp("stack"))
+    folder = tmp_path_factory.mktemp("stack")
+    stack = Stack(folder, copy_home(template_home, folder / "home"))
     interest = try_lock(server_files(stack.home).clients_lock, exclusive=False)
     assert interest is not None
     try:

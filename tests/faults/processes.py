@@ -364,7 +364,7 @@ def main() -> int:
         cases = [
             (f"{number} {name}, then {again}", killed_at(number, again))
             for number, name in instants[options.every // 2 :: options.every]
-            for again in (3, len(names) - number - 1)  # as the resume begins, and far into it
+            for again in (3, max(8, len(names) - number - 1))  # as the resume begins, and far into it
         ]
     else:
         last = {name: number for number, name in instants}  # in the last round, where a name comes more than once

@@ -1,15 +1,13 @@
-"""Homes for the embedded server: its database is migrated once per session (12 s), then copied."""
+"""A home whose embedded server runs, and what the tests of the stack look at."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,6 +16,7 @@ import pytest
 from deployments.stack import deploy
 from deployments.stack.connection import connect
 from deployments.stack.files import is_locked, server_files
+from tests.support import copy_home
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
@@ -48,26 +47,15 @@ def user_home(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def shared_home(template_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home whose embedded server runs for the whole session."""
-    home = tmp_path_factory.mktemp("shared")
-    with _clean_environment(home):
+    home = copy_home(template_home, tmp_path_factory.mktemp("shared") / "home")
+    with _clean_environment(home.parent):
         connection = connect(home, idle_s=1.0)
     with connection:
         connection.wait()
         yield home
     _wait_until(lambda: not is_locked(server_files(home).server_lock), "the session's server leaves")
-
-
-@pytest.fixture
-def warm_home(shared_home: Path, tmp_path: Path) -> Path:
-    """A home with a migrated database and no server."""
-    source, target = server_files(shared_home), server_files(tmp_path / "warm")
-    with closing(sqlite3.connect(source.database)) as database, closing(sqlite3.connect(target.database)) as copy:
-        database.backup(copy)
-    (target.folder / "ui").symlink_to(source.folder / "ui")
-    shutil.copy(source.folder / "memo_store.toml", target.folder)
-    return tmp_path / "warm"
 
 
 WaitUntil = Callable[[Callable[[], bool], str], None]

@@ -217,7 +217,7 @@ from deployments.stack.connection import client_settings, connect
 home = Path(sys.argv[1])
 with connect(home) as connection:
     before = dict(os.environ)
-    import prefect
+    import prefect.main  # which sets its loggers up
     from prefect.settings import get_current_settings
     level = logging.getLogger("prefect").level
     with client_settings(connection):
