@@ -17,10 +17,8 @@ from flows.prefect_runs import in_our_words
 class Broken(BaseHTTPRequestHandler):
     """A server whose disk is full, say."""
 
-    def do_POST(self) -> None:
+    def do_GET(self) -> None:
         self.send_error(500)
-
-    do_GET = do_POST
 
     def log_message(self, *_: object) -> None:
         return
@@ -41,7 +39,7 @@ def test_a_server_that_fails() -> None:
     assert isinstance(error, RunFailed)
     assert error.message == (
         f"the Prefect server at 127.0.0.1:{server.server_port} failed: it answered 500 (Internal Server Error) "
-        "to POST /api/flow_runs/filter"
+        "to GET /api/csrf-token"
     )
     assert error.hint is not None and "fedrounds resume k3f9" in error.hint
 
