@@ -21,7 +21,7 @@ from tasks.session import Session, loggable_model, run_id_of_flow_run, session
 from tasks.tracking.tracker import Tracker, catch_up
 from tasks.views import RunArtifact
 
-TRACKING_TIMEOUT_S = 60.0
+TRACKING_TIMEOUT_S = 20.0
 
 
 @flow(name="federated-training", persist_result=False, validate_parameters=False)
