@@ -38,8 +38,6 @@ from fl_components.store import Store, blobs
 from flows.round import walk
 
 CONFIG = load_config(Path(__file__).with_name("federation.yaml"))
-DATA = CONFIG.data.load(CONFIG.seed)
-type(CONFIG.data).load = lambda *_: DATA  # type: ignore[method-assign, assignment]  # the same for all: read once
 RUN_ID = "run"
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses
 
@@ -351,6 +349,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--postgres-url")
     options = parser.parse_args()
+    data = CONFIG.data.load(CONFIG.seed)
+    type(CONFIG.data).load = lambda *_: data  # type: ignore[method-assign, assignment]  # the same for all: read once
     gc.freeze()  # or the first collection of each child copies all of the parent's memory
     beat = (0.2, 1.0) if options.mode == "stops" else (5.0, 30.0)
     places = Places(options.folder, options.postgres_url, *beat)
