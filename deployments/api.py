@@ -161,9 +161,10 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
 
 def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """What `runs` lists of a run. `rounds` are its last ones: as far back as an evaluation."""
-    latest: dict[str, float] = {}
-    for row in rounds:  # a round that was not evaluated leaves an earlier evaluation standing
-        latest |= row.result["metrics"]
+    metrics = [row.result["metrics"] for row in rounds]
+    evaluated: dict[str, float] = next((found for found in reversed(metrics) if "eval/accuracy" in found), {})
+    latest = {name: value for name, value in (metrics[-1] if metrics else {}).items() if not name.startswith("eval/")}
+    latest |= {name: value for name, value in evaluated.items() if name.startswith("eval/")}
     prefix = "eval/baseline/"
     flow_run = run.prefect_flow_runs[-1] if run.prefect_flow_runs else {"id": None, "url": None}
     from tasks.tracking.server import run_url, tracking_uri
@@ -195,7 +196,7 @@ def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
 def _train(
     config: str | dict[str, Any] | None, overrides: list[str], run_id: str | None, on_progress: OnProgress | None
 ) -> dict[str, Any]:
-    from deployments.stack.connection import client_settings, connect
+    from deployments.stack.connection import ConfiguredServer, client_settings, connect
 
     with connect(say=lambda text: _tell(on_progress, text)) as connection:  # boots while torch is imported
         _tell(on_progress, "loading PyTorch, Prefect and the data")
@@ -207,6 +208,10 @@ def _train(
         from tasks.session import new_run_id, session
 
         run_id = run_id or new_run_id()
+        if isinstance(
+            connection, ConfiguredServer
+        ):  # a server of the user's that is away is told before anything is written
+            connection.wait()
         with session(run_id, config, overrides, on_progress or nobody_listens) as running:
             connection.wait()
             with (
@@ -215,13 +220,13 @@ def _train(
                 _first_interrupt_stops(running.hub.cancelled) as interrupted,
             ):
                 try:
-                    federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True)
+                    state = federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True)
+                    if running.error is None and not state.is_completed():
+                        state.result()  # raises what Prefect's engine met
                 except Exception as error:  # Prefect's own: what the run raised is in running.error
                     running.error = running.error or in_our_words(error, run_id)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
             if running.error is not None:
-                raise running.error
+                raise KeyboardInterrupt if interrupted.is_set() else running.error
             return run_data(running.hub.store, running.hub.refresh())
 
 
@@ -257,7 +262,14 @@ def _outside_a_loop(work: Callable[[], T]) -> T:
     if not _loop_is_running():
         return work()
     with ThreadPoolExecutor(1, thread_name_prefix="fedrounds") as executor:
-        return executor.submit(work).result()
+        future = executor.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            from tasks.session import cancel_open_sessions
+
+            cancel_open_sessions()  # each stops before its next stage, and the executor waits for that
+            raise
 
 
 def _loop_is_running() -> bool:

@@ -108,14 +108,16 @@ def parse_config(fields: Mapping[str, Any]) -> FederationConfig:
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> FederationConfig:
     """The configuration in a YAML file (or in a tree of plain values), with overrides of the form `a.b=value`.
 
-    A relative `data.folder` is taken from the file's own folder. Raises `ConfigError`.
+    A relative `data.folder` is taken from the file's own folder (the working folder where there is no file). Raises
+    `ConfigError`.
     """
     fields = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for override in overrides:
         fields = _with_override(fields, override)
     data = fields.get("data")
-    if not isinstance(source, Mapping) and isinstance(data, Mapping) and isinstance(data.get("folder"), str):
-        folder = (Path(source).resolve().parent / Path(data["folder"]).expanduser()).resolve()
+    if isinstance(data, Mapping) and isinstance(data.get("folder"), str):
+        base = Path.cwd() if isinstance(source, Mapping) else Path(source).resolve().parent
+        folder = (base / Path(data["folder"]).expanduser()).resolve()
         fields = {**fields, "data": {**data, "folder": str(folder)}}
     return parse_config(fields)
 

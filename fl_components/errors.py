@@ -112,16 +112,11 @@ class BudgetExhausted(FedroundsError):
     code, exit_code = "budget_exhausted", 5
 
 
-def error_class(code: str) -> type[FedroundsError]:
-    """The class whose `code` this is (as kept in the store), or `FedroundsError`.
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's code, for a sentence of ours.
 
-    >>> error_class("too_few_clients").__name__
-    'TooFewClients'
+    >>> one_line(ValueError("no such\\n  column"))
+    'ValueError: no such column'
     """
-    pending = [FedroundsError]
-    while pending:
-        cls = pending.pop()
-        if cls.code == code:
-            return cls
-        pending.extend(cls.__subclasses__())
-    return FedroundsError
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

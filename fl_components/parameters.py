@@ -73,6 +73,21 @@ def params_digest(params_D: NDArray[np.float32]) -> str:
     return hashlib.sha256(params_D.astype("<f4", copy=False).tobytes()).hexdigest()
 
 
+def constants_digest(module: torch.nn.Module) -> str:
+    """The sha256, in hex, of all that is not trained: frozen parameters and buffers, with their names.
+
+    >>> constants_digest(torch.nn.Linear(2, 1)) == constants_digest(torch.nn.Linear(3, 4))  # neither has any
+    True
+    """
+    digest = hashlib.sha256()
+    constants = [(name, tensor) for name, tensor in module.named_parameters() if not tensor.requires_grad]
+    for name, tensor in [*constants, *module.named_buffers()]:
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def check_trainable(module: torch.nn.Module) -> None:
     """Raise `ModelError` for a module whose training `params_D` cannot carry.
 

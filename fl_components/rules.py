@@ -7,14 +7,13 @@ Adding a rule is one file and one name in the union.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from fl_components.errors import ConfigError
+from fl_components.errors import ConfigError, one_line
 
 
 class Rule(BaseModel):
@@ -64,10 +63,10 @@ def import_attribute(path: str, field: str) -> Any:
             ) from error
         raise ConfigError(
             f"{field}: there is no module {module_name!r}",
-            hint=f"put it beside the configuration file or on the path, which begins {sys.path[:2]}",
+            hint="put it beside the configuration file, or install it",
         ) from error
-    except Exception as error:
-        raise ConfigError(f"{field}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{field}: importing {module_name} failed: {one_line(error)}") from error
     try:
         return getattr(module, name)
     except AttributeError as error:

@@ -24,8 +24,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import SettingsContext, get_settings_context
+from prefect.exceptions import CancelledRun, CrashedRun, UnfinishedRun
 from prefect.logging.handlers import APILogHandler
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed, Running
 
 from fl_components.errors import RunFailed, Unreachable
 from tasks.progress import Listener, Progress
@@ -47,6 +48,8 @@ def in_our_words(error: BaseException, run_id: str) -> BaseException:
         )
     if isinstance(error, httpx.TransportError):
         return Unreachable(f"the Prefect server does not answer any more: {error or type(error).__name__}", hint=hint)
+    if isinstance(error, CrashedRun | CancelledRun | UnfinishedRun):
+        return RunFailed(f"a flow run was ended in Prefect, not by the training: {error}", hint=hint)
     return error
 
 
@@ -57,21 +60,26 @@ def without_heartbeat() -> SettingsContext:
     return SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"flows": flows}))
 
 
-def crash_stale_runs(client: SyncPrefectClient, run_tag: str, current: UUID) -> int:
-    """Force what dead attempts left unfinished to Crashed: flow and task runs tagged `run_tag`, but for `current`'s.
+def run_tag(run_id: str) -> str:
+    """The tag of all that Prefect has of a run."""
+    return f"run:{run_id}"
+
+
+def crash_stale_runs(client: SyncPrefectClient, run_id: str, current: UUID) -> int:
+    """Force what dead attempts left unfinished to Crashed: all flow and task runs of `run_id`, but for `current`'s.
 
     A killed process cannot say that it is dead, and Prefect shows its runs as running for ever. Returns how many.
     """
     state: State[Any] = Crashed(message="The process died; a later attempt goes on with this run.")
     task_runs = client.read_task_runs(
         task_run_filter=TaskRunFilter(
-            tags=TaskRunFilterTags(all_=[run_tag]),
+            tags=TaskRunFilterTags(all_=[run_tag(run_id)]),
             state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)),
         )
     )
     flow_runs = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[run_tag]),
+            tags=FlowRunFilterTags(all_=[run_tag(run_id)]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
         )
     )
@@ -82,6 +90,20 @@ def crash_stale_runs(client: SyncPrefectClient, run_tag: str, current: UUID) -> 
     for flow_run_id in stale_flows:
         client.set_flow_run_state(flow_run_id, state, force=True)
     return len(stale_tasks) + len(stale_flows)
+
+
+def settle_cancelled(client: SyncPrefectClient, state: State[Any]) -> None:
+    """Bring a round that was cancelled in the UI to its end; Prefect leaves that to whoever runs it."""
+    flow_run_id = state.state_details.flow_run_id
+    if state.type == StateType.CANCELLING and flow_run_id is not None:
+        client.set_flow_run_state(flow_run_id, Cancelled(), force=True)
+
+
+def allow_completed(client: SyncPrefectClient, flow_run_id: UUID) -> None:
+    """Take back a cancellation that came after the last round: Prefect does not go from Cancelling to Completed."""
+    state = client.read_flow_run(flow_run_id).state
+    if state is not None and state.type == StateType.CANCELLING:
+        client.set_flow_run_state(flow_run_id, Running(), force=True)
 
 
 def flow_run_log(flow_run_id: UUID) -> Listener:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from prefect import State, flow, tags
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled, Completed, Failed
 
-from fl_components.errors import FedroundsError, RunCancelled, StoreError, TooFewClients
-from flows.prefect_runs import cancellation_watched, crash_stale_runs, flow_run_log, in_our_words, without_heartbeat
+from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, TooFewClients
+from flows.prefect_runs import (
+    allow_completed,
+    cancellation_watched,
+    crash_stale_runs,
+    flow_run_log,
+    in_our_words,
+    run_tag,
+    settle_cancelled,
+    without_heartbeat,
+)
 from flows.round import federated_round
 from tasks.session import Session, loggable_model, run_id_of_flow_run, session
 from tasks.tracking.tracker import Tracker, catch_up
@@ -37,98 +45,133 @@ def federated_training(
     """
     flow_run_id = _flow_run_id()
     run_id = run_id or run_id_of_flow_run(flow_run_id)
-    with session(run_id, config, overrides or ()) as running:
-        running.listeners.append(flow_run_log(flow_run_id))
-        running.flow_run = {"id": str(flow_run_id), "url": f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"}
-        attempt = running.hub.lease.begin_attempt()
-        with _prefect_told(running, flow_run_id, attempt), _tracked(running):
-            return _attempt(running, flow_run_id)
-
-
-def _attempt(running: Session, flow_run_id: UUID) -> State[Any]:
-    """The rounds that are not committed yet, and the run's final state in the store and in Prefect."""
-    hub = running.hub
-    running.tell("run", hub.config.name, round=hub.refresh().committed_round)
-    try:
-        with cancellation_watched(flow_run_id, hub.cancelled):
-            settings = without_heartbeat()
-            for round in range(hub.run.committed_round + 1, hub.config.rounds + 1):
-                hub.check_cancelled()
-                with settings.model_copy():
-                    state = federated_round(hub.run_id, round, return_state=True)
-                if not state.is_completed():
-                    hub.check_cancelled()
-                    state.result()  # raises what the round raised
-        hub.lease.finish("Completed")
-        return Completed(message=f"{hub.config.rounds} rounds")
-    except BaseException as error:
-        running.error = in_our_words(error, hub.run_id)
-        return _ended_by(running, running.error)
-
-
-def _ended_by(running: Session, error: BaseException) -> State[Any]:
-    """Write down how the run ended, where the store can still be written; a later attempt goes on from there."""
-    hub = running.hub
-    stopped = isinstance(error, RunCancelled | KeyboardInterrupt | TerminationSignal)
-    name = "Cancelled" if stopped else "TooFewClients" if isinstance(error, TooFewClients) else "Failed"
-    told = {"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}
-    if isinstance(error, FedroundsError):
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-    elif stopped:
-        told = {"code": RunCancelled.code, "message": f"run {hub.run_id} was stopped", "hint": None}
-    try:
-        hub.lease.finish(name, error=told)
-    except StoreError as unwritable:
-        running.say(f"the end of the run could not be written down: {unwritable.message}")
-    if isinstance(error, RunCancelled):
-        return Cancelled(message=error.message)
-    if isinstance(error, FedroundsError):
-        return Failed(name=name, message=error.message)
-    raise error
-
-
-@contextmanager
-def _prefect_told(running: Session, flow_run_id: UUID, attempt: int) -> Iterator[None]:
-    """Name and tag this flow run, put right what dead attempts left in Prefect, and tag all runs below."""
-    hub = running.hub
-    run_tag = f"run:{hub.run_id}"
-    names = [run_tag, f"attempt:{attempt}", f"population:{hub.config.population}", f"experiment:{hub.config.name}"]
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run_id, name=f"{hub.config.name}/{hub.run_id}", tags=names)
-        crash_stale_runs(client, run_tag, flow_run_id)
-        with tags(run_tag, f"attempt:{attempt}"):
-            running.artifact = RunArtifact(running)
-            yield
-        if attempt > 1:  # Prefect writes task runs a second or two late: what died with its process may only show now
-            crash_stale_runs(client, run_tag, flow_run_id)
+        # First of all: a resume finds by this tag what a killed process has left in Prefect.
+        client.update_flow_run(flow_run_id, tags=[run_tag(run_id)])
+        with session(run_id, config, overrides or ()) as running:
+            try:
+                _begin(running, client, flow_run_id)
+                _train(running, client, flow_run_id)
+            except BaseException as error:
+                running.error = in_our_words(error, run_id)
+                _write_down(running)
+            _complete_views(running, client, flow_run_id)
+            return _final_state(running, client, flow_run_id)
 
 
-@contextmanager
-def _tracked(running: Session) -> Iterator[None]:
-    """Follow the run in MLflow from a thread of its own; at the end wait for what is unwritten, but not for ever."""
+def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
+    """Name and tag this flow run, put right what dead attempts left in Prefect, and start the views."""
+    hub = running.hub
+    if hub.refresh().state != "Completed":  # else only what Prefect and MLflow show of it is put right
+        hub.lease.begin_attempt()
+    run = hub.refresh()
+    labels = [f"attempt:{run.attempt}", f"population:{run.population}", f"experiment:{run.name}"]
+    client.update_flow_run(flow_run_id, name=f"{run.name}/{run.run_id}", tags=[run_tag(run.run_id), *labels])
+    crash_stale_runs(client, run.run_id, flow_run_id)
+    running.listeners.append(flow_run_log(flow_run_id))
+    running.artifact = RunArtifact(running)
+    url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
     running.tracker = Tracker(
-        running.hub.store,
-        running.hub.lease,
+        hub.store,
+        hub.lease,
         model=running.loggable_model,
-        prefect_flow_run=running.flow_run,
+        prefect_flow_run={"id": str(flow_run_id), "url": url},
         say=running.say,
     )
     running.tracker.start()
+    running.tell("run", run.name, round=run.committed_round)
+
+
+def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
+    """The rounds that are not committed yet."""
+    hub = running.hub
+    settings = without_heartbeat()
+    with tags(run_tag(hub.run_id), f"attempt:{hub.run.attempt}"), cancellation_watched(flow_run_id, hub.cancelled):
+        for round in range(hub.run.committed_round + 1, hub.config.rounds + 1):
+            hub.check_cancelled()
+            with settings.model_copy():
+                state = federated_round(hub.run_id, round, return_state=True)
+            if state.type in (StateType.CANCELLING, StateType.CANCELLED):
+                settle_cancelled(client, state)
+                hub.cancelled.set()
+            elif not state.is_completed():
+                state.result()  # raises what the round raised
+        hub.check_cancelled()
+    if hub.run.state != "Completed":
+        hub.lease.finish("Completed")
+
+
+def _write_down(running: Session) -> None:
+    """How the run ended, where the store can still be written; a later attempt goes on from there."""
+    error = running.error
+    told = {"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}
+    if isinstance(error, FedroundsError):
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+    elif _was_stopped(error):
+        told = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:
-        yield
-    finally:
-        if running.error is None:
-            running.say("writing the model to MLflow")
-        report = running.tracker.close(TRACKING_TIMEOUT_S)
-        if report.error is not None:
-            running.say(
-                f"MLflow lacks {report.pending_rounds} rounds of this run ({report.error}); "
-                f"the next training, or `fedrounds resume {running.run_id}`, writes them when it is back"
-            )
-        elif running.error is None:  # what earlier runs could not tell MLflow, or were killed before they did
-            store = running.hub.store
-            catch_up(store, model=lambda run: loggable_model(store, run), say=running.say)
-        running.tell("end")
+        running.hub.lease.finish(_state_name(error), error=told)
+    except LeaseLost:  # whoever holds the run now will say how it ends
+        return
+    except StoreError as unwritable:
+        running.say(f"the end of the run could not be written down: {unwritable.message}")
+
+
+def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
+    """Wait for what MLflow lacks, but not for ever, and put right what other attempts and other runs left behind.
+
+    The run has ended: nothing here fails it, and a process that was superseded leaves everything to its successor.
+    """
+    hub, store = running.hub, running.hub.store
+    try:
+        hub.lease.note()
+        if running.tracker is not None:
+            if running.error is None:
+                running.say("writing the model to MLflow")
+            report = running.tracker.close(TRACKING_TIMEOUT_S)
+            if report.error is not None and not report.superseded:
+                running.say(
+                    f"MLflow lacks {report.lacking} of this run ({report.error}); "
+                    f"the next training, or `fedrounds resume {running.run_id}`, writes that when it is back"
+                )
+            elif running.error is None:
+                catch_up(
+                    store,
+                    model=lambda run: loggable_model(store, run),
+                    repair=lambda run: crash_stale_runs(client, run.run_id, flow_run_id),
+                    say=running.say,
+                )
+        hub.lease.note()
+        # Again: Prefect writes task runs a second or two late, so what died with its process may only show now.
+        crash_stale_runs(client, running.run_id, flow_run_id)
+    except LeaseLost:
+        pass
+    except Exception as problem:
+        told = in_our_words(problem, running.run_id)
+        running.say(f"what Prefect and MLflow show of this run may not be complete: {told}")
+    running.tell("end")
+
+
+def _final_state(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> State[Any]:
+    error = running.error
+    if error is None:
+        allow_completed(client, flow_run_id)
+        return Completed(message=f"{running.hub.config.rounds} rounds")
+    if isinstance(error, RunCancelled):
+        return Cancelled(message=error.message)
+    if isinstance(error, FedroundsError):
+        return Failed(name=_state_name(error), message=error.message)
+    raise error
+
+
+def _state_name(error: BaseException | None) -> str:
+    if _was_stopped(error):
+        return "Cancelled"
+    return "TooFewClients" if isinstance(error, TooFewClients) else "Failed"
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    return isinstance(error, RunCancelled | KeyboardInterrupt | TerminationSignal)
 
 
 def _flow_run_id() -> UUID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_components.config import FederationConfig, load_config, parse_config
+from fl_components.config import load_config, parse_config
 from fl_components.errors import ConfigError
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.hub import Hub, Start, open_hub, start_fresh_or_latest
@@ -26,18 +27,18 @@ if TYPE_CHECKING:
 
 ConfigSource = str | Mapping[str, Any] | None
 
+_logger = logging.getLogger(__name__)
 _open: dict[str, Session] = {}
 
 
 class Session:
     """A run held by this process: its hub, who listens, its views, and the error that ended it (None if all is well).
 
-    The training flow sets `flow_run` ({"id", "url"} in Prefect), `tracker` (MLflow) and `artifact` (Prefect).
+    The training flow sets `tracker` (MLflow) and `artifact` (Prefect).
     """
 
-    flow_run: dict[str, str]
-    tracker: Tracker
     artifact: RunArtifact
+    tracker: Tracker | None = None
 
     def __init__(self, hub: Hub, listener: Listener) -> None:
         self.hub = hub
@@ -53,7 +54,10 @@ class Session:
         """Pass a piece of news on, with the run's id and number of rounds."""
         news = Progress(kind, text, run_id=self.run_id, rounds=self.hub.config.rounds, **fields)
         for listener in self.listeners:
-            listener(news)
+            try:
+                listener(news)
+            except Exception:  # who watches a run does not end it
+                _logger.exception("a listener failed")
 
     def loggable_model(self) -> LoggableModel:
         """The model with its last committed parameters, as MLflow registers it."""
@@ -95,6 +99,12 @@ def running_session(run_id: str) -> Session:
     return _open[run_id]
 
 
+def cancel_open_sessions() -> None:
+    """Ask every run that this process holds to stop before its next stage."""
+    for held in list(_open.values()):
+        held.hub.cancelled.set()
+
+
 @contextmanager
 def session(
     run_id: str,
@@ -133,9 +143,10 @@ def session(
 def _start(store: Store) -> Start:
     """Resolves `model.start_from` in full: `models:/...` is read from MLflow's registry."""
 
-    def start(config: FederationConfig) -> tuple[Float32 | None, str | None]:
-        if not config.model.start_from.startswith("models:/"):
-            return start_fresh_or_latest(store)(config)
-        return load_start_parameters(config.model.start_from)
+    def start(federation: Federation) -> tuple[Float32 | None, str | None]:
+        start_from = federation.config.model.start_from
+        if not start_from.startswith("models:/"):
+            return start_fresh_or_latest(store)(federation)
+        return load_start_parameters(start_from)
 
     return start

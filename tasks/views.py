@@ -17,7 +17,7 @@ from prefect.utilities.annotations import opaque
 from fl_components.store import RoundRecord, RunRecord, Store
 from fl_components.values import RoundResult
 from tasks.session import Session
-from tasks.tracking.server import how_to_see, tracking_uri
+from tasks.tracking.server import run_url, tracking_uri
 
 ROUNDS_SHOWN = 20
 
@@ -49,7 +49,7 @@ class RunArtifact:
             f"**{run.committed_round} of {run.rounds} rounds** committed, attempt {run.attempt}. "
             f"Parameters `{run.params_digest[:16]}`, privacy: no claim.",
             "",
-            f"MLflow: `{_mlflow_address(hub.store, run)}`",
+            f"MLflow: {_mlflow_address(hub.store, run)}",
             "",
             "| round | train loss | eval loss | accuracy | received | upload | seconds |",
             "|---:|---:|---:|---:|---:|---:|---:|",
@@ -72,12 +72,13 @@ def _row(row: RoundRecord) -> str:
 
 
 def _mlflow_address(store: Store, run: RunRecord) -> str:
-    uri = tracking_uri(store.home)
-    return how_to_see(uri, run.mlflow_run_id) if run.mlflow_run_id else uri
+    url = run_url(tracking_uri(store.home), run.mlflow_run_id) if run.mlflow_run_id else None
+    return url or f"experiment {run.name}, run {run.run_id} (`fedrounds ui` serves its page)"
 
 
 @task(name="track", task_run_name="track", cache_policy=NO_CACHE, persist_result=False)
 def _track(session: Session, result: RoundResult) -> None:
+    assert session.tracker is not None
     session.tracker.poke()
     session.artifact.update()
     session.tell("round", round=result.round, metrics=result.metrics, seconds=result.seconds)

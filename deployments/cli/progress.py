@@ -7,14 +7,14 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tasks.progress import Progress
 
 ROUNDS_SHOWN = 8
+COLUMNS = ("train loss", "eval loss", "accuracy", "upload", "time")
+BOTH_TIMES_WIDTH = 72  # from here there is room for the time so far beside the time left
+LEFT_OUT_FIRST = ("eval loss", "upload", "time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +65,53 @@ class RoundLine:
         }
 
 
-def rounds_table(lines: list[RoundLine]) -> Table:
-    """The rounds one under another, right-aligned."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column("round", justify="right", no_wrap=True)
-    for name in ("train loss", "eval loss", "accuracy", "upload", "time"):
-        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "accuracy" else None)
-    for line in lines:
-        table.add_row(str(line.round), *line.columns().values())
-    return table
+@dataclass(frozen=True, slots=True)
+class RoundsTable:
+    """The rounds one under another, right-aligned; a narrow terminal gets whole columns, but fewer of them."""
+
+    lines: Sequence[RoundLine]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(width=10_000)  # a measure is cut to the width that is given
+        for left_out in range(len(LEFT_OUT_FIRST) + 1):
+            table = self._without(LEFT_OUT_FIRST[:left_out])
+            if console.measure(table, options=wide).maximum <= options.max_width:
+                break
+        yield table
+
+    def _without(self, left_out: Sequence[str]) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+        table.add_column("round", justify="right", no_wrap=True)
+        names = [name for name in COLUMNS if name not in left_out]
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "accuracy" else None)
+        for line in self.lines:
+            values = line.columns()
+            table.add_row(str(line.round), *(values[name] for name in names))
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """One line: the seconds of a round's stages, the largest first; those that do not fit are summed."""
+
+    seconds: Mapping[str, float]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        label = "last round" if options.max_width >= 60 else "last"
+        ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
+        decimals = 3 if ordered[0][1] < 10 else 1
+        for named in range(len(ordered), -1, -1):
+            parts = ordered[:named]
+            if named < len(ordered):
+                parts.append(("others" if named else "all stages", sum(s for _, s in ordered[named:])))
+            line = Text(label, style="dim", no_wrap=True)
+            for name, seconds in parts:
+                line.append(f"  {name} ").append(f"{seconds:.{decimals}f}", style="not dim")
+            line.append(" s")
+            if line.cell_len <= options.max_width:
+                break
+        yield line
 
 
 @dataclass(slots=True)
@@ -84,6 +125,7 @@ class Heard:
     round: int = 0  # the last committed one
     stage: str = ""
     message: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of the last committed round, by stage
     lines: deque[RoundLine] = field(default_factory=lambda: deque(maxlen=ROUNDS_SHOWN))
     commits: deque[float] = field(default_factory=lambda: deque(maxlen=ROUNDS_SHOWN + 1))  # time.monotonic()
 
@@ -105,6 +147,7 @@ class Heard:
             case "round":
                 self.round = event.round
                 self.stage = self.message = ""
+                self.seconds = event.seconds
                 self.lines.append(RoundLine.of(self.round, event.metrics, event.seconds))
                 self.commits.append(now)
             case "end":
@@ -256,6 +299,7 @@ class LivePanel(Display):
         if not heard.begun:
             return self._spinner
 
+        width = min(self.console.width - 2, 100)  # room for the ^C that a terminal echoes: it must not wrap
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
@@ -263,7 +307,8 @@ class LivePanel(Display):
         left_s = heard.seconds_left(now)
         times = f"{elapsed} so far"
         if left_s is not None and heard.round < heard.rounds:
-            times += f", about {_roughly(left_s)} left"
+            left = f"about {_roughly(left_s)} left"
+            times = f"{times}, {left}" if width >= BOTH_TIMES_WIDTH else left
         bar.add_row(
             Text(f"round {heard.round} of {heard.rounds}", style="bold"),
             ProgressBar(total=max(heard.rounds, 1), completed=heard.round, complete_style="cyan"),
@@ -271,7 +316,9 @@ class LivePanel(Display):
         )
         parts: list[RenderableType] = [bar]
         if heard.lines:
-            parts += ["", rounds_table(list(heard.lines))]
+            parts += ["", RoundsTable(tuple(heard.lines))]
+        if heard.seconds:
+            parts += ["", StageSeconds(heard.seconds)]
         parts += ["", Text(f"stopped after round {heard.round}", style="yellow") if self._stopped else self._spinner]
         return Panel(
             Group(*parts),
@@ -279,7 +326,7 @@ class LivePanel(Display):
             title_align="left",
             border_style="dim",
             padding=(1, 2),
-            width=min(self.console.width - 2, 100),  # room for the ^C that a terminal echoes: it must not wrap
+            width=width,
         )
 
 

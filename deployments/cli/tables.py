@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.progress import RoundLine, rounds_table
+from deployments.cli.progress import RoundLine, RoundsTable
 from deployments.cli.words import UNKNOWN, ago, number, size
 
 CLIENTS_SHOWN = 12
@@ -37,7 +37,7 @@ def details(data: Mapping[str, Any]) -> RenderableType:
     history = data.get("history") or []
     if history:
         lines = [RoundLine.of(row["round"], row["metrics"], row.get("seconds")) for row in history]
-        parts += ["", Text("Rounds", style="bold"), _indented(rounds_table(lines))]
+        parts += ["", Text("Rounds", style="bold"), _indented(RoundsTable(lines))]
     return Group(*parts, "", _where_next(data, {}))
 
 
@@ -81,8 +81,14 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
         if value is not None:
             words = value[:12] if key == "config_digest" else f"{value:,}" if isinstance(value, int) else str(value)
             facts.add_row(label, words)
+    tried = "num_parameters" in data
     parts: list[RenderableType] = [
-        Text.assemble(("Valid", "bold green"), "  this configuration would run"),
+        Text.assemble(
+            ("Valid", "bold green"),
+            "  this configuration would run"
+            if tried
+            else "  as it is written; --data tries its data and its model too",
+        ),
         "",
         _indented(facts),
     ]
@@ -173,8 +179,8 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
 def _seconds(seconds: Mapping[str, float]) -> str:
     """The longest stages first, the short ones summed: one line.
 
-    >>> _seconds({"load": 0.2, "train": 12.34, "evaluate": 1.2, "commit": 0.9, "aggregate": 0.5, "admit": 0.1})
-    'train 12.3, evaluate 1.2, commit 0.9, all others 0.8'
+    >>> _seconds({"load": 0.2, "train": 12.34, "evaluate": 1.2, "aggregate": 0.9, "compress": 0.5, "admit": 0.1})
+    'train 12.3, evaluate 1.2, aggregate 0.9, all others 0.8'
     """
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     words = [f"{stage} {value:.1f}" for stage, value in ordered[:STAGES_SHOWN]]

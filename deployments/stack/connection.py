@@ -29,13 +29,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deployments.stack.files import answers, is_locked, last_lines, server_files, try_lock
-from fl_components.errors import Unreachable
+from deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
+from fl_components.errors import FedroundsError, StoreError, Unreachable
 from fl_components.store.home import home as default_home
 
 Say = Callable[[str], None]
 
 WATCH_INTERVAL_S = 0.25
+RETRY_INTERVAL_S = 5.0
 START_LIMIT_S = 180.0
 
 _servers: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is forgotten warns that its process runs on
@@ -53,11 +54,7 @@ class Connection(ABC):
 
     @abstractmethod
     def wait(self) -> str:
-        """The API's URL, as soon as the server answers. Raises `Unreachable`."""
-
-    @abstractmethod
-    def alive(self) -> bool:
-        """Whether the server answers now."""
+        """The API's URL, as soon as the server answers. Raises `Unreachable`, or `StoreError` if none can start."""
 
     @abstractmethod
     def environment(self) -> dict[str, str]:
@@ -84,7 +81,7 @@ def connect(home: Path | None = None, say: Say = silent, *, idle_s: float = 60.0
     when there has been no client for `idle_s` (decided by who starts it). `say` is told in words of what takes time,
     also from another thread.
 
-    Raises `StoreError` if the home folder cannot be written.
+    Raises `StoreError` if the home folder cannot be written, or the server cannot be started.
     """
     # Read when prefect and mlflow are imported, so set before: a federation's runs are reported to nobody.
     os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -126,9 +123,6 @@ class ConfiguredServer(Connection):
             )
         return self.api_url
 
-    def alive(self) -> bool:
-        return self._why_unreachable() is None
-
     def environment(self) -> dict[str, str]:
         return {"FEDROUNDS_HOME": str(self.home), "PREFECT_API_URL": self.api_url}
 
@@ -159,16 +153,20 @@ class EmbeddedServer(Connection):
         self._idle_s = idle_s
         self._ready = threading.Event()
         self._closed = threading.Event()
-        self._failure: Unreachable | None = None
+        self._failure: FedroundsError | None = None
         self._api_url: str | None = None
         self._child: subprocess.Popen[bytes] | None = None
         # Importing prefect makes its home folder: the user's own is left alone.
         os.environ.setdefault("PREFECT_HOME", str(self._files.folder))
         self._interest = try_lock(self._files.clients_lock, exclusive=False)
-        if not self._find():
-            first = not self._files.database.exists()
-            say(f"starting the local Prefect server{' (first start, about 20 s)' if first else ''}")
-            self._spawn_if_none()
+        try:
+            if not self._find():
+                first = not self._files.database.exists()
+                say(f"starting the local Prefect server{' (first start, about 20 s)' if first else ''}")
+                self._spawn_if_none()
+        except BaseException:
+            self._give_up_interest()
+            raise
         self._keeper = threading.Thread(target=self._keep, name="prefect-server-keeper", daemon=True)
         self._keeper.start()
 
@@ -182,10 +180,6 @@ class EmbeddedServer(Connection):
         assert self._api_url is not None
         return self._api_url
 
-    def alive(self) -> bool:
-        record = self._files.read_record()
-        return record is not None and answers(record) and is_locked(self._files.server_lock)
-
     def environment(self) -> dict[str, str]:
         return {
             "FEDROUNDS_HOME": str(self.home),
@@ -198,6 +192,9 @@ class EmbeddedServer(Connection):
     def close(self) -> None:
         self._closed.set()
         self._keeper.join()
+        self._give_up_interest()
+
+    def _give_up_interest(self) -> None:
         if self._interest is not None:
             os.close(self._interest)
             self._interest = None
@@ -205,16 +202,24 @@ class EmbeddedServer(Connection):
     def _keep(self) -> None:
         """Until the connection is closed: takes the lock, finds the server, and starts it when there is none."""
         while not self._closed.is_set():
-            if self._interest is None:  # the server was leaving
-                self._interest = try_lock(self._files.clients_lock, exclusive=False)
-            elif self._ready.is_set():
-                if not is_locked(self._files.server_lock):  # it died, or was stopped
-                    self._ready.clear()
-                    self._child = None
-                    self._say("the local Prefect server has ended; starting it again")
-            elif not self._find():
-                self._spawn_if_none()
+            try:
+                self._look_after()
+            except StoreError as failure:
+                self._failure = failure
+                self._closed.wait(RETRY_INTERVAL_S)
             self._closed.wait(WATCH_INTERVAL_S if self._ready.is_set() else 0.05)
+
+    def _look_after(self) -> None:
+        if self._interest is None:  # the server was leaving
+            self._interest = try_lock(self._files.clients_lock, exclusive=False)
+        elif self._ready.is_set():
+            if not is_locked(self._files.server_lock):  # it died, or was stopped
+                self._failure = None
+                self._ready.clear()
+                self._child = None
+                self._say("the local Prefect server has ended; starting it again")
+        elif not self._find():
+            self._spawn_if_none()
 
     def _find(self) -> bool:
         """Whether the server answers; if so, notes where."""
@@ -236,21 +241,22 @@ class EmbeddedServer(Connection):
             self._child = None
             if status != 0:
                 self._failure = self._unreachable(f"ended with exit status {status}")
-                self._closed.wait(5.0)  # whatever it is, it is not mended sooner
+                self._closed.wait(RETRY_INTERVAL_S)  # whatever it is, it is not mended sooner
                 return
         if self._interest is None or is_locked(self._files.server_lock):
             return
         log_path = self._files.log("server")
-        keep_size = log_path.exists() and log_path.stat().st_size < 2_000_000
-        with log_path.open("ab" if keep_size else "wb") as log:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, _root(), str(self._files.folder), str(self._idle_s)],
-                cwd=self._files.folder,  # Prefect reads .env, prefect.toml and pyproject.toml of its working folder
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the command, not for the server that others use too
-            )
+        with refusals_in(self._files.folder):
+            keep_size = log_path.exists() and log_path.stat().st_size < 2_000_000
+            with log_path.open("ab" if keep_size else "wb") as log:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-c", _SERVE, _root(), str(self._files.folder), str(self._idle_s)],
+                    cwd=self._files.folder,  # Prefect reads .env, prefect.toml and pyproject.toml of its working folder
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the command, not for the server that others use too
+                )
         _servers[:] = [*(server for server in _servers if server.poll() is None), self._child]
 
     def _unreachable(self, what: str) -> Unreachable:

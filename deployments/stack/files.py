@@ -6,12 +6,16 @@ server, `clients.lock` is shared by all clients. `server.json` only says where t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import http.client
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from fl_components.errors import StoreError
 
 TOKEN_PATH = "/fedrounds"
 """The server answers its token here, so that a client knows it from whatever else may listen on that port."""
@@ -68,20 +72,41 @@ class ServerFiles:
 
 
 def server_files(home: Path) -> ServerFiles:
-    """The embedded server's files under `home`; makes their folder."""
+    """The embedded server's files under `home`; makes their folder. Raises `StoreError` if it cannot."""
     folder = home.absolute() / "prefect"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with refusals_in(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return ServerFiles(folder)
 
 
-def try_lock(path: Path, *, exclusive: bool) -> int | None:
-    """An open descriptor that holds the lock until it is closed (or the process ends), or None if it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+@contextlib.contextmanager
+def refusals_in(folder: Path) -> Iterator[None]:
+    """What the system refuses to a server that is to run in `folder`, as a `StoreError`."""
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
+        yield
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        raise StoreError(
+            f"no server can be run from {folder} ({what})",
+            hint="check that the disk is not full and that this account may write there, or set FEDROUNDS_HOME to "
+            "another folder",
+        ) from error
+
+
+def try_lock(path: Path, *, exclusive: bool) -> int | None:
+    """An open descriptor that holds the lock until it is closed (or the process ends), or None if it is taken.
+
+    Raises `StoreError` if the file cannot be locked.
+    """
+    with refusals_in(path.parent):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
     return descriptor
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -18,12 +18,17 @@ import psutil
 
 from deployments.stack.connection import Connection, Say, connect
 from deployments.stack.deploy import WORK_POOL
-from deployments.stack.files import last_lines, server_files
+from deployments.stack.files import last_lines, refusals_in, server_files
 from fl_components.errors import Unreachable
+from tasks.tracking.server import make_database, quiet, tracking_uri
 
 MLFLOW_PORT = 5000
 MLFLOW_START_LIMIT_S = 90.0
+MLFLOW_MAX_RETRIES = 3
 STOP_LIMIT_S = 5.0
+
+Part = tuple[subprocess.Popen[bytes], Path]
+"""A process that is part of the stack, and its log."""
 
 
 def up(say: Say = print, *, home: Path | None = None) -> None:
@@ -47,14 +52,13 @@ def _run_stack(say: Say, home: Path | None, *, with_worker: bool) -> None:
         connect(home, say) as connection,
         contextlib.ExitStack() as stack,
     ):
-        parts: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+        parts: dict[str, Part] = {}
         mlflow_url = os.environ.get("MLFLOW_TRACKING_URI")
-        if not mlflow_url:
-            mlflow_url, parts["MLflow's server"] = stack.enter_context(_mlflow(connection.home))
+        mlflow = None if mlflow_url else stack.enter_context(_mlflow(connection.home))
         api_url = connection.wait()
         say(f"Prefect   {api_url.removesuffix('/api')}")
-        if "MLflow's server" in parts:
-            _wait_for_mlflow(mlflow_url, *parts["MLflow's server"])
+        if mlflow is not None:
+            mlflow_url, parts["MLflow's server"] = mlflow()
         say(f"MLflow    {mlflow_url}")
         if with_worker:
             parts["the worker"] = stack.enter_context(_worker(connection))
@@ -86,31 +90,74 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _mlflow(home: Path) -> Iterator[tuple[str, tuple[subprocess.Popen[bytes], Path]]]:
-    port = _free_port(MLFLOW_PORT)
-    # One worker, because each imports MLflow anew. Artifacts are not proxied: runs that write to the database
-    # directly must find them too.
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
-    command += ["--no-serve-artifacts", "--default-artifact-root", str(home / "mlartifacts")]
-    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with _process(command, environment, home, "mlflow") as part:
-        yield f"http://127.0.0.1:{port}", part
+def _mlflow(home: Path) -> Iterator[Callable[[], tuple[str, Part]]]:
+    """Starts MLflow's server. The block gets a function that waits until it answers: its address and process."""
+    database = tracking_uri(home)
+    with quiet():
+        make_database(database)  # the server would make it in place, and leave half of one when it is interrupted
+    with contextlib.ExitStack() as running:
 
+        def start() -> tuple[int, Part]:
+            running.close()
+            port = _free_port(MLFLOW_PORT)
+            return port, running.enter_context(_mlflow_server(home, database, port))
 
-def _wait_for_mlflow(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + MLFLOW_START_LIMIT_S
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        with contextlib.suppress(OSError), opener.open(f"{url}/health", timeout=2.0):
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise _ended("MLflow's server", process, log)
-        time.sleep(0.1)
+        port, part = start()
+
+        def wait() -> tuple[str, Part]:
+            nonlocal port, part
+            retries_left = MLFLOW_MAX_RETRIES
+            while not _wait_for_mlflow(port, *part):
+                if retries_left == 0:
+                    raise _ended("MLflow's server", *part)
+                retries_left -= 1
+                port, part = start()
+            return f"http://127.0.0.1:{port}", part
+
+        yield wait
 
 
 @contextlib.contextmanager
-def _worker(connection: Connection) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def _mlflow_server(home: Path, database: str, port: int) -> Iterator[Part]:
+    # One worker, because each imports MLflow anew. Artifacts are not proxied: runs that write to the database
+    # directly must find them too.
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", database]
+    command += ["--no-serve-artifacts", "--default-artifact-root", str(home / "mlartifacts")]
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with _process(command, environment, home, "mlflow") as part:
+        yield part
+
+
+def _wait_for_mlflow(port: int, process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Until the server answers; False if it ended because another program has taken its port meanwhile."""
+    deadline = time.monotonic() + MLFLOW_START_LIMIT_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        if process.poll() is not None and _free_port(port) != port:
+            return False
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise _ended("MLflow's server", process, log)
+        if _listens(process.pid, port):  # else what answers there is another's
+            with contextlib.suppress(OSError), opener.open(f"http://127.0.0.1:{port}/health", timeout=2.0):
+                return True
+        time.sleep(0.1)
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether the process `pid`, or one that it has started, listens on the port."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return any(
+            each.status == psutil.CONN_LISTEN and each.laddr.port == port
+            for member in (process, *process.children(recursive=True))
+            for each in member.net_connections("tcp")
+        )
+    return False
+
+
+@contextlib.contextmanager
+def _worker(connection: Connection) -> Iterator[Part]:
     command = ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--install-policy", "never"]
     command += ["--name", f"fedrounds-{socket.gethostname()}"]
     environment = {"PREFECT_WORKER_QUERY_SECONDS": "5", **os.environ, **connection.environment()}
@@ -119,13 +166,11 @@ def _worker(connection: Connection) -> Iterator[tuple[subprocess.Popen[bytes], P
 
 
 @contextlib.contextmanager
-def _process(
-    command: list[str], environment: dict[str, str], home: Path, name: str
-) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def _process(command: list[str], environment: dict[str, str], home: Path, name: str) -> Iterator[Part]:
     """Runs a Python module as a process, and ends it and all that it started with the block."""
     files = server_files(home)
     log_path = files.log(name)
-    with log_path.open("wb") as log:
+    with refusals_in(files.folder), log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             env={**os.environ, **environment},

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
 from fl_components.data.federated import ClientExamples, Features, FederatedData, Labels
-from fl_components.errors import ConfigError, DataError
+from fl_components.errors import ConfigError, DataError, one_line
 from fl_components.rules import Rule, import_attribute
 
 _FORM = "return {client_id: (x_train, y_train) or (x_train, y_train, x_test, y_test)}"
@@ -52,9 +52,9 @@ class FunctionData(Rule):
             raise ConfigError(f"data.path: {self.path} is a {type(function).__name__}, not a function", hint=_FORM)
         try:
             returned = function(**self.arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
-                f"{self.path} failed with data.arguments {sorted(self.arguments)}: {type(error).__name__}: {error}",
+                f"{self.path} failed with data.arguments {sorted(self.arguments)}: {one_line(error)}",
                 hint="call the function by hand with these arguments",
             ) from error
         if not isinstance(returned, Mapping):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import field_validator
 
-from fl_components.errors import ModelError
+from fl_components.errors import ModelError, one_line
 from fl_components.parameters import check_trainable
 from fl_components.randomness import derive_key
 from fl_components.rules import Rule
 
-_MLFLOW_MODEL = re.compile(r"models:/([^/@]+(/[^/@]+|@[^/@]+)|m-[0-9a-f]{32})")
+REGISTERED_MODEL: Final = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[\w-]+))")
+"""The address of a registered model in MLflow."""
 
 
 class ModelRule(Rule):
@@ -24,8 +25,8 @@ class ModelRule(Rule):
 
     Args:
       start_from: the parameters that training starts from: "fresh" (drawn from the configuration's seed), "latest" (the
-        newest model of this name in the store) or an MLflow address: "models:/NAME/VERSION", "models:/NAME@ALIAS" or
-        "models:/m-ID".
+        newest model of this name in the store) or an MLflow address: "models:/NAME/VERSION" (a number) or
+        "models:/NAME@ALIAS".
     """
 
     start_from: str = "fresh"
@@ -33,15 +34,13 @@ class ModelRule(Rule):
     @field_validator("start_from")
     @classmethod
     def _check_start_from(cls, value: str) -> str:
-        if value not in ("fresh", "latest") and not _MLFLOW_MODEL.fullmatch(value):
-            raise ValueError(
-                "give fresh, latest, or an MLflow address: models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID"
-            )
+        if value not in ("fresh", "latest") and not REGISTERED_MODEL.fullmatch(value):
+            raise ValueError("give fresh, latest, or an MLflow address: models:/NAME/VERSION or models:/NAME@ALIAS")
         return value
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
-        """A new module that takes [B, *input_shape] and gives scores [B, C], C >= num_classes.
+        """A new module that takes [B, *input_shape] and gives scores [B, C], C == num_classes.
 
         Initial parameters are drawn from torch's global generator: use `build_seeded` to get the same ones again.
         """
@@ -72,7 +71,7 @@ def build_seeded(rule: ModelRule, input_shape: tuple[int, ...], num_classes: int
 def check_fits(module: torch.nn.Module, data: Examples) -> None:
     """Run two training rows through the module, and raise `ModelError` unless finite scores [2, C] come out.
 
-    C must be at least `data.num_classes`. A module whose buffers change as it runs is refused as well: buffers do not
+    C must be `data.num_classes`. A module whose buffers change as it runs is refused as well: buffers do not
     travel between clients and server.
     """
     x = np.resize(data.x_train, (2, *data.x_train.shape[1:]))  # one row is repeated
@@ -83,7 +82,7 @@ def check_fits(module: torch.nn.Module, data: Examples) -> None:
             scores = module(torch.from_numpy(x))
     except Exception as error:
         raise ModelError(
-            f"the model cannot take {came_in}: {type(error).__name__}: {error}",
+            f"the model cannot take {came_in}: {one_line(error)}",
             hint="these are int64 tokens: begin the model with an embedding, or give the data as floats"
             if x.dtype == np.int64
             else f"make the model's first layer take {list(x.shape[1:])}",
@@ -95,9 +94,10 @@ def check_fits(module: torch.nn.Module, data: Examples) -> None:
         raise ModelError(f"the model returned the shape {list(scores.shape)} for 2 {came_in}", hint=mend)
     if not scores.is_floating_point():
         raise ModelError(f"the model returned {scores.dtype}, not floats", hint=mend)
-    if scores.shape[1] < data.num_classes:
+    if scores.shape[1] != data.num_classes:
         raise ModelError(
-            f"the model returned {scores.shape[1]} score(s) a row, and the labels need {data.num_classes}", hint=mend
+            f"the model returned {scores.shape[1]} scores a row, and the labels have {data.num_classes} classes",
+            hint=mend,
         )
     if not torch.isfinite(scores).all():
         raise ModelError(

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field, JsonValue
 
-from fl_components.errors import ModelError
+from fl_components.errors import ModelError, one_line
 from fl_components.models.base import ModelRule
 from fl_components.rules import import_attribute
 
@@ -38,9 +38,9 @@ class ModuleModel(ModelRule):
             raise ModelError(f"model.path: {self.path} is a {type(factory).__name__} object", hint=_FORM)
         try:
             module = factory(**self.arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(
-                f"{self.path} failed with model.arguments {sorted(self.arguments)}: {type(error).__name__}: {error}",
+                f"{self.path} failed with model.arguments {sorted(self.arguments)}: {one_line(error)}",
                 hint="call it by hand with these arguments",
             ) from error
         if not isinstance(module, torch.nn.Module):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from fl_components.config import FederationConfig, check_cohort, config_digest
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
-from fl_components.parameters import flatten, load_into
+from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.training import evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
@@ -35,9 +37,13 @@ class Federation:
         return len(self.initial_params_D)
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """What a resumed run must find as it was."""
-        return {"num_clients": self.data.num_clients, "num_parameters": self.num_parameters}
+    def facts(self) -> dict[str, int | str]:
+        """What a resumed run must find as it was, and a warm start as its ancestor left it."""
+        return {
+            "num_clients": self.data.num_clients,
+            "num_parameters": self.num_parameters,
+            "constants_digest": constants_digest(self.module),
+        }
 
     @cached_property
     def baselines(self) -> dict[str, float]:
@@ -89,8 +95,11 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     `source_folder` (the configuration file's) is where a user's own modules are found. It goes last on the path, so
     that nothing in it hides an installed package. Raises `ConfigError`, `DataError` or `ModelError`.
     """
-    if source_folder is not None and source_folder not in sys.path:
-        sys.path.append(source_folder)
+    if source_folder is not None:
+        if source_folder not in sys.path:
+            sys.path.append(source_folder)
+        for field, rule in (("data", config.data), ("model", config.model)):
+            _check_own_module(f"{field}.path", getattr(rule, "path", ""), Path(source_folder))
     data = config.data.load(config.seed)
     try:
         check_cohort(config, data.num_clients)
@@ -109,6 +118,21 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     module = build_seeded(config.model, data.input_shape, data.num_classes, config.seed)
     check_fits(module, data)
     return Federation(config, data, module, flatten(module))
+
+
+def _check_own_module(field: str, path: str, folder: Path) -> None:
+    """Refuse a module of the user's that Python would not find, because another one of that name comes first."""
+    name = path.partition(":")[0].partition(".")[0]
+    own = next((file for file in (folder / f"{name}.py", folder / name / "__init__.py") if file.exists()), None)
+    if not name or own is None:
+        return
+    loaded = sys.modules.get(name)
+    found = getattr(loaded, "__file__", None) if loaded else getattr(importlib.util.find_spec(name), "origin", None)
+    if found is None or Path(found).resolve() != own.resolve():
+        raise ConfigError(
+            f"{field} is {path!r}, and {name} is {found or 'built into Python'}, not {own}",
+            hint="give your module another name" + ("; or use a process of its own" if loaded else ""),
+        )
 
 
 def engine_facts() -> dict[str, Any]:

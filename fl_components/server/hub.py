@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import RunCancelled, RunConflict, RunNotFound
+from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.server.federation import Federation, assemble, engine_facts
 from fl_components.store import Lease, RunRecord, Store
 from fl_components.values import Collected, Float32, RoundResult, ServerState
 
 Say = Callable[[str], None]
-Start = Callable[[FederationConfig], tuple[Float32 | None, str | None]]
+Start = Callable[[Federation], tuple[Float32 | None, str | None]]
 
 
 def nobody_listens(_: str) -> None:
@@ -97,10 +97,17 @@ class Hub:
 def start_fresh_or_latest(store: Store) -> Start:
     """Resolves `model.start_from` as far as the store alone can: `fresh`, and `latest` of this experiment."""
 
-    def start(config: FederationConfig) -> tuple[Float32 | None, str | None]:
+    def start(federation: Federation) -> tuple[Float32 | None, str | None]:
+        config = federation.config
         ancestor = store.latest_model(config.name) if config.model.start_from == "latest" else None
         if ancestor is None:
             return None, None
+        if ancestor.engine["constants_digest"] != federation.facts["constants_digest"]:
+            raise ConfigError(
+                f"model.start_from is 'latest', but run {ancestor.run_id} trained beside other frozen parameters or "
+                "buffers than this model has: its trained parameters would not fit them",
+                hint="use the seed and the model of that run, or start_from: fresh",
+            )
         state = ServerState.from_bytes(store.state_blob(ancestor.run_id))
         return state.params_D, f"run:{ancestor.run_id}"
 
@@ -124,7 +131,7 @@ def open_hub(
     run = store.find_run(run_id)
     if config is not None:
         federation = assemble(config, source_folder or None)
-        params_D, ancestor = (start or start_fresh_or_latest(store))(config) if run is None else (None, None)
+        params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
         state = federation.initial_state(params_D)
         run = store.create_run(
             run_id=run_id,
@@ -136,14 +143,14 @@ def open_hub(
             initial_state=state.to_bytes(),
             params_digest=state.params_digest,
             ancestor=ancestor,
-            engine=engine_facts() | federation.sizes,
+            engine=engine_facts() | federation.facts,
             source_folder=source_folder,
         )
     elif run is not None:
         federation = assemble(parse_config(run.config), run.source_folder or None)
     else:
         raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
-    _check_same_sizes(run, federation)
+    _check_unchanged(run, federation)
     _warn_of_another_engine(run, say)
     lease = store.acquire(run_id, say=say)
     try:
@@ -154,15 +161,19 @@ def open_hub(
         raise
 
 
-def _check_same_sizes(run: RunRecord, federation: Federation) -> None:
-    for name, size in federation.sizes.items():
-        if run.engine[name] != size:
-            what = name.removeprefix("num_")
+def _check_unchanged(run: RunRecord, federation: Federation) -> None:
+    for name, value in federation.facts.items():
+        if run.engine[name] != value:
+            what = name.removeprefix("num_").replace("_", " ")
             raise RunConflict(
-                f"run {run.run_id!r} began with {run.engine[name]} {what} and there are {size} now: "
+                f"run {run.run_id!r} began with {what} {_short(run.engine[name])}, now {_short(value)}: "
                 "its data or its model has changed",
                 hint="put the data and the code back as they were, or begin another run",
             )
+
+
+def _short(value: int | str) -> str:
+    return str(value)[:12]
 
 
 def _warn_of_another_engine(run: RunRecord, say: Say) -> None:

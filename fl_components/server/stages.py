@@ -5,6 +5,7 @@ Only `authorise`, `aggregate` (its seal) and `commit` write, each of them so tha
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from fl_components.values import (
     UpdateBatch,
 )
 from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
+
+LOWER_RATE = "begin another run with a lower training.learning_rate"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,7 +161,7 @@ def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Flo
     delta_D = hub.config.compression.decompress(update.tensors, num_parameters)
     if not np.isfinite(delta_D).all():
         raise UpdateRejected("not_finite: the update holds NaN or infinity")
-    norm, limit = float(np.linalg.norm(delta_D.astype(np.float64))), hub.config.aggregation.max_update_norm
+    norm, limit = math.sqrt(np.square(delta_D, dtype=np.float64).sum()), hub.config.aggregation.max_update_norm
     if norm > limit:
         raise UpdateRejected(f"norm_too_large: {norm:.4g} is above aggregation.max_update_norm {limit:g}")
     return delta_D
@@ -177,7 +180,7 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
         raise TooFewClients(
             f"round {plan.round}: {received} of {collected.selected} updates could be used and "
             f"selection.min_updates is {plan.min_updates} ({told})",
-            hint="lower training.learning_rate" if "not_finite" in reasons or "norm_too_large" in reasons else None,
+            hint=LOWER_RATE if {"not_finite", "norm_too_large"} & reasons.keys() else None,
         )
     hub.lease.seal(plan.round, plan.collection, replace(collected, seconds=dict(hub.seconds)).to_bytes())
     pseudo_gradient_D = -hub.config.aggregation.aggregate(collected.partial)
@@ -188,7 +191,7 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
     if not np.isfinite(params_D).all():
         raise RunFailed(
             f"round {plan.round}: the server's parameters are no longer finite",
-            hint="lower server_optimizer.learning_rate",
+            hint="begin another run with a lower server_optimizer.learning_rate",
         )
     return replace(state, round=plan.round, params_D=params_D, server_optimizer=optimizer)
 
@@ -226,7 +229,8 @@ def round_result(
 ) -> RoundResult:
     """What a round's row, MLflow and people are told. Its own commit is not in `seconds`: it is not over yet.
 
-    `round_s` is the wall-clock time since the round was loaded, so what is between the stages counts as well.
+    `round_s` is the wall-clock time since the round was loaded, so what is between the stages counts as well; what an
+    earlier attempt spent before its seal is added.
     """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
     rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
@@ -239,7 +243,7 @@ def round_result(
         "communication/upload_bytes": collected.upload_bytes,
         "communication/download_bytes": collected.download_bytes,
         **{f"time/{name}_s": s for name, s in seconds.items()},
-        "time/round_s": round_s,
+        "time/round_s": round_s + sum(collected.seconds.values()),
     }
     finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
     return RoundResult(state.round, state.params_digest, finite, rejected, seconds)

@@ -59,13 +59,21 @@ class Blobs:
         return deleted
 
     def keys(self, run_id: str, max_fence: int) -> list[str]:
-        """What is there of a run, up to a fencing number, temporary files that a killed process left included."""
+        """What is there of a run, up to a fencing number, temporary files that a killed process left included.
+
+        What others put into the run's folder (.DS_Store) is not a blob.
+        """
         prefix = self._path(run_id)
         with self._errors("listed"):
             self._filesystem.invalidate_cache()
             paths = cast("list[str]", self._filesystem.find(prefix))
         names = [path[len(prefix) + 1 :] for path in paths]
-        return [f"{run_id}/{name}" for name in names if int(name.partition("/")[0]) <= max_fence]
+        fences = [name.partition("/")[0] for name in names]
+        return [
+            f"{run_id}/{name}"
+            for name, fence in zip(names, fences, strict=True)
+            if fence.isdecimal() and int(fence) <= max_fence
+        ]
 
     @cached_property
     def _location(self) -> tuple[Any, str]:

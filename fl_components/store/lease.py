@@ -244,7 +244,7 @@ class Lease:
                     return
                 self._check_next(self._run(connection), round)
                 self._check_reserved(connection, round, collection)
-            key = self._store._blobs.write(self.run_id, self.fence, data)
+            key = self._write_blob(data)
             with self._fenced() as connection:
                 if self._seal_key(connection, round) is not None:
                     return
@@ -267,7 +267,7 @@ class Lease:
                     return committed
                 self._check_next(self._run(connection), round)
                 self._check_reserved(connection, round)
-            key = self._store._blobs.write(self.run_id, self.fence, state)
+            key = self._write_blob(state)
             with self._fenced() as connection:
                 committed = self._committed(connection, round, params_digest)
                 if committed is not None:
@@ -350,6 +350,13 @@ class Lease:
             blobs = self._store._blobs
             return blobs.delete(key for key in blobs.keys(self.run_id, self.fence) if key not in used)
 
+    def _write_blob(self, data: bytes) -> str:
+        try:
+            return self._store._blobs.write(self.run_id, self.fence, data)
+        except StoreError:
+            self.note()  # the fence first: a successor may have collected the half-written blob as garbage
+            raise
+
     # --- the transaction and what it looks at ---
 
     @contextmanager
@@ -378,7 +385,7 @@ class Lease:
                     )
             except LeaseLost:
                 return
-            except FedroundsError as problem:  # it may pass; if not, the next transaction of the run's work says so
+            except Exception as problem:  # it may pass; if not, the next transaction of the run's work says so
                 _logger.warning("the heartbeat of run %s failed: %s", self.run_id, problem)
 
     def _append(self, connection: Connection, kind: str, content: dict[str, Any]) -> journal.Link:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Select, insert, or_, select
+from sqlalchemy import URL, Connection, Select, and_, insert, or_, select
 
 from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound
 from fl_components.store import journal as journal_
@@ -201,8 +201,13 @@ class Store:
         return self._latest(query)
 
     def latest_model(self, name: str) -> RunRecord | None:
-        """The run of that name worked on last that has at least one committed round."""
-        query = select(*_RUN_COLUMNS).where(runs.c.name == name, runs.c.committed_round > 0)
+        """The run of that name whose last round was committed last, among those that came to their end."""
+        query = (
+            select(*_RUN_COLUMNS)
+            .join(rounds, and_(rounds.c.run_id == runs.c.run_id, rounds.c.round == runs.c.committed_round))
+            .where(runs.c.name == name, runs.c.state.in_(FINISHED_STATES))
+            .order_by(rounds.c.committed_at.desc())
+        )
         return self._latest(query)
 
     def acquire(self, run_id: str, *, say: Callable[[str], None] | None = None) -> lease_.Lease:

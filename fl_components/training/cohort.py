@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_components.errors import ModelError, one_line
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Float32, UpdateBatch
@@ -29,6 +30,13 @@ def train_cohort(
     losses = []
     with one_thread():
         for row, task in enumerate(tasks):
-            deltas_ND[row], loss = training.train(module, params_D, *examples(task.index), task.seed)
+            x, y = examples(task.index)
+            try:
+                deltas_ND[row], loss = training.train(module, params_D, x, y, task.seed)
+            except Exception as error:
+                raise ModelError(
+                    f"the model failed while client {task.client_id} trained: {one_line(error)}",
+                    hint="mend the model, then resume the run",
+                ) from error
             losses.append(loss)
     return UpdateBatch(tuple(task.client_id for task in tasks), deltas_ND, tuple(losses))

@@ -7,7 +7,6 @@ Beside it lies `params.safetensors`, the trainable parameters as one vector, whi
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from fl_components.errors import ConfigError, Unreachable
+from fl_components.models.base import REGISTERED_MODEL
 from fl_components.parameters import flatten, params_digest
 from fl_components.store import RunRecord, home
 from tasks.tracking import server
-from tasks.tracking.run_view import RUN_ID_TAG
+from tasks.tracking.run_view import RUN_ID_TAG, RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,17 +87,16 @@ def export(model: LoggableModel, folder: Path) -> None:
         raise NotRegistered(f"it cannot be exported: {type(error).__name__}: {server.reason(error)}") from error
 
 
-def register(
-    client: MlflowClient, run: RunRecord, mlflow_run_id: str, experiment_id: str, model: LoggableModel, folder: Path
-) -> str:
+def register(view: RunView, run: RunRecord, model: LoggableModel, folder: Path) -> str:
     """Log what `export` wrote, load it back, compare, then register it as `challenger`: its URI, models:/name/version.
 
-    Raises `NotRegistered`, or MLflow's own errors.
+    Raises `NotRegistered`, `LeaseLost` before a second version could be registered, or MLflow's own errors.
     """
     try:
-        logged = _log(client, mlflow_run_id, experiment_id, folder)
-        _check(client, logged, model)
-        return _register(client, run, mlflow_run_id, logged, model.name)
+        logged = _log(view.client, view.mlflow_run_id, view.experiment_id, folder)
+        _check(view.client, logged, model)
+        view.lease.note()  # what came before took seconds
+        return _register(view.client, run, view.mlflow_run_id, logged, model.name)
     except Exception as error:
         if server.is_refusal(error):
             raise NotRegistered(f"MLflow refuses it: {server.reason(error)}") from error
@@ -111,11 +110,11 @@ def load_start_parameters(uri: str, *, tracking_uri: str | None = None) -> tuple
     Raises `ConfigError` when there is no such model or it was not registered by fedrounds, `Unreachable` when MLflow
     does not answer.
     """
-    match = re.fullmatch(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w-]+)|/(?P<version>[0-9]+))", uri)
+    match = REGISTERED_MODEL.fullmatch(uri)
     if match is None:
         raise ConfigError(
             f"model.start_from: {uri!r} is not a registered model",
-            hint="write models:/NAME@ALIAS or models:/NAME/VERSION",
+            hint="write models:/NAME/VERSION or models:/NAME@ALIAS",
         )
     where = tracking_uri or server.tracking_uri(home())
     name, alias = match["name"], match["alias"]
@@ -181,13 +180,21 @@ def _check(client: MlflowClient, logged: LoggedModel, model: LoggableModel) -> N
         )
         loaded = mlflow.pytorch.load_model(path)
     for batch_size in _BATCH_SIZES:
-        inputs = np.resize(model.example, (batch_size, *model.example.shape[1:]))
+        inputs = _inputs(model.example, batch_size)
         try:
             expected, answer = _predict(model.module, inputs), _predict(loaded, inputs)
         except Exception as error:
             raise NotRegistered(f"it does not work for a batch of {batch_size}: {server.reason(error)}") from error
-        if not np.allclose(answer, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+        if not np.allclose(answer, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
             raise NotRegistered(f"exported, it answers differently from the module for a batch of {batch_size}")
+
+
+def _inputs(example: NDArray[np.generic], batch_size: int) -> NDArray[np.generic]:
+    """Rows [batch_size, ...] like the example's, which may be zeros, and zeros look at no weight of a linear layer."""
+    shape = (batch_size, *example.shape[1:])
+    if not np.issubdtype(example.dtype, np.floating):
+        return np.resize(example, shape)  # tokens: others may not be in the vocabulary
+    return np.random.default_rng(0).standard_normal(shape).astype(example.dtype)
 
 
 def _register(client: MlflowClient, run: RunRecord, mlflow_run_id: str, logged: LoggedModel, name: str) -> str:

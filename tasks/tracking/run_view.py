@@ -83,7 +83,8 @@ class RunView:
         self.client.set_tag(self.mlflow_run_id, key, _cut(value, _MAX_TAG_LENGTH))
 
     def close(self) -> None:
-        """End the MLflow run as the training ended, at the time at which it did."""
+        """End the MLflow run as the training ended, at the time at which it did. `LeaseLost` if it is another's now."""
+        self.lease.note()
         run = self.store.run(self.lease.run_id)
         self.tag("state", run.state)
         self.client.set_terminated(self.mlflow_run_id, status=STATUS[run.state], end_time=_milliseconds(run.updated_at))

@@ -123,19 +123,24 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     if urlsplit(uri).scheme == "sqlite":
-        _make_database(uri)
+        make_database(uri)
     return MlflowClient(tracking_uri=uri)
 
 
-def _make_database(uri: str) -> None:
-    """Make an SQLite database whole or not at all: MLflow cannot use one whose making was cut short, by a kill say."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+def make_database(uri: str) -> None:
+    """Make an SQLite database whole or not at all: MLflow cannot use one whose making was cut short, by a kill say.
+
+    Leaves one that is there as it is. Otherwise imports mlflow.
+    """
     from sqlalchemy import make_url
 
     url = make_url(uri)
     path = Path(url.database or "")
     if url.database in (None, "", ":memory:") or path.exists():
         return
+    prepare()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

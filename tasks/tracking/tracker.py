@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import time
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost
+from fl_components.errors import DataError, FedroundsError, LeaseHeld, LeaseLost, ModelError, one_line
 from fl_components.store import Lease, RunRecord, Store
 from tasks.tracking import server
 from tasks.tracking.model import LoggableModel, NotRegistered, export, find_registered, register
@@ -21,6 +22,8 @@ from tasks.tracking.run_view import STATUS, DeletedInMlflow, RunView
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_logger = logging.getLogger(__name__)
+
 _FIRST_DELAY_S: Final = 0.5
 _LONGEST_DELAY_S: Final = 30.0
 _FAILURES_TOLD: Final = 2  # a single one is not worth a sentence
@@ -28,10 +31,34 @@ _FAILURES_TOLD: Final = 2  # a single one is not worth a sentence
 
 @dataclass(frozen=True, slots=True)
 class TrackingReport:
-    """What MLflow still lacks: `pending_rounds` committed rounds, and why (None: the view is complete)."""
+    """What MLflow still lacks of a run, and why.
+
+    Args:
+        pending_rounds: how many committed rounds are not shown.
+        model_pending: whether its model is still to be registered.
+        error: why, in a sentence; None when the view is complete.
+        superseded: another process has taken the run over, and writes the rest.
+    """
 
     pending_rounds: int
+    model_pending: bool
     error: str | None
+    superseded: bool = False
+
+    @property
+    def lacking(self) -> str:
+        """In words, what MLflow lacks first of all.
+
+        >>> TrackingReport(3, True, "MLflow does not answer").lacking
+        '3 rounds'
+        >>> TrackingReport(0, True, "MLflow does not answer").lacking
+        'the model and the end'
+        """
+        if self.pending_rounds:
+            return f"{self.pending_rounds} round{'' if self.pending_rounds == 1 else 's'}"
+        if self.error is None:
+            return "nothing"
+        return "the model and the end" if self.model_pending else "the end"
 
 
 class Tracker:
@@ -69,9 +96,10 @@ class Tracker:
     ) -> None:
         self._store, self._lease = store, lease
         self._uri = tracking_uri or server.tracking_uri(store.home)
-        self._model, self._prefect_flow_run, self._say = model, prefect_flow_run, say
+        self._model, self._prefect_flow_run, self._listener = model, prefect_flow_run, say
         self._view: RunView | None = None
         self._trouble: str | None = None
+        self._superseded = False
         self._failures = 0
         self._at_work = server.is_local(self._uri)  # in this process, not waiting for a server
         self._timeout_s = self._deadline = 0.0
@@ -105,7 +133,7 @@ class Tracker:
         error = self._trouble
         if error is None and self._thread.is_alive():
             error = _problem(self._uri, TimeoutError("timed out"))
-        return _report(self._store, self._lease.run_id, error)
+        return _report(self._store, self._lease.run_id, self._model, error, superseded=self._superseded)
 
     def _work(self) -> None:
         delay_s = _FIRST_DELAY_S
@@ -116,7 +144,7 @@ class Tracker:
                 try:
                     written = self._write(closing)
                 except LeaseLost as error:
-                    self._trouble = error.message
+                    self._trouble, self._superseded = error.message, True
                     return
                 except Exception as error:
                     self._troubled(error)
@@ -156,6 +184,12 @@ class Tracker:
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
 
+    def _say(self, text: str) -> None:
+        try:
+            self._listener(text)
+        except Exception:  # who listens does not end the tracker
+            _logger.exception("what the tracker of run %s said was not heard: %s", self._lease.run_id, text)
+
     def _troubled(self, error: Exception) -> None:
         self._trouble = _problem(self._uri, error)
         self._failures += 1
@@ -173,14 +207,16 @@ def catch_up(
     *,
     tracking_uri: str | None = None,
     model: Callable[[RunRecord], LoggableModel | None] | None = None,
+    repair: Callable[[RunRecord], object] = lambda run: None,
     say: Callable[[str], None],
 ) -> dict[str, TrackingReport]:
     """Write what the store's finished runs still lack in MLflow; one report for each run that lacked something.
 
     MLflow was down when they ended, or their process was killed: rounds are missing, or the run is still open there.
-    `model` makes what is registered for a Completed run; without it the run is closed with no model. A run that another
-    process holds is left to it, and one that the user deleted in MLflow is left alone. Tries each run once, and none
-    after MLflow did not answer. Exporting a model while another is trained in this process is not safe: call it before
+    `model` makes what is registered for a Completed run; without it the run is closed with no model. `repair` is called
+    for each run that is worked on, first of all and while its lease is held. A run that another process holds is left
+    to it, and one that the user deleted in MLflow is left alone. Tries each run once, and none after MLflow did not
+    answer. Exporting a model while another is trained in this process is not safe: call it before
     or after a training.
     """
     uri = tracking_uri or server.tracking_uri(store.home)
@@ -194,23 +230,25 @@ def catch_up(
             still_open = _open_in_mlflow(client, {run.name for run in finished})
         except Exception as error:
             problem = _problem(uri, error)
-            return {run.run_id: _report(store, run.run_id, problem) for run in finished if _lacks_rounds(run)}
+            return {run.run_id: _report(store, run.run_id, model, problem) for run in finished if _lacks_rounds(run)}
         for run in finished:
             if not _lacks_rounds(run) and run.mlflow_run_id not in still_open:
                 continue
             try:
                 with store.acquire(run.run_id, say=_leave_it) as lease:
+                    with _failure_of(f"what Prefect shows of run {run.run_id} cannot be put right"):
+                        repair(run)
                     view = RunView(client, uri, store, lease)
                     view.log_rounds()
                     _finish(view, None if model is None else partial(model, run), say, nullcontext)
             except (LeaseHeld, LeaseLost, DeletedInMlflow):
                 continue
             except Exception as error:
-                reports[run.run_id] = _report(store, run.run_id, _problem(uri, error))
-                if not server.is_refusal(error):
+                reports[run.run_id] = _report(store, run.run_id, model, _problem(uri, error))
+                if not isinstance(error, FedroundsError) and not server.is_refusal(error):
                     break
             else:
-                reports[run.run_id] = _report(store, run.run_id, None)
+                reports[run.run_id] = _report(store, run.run_id, model, None)
     return reports
 
 
@@ -243,11 +281,11 @@ def _register(
     model: Callable[[], LoggableModel | None],
     working: Callable[[], AbstractContextManager[None]],
 ) -> str | None:
-    with working():
+    with working(), _failure_of(f"the model of run {run.run_id} cannot be built"):
         try:
             made = model()
-        except Exception as error:
-            raise NotRegistered(f"it could not be built: {server.reason(error)}") from error
+        except (DataError, ModelError) as error:
+            raise NotRegistered(f"it cannot be built: {error.message}") from error
     if made is None:
         return None
     registered = find_registered(view.client, run, view.mlflow_run_id, made.name)
@@ -257,7 +295,7 @@ def _register(
         folder = Path(temporary) / "model"
         with working():
             export(made, folder)
-        return register(view.client, run, view.mlflow_run_id, view.experiment_id, made, folder)
+        return register(view, run, made, folder)
 
 
 def _open_in_mlflow(client: MlflowClient, names: set[str]) -> set[str]:
@@ -299,6 +337,20 @@ def _will_stay(error: Exception) -> bool:
     return isinstance(error, DeletedInMlflow) or server.is_refusal(error)
 
 
-def _report(store: Store, run_id: str, error: str | None) -> TrackingReport:
+@contextmanager
+def _failure_of(what: str) -> Iterator[None]:
+    """Somebody else's code: its errors are not MLflow's."""
+    try:
+        yield
+    except (FedroundsError, NotRegistered):
+        raise
+    except Exception as error:
+        raise FedroundsError(f"{what}: {one_line(error)}") from error
+
+
+def _report(
+    store: Store, run_id: str, model: Callable[..., Any] | None, error: str | None, *, superseded: bool = False
+) -> TrackingReport:
     run = store.run(run_id)
-    return TrackingReport(run.committed_round - run.tracked_round, error)
+    model_pending = error is not None and model is not None and run.state == "Completed" and run.model_uri is None
+    return TrackingReport(run.committed_round - run.tracked_round, model_pending, error, superseded)

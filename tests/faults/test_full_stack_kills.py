@@ -137,6 +137,28 @@ def test_kill_after_kill(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_superseded_command_that_wakes_changes_nothing_anywhere(
+    stack: Stack, undisturbed: Callable[[int], str]
+) -> None:
+    """Stopped for longer than its lease, it must not declare its successor dead in Prefect either."""
+    kill_at(stack, "woken", "round 1 committed", resume=False)
+    stopped = stack.start("resume", "woken")
+    with stack.store() as store:
+        stack.wait(stopped, lambda: MOMENTS["round 2 in MLflow"](store, "woken"), "two rounds")
+        os.kill(stopped.pid, signal.SIGSTOP)
+        successor = stack.start("resume", "woken")
+        stack.wait(successor, lambda: store.run("woken").attempt == 3, "the successor takes over")
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.end(1)["code"] == "lease_lost"
+    data = successor.end(0)
+    assert (data["attempt"], data["params_digest"]) == (3, undisturbed(ROUNDS))
+    check_mlflow(stack, "woken", data)
+    flow_run = next(each for each in stack.prefect("flow_runs", "woken") if each["id"] == data["prefect_flow_run_id"])
+    assert flow_run["state_type"] == "COMPLETED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(3))
 def test_kills_at_random_moments(stack: Stack, undisturbed: Callable[[int], str], seed: int) -> None:
     draws, run_id = random.Random(seed), f"random-{seed}"

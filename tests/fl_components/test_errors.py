@@ -8,7 +8,7 @@ import re
 import pytest
 
 from fl_components import errors
-from fl_components.errors import FedroundsError, StoreError, error_class
+from fl_components.errors import FedroundsError, StoreError
 
 
 def tree(cls: type[FedroundsError] = FedroundsError) -> list[type[FedroundsError]]:
@@ -16,11 +16,9 @@ def tree(cls: type[FedroundsError] = FedroundsError) -> list[type[FedroundsError
     return [cls, *(found for sub in ours for found in tree(sub))]
 
 
-def test_codes_are_distinct_and_lead_back() -> None:
+def test_codes_are_distinct() -> None:
     codes = [cls.code for cls in tree()]
     assert len(set(codes)) == len(codes)
-    assert [error_class(code) for code in codes] == tree()
-    assert error_class("no such code") is FedroundsError
 
 
 def test_the_drawing_is_true() -> None:

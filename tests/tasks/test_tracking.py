@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_components.errors import ConfigError, LeaseLost, Unreachable
+from fl_components.errors import ConfigError, DataError, LeaseHeld, LeaseLost, StoreError, Unreachable
 from fl_components.parameters import flatten, params_digest
 from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
 from tasks.tracking import server
@@ -357,10 +357,62 @@ def test_a_superseded_process_writes_no_more(store: Store) -> None:
             commit(successor, 2)
             tracker.poke()
             report = tracker.close(TIMEOUT_S)
-            assert report.pending_rounds == 1
+            assert (report.pending_rounds, report.lacking, report.superseded) == (1, "1 round", True)
             assert report.error is not None
             assert "taken run r1 over" in report.error
             assert store.run("r1").tracked_round == 1
+
+
+def test_a_process_superseded_before_it_registers_registers_nothing(store: Store) -> None:
+    make_run(store)
+    successors: list[Lease] = []
+
+    def superseded() -> LoggableModel:
+        lease.release()
+        successors.append(store.acquire("r1"))
+        return make_model()
+
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, model=superseded)
+        commit(lease, 1, digest_of(make_model()))
+        lease.finish("Completed")
+        report = tracker.close(TIMEOUT_S)
+    successors[0].release()
+    assert (report.pending_rounds, report.lacking, report.superseded) == (0, "the model and the end", True)
+    assert client(store).search_registered_models() == []
+    assert shown(store).info.status == "RUNNING"
+
+
+def test_a_process_superseded_before_it_closes_leaves_the_run_open(store: Store) -> None:
+    make_run(store)
+    successors: list[Lease] = []
+
+    def superseded() -> None:
+        lease.release()
+        successors.append(store.acquire("r1"))
+
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, model=superseded)
+        commit(lease, 1)
+        lease.finish("Completed")
+        assert tracker.close(TIMEOUT_S).superseded
+    successors[0].release()
+    assert shown(store).info.status == "RUNNING"
+
+
+def test_who_listens_does_not_end_the_tracker(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    def deaf(text: str) -> None:
+        raise ValueError("no screen")
+
+    make_run(store)
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, model=no_module, say=deaf)
+        commit(lease, 1)
+        lease.finish("Completed")
+        report = tracker.close(TIMEOUT_S)
+    assert (report.error, report.lacking) == (None, "nothing")
+    assert shown(store).info.status == "FINISHED"
+    assert "the model of run r1 was not registered" in caplog.text
 
 
 # --- MLflow is down ---
@@ -464,6 +516,32 @@ def test_catching_up_leaves_alone_what_is_held_or_deleted(store: Store) -> None:
         assert catch_up(store, say=print) == {}
         assert store.run("held").tracked_round == 0
     assert list(catch_up(store, say=print)) == ["held"]
+
+
+def test_catching_up_repairs_what_it_works_on_while_it_holds_the_lease(store: Store) -> None:
+    for run_id in ("good", "bad", "last"):
+        make_run(store, run_id)
+        with store.acquire(run_id) as lease:
+            commit(lease, 1)
+            lease.finish("Failed")
+    repaired: list[str] = []
+
+    def repair(run: RunRecord) -> None:
+        with pytest.raises(LeaseHeld):
+            store.acquire(run.run_id)
+        if run.run_id == "bad":
+            raise OSError("no server")
+        repaired.append(run.run_id)
+
+    reports = catch_up(store, repair=repair, say=print)
+    assert repaired == ["good", "last"]
+    assert {run_id: report.error for run_id, report in reports.items()} == {
+        "good": None,
+        "bad": "what Prefect shows of run bad cannot be put right: OSError: no server",
+        "last": None,
+    }
+    assert list(catch_up(store, repair=lambda run: repaired.append(run.run_id), say=print)) == ["bad"]
+    assert repaired == ["good", "last", "bad"]
 
 
 def test_a_deleted_experiment_is_the_users_to_restore(store: Store) -> None:
@@ -576,6 +654,65 @@ def test_a_process_killed_after_registering_registers_no_second_version(
     assert len(client(store).search_model_versions("name = 'digits'")) == 1
 
 
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (StoreError("the database is locked"), "the database is locked"),
+        (ConfigError("model.start_from is 'latest'"), "model.start_from is 'latest'"),
+        (ValueError("a bug"), "the model of run r1 cannot be built: ValueError: a bug"),
+    ],
+    ids=["store", "configuration", "bug"],
+)
+def test_a_model_that_could_not_be_built_this_time_is_registered_another_time(
+    store: Store, trouble: Exception, words: str
+) -> None:
+    def troubled() -> LoggableModel:
+        raise trouble
+
+    make_run(store)
+    make_run(store, "r2")
+    with store.acquire("r1") as lease:
+        tracker = make_tracker(store, lease, model=troubled)
+        commit(lease, 1, digest_of(make_model()))
+        lease.finish("Completed")
+        report = tracker.close(timeout_s=0.1)
+    assert (report.error, report.lacking, report.superseded) == (words, "the model and the end", False)
+    with store.acquire("r2") as lease:
+        commit(lease, 1)
+        lease.finish("Failed")
+
+    reports = catch_up(store, model=lambda run: troubled(), say=print)
+    assert {run_id: each.error for run_id, each in reports.items()} == {"r1": words, "r2": None}
+    assert catch_up(store, model=lambda run: make_model(), say=print)["r1"].error is None
+    assert (store.run("r1").model_uri, shown(store).info.status) == ("models:/digits/1", "FINISHED")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_a_model_that_was_damaged_on_its_way_is_not_registered(
+    store: Store, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    import mlflow
+
+    load_model = mlflow.pytorch.load_model
+
+    def without_weights(path: str) -> torch.nn.Module:
+        loaded = load_model(path)
+        with torch.no_grad():
+            for name, parameter in loaded.named_parameters():
+                if name.endswith("weight"):
+                    parameter.zero_()
+        return loaded
+
+    monkeypatch.setattr(mlflow.pytorch, "load_model", without_weights)
+    layers = [torch.nn.Linear(4, 3)] if dtype == "float32" else [torch.nn.Embedding(5, 3), torch.nn.Flatten()]
+    model = LoggableModel(torch.nn.Sequential(*layers).eval(), np.zeros((2, 4), dtype), "digits")
+    make_run(store)
+    said = train(store, "r1", range(1, 2), "Completed", model=lambda: model)
+    words = "the model of run r1 was not registered: exported, it answers differently from the module for a batch of 1"
+    assert said == [words]
+    assert client(store).search_registered_models() == []
+
+
 class Branching(torch.nn.Module):
     """What it does depends on the values that it is given: torch cannot export it."""
 
@@ -599,7 +736,7 @@ class FixedBatch(torch.nn.Module):
 
 
 def no_module() -> LoggableModel:
-    raise FileNotFoundError("the data file is gone")
+    raise DataError("the data file is gone")
 
 
 @pytest.mark.parametrize(
@@ -611,7 +748,7 @@ def no_module() -> LoggableModel:
             "it does not work for a batch of 1: ",
         ),
         (lambda: LoggableModel(Mlp().eval(), make_model().example, "a/b:c"), "MLflow refuses it: "),
-        (no_module, "it could not be built: the data file is gone"),
+        (no_module, "it cannot be built: the data file is gone"),
     ],
     ids=["not exportable", "one batch size", "bad name", "no module"],
 )

@@ -19,7 +19,7 @@ import pytest
 
 import deployments
 from deployments.cli import main
-from fl_components.errors import ConfigError, FedroundsError, RunNotFound, TooFewClients, error_class
+from fl_components.errors import ConfigError, FedroundsError, RunNotFound, TooFewClients
 from tasks.progress import Progress
 
 RUN: dict[str, Any] = {
@@ -294,7 +294,7 @@ def test_the_exit_codes_are_those_that_are_promised() -> None:
         "cancelled": 1,
         "lease_held": 1,
     }
-    assert {code: error_class(code).exit_code for code in promised} == promised
+    assert promised.items() <= {cls.code: cls.exit_code for cls in all_errors()}.items()
 
 
 def test_an_error_without_a_mend_says_how_to_resume(

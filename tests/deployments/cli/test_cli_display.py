@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from deployments.cli.progress import Display, Heard, Lines, LivePanel, display
+from deployments.cli.progress import Display, Heard, Lines, LivePanel, RoundLine, RoundsTable, StageSeconds, display
 from tasks.progress import Progress
 
 RUN = "k3f9"
@@ -70,7 +70,7 @@ def test_brackets_in_a_name_are_not_markup() -> None:
     assert out.getvalue() == "client [red] is late\n"
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_panel_shows_the_run_and_fits_the_terminal(width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
@@ -80,8 +80,55 @@ def test_the_panel_shows_the_run_and_fits_the_terminal(width: int) -> None:
     console.print(panel.render())
     text = out.getvalue()
     assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
     for words in ("heart-disease", "run k3f9", "round 3 of 12", "left", "0.512", "4.2 kB", "1.31 s", "round 4"):
         assert words in text
+
+
+STAGES = {"load": 0.001, "admit": 0.005, "train": 0.021, "aggregate": 0.011, "compress": 0.004, "evaluate": 0.008}
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (32, "last  all stages 0.050 s"),
+        (60, "last  train 0.021  aggregate 0.011  others 0.018 s"),
+        (80, "last round  train 0.021  aggregate 0.011  evaluate 0.008  others 0.010 s"),
+        (120, "last round  train 0.021  aggregate 0.011  evaluate 0.008  admit 0.005  others 0.005 s"),
+    ],
+)
+def test_the_panel_shows_the_seconds_of_the_last_round_s_stages(width: int, line: str) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None)
+    panel = LivePanel(console, "heart.yaml")
+    panel(event("run", text="heart-disease", round=0))
+    console.print(panel.render())
+    assert "last" not in out.getvalue()
+    panel(event("round", round=1, metrics={}, seconds={"train": 99.0}))
+    panel(event("round", round=2, metrics={}, seconds=STAGES))
+    console.print(panel.render())
+    assert [text.strip("│ ") for text in out.getvalue().splitlines() if "│  last" in text] == [line]
+
+
+def test_stages_that_take_long_are_shown_in_tenths() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(StageSeconds({"load": 1.04, "train": 75.26}))
+    assert out.getvalue().strip() == "last round  train 75.3  load 1.0 s"
+
+
+def test_a_narrow_terminal_gets_fewer_columns_but_whole_ones() -> None:
+    metrics = {"train/loss": 0.6, "eval/loss": 0.6, "eval/accuracy": 0.7, "communication/upload_bytes": 421_600}
+    table = RoundsTable([RoundLine.of(9, metrics, {"train": 0.5})])
+
+    def headings(width: int) -> list[str]:
+        out = io.StringIO()
+        Console(file=out, width=width).print(table)
+        assert "…" not in out.getvalue()
+        return re.split(r" {2,}", out.getvalue().splitlines()[0].strip())
+
+    assert headings(74) == ["round", "train loss", "eval loss", "accuracy", "upload", "time"]
+    assert headings(52) == ["round", "train loss", "accuracy", "upload", "time"]
+    assert headings(32) == ["round", "train loss", "accuracy"]
 
 
 def test_before_the_run_begins_the_panel_is_one_line() -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deployments.stack import connection as stack_connection
 from deployments.stack.connection import configured_api_url, connect
 from deployments.stack.files import ServerRecord, answers, is_locked, last_lines, server_files, try_lock
-from fl_components.errors import Unreachable
+from fl_components.errors import StoreError, Unreachable
 
 RunPython = Callable[..., subprocess.Popen[str]]
 WaitUntil = Callable[[Callable[[], bool], str], None]
@@ -103,7 +104,7 @@ with connect(Path(sys.argv[1]), print, idle_s=1.0) as connection, client_setting
     state = training(return_state=True)
     with get_client(sync_client=True) as client:
         kept = client.read_flow_run(state.state_details.flow_run_id).state
-    print(kept.type.value, connection.wait(), connection.alive(), flush=True)
+    print(kept.type.value, connection.wait(), flush=True)
 """
 
 
@@ -120,7 +121,7 @@ def test_a_flow_survives_kill_9_of_the_server_which_comes_back_on_its_port(
     output, _ = client.communicate("\n", timeout=180)
     assert client.returncode == 0, output
     assert "the local Prefect server has ended; starting it again" in output
-    assert output.splitlines()[-1] == f"COMPLETED http://127.0.0.1:{before.port}/api True"
+    assert output.splitlines()[-1] == f"COMPLETED http://127.0.0.1:{before.port}/api"
     assert " INFO " not in output  # Prefect's own words are kept off the console
     after = server_files(warm_home).read_record()
     assert after is not None and after.pid != before.pid and after.port == before.port
@@ -131,13 +132,51 @@ def test_a_server_that_cannot_start_is_unreachable_with_its_log(tmp_path: Path) 
     home = tmp_path / "home"
     server_files(home).database.mkdir()  # in the database's place
     said: list[str] = []
-    with connect(home, said.append, idle_s=1.0) as connection:
-        with pytest.raises(Unreachable, match=r"ended with exit status [1-9]") as caught:
-            connection.wait()
-        assert not connection.alive()
+    with (
+        connect(home, said.append, idle_s=1.0) as connection,
+        pytest.raises(Unreachable, match=r"ended with exit status [1-9]") as caught,
+    ):
+        connection.wait()
     assert "unable to open database file" in caught.value.message
     assert "server.log" in str(caught.value.hint)
     assert said == ["starting the local Prefect server"]
+
+
+@pytest.mark.parametrize("name", ["clients.lock", "server.lock", "server.log"])
+def test_a_file_of_the_server_that_cannot_be_written_is_a_store_error(tmp_path: Path, name: str) -> None:
+    folder = server_files(tmp_path).folder
+    (folder / name).mkdir()  # in the file's place
+    with pytest.raises(StoreError, match=f"no server can be run from {folder} .*{name}: Is a directory") as caught:
+        connect(tmp_path, idle_s=1.0)
+    assert "FEDROUNDS_HOME" in str(caught.value.hint)
+    if name != "clients.lock":  # the interest is given up
+        interest = try_lock(folder / "clients.lock", exclusive=True)
+        assert interest is not None
+        os.close(interest)
+
+
+def test_a_folder_of_the_server_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "prefect").write_text("a file in the folder's place")
+    with pytest.raises(StoreError, match="no server can be run from .*File exists"):
+        connect(tmp_path, idle_s=1.0)
+
+
+def test_a_server_that_cannot_be_started_is_started_when_it_can_be(
+    warm_home: Path, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    monkeypatch.setattr(stack_connection, "RETRY_INTERVAL_S", 0.1)
+    files = server_files(warm_home)
+    leaving = try_lock(files.clients_lock, exclusive=True)  # as a server does that leaves: its client waits
+    assert leaving is not None
+    with connect(warm_home, idle_s=1.0) as connection:
+        files.log("server").unlink(missing_ok=True)
+        files.log("server").mkdir()
+        os.close(leaving)
+        with pytest.raises(StoreError, match=r"server\.log: Is a directory"):
+            connection.wait()
+        files.log("server").rmdir()
+        wait_until(lambda: (record := files.read_record()) is not None and answers(record), "the server is started")
+    wait_until(lambda: not is_locked(files.server_lock), "the server leaves")
 
 
 def test_a_configured_server_is_used_as_it_is(tmp_path: Path, stranger: int) -> None:
@@ -145,7 +184,6 @@ def test_a_configured_server_is_used_as_it_is(tmp_path: Path, stranger: int) -> 
     said: list[str] = []
     with connect(tmp_path / "home", said.append) as connection:
         assert connection.wait() == f"http://127.0.0.1:{stranger}/api"
-        assert connection.alive()
         assert connection.environment() == {
             "FEDROUNDS_HOME": str(tmp_path / "home"),
             "PREFECT_API_URL": f"http://127.0.0.1:{stranger}/api",

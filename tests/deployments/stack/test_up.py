@@ -6,16 +6,18 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import UUID
 
 import psutil
 import pytest
 
+from deployments.stack import up as stack_up
 from deployments.stack.connection import client_settings, connect
 from deployments.stack.deploy import deploy
 from deployments.stack.files import answers, server_files
-from deployments.stack.up import _free_port, _process, _wait_for_mlflow
+from deployments.stack.up import Part, _free_port, _mlflow, _process, _wait_for_mlflow
 from fl_components.errors import Unreachable
 
 RunPython = Callable[..., subprocess.Popen[str]]
@@ -102,8 +104,52 @@ def test_a_part_that_ends_by_itself_is_unreachable_with_its_log(tmp_path: Path) 
         _process(ends_at_once, {}, tmp_path, "part") as (process, log),
         pytest.raises(Unreachable, match=words) as caught,
     ):
-        _wait_for_mlflow("http://127.0.0.1:9", process, log)
+        _wait_for_mlflow(_free_port(20_000), process, log)
     assert caught.value.hint == f"see {log}"
+
+
+def health_server(home: Path, port: int) -> AbstractContextManager[Part]:
+    """Starts fast and answers /health, or ends because its port is taken; and MLflow's server does no more here."""
+    (server_files(home).folder / "health").touch()
+    return _process(["http.server", "--bind", "127.0.0.1", str(port)], {}, home, "part")
+
+
+def test_what_answers_on_a_taken_port_is_not_believed(tmp_path: Path) -> None:
+    port = _free_port(20_000)
+    with health_server(tmp_path, port) as first:
+        assert _wait_for_mlflow(port, *first)
+        with health_server(tmp_path, port) as second:
+            assert not _wait_for_mlflow(port, *second)
+
+
+@pytest.mark.parametrize("times_taken", [3, 4])
+def test_a_port_that_is_taken_while_mlflow_starts_is_passed_over_three_times(
+    tmp_path: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch, times_taken: int
+) -> None:
+    started_on: list[int] = []
+    free_port = _free_port(taken_port)
+    found_free = iter([taken_port] * times_taken + [free_port])
+
+    @contextmanager
+    def server(home: Path, database: str, port: int) -> Iterator[Part]:
+        assert (home / "mlflow.db").is_file()  # it is not the server that makes it
+        started_on.append(port)
+        with health_server(home, port) as part:
+            yield part
+
+    monkeypatch.setattr(stack_up, "_mlflow_server", server)
+    monkeypatch.setattr(
+        stack_up, "_free_port", lambda first: next(found_free) if first == stack_up.MLFLOW_PORT else _free_port(first)
+    )
+    with _mlflow(tmp_path) as wait:
+        if times_taken == 4:
+            with pytest.raises(Unreachable, match="ended with exit status"):
+                wait()
+            assert started_on == [taken_port] * 4
+        else:
+            url, (process, _) = wait()
+            assert (url, process.poll()) == (f"http://127.0.0.1:{free_port}", None)
+            assert started_on == [taken_port] * 3 + [free_port]
 
 
 def test_a_port_that_is_taken_is_passed_over(taken_port: int) -> None:

@@ -179,5 +179,21 @@ def test_the_engine_s_facts_can_be_kept() -> None:
     assert facts["processor"]
 
 
-def test_the_sizes_of_a_federation(folder: str) -> None:
-    assert assemble(configured(), folder).sizes == {"num_clients": 3, "num_parameters": 15}
+def test_the_facts_of_a_federation(folder: str) -> None:
+    facts = assemble(configured(), folder).facts
+    assert (facts["num_clients"], facts["num_parameters"]) == (3, 15)
+    assert len(str(facts["constants_digest"])) == 64
+
+
+def test_a_module_of_the_user_s_that_python_would_not_find_is_refused(tmp_path: Path) -> None:
+    """`tasks` is a package of ours, `test` one of Python's: a file of that name beside the configuration is neither."""
+    for name in ("tasks", "test"):
+        (tmp_path / f"{name}.py").write_text("def load(): return {}")
+        config = configured(data={"kind": "function", "path": f"{name}:load"})
+        with pytest.raises(
+            ConfigError, match=rf"data\.path is '{name}:load', and {name} is .*, not {tmp_path}"
+        ) as caught:
+            assemble(config, str(tmp_path))
+        assert caught.value.hint == "give your module another name" + (
+            "; or use a process of its own" * (name in sys.modules)
+        )

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fl_components.config import config_digest
 from fl_components.errors import ConfigError, LeaseHeld, RunCancelled, RunConflict, RunNotFound, StoreError
 from fl_components.server import stages
-from fl_components.server.federation import Federation
+from fl_components.server.federation import Federation, assemble
 from fl_components.server.hub import open_hub, start_fresh_or_latest
 from fl_components.store import Lease, Store
 
@@ -45,6 +46,7 @@ class TestOpen:
         }
         with open_run(**changes) as hub:
             digest = one_round(hub).params_digest
+            hub.lease.finish("Completed")
         heard: list[str] = []
         with open_hub(store, "r", say=heard.append) as resumed:
             assert resumed.config == configured(**changes)
@@ -70,8 +72,8 @@ class TestOpen:
 
     def test_data_that_changed_since(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
         open_run().close()
-        monkeypatch.setattr(Federation, "sizes", {"num_clients": 4, "num_parameters": 15})
-        with pytest.raises(RunConflict, match="began with 9 clients and there are 4 now"):
+        monkeypatch.setattr(Federation, "facts", {"num_clients": 4})
+        with pytest.raises(RunConflict, match="began with clients 9, now 4"):
             open_hub(store, "r")
 
     def test_another_machine_is_told(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +114,7 @@ class TestStart:
         with open_run("first") as hub:
             params_D = hub.state().params_D
             digest = one_round(hub).params_digest
+            hub.lease.finish("Completed")
         open_run("untrained").close()
         open_run("other", name="other").close()
         latest = {"kind": "logistic_regression", "start_from": "latest"}
@@ -123,17 +126,29 @@ class TestStart:
 
     def test_latest_of_a_first_run_is_fresh(self, store: Store) -> None:
         config = configured(model={"kind": "logistic_regression", "start_from": "latest"})
-        assert start_fresh_or_latest(store)(config) == (None, None)
+        assert start_fresh_or_latest(store)(assemble(config)) == (None, None)
 
     def test_a_model_of_another_shape_is_refused_before_anything_is_written(
         self, store: Store, open_run: OpenRun
     ) -> None:
         with open_run("first") as hub:
             one_round(hub)
+            hub.lease.finish("Completed")
         config = configured(model={"kind": "mlp", "hidden": [3], "start_from": "latest"})
         with pytest.raises(ConfigError, match=r"model\.start_from 'latest' has 650 parameters"):
             open_hub(store, "second", config=config)
         assert store.find_run("second") is None
+
+    def test_other_frozen_parameters_are_refused(self, store: Store, open_run: OpenRun) -> None:
+        """What was trained beside one frozen layer is nothing beside another."""
+        with open_run("first") as hub:
+            one_round(hub)
+            hub.lease.finish("Completed")
+        config = configured(model={"kind": "logistic_regression", "start_from": "latest"})
+        federation = assemble(config)
+        federation.module.register_buffer("scale", torch.ones(2))
+        with pytest.raises(ConfigError, match="other frozen parameters or buffers"):
+            start_fresh_or_latest(store)(federation)
 
     def test_a_resume_does_not_ask_where_to_start(self, store: Store, open_run: OpenRun) -> None:
         def never(config: Any) -> Any:

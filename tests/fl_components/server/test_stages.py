@@ -142,13 +142,13 @@ class TestAggregate:
                 9,
                 0,
                 "round 1: 0 of 9 updates could be used and selection.min_updates is 7 (not_finite: 9)",
-                "lower training.learning_rate",
+                "begin another run with a lower training.learning_rate",
             ),
             (
                 2,
                 1,
                 "round 1: 6 of 9 updates could be used and selection.min_updates is 7 (not_finite: 2, undecodable: 1)",
-                "lower training.learning_rate",
+                "begin another run with a lower training.learning_rate",
             ),
             (0, 3, "round 1: 6 of 9 updates could be used and selection.min_updates is 7 (undecodable: 3)", None),
         ],
@@ -178,7 +178,7 @@ class TestAggregate:
         state, plan = begin(hub)
         with pytest.raises(RunFailed, match=r"round 1: the server's parameters are no longer finite") as caught:
             stages.aggregate(hub, plan, state, collect(hub, state, plan))
-        assert caught.value.hint == "lower server_optimizer.learning_rate"
+        assert caught.value.hint == "begin another run with a lower server_optimizer.learning_rate"
 
 
 class TestCommit:
@@ -255,7 +255,7 @@ class TestRoundResult:
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
         result = stages.round_result(self.state, collected, {}, seconds, round_s=3.0)
         assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
-        assert result.metrics["time/round_s"] == 3
+        assert result.metrics["time/round_s"] == 3 + 1 + 8
         assert result.metrics["time/train_s"] == 8
         assert result.metrics["train/loss"] == 0.5
 

@@ -238,6 +238,34 @@ def test_a_holder_superseded_between_blob_and_row_leaves_only_garbage(
     late.release()
 
 
+@pytest.mark.parametrize("step", ["seal", "commit"])
+def test_a_holder_superseded_while_it_writes_a_blob_learns_that_it_is_superseded(
+    store: Store, new_run: NewRun, do_round: DoRound, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    new_run()
+    late = store.acquire("r")
+    late.reserve(1, EVENT)
+    if step == "commit":
+        late.seal(1, 1, b"sum 1")
+    replace = os.replace
+
+    def stop_before_renaming(temporary: Path, path: Path) -> None:
+        monkeypatch.undo()
+        change_lease(store, lapse_s=0.0)  # it was silent for too long
+        with store.acquire("r") as newer:
+            do_round(newer, 1)
+            assert newer.collect_garbage() == 1
+        replace(temporary, path)
+
+    monkeypatch.setattr(os, "replace", stop_before_renaming)
+    with pytest.raises(LeaseLost, match="taken run r over"):
+        if step == "seal":
+            late.seal(1, 1, b"late")
+        else:
+            late.commit(1, state=b"late", params_digest="f", result={})
+    late.release()
+
+
 def test_the_heartbeat_keeps_the_lease_and_notices_its_loss(
     open_store: Callable[..., Store], store: Store, new_run: NewRun
 ) -> None:
@@ -255,8 +283,9 @@ def test_the_heartbeat_keeps_the_lease_and_notices_its_loss(
     lease.release()
 
 
-def test_the_heart_goes_on_after_a_fault_of_the_database(
-    open_store: Callable[..., Store], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", [StoreError("the disk is full"), RuntimeError("can't start new thread")])
+def test_the_heart_goes_on_after_a_fault(
+    open_store: Callable[..., Store], new_run: NewRun, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     new_run()
     store = open_store(heartbeat_s=0.05, lapse_s=20)
@@ -267,7 +296,7 @@ def test_the_heart_goes_on_after_a_fault_of_the_database(
     def faulty() -> Any:
         beats.append(len(beats) % 2 == 0)
         if beats[-1]:
-            raise StoreError("the disk is full")
+            raise fault
         return transaction()
 
     monkeypatch.setattr(store, "_transaction", faulty)

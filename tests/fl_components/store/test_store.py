@@ -130,14 +130,18 @@ def test_a_completed_run_is_unfinished_until_its_lease_is_given_back(store: Stor
     assert store.latest_unfinished() is None
 
 
-def test_the_latest_model_is_that_of_the_name_with_a_committed_round(
+def test_the_latest_model_is_that_of_the_completed_run_of_the_name_trained_last(
     store: Store, new_run: NewRun, do_round: DoRound
 ) -> None:
-    for run_id, name in [("a", "digits"), ("b", "heart"), ("c", "digits")]:
+    for run_id, name in [("a", "digits"), ("b", "digits"), ("c", "heart"), ("d", "digits"), ("e", "digits")]:
         new_run(run_id, name=name)
-    for run_id in ("a", "b"):
+    for run_id, state in [("b", "Completed"), ("a", "Completed"), ("c", "Completed"), ("d", "Failed")]:
         with store.acquire(run_id) as lease:
             do_round(lease, 1)
+            lease.finish(state)
+    with store.acquire("b") as lease:  # repairing what its views show makes no newer model
+        lease.begin_attempt()
+        lease.finish("Completed")
     latest = store.latest_model("digits")
     assert latest is not None
     assert latest.run_id == "a"
@@ -305,6 +309,7 @@ def test_garbage_is_what_no_row_refers_to(home: Path, store: Store, new_run: New
             do_round(lease, round)
         lease.reserve(4, EVENT)
         lease.seal(4, 1, b"open seal")
+        (home / "blobs" / "r" / ".DS_Store").write_bytes(b"not a blob")
         used = files(home)
         store._blobs.write("r", lease.fence, b"committed by nobody")
         store._blobs.write("r", 0, b"an initial state that lost a race")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from fl_components.errors import ModelError
 from fl_components.training import SGD, train_cohort
 from fl_components.values import ClientTask
 
@@ -35,6 +37,16 @@ def test_clients_do_not_touch_each_other() -> None:
         assert alone.deltas_ND[0].tobytes() == batch.deltas_ND[row].tobytes()
         assert alone.losses[0] == batch.losses[row]
     assert len({row.tobytes() for row in batch.deltas_ND}) == 3
+
+
+def test_a_model_that_fails_later_is_named_with_its_client() -> None:
+    class Tired(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("forward\nbroke")
+
+    tasks = [ClientTask("c7", 7, 10, seed=1)]
+    with pytest.raises(ModelError, match="the model failed while client c7 trained: ValueError: forward broke"):
+        train_cohort(RULE, Tired(6, 3), np.zeros(21, np.float32), tasks, client)
 
 
 def test_the_number_of_threads_comes_back_after_an_error() -> None:
