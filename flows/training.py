@@ -129,7 +129,9 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
             if running.error is None:
                 running.say("writing the model to MLflow")
             report = running.tracker.close(TRACKING_TIMEOUT_S)
-            if report.error is not None and not report.superseded:
+            if report.superseded:
+                return
+            if report.error is not None:
                 running.say(
                     f"MLflow lacks {report.lacking} of this run ({report.error}); "
                     f"the next training, or `fedrounds resume {running.run_id}`, writes that when it is back"

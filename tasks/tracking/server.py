@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -91,16 +90,6 @@ def run_url(uri: str, mlflow_run_id: str) -> str | None:
     if urlsplit(uri).scheme not in ("http", "https"):
         return None
     return f"{public_uri(uri).rstrip('/')}/#/runs/{mlflow_run_id}"
-
-
-def how_to_see(uri: str, mlflow_run_id: str) -> str:
-    """One line for people: the run's page, or the command that serves the database that it is in.
-
-    >>> how_to_see("sqlite:////srv/mlflow.db", "b1946ac9")
-    'mlflow ui --backend-store-uri sqlite:////srv/mlflow.db   (run b1946ac9)'
-    """
-    command = f"mlflow ui --backend-store-uri {shlex.quote(public_uri(uri))}   (run {mlflow_run_id})"
-    return run_url(uri, mlflow_run_id) or command
 
 
 def prepare() -> None:

@@ -216,8 +216,7 @@ def catch_up(
     `model` makes what is registered for a Completed run; without it the run is closed with no model. `repair` is called
     for each run that is worked on, first of all and while its lease is held. A run that another process holds is left
     to it, and one that the user deleted in MLflow is left alone. Tries each run once, and none after MLflow did not
-    answer. Exporting a model while another is trained in this process is not safe: call it before
-    or after a training.
+    answer. Exporting a model while another is trained in this process is not safe: call it before or after a training.
     """
     uri = tracking_uri or server.tracking_uri(store.home)
     finished = [run for run in reversed(store.runs()) if run.state in STATUS]

@@ -45,3 +45,44 @@ def test_a_stopped_run_goes_on_to_the_same_model(fedrounds: Fedrounds, home: Pat
     assert (resumed["run_id"], resumed["state"], resumed["attempt"]) == ("r", "Completed", 2)
     undisturbed = data_of(fedrounds("train", HEART, "--set", ROUNDS, "--json"))
     assert resumed["params_digest"] == undisturbed["params_digest"]
+
+
+@pytest.mark.slow
+def test_cancelling_one_round_stops_the_training(fedrounds: Fedrounds, home: Path) -> None:
+    """The page of a round has a Cancel button too."""
+    slow_rounds = ("--set", "training.epochs=300", "--set", ROUNDS)
+    process = start_fedrounds(home, "train", HEART, *slow_rounds, "--run-id", "r")
+    with Store.open(home) as store:
+        wait_until(lambda: (run := store.find_run("r")) is not None and run.committed_round >= 1, "a round")
+        flow_run = store.run("r").prefect_flow_runs[0]
+        api_url = flow_run["url"].partition("/runs/")[0] + "/api"
+        question = {"flow_runs": {"tags": {"all_": ["run:r"]}, "name": {"like_": "round-"}}, "sort": "START_TIME_DESC"}
+
+        def running() -> list[dict[str, str]]:
+            found: list[dict[str, str]] = prefect(api_url, "/flow_runs/filter", question)
+            return [child for child in found if child["state_type"] == "RUNNING"]
+
+        wait_until(running, "a round is running")
+        child = running()[0]["id"]
+        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        prefect(api_url, f"/flow_runs/{child}/set_state", state)
+        assert process.wait(timeout=120) == 1
+        assert store.run("r").state == "Cancelled"
+        assert prefect(api_url, f"/flow_runs/{child}")["state"]["type"] == "CANCELLED"
+        assert prefect(api_url, f"/flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED"
+    assert data_of(fedrounds("resume", "--json"))["state"] == "Completed"
+
+
+@pytest.mark.slow
+def test_cancelling_after_the_last_round_comes_too_late(home: Path) -> None:
+    process = start_fedrounds(home, "train", HEART, "--set", "rounds=2", "--run-id", "r")
+    with Store.open(home) as store:
+        wait_until(lambda: (run := store.find_run("r")) is not None and run.state == "Completed", "all rounds")
+        flow_run = store.run("r").prefect_flow_runs[0]
+        api_url = flow_run["url"].partition("/runs/")[0] + "/api"
+        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        answer = prefect(api_url, f"/flow_runs/{flow_run['id']}/set_state", state)
+        assert answer["status"] == "ACCEPT"
+        assert process.wait(timeout=120) == 0
+        assert prefect(api_url, f"/flow_runs/{flow_run['id']}")["state"]["type"] == "COMPLETED"
+        assert store.run("r").model_uri is not None

@@ -251,8 +251,8 @@ class TestSentences:
             ({"model": {"kind": "mlp", "hidden": [0]}}, "model.hidden.0 is 0: it must be greater than or equal to 1"),
             (
                 {"model": {"kind": "mlp", "start_from": "newest"}},
-                "model.start_from is 'newest': give fresh, latest, or an MLflow address: models:/NAME/VERSION, "
-                "models:/NAME@ALIAS or models:/m-ID",
+                "model.start_from is 'newest': give fresh, latest, or an MLflow address: models:/NAME/VERSION or "
+                "models:/NAME@ALIAS",
             ),
             (
                 {"name": "a b"},

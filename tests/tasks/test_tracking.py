@@ -24,7 +24,7 @@ from fl_components.parameters import flatten, params_digest
 from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
 from tasks.tracking import server
 from tasks.tracking.model import LoggableModel, load_start_parameters
-from tasks.tracking.server import how_to_see, run_url, tracking_uri
+from tasks.tracking.server import run_url, tracking_uri
 from tasks.tracking.tracker import Tracker, catch_up
 
 TIMEOUT_S = 60.0
@@ -248,9 +248,6 @@ def test_names_and_sizes_that_mlflow_would_refuse(store: Store) -> None:
 def test_where_to_look(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(Path("/srv")) == "sqlite:////srv/mlflow.db"
-    assert how_to_see("sqlite:////my srv/mlflow.db", "7f") == (
-        "mlflow ui --backend-store-uri 'sqlite:////my srv/mlflow.db'   (run 7f)"
-    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
     assert run_url(tracking_uri(home), "7f") == "https://mlflow.example.org/#/runs/7f"
 

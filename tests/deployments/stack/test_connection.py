@@ -157,7 +157,7 @@ def test_a_file_of_the_server_that_cannot_be_written_is_a_store_error(tmp_path: 
 
 def test_a_folder_of_the_server_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "prefect").write_text("a file in the folder's place")
-    with pytest.raises(StoreError, match="no server can be run from .*File exists"):
+    with pytest.raises(StoreError, match=r"no server can be run from .*File exists"):
         connect(tmp_path, idle_s=1.0)
 
 

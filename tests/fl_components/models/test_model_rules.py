@@ -107,8 +107,10 @@ def test_start_from(start_from: str) -> None:
 
 @pytest.mark.parametrize(
     "start_from",
-    ["", "newest", "models:/", "models:/ward", "models:/ward/", "models:/ward/latest", "models://w/1"]
-    + ["models:/m-" + "0a" * 16, "models:/ward@", "models:/ward@a b", "models:/ward/1@champion", "runs:/1/model"],
+    [
+        *["", "newest", "models:/", "models:/ward", "models:/ward/", "models:/ward/latest", "models://w/1"],
+        *["models:/m-" + "0a" * 16, "models:/ward@", "models:/ward@a b", "models:/ward/1@champion", "runs:/1/model"],
+    ],
 )
 def test_start_from_refused(start_from: str) -> None:
     with pytest.raises(ValidationError, match="give fresh, latest, or an MLflow address"):
