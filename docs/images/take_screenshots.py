@@ -1,7 +1,8 @@
 """Take the pictures of this folder anew, from the real pages of a real run. The README shows the same run's table.
 
-    python docs/images/take_screenshots.py          # trains the heart disease example in a temporary home
-    python docs/images/take_screenshots.py RUN      # a run that is in FEDROUNDS_HOME already
+    python docs/images/take_screenshots.py              # trains the heart disease example in a temporary home
+    python docs/images/take_screenshots.py RUN          # a run that is in FEDROUNDS_HOME already
+    python docs/images/take_screenshots.py RUN FOLDER   # ... and puts the pictures elsewhere
 
 Needs the `dev` extra and Chromium: the system's, or playwright's own (`playwright install chromium`).
 """
@@ -37,7 +38,7 @@ ROUND_LINK = "a[href*='/runs/flow-run/']"
 DRAWING_MS = 4000  # graphs and charts tell nobody when they are drawn
 
 
-def main(run_id: str | None) -> None:
+def main(run_id: str | None = None, folder: str | Path = FOLDER) -> None:
     with _home(temporary=run_id is None):
         data = _fedrounds("show", run_id) if run_id else _fedrounds("train", str(EXAMPLE))
         with _pages() as (prefect, mlflow), sync_playwright() as playwright:
@@ -48,33 +49,33 @@ def main(run_id: str | None) -> None:
             context.add_init_script(LOOKS)
             page = context.new_page()
             page.goto(f"{prefect}/runs/flow-run/{data['prefect_flow_run_id']}", wait_until="domcontentloaded")
-            prefect_run(page)
-            prefect_round(page)
+            prefect_run(page, Path(folder))
+            prefect_round(page, Path(folder))
             page.goto(f"{mlflow}/#/runs/{data['mlflow_run_id']}", wait_until="domcontentloaded")
-            mlflow_metrics(page)
+            mlflow_metrics(page, Path(folder))
             browser.close()
 
 
-def prefect_run(page: Page) -> None:
+def prefect_run(page: Page, folder: Path) -> None:
     """The training's flow run: its rounds along the time, zoomed in until their names can be read, and as a list."""
     page.get_by_text("Subflow Runs", exact=True).click()
     page.locator(ROUND_LINK, has_text="round-").first.wait_for()
     page.wait_for_timeout(DRAWING_MS)
     _zoom(page, at=(0.01, 0.35), notches=7)
-    _save(page, "prefect-run.png")
+    _save(page, folder / "prefect-run.png")
 
 
-def prefect_round(page: Page) -> None:
+def prefect_round(page: Page, folder: Path) -> None:
     """One round's flow run: its stages along the time, each a task."""
     page.locator(ROUND_LINK, has_text="round-").first.click()
     page.get_by_text("Parent Run").wait_for()
     page.get_by_text("Task Runs", exact=True).click()
     page.wait_for_timeout(DRAWING_MS)
     _zoom(page, at=(0.5, 0.47), notches=1)
-    _save(page, "prefect-round.png")
+    _save(page, folder / "prefect-round.png")
 
 
-def mlflow_metrics(page: Page) -> None:
+def mlflow_metrics(page: Page, folder: Path) -> None:
     """The run's charts, one section for each group of metrics; those that are flat lines here are folded."""
     page.set_viewport_size({"width": 1400, "height": 1260})
     page.get_by_role("button", name="Toggle sidebar").click()
@@ -85,7 +86,7 @@ def mlflow_metrics(page: Page) -> None:
         sections.filter(has_text=name).first.click()
     page.mouse.move(0, 0)
     page.wait_for_timeout(DRAWING_MS)
-    _save(page, "mlflow-metrics.png")
+    _save(page, folder / "mlflow-metrics.png")
 
 
 def _zoom(page: Page, at: tuple[float, float], notches: int) -> None:
@@ -99,9 +100,9 @@ def _zoom(page: Page, at: tuple[float, float], notches: int) -> None:
     page.wait_for_timeout(DRAWING_MS)
 
 
-def _save(page: Page, name: str) -> None:
-    page.screenshot(path=FOLDER / name)
-    print(f"{name}: {(FOLDER / name).stat().st_size / 1000:.0f} kB")
+def _save(page: Page, path: Path) -> None:
+    page.screenshot(path=path)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def _fedrounds(*arguments: str) -> dict[str, Any]:
@@ -141,4 +142,4 @@ def _pages() -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or [None])
+    main(*sys.argv[1:])
