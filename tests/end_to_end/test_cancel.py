@@ -58,14 +58,19 @@ def test_cancelling_one_round_stops_the_training(fedrounds: Fedrounds, home: Pat
         api_url = flow_run["url"].partition("/runs/")[0] + "/api"
         question = {"flow_runs": {"tags": {"all_": ["run:r"]}, "name": {"like_": "round-"}}, "sort": "START_TIME_DESC"}
 
-        def running() -> list[dict[str, str]]:
-            found: list[dict[str, str]] = prefect(api_url, "/flow_runs/filter", question)
-            return [child for child in found if child["state_type"] == "RUNNING"]
+        cancelled: list[str] = []
 
-        wait_until(running, "a round is running")
-        child = running()[0]["id"]
-        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-        prefect(api_url, f"/flow_runs/{child}/set_state", state)
+        def a_round_is_cancelled() -> bool:
+            for child in prefect(api_url, "/flow_runs/filter", question):
+                if child["state_type"] == "RUNNING":
+                    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+                    if prefect(api_url, f"/flow_runs/{child['id']}/set_state", state)["status"] == "ACCEPT":
+                        cancelled.append(child["id"])
+                        return True
+            return False  # it was over before the button was reached
+
+        wait_until(a_round_is_cancelled, "a round that runs is cancelled")
+        (child,) = cancelled
         assert process.wait(timeout=120) == 1
         assert store.run("r").state == "Cancelled"
         assert prefect(api_url, f"/flow_runs/{child}")["state"]["type"] == "CANCELLED"
