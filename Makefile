@@ -28,7 +28,7 @@ dots() { n=0; while read -r line; do case $$line in \
 	Installing\ collected*) printf ' writing files' ;; esac; done; echo; }; \
 run() { printf '  %s ' "$$1"; shift; $(BIN)/python -m pip install --progress-bar off -c constraints.txt "$$@" 2>&1 \
 	| tee -a $(LOG) | dots || { tail -n 15 $(LOG); echo "Installing failed. All that pip said is in $(LOG)."; exit 1; }; }; \
-echo "Installing fedrounds[$(1)] into $(VENV): about 3 minutes and 2.5 GB the first time."; \
+echo "Installing fedrounds[$(1)] into $(VENV): about 3 minutes and 2 GB the first time."; \
 run 'PyTorch        ' torch==2.13.0; \
 run 'all the others ' -e '.[$(1)]'; \
 echo "Installed in $$((SECONDS - start)) s."
