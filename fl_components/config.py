@@ -234,7 +234,7 @@ def _sentence(details: ErrorDetails) -> str:
             kinds = [kind.strip(" '") for kind in context["expected_tags"].split(",")]
             return f"{where}.kind is {context['tag']!r}{_nearest(str(context['tag']), kinds)}"
         case "union_tag_not_found":
-            return f"{where}.kind is missing; known are {', '.join(_kinds_of(path[-1]))}"
+            return f"{where}.kind is missing; known are {', '.join(_kinds_of(path))}"
         case "model_type" | "model_attributes_type":
             return f"{where} is {found}; it must be a group of fields"
         case "value_error" if isinstance(details["input"], Mapping):  # a law between fields names them itself
@@ -268,7 +268,7 @@ def _follows_from_another(details: ErrorDetails, problems: Sequence[ErrorDetails
 def _group(path: Sequence[str], model: type[BaseModel] | None) -> str:
     if not path:
         return "a configuration"
-    kinds = _kinds(model) if model is not None and len(_kinds_of(path[-1])) > 1 else ()
+    kinds = _kinds(model) if model is not None and len(_kinds_of(path)) > 1 else ()
     return " ".join([".".join(path), *kinds])
 
 
@@ -276,10 +276,13 @@ def _fields(model: type[BaseModel] | None) -> list[str]:
     return list(model.model_fields) if model is not None else []
 
 
-def _kinds_of(family: str) -> list[str]:
-    """The kinds of rule that a field of the configuration can hold."""
-    field = FederationConfig.model_fields.get(family)
-    return [kind for model in _models(field.annotation) for kind in _kinds(model)] if field is not None else []
+def _kinds_of(path: Sequence[str]) -> list[str]:
+    """The kinds of rule that a field of the configuration, perhaps a rule's own field, can hold."""
+    models: list[type[BaseModel]] = [FederationConfig]
+    for name in path:
+        fields = [model.model_fields[name] for model in models if name in model.model_fields]
+        models = list(dict.fromkeys(each for field in fields for each in _models(field.annotation)))
+    return [kind for model in models for kind in _kinds(model)]
 
 
 def _short(value: Any) -> str:

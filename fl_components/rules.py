@@ -1,16 +1,18 @@
 """Rule: a frozen pydantic model that is its own configuration and has the methods that do the work.
 
 A family is a folder; a rule is a file in it; its `kind` tells it from the others of the family's union.
-Adding a rule is one file and one name in the union.
+Adding a rule is one file and one name in the union, or an entry point in another package (`union`).
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
-from typing import Any, get_args
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fl_components.errors import ConfigError, one_line
@@ -38,6 +40,55 @@ class Rule(BaseModel):
             if isinstance(value, bool) and field and {int, float} & {field.annotation, *get_args(field.annotation)}:
                 raise PydanticCustomError("bool_for_number", "{field} must be a number", {"field": name})
         return fields
+
+
+def union(family: str, *built_in: type[Rule]) -> Any:
+    """The type of a configuration field that holds one rule of a family, told from the others by its `kind`.
+
+    `built_in` and what installed packages name as entry points of the group ``fedrounds.<family>``, for instance in
+    their pyproject.toml::
+
+        [project.entry-points."fedrounds.models"]
+        wide_net = "hospital_models:WideNet"
+
+    An entry point that is no rule of a new kind is left out with a warning that names it: one broken package must not
+    stop all others.
+    """
+    rules = {kind_of(rule): rule for rule in built_in}
+    for entry in entry_points(group=f"fedrounds.{family}"):
+        try:
+            rule = _load(entry, built_in)
+            if kind_of(rule) in rules:
+                raise TypeError(f"the kind {kind_of(rule)!r} exists already, as {rules[kind_of(rule)].__qualname__}")
+        except (Exception, SystemExit) as error:
+            package = entry.dist.name if entry.dist is not None else "an installed package"
+            warnings.warn(
+                f"{entry.name} of {package} ({entry.value}, group fedrounds.{family}) is left out: {one_line(error)}",
+                stacklevel=2,
+            )
+        else:
+            rules[kind_of(rule)] = rule
+    if len(rules) == 1:
+        return next(iter(rules.values()))
+    return Annotated[Union[tuple(rules.values())], Field(discriminator="kind")]  # noqa: UP007 (made at run time)
+
+
+def kind_of(rule: type[BaseModel]) -> str:
+    """The word that a configuration names this rule by. Raises TypeError when it has none."""
+    field = rule.model_fields.get("kind")
+    names = get_args(field.annotation) if field is not None else ()
+    if len(names) != 1:
+        raise TypeError(f'{rule.__qualname__} has no kind; give it `kind: Literal["name"] = "name"`')
+    return str(names[0])
+
+
+def _load(entry: EntryPoint, built_in: tuple[type[Rule], ...]) -> type[Rule]:
+    rule = entry.load()
+    bases = set.intersection(*({base for base in each.__mro__ if issubclass(base, Rule)} for each in built_in))
+    base = max(bases - set(built_in), key=lambda each: len(each.__mro__))  # what all of the family derive from
+    if not isinstance(rule, type) or not issubclass(rule, base):
+        raise TypeError(f"it is no {base.__qualname__}")
+    return rule
 
 
 def import_attribute(path: str, field: str) -> Any:

@@ -41,17 +41,23 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     federation = assemble(config, source_folder)
     data, params_D = federation.data, federation.initial_params_D
     optimizer = config.server_optimizer.init(len(params_D))
+    participations = np.zeros(data.num_clients, np.int64)
     for round in range(1, config.rounds + 1):
-        cohort = config.selection.select(data.num_clients, generator(config.seed, round, "selection")).tolist()
-        total_D, total_weight = np.zeros(len(params_D)), 0.0
+        clients = federation.clients(round, participations.__getitem__)
+        cohort = config.selection.select(clients, generator(config.seed, round, "selection")).tolist()
+        participations[cohort] += 1
+        training = config.training.in_round(round, config.rounds)
+        deltas = []
         for client in cohort:
             seed = derive_key(config.seed, round, "training", data.client_ids[client])
             with one_thread():
-                delta_D, _ = config.training.train(federation.module, params_D, *data.train(client), seed)
-            weight = data.num_examples(client) if config.aggregation.weights == "num_examples" else 1.0
-            total_D += weight * delta_D.astype(np.float64)
-            total_weight += weight
-        params_D, optimizer = config.server_optimizer.update(params_D, -total_D / total_weight, optimizer)
+                delta_D, _ = training.train(federation.module, params_D, *data.train(client), seed)
+            deltas.append(delta_D)
+        total = config.aggregation.init(len(params_D))
+        if deltas:
+            weights_N = np.array([data.num_examples(client) for client in cohort], np.float64)
+            total = config.aggregation.add(total, np.stack(deltas), weights_N)
+        params_D, optimizer = config.server_optimizer.update(params_D, -config.aggregation.aggregate(total), optimizer)
         yield SimulatedRound(
             round, tuple(data.client_ids[client] for client in cohort), params_D, federation.evaluate(params_D)
         )

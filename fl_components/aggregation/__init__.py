@@ -1,8 +1,16 @@
 """How the updates of a cohort become one."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from fl_components.aggregation.base import AggregationRule
 from fl_components.aggregation.mean import Mean
+from fl_components.rules import union
 
-Aggregation = Mean
+if TYPE_CHECKING:
+    Aggregation = AggregationRule
+else:
+    Aggregation = union("aggregation", Mean)
 
 __all__ = ["Aggregation", "AggregationRule", "Mean"]

@@ -31,4 +31,4 @@ class AggregationRule(Rule):
 
     @abstractmethod
     def aggregate(self, partial: Partial) -> Float64:
-        """The aggregated update, float64 [D]. `partial` holds at least one update."""
+        """The aggregated update, float64 [D]; zeros where no update came (a round may do without: min_updates 0)."""

@@ -40,5 +40,5 @@ class Mean(AggregationRule):
         )
 
     def aggregate(self, partial: Partial) -> Float64:
-        mean_D: Float64 = partial.tensors["sum"] / partial.tensors["weight"]
+        mean_D: Float64 = partial.tensors["sum"] / (partial.tensors["weight"] if partial.count else 1.0)
         return mean_D

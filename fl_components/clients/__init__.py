@@ -1,8 +1,16 @@
 """Who takes part in a round."""
 
-from fl_components.clients.selection import SelectionRule
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fl_components.clients.selection import Clients, SelectionRule
 from fl_components.clients.uniform import Uniform
+from fl_components.rules import union
 
-Selection = Uniform
+if TYPE_CHECKING:
+    Selection = SelectionRule
+else:
+    Selection = union("selection", Uniform)
 
-__all__ = ["Selection", "SelectionRule", "Uniform"]
+__all__ = ["Clients", "Selection", "SelectionRule", "Uniform"]

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.clients.selection import SelectionRule
+from fl_components.clients.selection import Clients, SelectionRule
 
 
 class Uniform(SelectionRule):
     """A fixed number of distinct clients, each set of that size equally likely; all of them when `cohort_size` is null.
 
-    >>> Uniform(cohort_size=3).select(1_000_000, np.random.default_rng(0)).shape
-    (3,)
-    >>> Uniform().select(4, np.random.default_rng(0))
-    array([0, 1, 2, 3])
+    >>> Uniform(cohort_size=3).cohort_size_of(1_000_000)
+    3
+    >>> Uniform().cohort_size_of(4)
+    4
     """
 
     kind: Literal["uniform"] = "uniform"
@@ -26,7 +26,8 @@ class Uniform(SelectionRule):
     def cohort_size_of(self, num_clients: int) -> int:
         return num_clients if self.cohort_size is None else self.cohort_size
 
-    def select(self, num_clients: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    def select(self, clients: Clients, generator: np.random.Generator) -> NDArray[np.int64]:
+        num_clients = clients.num_clients
         size = self.cohort_size_of(num_clients)
         if size == num_clients:
             return np.arange(num_clients)

@@ -1,20 +1,30 @@
-"""Where clients' examples come from.
-
-A data rule has `load(seed) -> FederatedData`, the same bits for the same seed, and `known_num_clients() -> int | None`,
-which answers without loading where it can. All raise `DataError` for data that cannot be used.
-"""
+"""Where clients' examples come from. Each rule is a file; another package adds one by an entry point."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from fl_components.data.base import DataRule
 from fl_components.data.digits import Digits
-from fl_components.data.federated import FederatedData
+from fl_components.data.federated import IGNORED, ClientExamples, FederatedData, NumberedIds, RowRanges
 from fl_components.data.function import FunctionData
 from fl_components.data.heart_disease import HeartDisease
+from fl_components.rules import union
 
-Data = Annotated[HeartDisease | Digits | FunctionData, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Data = DataRule
+else:
+    Data = union("data", HeartDisease, Digits, FunctionData)
 
-__all__ = ["Data", "Digits", "FederatedData", "FunctionData", "HeartDisease"]
+__all__ = [
+    "IGNORED",
+    "ClientExamples",
+    "Data",
+    "DataRule",
+    "Digits",
+    "FederatedData",
+    "FunctionData",
+    "HeartDisease",
+    "NumberedIds",
+    "RowRanges",
+]

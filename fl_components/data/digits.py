@@ -9,10 +9,10 @@ from pydantic import Field
 
 from fl_components import randomness
 from fl_components.data.federated import ClientExamples, FederatedData
-from fl_components.rules import Rule
+from fl_components.data.base import DataRule
 
 
-class Digits(Rule):
+class Digits(DataRule):
     """The UCI handwritten digits (Alpaydin and Kaynak, 1998) that scikit-learn ships; public, needs no network.
 
     The rows are shuffled by the seed and cut into `num_clients` parts that differ by one row at most (an IID

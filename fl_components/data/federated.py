@@ -1,15 +1,15 @@
 """FederatedData: every client's examples, checked, in a few arrays.
 
-Clients' rows lie one after another in one array, so that a million clients cost a million offsets and not a million
-objects, and one client's rows are a view.
+Clients' rows lie together in one array, so that a million clients cost two tables of offsets and not a million objects,
+and one client's rows are a view.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from fl_components.errors import DataError
 Features = NDArray[np.float32] | NDArray[np.int64]
 Labels = NDArray[np.int64]
 Array = NDArray[Any]
+
+IGNORED: Final = -1
+"""The label of a position that is neither trained on nor counted (padding, context), in sequences of labels."""
 
 _CLIENT_ID = re.compile(r"\w[\w.\- ]{0,99}")  # ids become part of metrics' names
 
@@ -33,19 +36,75 @@ class ClientExamples(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FederatedData:
-    """The examples of n clients, M rows in all.
+class RowRanges:
+    """Which rows are whose: client i owns `starts[i]:stops[i]` (int64 [n] each). Ranges may overlap."""
 
-    Client i owns the rows `offsets[i]:offsets[i + 1]`. Every client has training rows; one without test rows is left
-    out of the evaluation. Construction raises `DataError` for data that cannot be trained on, naming client and row.
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+
+    @classmethod
+    def consecutive(cls, lengths: Sequence[int] | NDArray[np.int64]) -> RowRanges:
+        """One after the other, from row 0.
+
+        >>> RowRanges.consecutive([2, 3]).stops
+        array([2, 5])
+        """
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return cls(offsets[:-1], offsets[1:])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self.stops - self.starts
+
+
+class NumberedIds(Sequence[str]):
+    """The ids of n simulated clients: made when asked for, never held.
+
+    >>> ids = NumberedIds(1_000_000)
+    >>> len(ids), ids[41]
+    (1000000, 'client-000041')
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self._num_clients = num_clients
+        self._digits = max(4, len(str(num_clients - 1)))
+
+    def __len__(self) -> int:
+        return self._num_clients
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(self._num_clients))]
+        return f"client-{range(self._num_clients)[row]:0{self._digits}d}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NumberedIds) and len(self) == len(other)
+
+    def __hash__(self) -> int:
+        return hash(self._num_clients)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FederatedData:
+    """The examples of n clients, M training rows and M' test rows in all.
+
+    Every client has training rows. A client without test rows has no evaluation of its own; test rows that no client
+    owns (a public data set's own test set) count in the evaluation of all. Construction raises `DataError` for data
+    that cannot be trained on, naming client and row.
 
     Args:
       client_ids: n distinct names (letters, digits, ``_ . -`` and spaces; at most 100 characters).
       x_train, x_test: features [M, ...], float32, or int64 for tokens; equal shapes after the first axis.
-      y_train, y_test: labels [M] int64 in [0, num_classes).
-      train_offsets, test_offsets: [n + 1] int64, from 0 to M.
+      y_train, y_test: labels int64 in [0, num_classes): one a row [M], or one a position [M, T], where `IGNORED` marks
+        positions that do not count.
+      train_rows, test_rows: which of them are whose.
       num_classes: how many labels there are (2 or more).
       public: True for a data set that anyone may download: nothing about it needs to be withheld.
+      attributes: what is known of each client besides its examples, for stratified selection: name -> values [n].
 
     >>> data = FederatedData.from_clients(
     ...     {"a": ClientExamples(np.zeros((3, 2), np.float32), np.array([0, 1, 1]),
@@ -58,12 +117,13 @@ class FederatedData:
     client_ids: Sequence[str]
     x_train: Features
     y_train: Labels
-    train_offsets: NDArray[np.int64]
+    train_rows: RowRanges
     x_test: Features
     y_test: Labels
-    test_offsets: NDArray[np.int64]
+    test_rows: RowRanges
     num_classes: int
     public: bool
+    attributes: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_clients()
@@ -72,19 +132,38 @@ class FederatedData:
                 f"the data has {self.num_classes} class(es): there is nothing to tell apart",
                 hint="labels are whole numbers from 0; at least two different ones are needed",
             )
-        self._check_part("training", self.x_train, self.y_train, self.train_offsets)
-        self._check_part("test", self.x_test, self.y_test, self.test_offsets)
+        self._check_part("training", self.x_train, self.y_train, self.train_rows)
+        self._check_part("test", self.x_test, self.y_test, self.test_rows)
         if self.x_test.shape[1:] != self.x_train.shape[1:] or self.x_test.dtype != self.x_train.dtype:
             raise DataError(
                 f"training rows are {_describe(self.x_train)} and test rows {_describe(self.x_test)}",
                 hint="prepare both in the same way",
             )
-        without = np.flatnonzero(np.diff(self.train_offsets) == 0)
+        if self.y_test.shape[1:] != self.y_train.shape[1:]:
+            raise DataError(
+                f"training rows have labels of shape {list(self.y_train.shape[1:])} and test rows of "
+                f"{list(self.y_test.shape[1:])}",
+                hint="prepare both in the same way",
+            )
+        for name, values in self.attributes.items():
+            if np.shape(values) != (self.num_clients,):
+                raise DataError(
+                    f"attribute {name!r} has the shape {list(np.shape(values))} for {self.num_clients} clients",
+                    hint="give one value for each client",
+                )
+        without = np.flatnonzero(self.train_rows.lengths == 0)
         if without.size:
             raise _no_training_rows(self.client_ids[int(without[0])])
 
     @classmethod
-    def from_clients(cls, clients: Mapping[str, ClientExamples], *, num_classes: int, public: bool) -> FederatedData:
+    def from_clients(
+        cls,
+        clients: Mapping[str, ClientExamples],
+        *,
+        num_classes: int,
+        public: bool,
+        attributes: Mapping[str, Array] | None = None,
+    ) -> FederatedData:
         """Join the examples of single clients, whose shapes and types must be equal."""
         if not clients:
             raise DataError("there are no clients", hint="the data must have at least one client")
@@ -105,12 +184,13 @@ class FederatedData:
             client_ids=tuple(clients),
             x_train=np.concatenate([example.x_train for example in examples]),
             y_train=np.concatenate([example.y_train for example in examples]),
-            train_offsets=_offsets([len(example.x_train) for example in examples]),
+            train_rows=RowRanges.consecutive([len(example.x_train) for example in examples]),
             x_test=np.concatenate(x_test),
             y_test=np.concatenate([example.y_test for example in examples]),
-            test_offsets=_offsets([len(example.x_test) for example in examples]),
+            test_rows=RowRanges.consecutive([len(example.x_test) for example in examples]),
             num_classes=num_classes,
             public=public,
+            attributes=attributes or {},
         )
 
     @property
@@ -122,42 +202,97 @@ class FederatedData:
         """The shape of one row's features."""
         return self.x_train.shape[1:]
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of a model's scores for one row: [C], or [T, C] where each position has a label."""
+        return (*self.y_train.shape[1:], self.num_classes)
+
     def train(self, client: int) -> tuple[Features, Labels]:
         """Client number `client`'s training rows: views of features and labels."""
-        rows = slice(self.train_offsets[client], self.train_offsets[client + 1])
+        rows = slice(self.train_rows.starts[client], self.train_rows.stops[client])
         return self.x_train[rows], self.y_train[rows]
 
     def test(self, client: int) -> tuple[Features, Labels]:
         """Client number `client`'s test rows (perhaps none): views of features and labels."""
-        rows = slice(self.test_offsets[client], self.test_offsets[client + 1])
+        rows = slice(self.test_rows.starts[client], self.test_rows.stops[client])
+        return self.x_test[rows], self.y_test[rows]
+
+    def test_of_nobody(self) -> tuple[Features, Labels]:
+        """The test rows that no client owns: those after the last client's. Views of features and labels."""
+        rows = slice(int(self.test_rows.stops.max()), None)
         return self.x_test[rows], self.y_test[rows]
 
     def num_examples(self, client: int) -> int:
         """How many training rows client number `client` has."""
-        return int(self.train_offsets[client + 1] - self.train_offsets[client])
+        return int(self.train_rows.stops[client] - self.train_rows.starts[client])
+
+    def attribute(self, name: str) -> NDArray[np.int64]:
+        """Each client's value of an attribute as a number from 0, int64 [n]; equal values have equal numbers.
+
+        Besides `attributes` there is `majority_label`, the label that is most frequent in a client's training rows (of
+        equals, the smallest). Raises `DataError` for an attribute that this data does not have.
+        """
+        if name in self.attributes:
+            return np.unique(self.attributes[name], return_inverse=True)[1].astype(np.int64)
+        if name == "majority_label" and self.y_train.ndim == 1:
+            return self._majority_labels()
+        known = [*self.attributes, *(["majority_label"] if self.y_train.ndim == 1 else [])]
+        raise DataError(
+            f"this data has no attribute {name!r} of clients",
+            hint=f"known are {', '.join(known)}" if known else "it has none at all: choose another selection",
+        )
+
+    def label_counts(self, client: int) -> NDArray[np.int64]:
+        """How often client number `client` has each label in its training rows, int64 [num_classes]."""
+        labels = self.train(client)[1]
+        return np.bincount(labels[labels != IGNORED], minlength=self.num_classes)
 
     def baselines(self) -> dict[str, float]:
-        """Test accuracies, over all test rows, of guessing without a model; a model has to beat them.
+        """Test accuracies of guessing without a model; a model has to beat them. Empty when there are no test rows.
 
-        `pooled_majority` guesses the label that is most frequent in all training rows, `client_majority` the one that
-        is most frequent in the client's own (of equals, the smallest). Empty when there are no test rows.
+        Where each row has one label: `pooled_majority` guesses the label that is most frequent in all training rows
+        and, where clients have test rows, `client_majority` the one that is most frequent in the client's own (of
+        equals, the smallest). Where each position has one: `unigram` is the former, and `bigram` guesses what most
+        often follows the position's own token.
         """
         if not len(self.y_test):
             return {}
-        own_hits = 0
-        for client in np.flatnonzero(np.diff(self.test_offsets)).tolist():
-            _, y_train = self.train(client)
-            _, y_test = self.test(client)
-            own_hits += int(np.count_nonzero(y_test == np.bincount(y_train).argmax()))
+        if self.y_train.ndim > 1:
+            return self._token_baselines()
         pooled = np.bincount(self.y_train).argmax()
-        return {
-            "pooled_majority": float(np.mean(self.y_test == pooled)),
-            "client_majority": own_hits / len(self.y_test),
-        }
+        found = {"pooled_majority": float(np.mean(self.y_test == pooled))}
+        own_hits = own_rows = 0
+        for client in np.flatnonzero(self.test_rows.lengths).tolist():
+            _, y_test = self.test(client)
+            own_hits += int(np.count_nonzero(y_test == self.label_counts(client).argmax()))
+            own_rows += len(y_test)
+        return found | ({"client_majority": own_hits / own_rows} if own_rows else {})
+
+    def _token_baselines(self) -> dict[str, float]:
+        known, asked = self.y_train != IGNORED, self.y_test != IGNORED
+        labels, expected = self.y_train[known], self.y_test[asked]
+        found = {"unigram": float(np.mean(expected == np.bincount(labels).argmax()))}
+        if self.x_train.shape == self.y_train.shape and self.x_train.dtype == np.int64:
+            tokens = int(max(self.x_train.max(), self.x_test.max())) + 1
+            pairs = self.x_train[known] * self.num_classes + labels
+            follows = np.bincount(pairs, minlength=tokens * self.num_classes).reshape(tokens, self.num_classes)
+            found["bigram"] = float(np.mean(expected == follows.argmax(axis=1)[self.x_test[asked]]))
+        return found
+
+    def _majority_labels(self) -> NDArray[np.int64]:
+        """Through sums up to each row, one label at a time: O(rows + clients), without n x C counts."""
+        best, most = np.zeros(self.num_clients, np.int64), np.full(self.num_clients, -1)
+        for label in range(self.num_classes):
+            up_to = np.concatenate([[0], np.cumsum(self.y_train == label)])
+            count = up_to[self.train_rows.stops] - up_to[self.train_rows.starts]
+            best, most = np.where(count > most, label, best), np.maximum(count, most)
+        return best
 
     def _check_clients(self) -> None:
         if not self.client_ids:
             raise DataError("there are no clients", hint="the data must have at least one client")
+        if isinstance(self.client_ids, NumberedIds):
+            return
         seen: set[str] = set()
         for client_id in self.client_ids:
             if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
@@ -170,7 +305,7 @@ class FederatedData:
                 raise DataError(f"two clients have the id {client_id!r}", hint="give every client an id of its own")
             seen.add(client_id)
 
-    def _check_part(self, part: str, x: Array, y: Array, offsets: Array) -> None:
+    def _check_part(self, part: str, x: Array, y: Array, rows: RowRanges) -> None:
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise DataError(
                 f"{part} features have the shape {list(x.shape)}: there is no feature axis after the rows",
@@ -178,30 +313,42 @@ class FederatedData:
             )
         if x.dtype not in (np.float32, np.int64):
             raise DataError(f"{part} features are {x.dtype}", hint="give float32 features, or int64 tokens")
-        if y.ndim != 1 or y.dtype != np.int64:
+        if y.ndim not in (1, 2) or y.dtype != np.int64:
             raise DataError(
-                f"{part} labels are {y.dtype} of shape {list(y.shape)}", hint="give one int64 label for each row"
+                f"{part} labels are {y.dtype} of shape {list(y.shape)}",
+                hint="give one int64 label for each row, or for each of its positions",
             )
         if len(x) != len(y):
             raise DataError(
                 f"there are {len(x)} {part} rows of features and {len(y)} labels", hint="give one label for each row"
             )
-        if (
-            offsets.shape != (self.num_clients + 1,)
-            or offsets.dtype != np.int64
-            or offsets[0] != 0
-            or offsets[-1] != len(y)
-            or np.any(np.diff(offsets) < 0)
-        ):
+        if rows.starts.shape != (self.num_clients,) or rows.stops.shape != (self.num_clients,):
             raise DataError(
-                f"{part} offsets do not cut {len(y)} rows into {self.num_clients} clients",
-                hint="give int64 offsets [clients + 1] that rise from 0 to the number of rows",
+                f"{part} rows are given to {len(rows.starts)} clients and there are {self.num_clients}",
+                hint="give the first and last row of each client",
             )
-        wrong_label = np.flatnonzero((y < 0) | (y >= self.num_classes))
-        if wrong_label.size:
-            row = int(wrong_label[0])
+        if part == "test" and rows.lengths.any() and np.any(rows.starts[1:] != rows.stops[:-1]):
             raise DataError(
-                f"{self._where(part, offsets, row)} has the label {y[row]}",
+                "test rows do not lie in the order of the clients", hint="put those that no client owns at the end"
+            )
+        if np.any(rows.starts < 0) or np.any(rows.stops < rows.starts) or np.any(rows.stops > len(y)):
+            raise DataError(
+                f"{part} rows of a client lie outside the {len(y)} that there are",
+                hint="a client's rows begin at 0 or later, and end at the number of rows or earlier",
+            )
+        allowed = (y >= 0) & (y < self.num_classes)
+        if y.ndim > 1:
+            allowed |= y == IGNORED
+            nothing = np.flatnonzero((y == IGNORED).all(axis=1))
+            if nothing.size:
+                raise DataError(
+                    f"{self._where(part, rows, int(nothing[0]))} has no label that counts",
+                    hint=f"leave out rows whose labels are all {IGNORED}",
+                )
+        if not allowed.all():
+            row, *position = (int(index) for index in np.argwhere(~allowed)[0])
+            raise DataError(
+                f"{self._where(part, rows, row)} has the label {y[(row, *position)]}",
                 hint=f"labels are whole numbers from 0 to {self.num_classes - 1} ({self.num_classes} classes)",
             )
         finite = np.isfinite(x)
@@ -209,21 +356,20 @@ class FederatedData:
             row, *position = (int(index) for index in np.argwhere(~finite)[0])
             feature = position[0] if len(position) == 1 else position
             raise DataError(
-                f"{self._where(part, offsets, row)} has {x[(row, *position)]} as feature {feature}",
+                f"{self._where(part, rows, row)} has {x[(row, *position)]} as feature {feature}",
                 hint="fill in or leave out rows with missing values, and scale features so that float32 holds them",
             )
 
-    def _where(self, part: str, offsets: Array, row: int) -> str:
-        client = int(np.searchsorted(offsets, row, side="right")) - 1
-        return f"client {self.client_ids[client]!r}, {part} row {row - int(offsets[client])} (from 0),"
+    def _where(self, part: str, rows: RowRanges, row: int) -> str:
+        owners = np.flatnonzero((rows.starts <= row) & (row < rows.stops))
+        if not owners.size:
+            return f"{part} row {row} (from 0), which no client owns,"
+        client = int(owners[0])
+        return f"client {self.client_ids[client]!r}, {part} row {row - int(rows.starts[client])} (from 0),"
 
 
 def _no_training_rows(client_id: str) -> DataError:
     return DataError(f"client {client_id!r} has no training rows", hint="leave out clients without training rows")
-
-
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _describe(x: Array) -> str:

@@ -11,12 +11,13 @@ from pydantic import Field, JsonValue
 
 from fl_components.data.federated import ClientExamples, Features, FederatedData, Labels
 from fl_components.errors import ConfigError, DataError, one_line
-from fl_components.rules import Rule, import_attribute
+from fl_components.data.base import DataRule
+from fl_components.rules import import_attribute
 
 _FORM = "return {client_id: (x_train, y_train) or (x_train, y_train, x_test, y_test)}"
 
 
-class FunctionData(Rule):
+class FunctionData(DataRule):
     """Examples from your function: `path` names it ("package.module:name"), `arguments` are its keyword arguments.
 
     The function returns ``{client_id: (x_train, y_train)}`` or, for clients with test rows, ``{client_id: (x_train,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_components.data.federated import ClientExamples, FederatedData
 from fl_components.errors import DataError
-from fl_components.rules import Rule
+from fl_components.data.base import DataRule
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 
@@ -46,7 +46,7 @@ _CENTRE = np.array([50.0, 130.0, 200.0, 150.0, 1.0])
 _SCALE = np.array([10.0, 20.0, 50.0, 25.0, 1.0])
 
 
-class HeartDisease(Rule):
+class HeartDisease(DataRule):
     """The four hospitals of the UCI heart disease data; public, shipped with the package.
 
     The inputs are age, sex, resting blood pressure, cholesterol, fasting blood sugar, maximum heart rate, exercise

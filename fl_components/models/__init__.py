@@ -1,16 +1,18 @@
-"""What is trained: a model rule builds a torch module for the data's input shape and number of classes."""
+"""What is trained: a model rule builds a torch module for the data's input shape and the shape of its labels' scores."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from fl_components.models.base import ModelRule, build_seeded, check_fits
 from fl_components.models.logistic_regression import LogisticRegression
 from fl_components.models.mlp import Mlp
 from fl_components.models.module import ModuleModel
+from fl_components.rules import union
 
-Model = Annotated[LogisticRegression | Mlp | ModuleModel, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Model = ModelRule
+else:
+    Model = union("models", LogisticRegression, Mlp, ModuleModel)
 
 __all__ = ["LogisticRegression", "Mlp", "Model", "ModelRule", "ModuleModel", "build_seeded", "check_fits"]

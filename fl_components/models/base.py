@@ -29,6 +29,7 @@ class ModelRule(Rule):
         "models:/NAME@ALIAS".
     """
 
+    kind: str
     start_from: str = "fresh"
 
     @field_validator("start_from")
@@ -39,8 +40,10 @@ class ModelRule(Rule):
         return value
 
     @abstractmethod
-    def build(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
-        """A new module that takes [B, *input_shape] and gives scores [B, C], C == num_classes.
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> torch.nn.Module:
+        """A new module that takes [B, *input_shape] and gives scores [B, *output_shape].
+
+        `output_shape` is [C], one score a class, or [T, C] where each position has a label.
 
         Initial parameters are drawn from torch's global generator: use `build_seeded` to get the same ones again.
         """
@@ -53,28 +56,35 @@ class Examples(Protocol):
     def x_train(self) -> NDArray[Any]: ...
 
     @property
-    def num_classes(self) -> int: ...
+    def output_shape(self) -> tuple[int, ...]: ...
 
 
-def build_seeded(rule: ModelRule, input_shape: tuple[int, ...], num_classes: int, seed: int) -> torch.nn.Module:
+def build_seeded(
+    rule: ModelRule, input_shape: tuple[int, ...], output_shape: tuple[int, ...], seed: int
+) -> torch.nn.Module:
     """Build the rule's module with initial parameters that depend on `seed` only; torch's generator is left as it was.
 
     Raises `ModelError` when the module cannot be built or trained (see `parameters.check_trainable`).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, 0, "initial parameters") % 2**63)
-        module = rule.build(input_shape, num_classes)
+        module = rule.build(input_shape, output_shape)
     check_trainable(module)
     return module
 
 
-def check_fits(module: torch.nn.Module, data: Examples) -> None:
-    """Run two training rows through the module, and raise `ModelError` unless finite scores [2, C] come out.
+def shaped(output_shape: tuple[int, ...]) -> list[torch.nn.Module]:
+    """The layer that cuts flat scores into `output_shape`; none where they are one row of classes already."""
+    return [torch.nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
 
-    C must be `data.num_classes`. A module whose buffers change as it runs is refused as well: buffers do not
-    travel between clients and server.
+
+def check_fits(module: torch.nn.Module, data: Examples) -> None:
+    """Run two training rows through the module, and raise `ModelError` unless finite scores [2, *output_shape] come out.
+
+    Of tokens, one row is that of the largest: an embedding must have room for it. A module whose buffers change as it
+    runs is refused as well: buffers do not travel between clients and server.
     """
-    x = np.resize(data.x_train, (2, *data.x_train.shape[1:]))  # one row is repeated
+    x, classes = _two_rows(data.x_train), data.output_shape[-1]
     came_in = f"rows of {x.dtype} {list(x.shape[1:])}"
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
@@ -83,21 +93,22 @@ def check_fits(module: torch.nn.Module, data: Examples) -> None:
     except Exception as error:
         raise ModelError(
             f"the model cannot take {came_in}: {one_line(error)}",
-            hint="these are int64 tokens: begin the model with an embedding, or give the data as floats"
+            hint=f"these are int64 tokens up to {x.max()}: begin the model with an embedding of at least {x.max() + 1} "
+            "tokens, or give the data as floats"
             if x.dtype == np.int64
             else f"make the model's first layer take {list(x.shape[1:])}",
         ) from error
-    mend = f"let the model return one score (logit) for each of {data.num_classes} classes: [rows, {data.num_classes}]"
+    shape = ["rows", *data.output_shape]
+    mend = f"let the model return one score (logit) for each of {classes} classes: [{', '.join(map(str, shape))}]"
     if not isinstance(scores, torch.Tensor):
         raise ModelError(f"the model returned a {type(scores).__name__}, not a tensor", hint=mend)
-    if scores.ndim != 2 or len(scores) != 2:
+    if scores.ndim != len(shape) or scores.shape[:-1] != (2, *data.output_shape[:-1]):
         raise ModelError(f"the model returned the shape {list(scores.shape)} for 2 {came_in}", hint=mend)
     if not scores.is_floating_point():
         raise ModelError(f"the model returned {scores.dtype}, not floats", hint=mend)
-    if scores.shape[1] != data.num_classes:
+    if scores.shape[-1] != classes:
         raise ModelError(
-            f"the model returned {scores.shape[1]} scores a row, and the labels have {data.num_classes} classes",
-            hint=mend,
+            f"the model returned {scores.shape[-1]} scores a row, and the labels have {classes} classes", hint=mend
         )
     if not torch.isfinite(scores).all():
         raise ModelError(
@@ -110,3 +121,9 @@ def check_fits(module: torch.nn.Module, data: Examples) -> None:
                 f"the model's buffer {name!r} changes as the model runs, and buffers are not trained across clients",
                 hint="use layers without running state, for instance torch.nn.GroupNorm",
             )
+
+
+def _two_rows(x: NDArray[Any]) -> NDArray[Any]:
+    if x.dtype != np.int64:
+        return np.resize(x, (2, *x.shape[1:]))  # one row is repeated
+    return x[[0, int(np.argmax(x.reshape(len(x), -1).max(axis=1)))]]

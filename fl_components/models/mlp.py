@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from fl_components.models.base import ModelRule
+from fl_components.models.base import ModelRule, shaped
 
 
 class Mlp(ModelRule):
@@ -19,15 +19,16 @@ class Mlp(ModelRule):
     deep networks from decentralized data": 199,210 parameters on MNIST.
 
     >>> from fl_components.parameters import num_parameters
-    >>> num_parameters(Mlp().build((784,), 10))
+    >>> num_parameters(Mlp().build((784,), (10,)))
     199210
     """
 
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(200, 200), min_length=1)
 
-    def build(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Sequential:
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> torch.nn.Sequential:
         layers: list[torch.nn.Module] = [torch.nn.Flatten()]
         for width_in, width_out in pairwise((math.prod(input_shape), *self.hidden)):
             layers += [torch.nn.Linear(width_in, width_out), torch.nn.ReLU()]
-        return torch.nn.Sequential(*layers, torch.nn.Linear(self.hidden[-1], num_classes))
+        layers.append(torch.nn.Linear(self.hidden[-1], math.prod(output_shape)))
+        return torch.nn.Sequential(*layers, *shaped(output_shape))

@@ -19,7 +19,7 @@ class ModuleModel(ModelRule):
 
     It is called with `arguments` by name and nothing else: sizes of input and output are among them, or fixed.
 
-    >>> ModuleModel(path="torch.nn:Linear", arguments={"in_features": 13, "out_features": 2}).build((13,), 2)
+    >>> ModuleModel(path="torch.nn:Linear", arguments={"in_features": 13, "out_features": 2}).build((13,), (2,))
     Linear(in_features=13, out_features=2, bias=True)
     """
 
@@ -27,7 +27,7 @@ class ModuleModel(ModelRule):
     path: str
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
 
-    def build(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> torch.nn.Module:
         """Call what `path` names.
 
         Raises `ConfigError` when `path` names nothing, `ModelError` when the call fails or returns no module.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from fl_components.clients import Clients
 from fl_components.config import FederationConfig, check_cohort, config_digest
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
@@ -50,6 +53,21 @@ class Federation:
         """Test accuracy of the predictors that need no model: the majority label of all, and each client's own."""
         return self.data.baselines()
 
+    def clients(self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Clients:
+        """The table of clients as the selection of round `round` sees it."""
+        return Clients(
+            self.data.num_clients, round, self.config.seed, attribute=self._attribute, participations=participations
+        )
+
+    def _attribute(self, name: str) -> NDArray[np.int64]:
+        if name not in self._attributes:
+            self._attributes[name] = self.data.attribute(name)
+        return self._attributes[name]
+
+    @cached_property
+    def _attributes(self) -> dict[str, NDArray[np.int64]]:
+        return {}
+
     def initial_state(self, params_D: Float32 | None = None) -> ServerState:
         """The state before the first round, from the seeded initial parameters or from given ones (a warm start)."""
         if params_D is not None and params_D.shape != self.initial_params_D.shape:
@@ -77,11 +95,12 @@ class Federation:
             return _named("eval", loss, accuracy)
         metrics: dict[str, float] = {}
         total_loss, total_accuracy = Weighted(), Weighted()
-        for index, client_id in enumerate(self.data.client_ids):
+        for index in np.flatnonzero(self.data.test_rows.lengths).tolist():
             loss, accuracy = evaluate(module, *self.data.test(index))
             total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
-            if loss.weight:
-                metrics |= _named(f"eval/client/{client_id}", loss, accuracy)
+            metrics |= _named(f"eval/client/{self.data.client_ids[index]}", loss, accuracy)
+        loss, accuracy = evaluate(module, *self.data.test_of_nobody())
+        total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
         return _named("eval", total_loss, total_accuracy) | metrics
 
 
@@ -105,17 +124,18 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
         check_cohort(config, data.num_clients)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if config.evaluation.per_client and data.num_clients > MAX_CLIENTS_EVALUATED:
+    tested = int(np.count_nonzero(data.test_rows.lengths))
+    if config.evaluation.per_client and tested > MAX_CLIENTS_EVALUATED:
         raise ConfigError(
-            f"evaluation.per_client is true but data {config.data.kind} has {data.num_clients} clients: a round would "
-            f"cost as much as the population; set evaluation.per_client to false above {MAX_CLIENTS_EVALUATED} clients"
+            f"evaluation.per_client is true but data {config.data.kind} has {tested} clients with test rows: a round "
+            f"would cost as much as the population; set evaluation.per_client to false above {MAX_CLIENTS_EVALUATED}"
         )
     if not len(data.y_test):
         raise DataError(
             f"data {config.data.kind} has no test examples: the model could never be evaluated",
             hint="give at least one client x_test and y_test",
         )
-    module = build_seeded(config.model, data.input_shape, data.num_classes, config.seed)
+    module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
     check_fits(module, data)
     return Federation(config, data, module, flatten(module))
 

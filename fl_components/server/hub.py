@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.server.federation import Federation, assemble, engine_facts
@@ -70,6 +73,10 @@ class Hub:
         """The result of a round that is committed already."""
         record = self.store.round(self.run_id, round)
         return RoundResult(round, record.params_digest, **record.result) if record is not None else None
+
+    def participations(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In how many committed rounds the clients in these rows [N] took part, int64 [N]."""
+        return np.array(self.store.participations(self.run_id, clients.tolist()), np.int64)
 
     def sealed(self, round: int) -> Collected | None:
         """What an earlier attempt collected and sealed for this round, if it did."""

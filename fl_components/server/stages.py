@@ -66,7 +66,8 @@ def load(hub: Hub, round: int) -> ServerState:
 def select(hub: Hub, state: ServerState) -> RoundPlan:
     """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
     config, data, round = hub.config, hub.federation.data, state.round + 1
-    rows = config.selection.select(data.num_clients, generator(config.seed, round, "selection"))
+    clients = hub.federation.clients(round, hub.participations)
+    rows = config.selection.select(clients, generator(config.seed, round, "selection"))
     cohort = tuple(
         ClientTask(
             client_id=data.client_ids[row],
@@ -98,9 +99,8 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     """Local training of one wave, from the parameters as the clients receive them."""
     broadcast = encode_params(state.params_D)
     tasks = plan.cohort[wave]
-    batch = train_cohort(
-        hub.config.training, hub.federation.module, decode_params(broadcast), tasks, hub.federation.data.train
-    )
+    training = hub.config.training.in_round(plan.round, hub.config.rounds)
+    batch = train_cohort(training, hub.federation.module, decode_params(broadcast), tasks, hub.federation.data.train)
     return replace(batch, download_bytes=len(broadcast) * len(tasks))
 
 
@@ -220,6 +220,7 @@ def commit(
             "rejected": dict(result.rejected),
             "seconds": dict(result.seconds),
         },
+        participants=[task.index for task in plan.cohort] if hub.config.selection.uses_history else (),
     )
     return result
 

@@ -1,13 +1,17 @@
 """How the aggregated update moves the server's parameters."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from pydantic import Field
+from typing import TYPE_CHECKING
 
+from fl_components.rules import union
 from fl_components.server_optimizers.base import ServerOptimizerRule
 from fl_components.server_optimizers.fedadam import FedAdam
 from fl_components.server_optimizers.fedavg import FedAvg
 
-ServerOptimizer = Annotated[FedAvg | FedAdam, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    ServerOptimizer = ServerOptimizerRule
+else:
+    ServerOptimizer = union("server_optimizers", FedAvg, FedAdam)
 
 __all__ = ["FedAdam", "FedAvg", "ServerOptimizer", "ServerOptimizerRule"]

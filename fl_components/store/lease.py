@@ -11,7 +11,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, insert, literal, select, update
 
 from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from fl_components.store import journal
 from fl_components.store.records import FINAL_STATES, RoundRecord
-from fl_components.store.schema import AnyRow, charges, database_clock, leases, rounds, runs, seals
+from fl_components.store.schema import AnyRow, charges, database_clock, leases, participations, rounds, runs, seals
 
 if TYPE_CHECKING:
     from fl_components.store.store import Store
@@ -254,8 +254,18 @@ class Lease:
                     insert(seals).values(run_id=self.run_id, round=round, collection=collection, blob_key=key)
                 )
 
-    def commit(self, round: int, *, state: bytes, params_digest: str, result: dict[str, Any]) -> RoundRecord:
+    def commit(
+        self,
+        round: int,
+        *,
+        state: bytes,
+        params_digest: str,
+        result: dict[str, Any],
+        participants: Sequence[int] = (),
+    ) -> RoundRecord:
         """Ends a round: its state, its result, the run's pointer and the spent charge become visible at once.
+
+        `participants` are the clients (rows of the table of clients) whose participation is to be counted.
 
         A round that is committed already is returned as it is; `StoreError` if it came to other parameters. The last
         two states and the initial one are kept, older ones are pruned.
@@ -290,6 +300,7 @@ class Lease:
                     .values(state="spent", settled_at=row.at)
                 )
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
+                self._count(connection, round, participants)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
                 unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
                 connection.execute(delete(seals).where(seals.c.run_id == self.run_id, seals.c.round == round))
@@ -396,6 +407,26 @@ class Lease:
 
     def _update_run(self, connection: Connection, **values: Any) -> None:
         connection.execute(update(runs).where(runs.c.run_id == self.run_id).values(**values))
+
+    def _count(self, connection: Connection, round: int, clients: Sequence[int]) -> None:
+        if not clients:
+            return
+        known = participations.c.run_id == self.run_id
+        connection.execute(
+            update(participations)
+            .where(known, participations.c.client == bindparam("row"))
+            .values(rounds=participations.c.rounds + 1, last_round=round),
+            [{"row": client} for client in clients],
+        )
+        connection.execute(
+            insert(participations).from_select(
+                ["run_id", "client", "rounds", "last_round"],
+                select(literal(self.run_id), bindparam("row", type_=BigInteger), literal(1), literal(round)).where(
+                    ~exists().where(known, participations.c.client == bindparam("row", type_=BigInteger))
+                ),
+            ),
+            [{"row": client} for client in clients],
+        )
 
     def _check_next(self, run: AnyRow, round: int) -> None:
         if round != run.committed_round + 1:

@@ -41,6 +41,7 @@ class RunRecord:
     tracked_round: int
     model_uri: str | None
     prefect_flow_runs: list[dict[str, Any]]
+    sweep_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0001"
+VERSION: Final = "0002"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -107,8 +107,32 @@ runs = Table(
     Column("tracked_round", Integer, nullable=False),
     Column("model_uri", String),
     Column("prefect_flow_runs", JsonText, nullable=False),
+    Column("sweep_id", String(128)),  # of the sweep that this run is a cell of
     UniqueConstraint("journal_sequence"),
     Index(None, "name"),
+    Index(None, "sweep_id"),
+)
+
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("sweep_id", String(128), primary_key=True),
+    Column("journal_sequence", BigInteger, nullable=False),
+    Column("name", String, nullable=False),
+    Column("config", JsonText, nullable=False),  # what all cells share
+    Column("over", JsonText, nullable=False),  # [[field, [value, ...]], ...]
+    Column("source_folder", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("journal_sequence"),
+)
+
+participations = Table(  # written only for a selection rule that looks at it
+    "participations",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("client", BigInteger, primary_key=True, autoincrement=False),  # its row in the table of clients
+    Column("rounds", Integer, nullable=False),
+    Column("last_round", Integer, nullable=False),
 )
 
 rounds = Table(

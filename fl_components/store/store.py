@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from fl_components.store.records import (
     RunRecord,
     Seal,
 )
-from fl_components.store.schema import AnyRow, canonical_json, charges, leases, rounds, runs, seals
+from fl_components.store.schema import AnyRow, canonical_json, charges, leases, participations, rounds, runs, seals
 
 _PAGE: Final = 1000
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
@@ -122,8 +122,9 @@ class Store:
         ancestor: str | None,
         engine: dict[str, Any],
         source_folder: str,
+        sweep_id: str | None = None,
     ) -> RunRecord:
-        """Makes a run, "Pending" at round 0. One that is there already with an equal `config_digest` is returned.
+        """Makes a run, "Pending" at round 0, perhaps as a cell of a sweep. One that is there already with an equal `config_digest` is returned.
 
         Raises `RunConflict`, naming the fields that differ, when the run id belongs to another configuration.
         """
@@ -163,6 +164,7 @@ class Store:
                             initial_state_key=initial_state_key,
                             tracked_round=0,
                             prefect_flow_runs=[],
+                            sweep_id=sweep_id,
                             **content,
                         )
                     )
@@ -231,6 +233,16 @@ class Store:
     def round(self, run_id: str, n: int) -> RoundRecord | None:
         rows = self._rows(select(rounds).where(rounds.c.run_id == run_id, rounds.c.round == n))
         return RoundRecord(*rows[0]) if rows else None
+
+    def participations(self, run_id: str, clients: Sequence[int]) -> list[int]:
+        """In how many committed rounds each of these clients (rows of the table of clients) took part."""
+        counts: dict[int, int] = {}
+        for start in range(0, len(clients), _PAGE):
+            query = select(participations.c.client, participations.c.rounds).where(
+                participations.c.run_id == run_id, participations.c.client.in_(clients[start : start + _PAGE])
+            )
+            counts |= {row.client: row.rounds for row in self._rows(query)}
+        return [counts.get(client, 0) for client in clients]
 
     def charges(self, *, population: str | None = None, run_id: str | None = None) -> list[ChargeRecord]:
         """The ledger, of a population, of a run, or whole, in the order of reservation."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch.nn.functional import cross_entropy
 
 from fl_components.rules import Rule
+from fl_components.training.loss import num_labels, sum_loss
 from fl_components.training.threads import one_thread
 from fl_components.values import Weighted
 
@@ -25,13 +25,14 @@ class Evaluation(Rule):
 
 
 def evaluate(module: torch.nn.Module, x: NDArray[Any], y: NDArray[np.int64]) -> tuple[Weighted, Weighted]:
-    """Loss (mean cross-entropy) and accuracy of `module` on the examples, as sums that add."""
-    loss_sum, correct = 0.0, 0
+    """Loss (mean cross-entropy) and accuracy of `module` on the examples' labels, as sums that add."""
+    loss_sum, correct, counted = 0.0, 0, 0
     module.eval()
     with one_thread(), torch.no_grad():
         for start in range(0, len(y), BATCH_SIZE):
             labels = torch.from_numpy(y[start : start + BATCH_SIZE])
-            logits = module(torch.from_numpy(x[start : start + BATCH_SIZE]))
-            loss_sum += cross_entropy(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(1) == labels).sum())
-    return Weighted(loss_sum, len(y)), Weighted(correct, len(y))
+            scores = module(torch.from_numpy(x[start : start + BATCH_SIZE]))
+            loss_sum += sum_loss(scores, labels).item()
+            correct += int((scores.argmax(-1) == labels).sum())  # an ignored label is no class
+            counted += num_labels(labels)
+    return Weighted(loss_sum, counted), Weighted(correct, counted)

@@ -26,11 +26,11 @@ class LocalExecution(Rule):
     shard_size: int = Field(default=16, ge=1)
 
     def waves(self, cohort_size: int, num_parameters: int) -> tuple[slice, ...]:
-        """The cohort cut into waves."""
+        """The cohort cut into waves; one empty wave where nobody was selected."""
         bytes_per_client = COPIES_OF_AN_UPDATE * 4 * num_parameters
         shards = max(1, int(self.memory_mb * 1e6) // (bytes_per_client * self.shard_size))
         size = shards * self.shard_size
-        return tuple(slice(start, min(start + size, cohort_size)) for start in range(0, cohort_size, size))
+        return tuple(slice(start, min(start + size, cohort_size)) for start in range(0, max(1, cohort_size), size))
 
     def shards(self, num_updates: int) -> tuple[slice, ...]:
         """A wave cut into shards."""

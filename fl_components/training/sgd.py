@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch.nn.functional import cross_entropy
 
 from fl_components.parameters import flatten, load_into
 from fl_components.rules import Rule
+from fl_components.training.loss import mean_loss, num_labels
 from fl_components.values import Float32, Weighted
 
 
@@ -39,6 +39,10 @@ class SGD(Rule):
             )
         return self
 
+    def in_round(self, round: int, rounds: int) -> SGD:
+        """What a client does in round `round` of `rounds`: a schedule, where there is one, is resolved."""
+        return self
+
     def batches(self, num_examples: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         """The rows of each local step's batch, in order."""
         batch_size = min(self.batch_size or num_examples, num_examples)
@@ -53,7 +57,7 @@ class SGD(Rule):
     def train(
         self, module: torch.nn.Module, params_D: Float32, x: NDArray[Any], y: NDArray[np.int64], seed: int
     ) -> tuple[Float32, Weighted]:
-        """One client's update (w_local - w_global, float32 [D]) and the loss over the examples that it stepped through.
+        """One client's update (w_local - w_global, float32 [D]) and the loss over the labels that it stepped through.
 
         `module` is a scratch pad: its parameters are overwritten. `seed` decides the batches, and what the module
         itself draws (dropout).
@@ -68,12 +72,13 @@ class SGD(Rule):
             torch.manual_seed(seed % 2**63)
             for rows in self.batches(len(y), np.random.Generator(np.random.Philox(key=seed))):
                 batch = torch.from_numpy(rows)
-                loss = cross_entropy(module(inputs[batch]), labels[batch])
+                loss = mean_loss(module(inputs[batch]), labels[batch])
                 gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
                 with torch.no_grad():
                     for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                         velocity.mul_(self.momentum).add_(gradient)
                         parameter.sub_(velocity, alpha=self.learning_rate)
-                loss_sum += loss.item() * len(rows)
-                loss_examples += len(rows)
+                counted = num_labels(labels[batch])
+                loss_sum += loss.item() * counted
+                loss_examples += counted
         return flatten(module) - params_D, Weighted(loss_sum, loss_examples)

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fl_components.clients import SelectionRule, Uniform
+from fl_components.clients import Clients, SelectionRule, Uniform
 from fl_components.randomness import generator
 
 CASES = [Uniform(), Uniform(cohort_size=1), Uniform(cohort_size=7), Uniform(cohort_size=20)]
+
+
+def clients(num_clients: int, round: int = 1) -> Clients:
+    """A table in which nothing is known of the clients, and none has taken part."""
+    return Clients(
+        num_clients, round, seed=0, attribute=lambda name: np.zeros(num_clients, np.int64), participations=np.zeros_like
+    )
 
 
 @pytest.mark.parametrize("rule", CASES, ids=repr)
@@ -19,7 +26,7 @@ class TestSelectionRule:
     @pytest.mark.parametrize("num_clients", [20, 21, 500, 20_000])
     def test_rows_are_distinct_sorted_and_in_range(self, rule: SelectionRule, num_clients: int) -> None:
         for round in range(5):
-            rows = rule.select(num_clients, generator(0, round, "selection"))
+            rows = rule.select(clients(num_clients), generator(0, round, "selection"))
             assert rows.dtype == np.int64
             assert len(rows) == rule.cohort_size_of(num_clients)
             assert (np.diff(rows) > 0).all()
@@ -27,22 +34,21 @@ class TestSelectionRule:
             assert rows[-1] < num_clients
 
     def test_the_same_draw_selects_the_same(self, rule: SelectionRule) -> None:
-        first, again = (rule.select(500, generator(3, 4, "selection")) for _ in range(2))
+        first, again = (rule.select(clients(500), generator(3, 4, "selection")) for _ in range(2))
         assert np.array_equal(first, again)
 
-    def test_fewer_than_one_update_is_no_round(self, rule: SelectionRule) -> None:
-        assert rule.min_updates == 1
+    def test_fewer_than_no_update_makes_no_sense(self, rule: SelectionRule) -> None:
         with pytest.raises(ValidationError, match="min_updates"):
-            type(rule)(min_updates=0)
+            type(rule).model_validate(rule.model_dump() | {"min_updates": -1})
 
 
 class TestUniform:
     def test_all_when_no_size_is_given(self) -> None:
-        assert Uniform().select(5, generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
-        assert Uniform(cohort_size=5).select(5, generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
+        assert Uniform().select(clients(5), generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
+        assert Uniform(cohort_size=5).select(clients(5), generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
 
     def test_rounds_differ(self) -> None:
-        rounds = {tuple(Uniform(cohort_size=5).select(100, generator(0, r, "selection"))) for r in range(50)}
+        rounds = {tuple(Uniform(cohort_size=5).select(clients(100), generator(0, r, "selection"))) for r in range(50)}
         assert len(rounds) == 50
 
     @pytest.mark.parametrize(("num_clients", "size"), [(10, 3), (20_000, 100), (12_000, 500)])
@@ -51,7 +57,7 @@ class TestUniform:
         draws = 2000 if size < 100 else 200
         counts = np.zeros(10)
         for round in range(draws):
-            rows = Uniform(cohort_size=size).select(num_clients, generator(0, round, "selection"))
+            rows = Uniform(cohort_size=size).select(clients(num_clients), generator(0, round, "selection"))
             counts += np.bincount(rows * 10 // num_clients, minlength=10)
         expected = draws * size / 10
         statistic = ((counts - expected) ** 2 / expected).sum()
@@ -62,7 +68,7 @@ class TestUniform:
     def test_every_pair_is_as_likely_as_any_other(self) -> None:
         counts = dict.fromkeys([(i, j) for i in range(5) for j in range(i + 1, 5)], 0)
         for round in range(5000):
-            first, second = Uniform(cohort_size=2).select(5, generator(1, round, "selection")).tolist()
+            first, second = Uniform(cohort_size=2).select(clients(5), generator(1, round, "selection")).tolist()
             counts[first, second] += 1
         assert sum((count - 500) ** 2 / 500 for count in counts.values()) < 27.88  # 9 degrees of freedom, level 0.001
 
@@ -70,7 +76,7 @@ class TestUniform:
         rule, draw = Uniform(cohort_size=1000), generator(0, 1, "selection")
         tracemalloc.start()
         try:
-            rows = rule.select(10_000_000, draw)
+            rows = rule.select(clients(10_000_000), draw)
             peak_bytes = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -50,7 +50,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def data(x: np.ndarray, num_classes: int) -> Any:
-    return SimpleNamespace(x_train=x, num_classes=num_classes)
+    return SimpleNamespace(x_train=x, output_shape=(num_classes,))
 
 
 CASES = [
@@ -67,26 +67,26 @@ class TestModelRule:
     input_shape, num_classes = (1, 4, 4), 5
 
     def test_the_same_seed_builds_the_same_bits(self, rule: ModelRule, size: int) -> None:
-        first = flatten(build_seeded(rule, self.input_shape, self.num_classes, seed=1))
+        first = flatten(build_seeded(rule, self.input_shape, (self.num_classes,), seed=1))
         torch.rand(3)
-        assert np.array_equal(first, flatten(build_seeded(rule, self.input_shape, self.num_classes, seed=1)))
-        other = flatten(build_seeded(rule, self.input_shape, self.num_classes, seed=2))
+        assert np.array_equal(first, flatten(build_seeded(rule, self.input_shape, (self.num_classes,), seed=1)))
+        other = flatten(build_seeded(rule, self.input_shape, (self.num_classes,), seed=2))
         assert np.array_equal(first, other) == isinstance(rule, LogisticRegression)
 
     def test_building_leaves_torchs_generator_alone(self, rule: ModelRule, size: int) -> None:
         before = torch.get_rng_state()
-        module = build_seeded(rule, self.input_shape, self.num_classes, seed=1)
+        module = build_seeded(rule, self.input_shape, (self.num_classes,), seed=1)
         check_fits(module, data(np.zeros((2, *self.input_shape), np.float32), self.num_classes))
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_scores_have_a_column_for_each_class(self, rule: ModelRule, size: int) -> None:
-        module = build_seeded(rule, self.input_shape, self.num_classes, seed=1)
+        module = build_seeded(rule, self.input_shape, (self.num_classes,), seed=1)
         assert module(torch.zeros(3, *self.input_shape)).shape == (3, 5)
         for rows in (1, 2, 6):
             check_fits(module, data(np.ones((rows, *self.input_shape), np.float32), self.num_classes))
 
     def test_parameters_go_out_and_in(self, rule: ModelRule, size: int) -> None:
-        module = build_seeded(rule, self.input_shape, self.num_classes, seed=1)
+        module = build_seeded(rule, self.input_shape, (self.num_classes,), seed=1)
         params_D = np.arange(size, dtype=np.float32)
         load_into(module, params_D)
         assert num_parameters(module) == size
@@ -97,7 +97,7 @@ class TestModelRule:
 
 
 def test_logistic_regression_starts_at_zero() -> None:
-    assert not flatten(LogisticRegression().build((13,), 2)).any()
+    assert not flatten(LogisticRegression().build((13,), (2,))).any()
 
 
 @pytest.mark.parametrize("start_from", ["fresh", "latest", "models:/ward/3", "models:/ward@champion"])
@@ -139,7 +139,7 @@ def test_hidden_layers_refused(hidden: tuple[Any, ...]) -> None:
 )
 def test_a_module_that_cannot_be_built(path: str, arguments: dict[str, Any], error: Any, words: str) -> None:
     with pytest.raises(error, match=words) as caught:
-        build_seeded(ModuleModel(path=path, arguments=arguments), (4,), 2, seed=0)
+        build_seeded(ModuleModel(path=path, arguments=arguments), (4,), (2,), seed=0)
     assert caught.value.hint or error is ConfigError
 
 
@@ -188,7 +188,7 @@ def test_a_model_that_does_not_fit(module: nn.Module, words: str, mend: str) -> 
 def test_tokens_need_an_embedding() -> None:
     tokens = data(np.zeros((6, 4), np.int64), 2)
     with pytest.raises(ModelError, match="int64") as caught:
-        check_fits(LogisticRegression().build((4,), 2), tokens)
+        check_fits(LogisticRegression().build((4,), (2,)), tokens)
     assert "embedding" in (caught.value.hint or "")
     check_fits(nn.Sequential(nn.Embedding(3, 5), nn.Flatten(), nn.Linear(20, 2)), tokens)
 

@@ -87,11 +87,11 @@ class TestAssemble:
             ({}, {"selection": {"min_updates": 4}}, ConfigError, r"selection.min_updates is 4 .* at most 3"),
             ({"tests": 0}, {}, DataError, "data function has no test examples: the model could never be evaluated"),
             (
-                {"num_clients": 1001},
+                {"num_clients": 1001, "tests": 1001},
                 {},
                 ConfigError,
-                "evaluation.per_client is true but data function has 1001 clients: .* set evaluation.per_client to "
-                "false above 1000 clients",
+                "evaluation.per_client is true but data function has 1001 clients with test rows: .* set "
+                "evaluation.per_client to false above 1000",
             ),
             ({"whole": True}, {}, ModelError, r"the model cannot take rows of int64 \[4\]"),
             ({"wards": 3}, {}, DataError, r"ward_functions:load failed with data.arguments \['wards'\]: TypeError"),

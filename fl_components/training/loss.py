@@ -1,0 +1,25 @@
+"""The loss of a model's scores: one label a row, or one a position."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch.nn.functional import cross_entropy
+
+IGNORED: Final = -1  # the label of positions that do not count (fl_components.data.IGNORED)
+
+
+def mean_loss(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """The mean cross-entropy of scores [B, C] and labels [B], or of [B, T, C] and [B, T]."""
+    return cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
+
+
+def sum_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The same, summed over the labels that count."""
+    return cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def num_labels(labels: torch.Tensor) -> int:
+    """How many labels count."""
+    return labels.numel() if labels.ndim == 1 else int((labels != IGNORED).sum())
