@@ -174,7 +174,7 @@ def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
         "run_id": run.run_id,
         "name": run.name,
         "population": run.population,
-        "state": run.state,
+        "state": _state(store, run),
         "rounds": run.rounds,
         "committed_round": run.committed_round,
         "attempt": run.attempt,
@@ -191,6 +191,12 @@ def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
         "prefect_flow_run_url": flow_run["url"],
         "error": run.error,
     }
+
+
+def _state(store: Store, run: RunRecord) -> str:
+    """The run's state; "Interrupted" when its process died, which could not write that down."""
+    died = run.state == "Running" and not store.is_held(run.run_id)
+    return "Interrupted" if died else run.state
 
 
 def _train(

@@ -22,6 +22,7 @@ STATE_STYLES = {
     "Pending": "cyan",
     "BudgetExhausted": "yellow",
     "Cancelled": "yellow",
+    "Interrupted": "yellow",
 }
 
 

@@ -1,6 +1,6 @@
 """The embedded Prefect API server of one home: `python -c "... serve(folder, idle_s)"` in a session of its own.
 
-There are never two, it takes its last port again, and it leaves when no client has held `clients.lock` for a while.
+There are never two, it takes its last port again, and it leaves when no client has held `clients.lock` for a while, or when its home is gone.
 Nothing heavy is imported before the server's lock is held.
 """
 
@@ -77,6 +77,8 @@ async def _announce_and_leave_when_idle(
     idle_since = time.monotonic()
     while True:
         await asyncio.sleep(min(1.0, idle_s / 4))
+        if not files.record.exists():  # the home was removed: nobody can find this server, and nothing can be saved
+            os._exit(0)
         clients = try_lock(files.clients_lock, exclusive=True)
         if clients is None:
             idle_since = time.monotonic()

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
+from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, Features, FederatedData, Labels
 from fl_components.errors import ConfigError, DataError, one_line
-from fl_components.data.base import DataRule
 from fl_components.rules import import_attribute
 
 _FORM = "return {client_id: (x_train, y_train) or (x_train, y_train, x_test, y_test)}"

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, FederatedData
 from fl_components.errors import DataError
-from fl_components.data.base import DataRule
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 

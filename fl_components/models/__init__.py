@@ -1,4 +1,4 @@
-"""What is trained: a model rule builds a torch module for the data's input shape and the shape of its labels' scores."""
+"""What is trained: a model rule builds a torch module for rows of one shape and scores of another."""
 
 from __future__ import annotations
 

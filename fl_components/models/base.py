@@ -79,7 +79,7 @@ def shaped(output_shape: tuple[int, ...]) -> list[torch.nn.Module]:
 
 
 def check_fits(module: torch.nn.Module, data: Examples) -> None:
-    """Run two training rows through the module, and raise `ModelError` unless finite scores [2, *output_shape] come out.
+    """Run two training rows through the module; `ModelError` unless finite scores [2, *output_shape] come out.
 
     Of tokens, one row is that of the largest: an embedding must have room for it. A module whose buffers change as it
     runs is refused as well: buffers do not travel between clients and server.

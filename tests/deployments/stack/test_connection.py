@@ -82,6 +82,15 @@ def test_five_clients_at_once_share_one_server_which_leaves_after_them(
     assert not answers(record)
 
 
+def test_a_server_whose_home_is_removed_leaves(warm_home: Path, run_python: RunPython, wait_until: WaitUntil) -> None:
+    client = run_python(CLIENT, str(warm_home))
+    assert client.stdout is not None and client.stdout.readline()
+    record = server_files(warm_home).read_record()
+    assert record is not None and answers(record)
+    warm_home.rename(warm_home.with_name("away"))  # removed in one step: the server writes while files are deleted
+    wait_until(lambda: not answers(record), "the server leaves, though a client of that home still lives")
+
+
 FLOW = """
 import sys
 from pathlib import Path

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +117,32 @@ def test_the_latest_unfinished_run_is_the_one_worked_on_last(store: Store, new_r
     latest = store.latest_unfinished()
     assert latest is not None
     assert latest.run_id == "b"
+
+
+@pytest.mark.parametrize("code", ["too_few_clients", "run_failed"])
+def test_a_run_that_would_fail_again_is_passed_over(store: Store, new_run: NewRun, code: str) -> None:
+    for run_id, told in [("a", "data"), ("b", code)]:
+        new_run(run_id)
+        with store.acquire(run_id) as lease:
+            lease.begin_attempt()
+            lease.finish("Failed", error={"code": told, "message": "no", "hint": None})
+    latest = store.latest_unfinished()
+    assert latest is not None
+    assert latest.run_id == "a"
+
+
+def test_a_run_is_held_while_its_process_lives(
+    store: Store, new_run: NewRun, start_holder: Callable[..., Any]
+) -> None:
+    new_run("a")
+    assert not store.is_held("a")
+    with store.acquire("a"):
+        assert store.is_held("a")
+    assert not store.is_held("a")
+    holder = start_holder("a")
+    assert store.is_held("a")
+    holder.kill()
+    assert not store.is_held("a")
 
 
 def test_a_completed_run_is_unfinished_until_its_lease_is_given_back(store: Store, new_run: NewRun) -> None:
