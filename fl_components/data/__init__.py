@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 from fl_components.data.base import DataRule
 from fl_components.data.digits import Digits
+from fl_components.data.emnist import Emnist
 from fl_components.data.federated import IGNORED, ClientExamples, FederatedData, NumberedIds, RowRanges
+from fl_components.data.femnist import Femnist
 from fl_components.data.function import FunctionData
 from fl_components.data.heart_disease import HeartDisease
+from fl_components.data.mnist import Mnist
 from fl_components.rules import union
 
 if TYPE_CHECKING:
     Data = DataRule
 else:
-    Data = union("data", HeartDisease, Digits, FunctionData)
+    Data = union("data", HeartDisease, Digits, Mnist, Emnist, Femnist, FunctionData)
 
 __all__ = [
     "IGNORED",
@@ -22,9 +25,12 @@ __all__ = [
     "Data",
     "DataRule",
     "Digits",
+    "Emnist",
     "FederatedData",
+    "Femnist",
     "FunctionData",
     "HeartDisease",
+    "Mnist",
     "NumberedIds",
     "RowRanges",
 ]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from fl_components.config import FederationConfig, config_digest, load_config, parse_config, schema
+from fl_components.data import Data
 from fl_components.errors import ConfigError
+from fl_components.rules import kind_of
 
 SMALL: dict[str, Any] = {
     "name": "heart",
@@ -19,12 +21,13 @@ SMALL: dict[str, Any] = {
     "model": {"kind": "logistic_regression"},
     "training": {"learning_rate": 0.1, "epochs": 1},
 }
+DATA_KINDS = [kind_of(rule) for rule in Data.__origin__.__args__]
 FULL: dict[str, Any] = {
     "name": "digits",
     "population": "schools",
     "rounds": 7,
     "seed": 3,
-    "data": {"kind": "digits", "num_clients": 6, "test_fraction": 0.25},
+    "data": {"kind": "digits", "partition": {"kind": "shards", "num_clients": 6}, "test_fraction": 0.25},
     "model": {"kind": "mlp", "hidden": [5, 4], "start_from": "latest"},
     "training": {"kind": "sgd", "learning_rate": 0.1, "momentum": 0.5, "batch_size": None, "steps": 3},
     "selection": {"kind": "uniform", "cohort_size": 4, "min_updates": 2},
@@ -201,7 +204,20 @@ class TestSentences:
             ),
             # a kind
             ({"model": {"kind": "mpl"}}, "model.kind is 'mpl'; did you mean mlp?"),
-            ({"data": {"kind": "qqq"}}, "data.kind is 'qqq'; known are heart_disease, digits, function"),
+            ({"data": {"kind": "qqq"}}, "data.kind is 'qqq'; known are " + ", ".join(DATA_KINDS)),
+            (
+                {"data": {"kind": "digits", "partition": {"kind": "shard"}}},
+                "data.partition.kind is 'shard'; did you mean shards?",
+            ),
+            (
+                {"data": {"kind": "mnist", "partition": {"num_clients": 3}}},
+                "data.partition.kind is missing; known are iid, dirichlet, shards, quantity_skew, natural",
+            ),
+            (
+                {"data": {"kind": "mnist", "partition": {"kind": "dirichlet", "num_clients": 3, "alhpa": 1}}},
+                "data.partition.alpha is missing; data.partition.alhpa is not a field of data.partition dirichlet; "
+                "did you mean alpha?",
+            ),
             ({"model": {}}, "model.kind is missing; known are logistic_regression, mlp, module"),
             (
                 {"server_optimizer": {"learning_rate": 1}},

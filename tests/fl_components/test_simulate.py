@@ -16,7 +16,10 @@ from fl_components.store import Store
 from flows.round import walk
 
 HEART = {"data": {"kind": "heart_disease"}, "model": {"kind": "logistic_regression"}}
-DIGITS = {"data": {"kind": "digits", "num_clients": 12}, "model": {"kind": "mlp", "hidden": [8]}}
+DIGITS = {
+    "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 12}},
+    "model": {"kind": "mlp", "hidden": [8]},
+}
 
 
 def configured(changes: dict[str, Any]) -> Any:

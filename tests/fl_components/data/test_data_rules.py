@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.data import Data, Digits, FederatedData, FunctionData, HeartDisease
+from fl_components.data import Data, Digits, Emnist, FederatedData, Femnist, FunctionData, HeartDisease, Mnist
+from fl_components.data.partition import Dirichlet, Iid, QuantitySkew, Shards
+from fl_components.rules import kind_of
+from tests.fl_components.data.idx_files import write_emnist, write_femnist, write_mnist
 
 RULES = [
     HeartDisease(),
     HeartDisease(normalisation="per_client"),
     Digits(),
-    Digits(num_clients=1797, test_fraction=0.0),
-    Digits(num_clients=3, test_fraction=0.9),
+    Digits(partition=Iid(num_clients=1797), test_fraction=0.0),
+    Digits(partition=Shards(num_clients=3), test_fraction=0.9),
+    Mnist(),
+    Mnist(partition=QuantitySkew(num_clients=12, sigma=1.0)),
+    Emnist(split="letters", partition=Dirichlet(num_clients=4, alpha=1.0)),
+    Femnist(),
+    Femnist(partition=Iid(num_clients=5)),
     FunctionData(path="ward_data:load", arguments={"rows": 5}),
 ]
 
@@ -36,6 +44,10 @@ class TestDataRule:
     def ward(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "ward_data.py").write_text(WARD_DATA)
         monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("FEDROUNDS_DATA", str(tmp_path))
+        write_mnist(tmp_path / "mnist")
+        write_emnist(tmp_path / "emnist", "letters", 26, first=1)
+        write_femnist(tmp_path / "femnist")
 
     def test_the_same_seed_gives_the_same_bits(self, rule: Data) -> None:
         first, second = rule.load(seed=3), rule.load(seed=3)
@@ -53,8 +65,9 @@ class TestDataRule:
         assert sum(data.num_examples(i) for i in clients) == len(data.x_train) == len(data.y_train)
         assert np.array_equal(np.concatenate([data.train(i)[0] for i in clients]), data.x_train)
         assert np.array_equal(np.concatenate([data.train(i)[1] for i in clients]), data.y_train)
-        assert np.array_equal(np.concatenate([data.test(i)[0] for i in clients]), data.x_test)
-        assert np.array_equal(np.concatenate([data.test(i)[1] for i in clients]), data.y_test)
+        tests = [*(data.test(i) for i in clients), data.test_of_nobody()]
+        assert np.array_equal(np.concatenate([x for x, _ in tests]), data.x_test)
+        assert np.array_equal(np.concatenate([y for _, y in tests]), data.y_test)
         for i in clients:
             x, y = data.train(i)
             assert len(x) == len(y) == data.num_examples(i) > 0
@@ -73,12 +86,13 @@ class TestDataRule:
     def test_baselines_are_those_of_a_plain_count(self, rule: Data) -> None:
         data = rule.load(seed=0)
         pooled = majority(data.y_train.tolist())
-        hits = [
-            (label == pooled, label == majority(data.train(i)[1].tolist()))
+        own = [
+            label == majority(data.train(i)[1].tolist())
             for i in range(data.num_clients)
             for label in data.test(i)[1].tolist()
         ]
-        expected = dict(zip(("pooled_majority", "client_majority"), np.mean(hits, axis=0), strict=True)) if hits else {}
+        hits = {"pooled_majority": [label == pooled for label in data.y_test.tolist()], "client_majority": own}
+        expected = {name: float(np.mean(found)) for name, found in hits.items() if found}
         assert data.baselines() == pytest.approx(expected)
 
     def test_written_and_read_again_it_is_the_same_rule(self, rule: Data) -> None:
@@ -90,7 +104,8 @@ def majority(labels: list[int]) -> int:
 
 
 def test_the_union_names_the_kinds_it_knows() -> None:
-    with pytest.raises(ValidationError, match="'heart_disease', 'digits', 'function'"):
+    kinds = ", ".join(repr(kind_of(rule)) for rule in Data.__origin__.__args__)
+    with pytest.raises(ValidationError, match=kinds):
         TypeAdapter(Data).validate_python({"kind": "mnits"})
 
 

@@ -16,7 +16,7 @@ from fl_components.store import Store
 FIELDS: dict[str, Any] = {
     "name": "ward",
     "rounds": 3,
-    "data": {"kind": "digits", "num_clients": 9},
+    "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 9}},
     "model": {"kind": "logistic_regression"},
     "training": {"learning_rate": 0.1, "batch_size": 64, "steps": 2},
     "execution": {"shard_size": 2},

@@ -1,0 +1,50 @@
+"""EMNIST: handwritten digits and letters in the form of MNIST."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from fl_components.data.base import DataRule
+from fl_components.data.federated import FederatedData
+from fl_components.data.folders import find_folder
+from fl_components.data.idx import read_images
+from fl_components.data.partition import Iid, Partition
+from fl_components.data.partition.base import federate
+
+_NUM_CLASSES: Final = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
+
+
+class Emnist(DataRule):
+    """EMNIST (Cohen, Afshar, Tapson and van Schaik, 2017), in one of its six splits; public.
+
+    Read from the four IDX files of the split, `emnist-SPLIT-train-images-idx3-ubyte` and so on, in `folder` or where
+    `find_folder` looks. They hold images transposed: they are turned, so that inputs are upright as MNIST's, float32
+    [1, 28, 28] in [0, 1]. The split `letters` numbers its labels from 1 in the files, and from 0 here.
+    """
+
+    kind: Literal["emnist"] = "emnist"
+    split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"
+    partition: Partition = Iid(num_clients=100)
+    folder: str | None = None
+
+    def known_num_clients(self) -> int | None:
+        return self.partition.known_num_clients()
+
+    def load(self, seed: int) -> FederatedData:
+        """Raises `DataError` when a file is missing or damaged, or the partition leaves a client without rows."""
+        train, test = (
+            (f"emnist-{self.split}-{part}-images-idx3-ubyte", f"emnist-{self.split}-{part}-labels-idx1-ubyte")
+            for part in ("train", "test")
+        )
+        folder = find_folder("emnist", [*train, *test], self.folder)
+        num_classes, first_label = _NUM_CLASSES[self.split], int(self.split == "letters")
+        (x_train, y_train), (x_test, y_test) = (
+            read_images(folder, *files, num_classes=num_classes, first_label=first_label) for files in (train, test)
+        )
+        return federate(
+            self.partition,
+            seed,
+            (x_train.transpose(0, 2, 1)[:, None], y_train),
+            (x_test.transpose(0, 2, 1)[:, None], y_test),
+            num_classes=num_classes,
+        )

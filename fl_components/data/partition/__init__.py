@@ -1,0 +1,20 @@
+"""How the rows of a table are dealt out to clients. Each rule is a file; another package adds one by an entry point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fl_components.data.partition.base import Dealt, PartitionRule
+from fl_components.data.partition.dirichlet import Dirichlet
+from fl_components.data.partition.iid import Iid
+from fl_components.data.partition.log_normal import QuantitySkew
+from fl_components.data.partition.natural import Natural
+from fl_components.data.partition.shards import Shards
+from fl_components.rules import union
+
+if TYPE_CHECKING:
+    Partition = PartitionRule
+else:
+    Partition = union("partitions", Iid, Dirichlet, Shards, QuantitySkew, Natural)
+
+__all__ = ["Dealt", "Dirichlet", "Iid", "Natural", "Partition", "PartitionRule", "QuantitySkew", "Shards"]

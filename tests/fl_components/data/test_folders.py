@@ -1,0 +1,77 @@
+"""Where the files of public data sets are found, and what is said where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fl_components.data.folders import find_file, find_folder
+from fl_components.errors import DataError
+
+FILES = ["images", "labels"]
+
+
+def put(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.fixture
+def places(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    working = tmp_path / "project" / "work"
+    working.mkdir(parents=True)
+    monkeypatch.chdir(working)
+    monkeypatch.setenv("FEDROUNDS_DATA", str(tmp_path / "public"))
+    return [
+        tmp_path / "public" / "mnist",
+        home / "data" / "mnist",
+        working / "data" / "mnist",
+        tmp_path / "project" / "shared" / "data" / "mnist",
+    ]
+
+
+def test_the_first_place_that_has_the_files_is_taken(places: list[Path]) -> None:
+    for place in reversed(places):
+        put(place, "images.gz", "labels")
+        assert find_folder("mnist", FILES) == place
+
+
+def test_a_configured_folder_is_the_only_one(places: list[Path], tmp_path: Path) -> None:
+    put(places[0], *FILES)
+    mine = put(tmp_path / "mine", *FILES)
+    assert find_folder("mnist", FILES, str(mine)) == mine
+    with pytest.raises(DataError, match=r"the files of mnist are not in .*elsewhere") as caught:
+        find_folder("mnist", FILES, str(tmp_path / "elsewhere"))
+    assert str(places[0]) not in caught.value.message
+
+
+def test_where_they_are_nowhere_it_says_which_and_where_to_put_them(
+    places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError) as caught:
+        find_folder("mnist", FILES)
+    assert all(str(place) in caught.value.message for place in places)
+    hint = f"put images and labels into {places[0]}, as they are or with .gz after the name"
+    assert caught.value.hint == f"{hint}, or say as data.folder where they are"
+    monkeypatch.delenv("FEDROUNDS_DATA")
+    with pytest.raises(DataError) as caught:
+        find_folder("mnist", FILES)
+    assert caught.value.hint is not None and f"into {places[1]}," in caught.value.hint
+
+
+def test_a_place_with_some_of_the_files_is_not_passed_over(places: list[Path]) -> None:
+    put(places[0], "images")
+    put(places[1], *FILES)
+    with pytest.raises(DataError, match="has some files of mnist and not labels"):
+        find_folder("mnist", FILES)
+
+
+def test_the_file_itself_comes_before_the_compressed_one(tmp_path: Path) -> None:
+    assert find_file(tmp_path, "a") is None
+    put(tmp_path, "a.gz")
+    assert find_file(tmp_path, "a") == tmp_path / "a.gz"
+    put(tmp_path, "a")
+    assert find_file(tmp_path, "a") == tmp_path / "a"
