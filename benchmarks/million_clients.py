@@ -25,7 +25,8 @@ POPULATIONS = (1_000, 1_000_000)
 def measure(num_clients: int, run_id: str, environment: dict[str, str]) -> tuple[float, float]:
     """Median seconds of a round, and peak MB (10^6 bytes), of one training."""
     command = [FEDROUNDS, "train", EXAMPLE, "--set", f"data.partition.num_clients={num_clients}", "--run-id", run_id]
-    with subprocess.Popen([*map(str, command), "--json"], env=environment, stdout=subprocess.PIPE) as process:
+    options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*map(str, command), "--json"], **options) as process:
         assert process.stdout is not None
         answer = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)

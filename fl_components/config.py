@@ -108,18 +108,62 @@ def parse_config(fields: Mapping[str, Any]) -> FederationConfig:
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> FederationConfig:
     """The configuration in a YAML file (or in a tree of plain values), with overrides of the form `a.b=value`.
 
-    A relative `data.folder` is taken from the file's own folder (the working folder where there is no file). Raises
-    `ConfigError`.
+    A rule's relative folder or file is taken from the configuration's own folder (the working one where it has none).
+    Raises `ConfigError`.
     """
+    return parse_config(load_fields(source, overrides))
+
+
+def load_fields(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same as a tree of plain values, as it is written: no field is checked, no default filled in."""
     fields = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for override in overrides:
         fields = _with_override(fields, override)
-    data = fields.get("data")
-    if isinstance(data, Mapping) and isinstance(data.get("folder"), str):
-        base = Path.cwd() if isinstance(source, Mapping) else Path(source).resolve().parent
-        folder = (base / Path(data["folder"]).expanduser()).resolve()
-        fields = {**fields, "data": {**data, "folder": str(folder)}}
-    return parse_config(fields)
+    return with_absolute_paths(fields, Path.cwd() if isinstance(source, Mapping) else Path(source).resolve().parent)
+
+
+def with_absolute_paths(fields: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """`fields` with each relative folder or file of a rule taken from `base`; what a user's arguments hold stays."""
+    return {name: _absolute(value, base) for name, value in fields.items()}
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    found = {name: each if name == "arguments" else _absolute(each, base) for name, each in value.items()}
+    for name in ("folder", "file", "clients_file"):
+        if isinstance(found.get(name), str):
+            found[name] = str((base / Path(found[name]).expanduser()).resolve())
+    return found
+
+
+def with_value(fields: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """`fields` with one value replaced. Raises `ConfigError` when what stands above `field` is no group of fields.
+
+    >>> with_value({"training": {"epochs": 1}}, "training.learning_rate", 0.1)
+    {'training': {'epochs': 1, 'learning_rate': 0.1}}
+    """
+    return _set(fields, (), field.split("."), value, f"{field}={value}")
+
+
+def parse_axis(text: str) -> tuple[str, list[Any]]:
+    """A field and the values that it takes in a sweep: YAML values, split at the commas outside brackets.
+
+    >>> parse_axis("training.learning_rate=0.01,0.1"), parse_axis("model.hidden=[64, 32],[128]")
+    (('training.learning_rate', [0.01, 0.1]), ('model.hidden', [[64, 32], [128]]))
+    """
+    field, equals, values = text.partition("=")
+    if not equals or not all(field.split(".")):
+        raise ConfigError(
+            f"{text!r} is not of the form a.b=value,value", hint="for instance training.learning_rate=0.01,0.1"
+        )
+    try:
+        parsed = _parse_yaml(f"[{values}]")
+    except ValueError as error:
+        raise ConfigError(f"the values in {text!r} are not YAML: {error}") from error
+    if not isinstance(parsed, list) or not parsed:
+        raise ConfigError(f"{text!r} gives no values to {field}", hint=f"for instance {field}=1,2,3")
+    return field, parsed
 
 
 def config_digest(config: FederationConfig) -> str:

@@ -42,6 +42,19 @@ class Rule(BaseModel):
         return fields
 
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_default_s_kind_may_be_left_out(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        found = dict(fields)
+        for name, field in cls.model_fields.items():
+            value, kind = found.get(name), getattr(field.default, "kind", None)
+            if kind is not None and isinstance(value, Mapping) and "kind" not in value:
+                found[name] = {"kind": kind, **value}
+        return found
+
+
 def union(family: str, *built_in: type[Rule]) -> Any:
     """The type of a configuration field that holds one rule of a family, told from the others by its `kind`.
 

@@ -47,16 +47,18 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
         cohort = config.selection.select(clients, generator(config.seed, round, "selection")).tolist()
         participations[cohort] += 1
         training = config.training.in_round(round, config.rounds)
-        deltas = []
+        deltas, weights = [], []
         for client in cohort:
             seed = derive_key(config.seed, round, "training", data.client_ids[client])
+            if training.drop_stragglers and training.work_of(seed) is not None:
+                continue
             with one_thread():
                 delta_D, _ = training.train(federation.module, params_D, *data.train(client), seed)
             deltas.append(delta_D)
+            weights.append(float(data.num_examples(client)))
         total = config.aggregation.init(len(params_D))
         if deltas:
-            weights_N = np.array([data.num_examples(client) for client in cohort], np.float64)
-            total = config.aggregation.add(total, np.stack(deltas), weights_N)
+            total = config.aggregation.add(total, np.stack(deltas), np.array(weights))
         params_D, optimizer = config.server_optimizer.update(params_D, -config.aggregation.aggregate(total), optimizer)
         yield SimulatedRound(
             round, tuple(data.client_ids[client] for client in cohort), params_D, federation.evaluate(params_D)

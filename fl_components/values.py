@@ -72,12 +72,16 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class UpdateBatch:
-    """One wave's updates as the clients computed them, float32 [N, D], and each one's training loss."""
+    """One wave's updates as the clients computed them, float32 [N, D], and each one's training loss.
+
+    `absent` are the selected clients from which no update came, each with the reason.
+    """
 
     client_ids: tuple[str, ...]
     deltas_ND: Float32
     losses: tuple[Weighted, ...]
     download_bytes: int = 0
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class EncodedBatch:
     frames: tuple[bytes, ...]
     losses: tuple[Weighted, ...]
     download_bytes: int = 0
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

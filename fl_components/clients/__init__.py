@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.clients.selection import Clients, SelectionRule
+from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
+from fl_components.clients.fair import Fair
+from fl_components.clients.poisson import Poisson
+from fl_components.clients.selection import Availability, Clients, SelectionRule
+from fl_components.clients.stratified import Stratified
 from fl_components.clients.uniform import Uniform
 from fl_components.rules import union
 
 if TYPE_CHECKING:
     Selection = SelectionRule
 else:
-    Selection = union("selection", Uniform)
+    Selection = union("selection", Uniform, Poisson, Stratified, Fair)
 
-__all__ = ["Clients", "Selection", "SelectionRule", "Uniform"]
+__all__ = [
+    "Always",
+    "Availability",
+    "AvailabilityRule",
+    "Bernoulli",
+    "Clients",
+    "Diurnal",
+    "Fair",
+    "Poisson",
+    "Selection",
+    "SelectionRule",
+    "Stratified",
+    "Trace",
+    "Uniform",
+]

@@ -5,12 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.rules import Rule
+from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
+from fl_components.rules import Rule, union
+
+if TYPE_CHECKING:
+    Availability = AvailabilityRule
+else:
+    Availability = union("availability", Always, Bernoulli, Diurnal, Trace)
+
+Rows = NDArray[np.int64]
+
+LOOKED_AT_PER_SEAT: Final = 100
+"""At most so many candidates are looked at for a seat of a cohort: a round's cost must not follow the population."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +41,18 @@ class Clients:
     num_clients: int
     round: int
     seed: int
-    attribute: Callable[[str], NDArray[np.int64]]
-    participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    attribute: Callable[[str], Rows]
+    participations: Callable[[Rows], Rows]
 
 
 class SelectionRule(Rule):
     """The clients of one round, drawn from a table of clients in time proportional to the cohort."""
 
+    kind: str
     min_updates: int = Field(
         default=1, ge=0, description="a round with fewer usable updates than this ends the run as TooFewClients"
     )
+    availability: Availability = Always()
 
     @property
     def uses_history(self) -> bool:
@@ -50,5 +64,20 @@ class SelectionRule(Rule):
         """How many clients a round selects (the expected number, where it is random)."""
 
     @abstractmethod
-    def select(self, clients: Clients, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The rows of the selected clients, ascending, int64 [N]."""
+    def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
+        """The rows of the selected clients, ascending, int64 [N]. Fewer where too few are available."""
+
+    def draw(self, clients: Clients, pool: Rows | int, size: int, generator: np.random.Generator) -> Rows:
+        """`size` of the available clients among `pool` (rows, or the first so many rows), each set equally likely.
+
+        In random order, int64 [at most size]. At most `LOOKED_AT_PER_SEAT` candidates a seat are looked at.
+        """
+        num_candidates = pool if isinstance(pool, int) else len(pool)
+        looked_at = min(num_candidates, 2 * size)
+        while True:
+            rows_N = generator.choice(num_candidates, looked_at, replace=False)
+            rows_N = rows_N if isinstance(pool, int) else pool[rows_N]
+            rows_N = rows_N[self.availability.available(rows_N, clients.round, clients.seed)]
+            if len(rows_N) >= size or looked_at >= min(num_candidates, LOOKED_AT_PER_SEAT * size):
+                return rows_N[:size]
+            looked_at = min(num_candidates, 4 * looked_at)

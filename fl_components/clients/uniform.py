@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.clients.selection import Clients, SelectionRule
+from fl_components.clients.availability import Always
+from fl_components.clients.selection import Clients, Rows, SelectionRule
 
 
 class Uniform(SelectionRule):
-    """A fixed number of distinct clients, each set of that size equally likely; all of them when `cohort_size` is null.
+    """A fixed number of distinct available clients, each set of that size equally likely; all when `cohort_size` is
+    null.
 
     >>> Uniform(cohort_size=3).cohort_size_of(1_000_000)
     3
@@ -26,10 +27,11 @@ class Uniform(SelectionRule):
     def cohort_size_of(self, num_clients: int) -> int:
         return num_clients if self.cohort_size is None else self.cohort_size
 
-    def select(self, clients: Clients, generator: np.random.Generator) -> NDArray[np.int64]:
-        num_clients = clients.num_clients
-        size = self.cohort_size_of(num_clients)
-        if size == num_clients:
-            return np.arange(num_clients)
+    def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
+        size = self.cohort_size_of(clients.num_clients)
+        if not isinstance(self.availability, Always):
+            return np.sort(self.draw(clients, clients.num_clients, size, generator))
+        if size == clients.num_clients:
+            return np.arange(size)
         # shuffle=False: the rows are sorted anyway, and numpy then draws a small set from a large population in O(size)
-        return np.sort(generator.choice(num_clients, size, replace=False, shuffle=False))
+        return np.sort(generator.choice(clients.num_clients, size, replace=False, shuffle=False))

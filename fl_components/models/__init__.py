@@ -5,14 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl_components.models.base import ModelRule, build_seeded, check_fits
+from fl_components.models.cnn import Cnn
+from fl_components.models.gru import Gru
 from fl_components.models.logistic_regression import LogisticRegression
 from fl_components.models.mlp import Mlp
 from fl_components.models.module import ModuleModel
+from fl_components.models.resnet import ResNet
+from fl_components.models.transformer import Transformer
 from fl_components.rules import union
 
 if TYPE_CHECKING:
     Model = ModelRule
 else:
-    Model = union("models", LogisticRegression, Mlp, ModuleModel)
+    Model = union("models", LogisticRegression, Mlp, Cnn, ResNet, Gru, Transformer, ModuleModel)
 
-__all__ = ["LogisticRegression", "Mlp", "Model", "ModelRule", "ModuleModel", "build_seeded", "check_fits"]
+__all__ = [
+    "Cnn",
+    "Gru",
+    "LogisticRegression",
+    "Mlp",
+    "Model",
+    "ModelRule",
+    "ModuleModel",
+    "ResNet",
+    "Transformer",
+    "build_seeded",
+    "check_fits",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from abc import abstractmethod
 from typing import Any, Final, Protocol
@@ -27,10 +28,12 @@ class ModelRule(Rule):
       start_from: the parameters that training starts from: "fresh" (drawn from the configuration's seed), "latest" (the
         newest model of this name in the store) or an MLflow address: "models:/NAME/VERSION" (a number) or
         "models:/NAME@ALIAS".
+      freeze: patterns of parameter names ("0.*") whose parameters stay as they were at the start and do not travel.
     """
 
     kind: str
     start_from: str = "fresh"
+    freeze: tuple[str, ...] = ()
 
     @field_validator("start_from")
     @classmethod
@@ -69,8 +72,45 @@ def build_seeded(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, 0, "initial parameters") % 2**63)
         module = rule.build(input_shape, output_shape)
+    for pattern in rule.freeze:
+        _freeze(module, pattern)
     check_trainable(module)
     return module
+
+
+def _freeze(module: torch.nn.Module, pattern: str) -> None:
+    names = dict(module.named_parameters())
+    matching = fnmatch.filter(names, pattern)
+    if not matching:
+        raise ModelError(
+            f"model.freeze: {pattern!r} matches no parameter of the model",
+            hint=f"its parameters are {', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''}",
+        )
+    for name in matching:
+        names[name].requires_grad_(False)
+
+
+def image_shape(input_shape: tuple[int, ...], kind: str, at_least: int) -> tuple[int, int, int]:
+    """(channels, height, width) of the data's rows. Raises `ModelError` unless they are images of `at_least` pixels."""
+    depth, height, width = (1, *input_shape) if len(input_shape) == 2 else (*input_shape, 0, 0)[:3]
+    if len(input_shape) not in (2, 3) or min(height, width) < at_least:
+        raise ModelError(
+            f"model {kind} takes images [channels, height, width] of at least {at_least} x {at_least} pixels, and the "
+            f"data has rows of {list(input_shape)}",
+            hint="choose model mlp, or give the data as images",
+        )
+    return depth, height, width
+
+
+def tokens_shape(input_shape: tuple[int, ...], output_shape: tuple[int, ...], kind: str) -> int:
+    """T, the length of the data's rows of tokens. Raises `ModelError` when they are none."""
+    if len(input_shape) != 1 or (len(output_shape) == 2 and output_shape[0] != input_shape[0]):
+        raise ModelError(
+            f"model {kind} takes rows of T tokens and gives scores for the last or for each of them, and the data has "
+            f"rows of {list(input_shape)} with labels of {list(output_shape[:-1])}",
+            hint="give each row as one sequence of int64 tokens, with one label, or one label a token",
+        )
+    return input_shape[0]
 
 
 def shaped(output_shape: tuple[int, ...]) -> list[torch.nn.Module]:

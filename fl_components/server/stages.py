@@ -112,7 +112,7 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch) -> EncodedBatch:
         encode_update(Update(client_id, plan.base_digest, rule.compress(delta_D)))
         for client_id, delta_D in zip(batch.client_ids, batch.deltas_ND, strict=True)
     )
-    return EncodedBatch(batch.client_ids, frames, batch.losses, batch.download_bytes)
+    return EncodedBatch(batch.client_ids, frames, batch.losses, batch.download_bytes, batch.absent)
 
 
 @stage
@@ -120,7 +120,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch, collected: Collected |
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
     rule, data = hub.config.aggregation, {task.client_id: task for task in plan.cohort}
     collected = collected or Collected(rule.init(hub.federation.num_parameters))
-    partial, rejected, loss = collected.partial, dict(collected.rejected), collected.train_loss
+    partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
     for shard in hub.config.execution.shards(len(batch.frames)):
         deltas, weights = [], []
         for position in range(shard.start, shard.stop):
@@ -138,7 +138,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch, collected: Collected |
         collected,
         partial=partial,
         train_loss=loss,
-        selected=collected.selected + len(batch.frames),
+        selected=collected.selected + len(batch.frames) + len(batch.absent),
         rejected=rejected,
         upload_bytes=collected.upload_bytes + sum(map(len, batch.frames)),
         download_bytes=collected.download_bytes + batch.download_bytes,

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from fl_components.rules import union
 from fl_components.server_optimizers.base import ServerOptimizerRule
+from fl_components.server_optimizers.fedadagrad import FedAdagrad
 from fl_components.server_optimizers.fedadam import FedAdam
 from fl_components.server_optimizers.fedavg import FedAvg
+from fl_components.server_optimizers.fedavgm import FedAvgM
+from fl_components.server_optimizers.fedyogi import FedYogi
 
 if TYPE_CHECKING:
     ServerOptimizer = ServerOptimizerRule
 else:
-    ServerOptimizer = union("server_optimizers", FedAvg, FedAdam)
+    ServerOptimizer = union("server_optimizers", FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 
-__all__ = ["FedAdam", "FedAvg", "ServerOptimizer", "ServerOptimizerRule"]
+__all__ = ["FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi", "ServerOptimizer", "ServerOptimizerRule"]

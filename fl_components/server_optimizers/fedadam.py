@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
-from fl_components.server_optimizers.base import ServerOptimizerRule
-from fl_components.values import Float32, Float64, Tensors
+from fl_components.server_optimizers.adaptive import AdaptiveRule
+from fl_components.values import Float64
 
 
-class FedAdam(ServerOptimizerRule):
-    """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  x <- x - learning_rate m / (sqrt(v) + tau).
+class FedAdam(AdaptiveRule):
+    """v <- beta2 v + (1 - beta2) g^2; the rest is `AdaptiveRule`'s.
 
-    As in the paper there is no bias correction, and v starts at tau^2 (the paper asks for v_{-1} >= tau^2).
-
+    >>> import numpy as np
     >>> rule = FedAdam(learning_rate=0.1, beta1=0.0, beta2=0.0, tau=0.1)
     >>> rule.update(np.zeros(1, np.float32), np.array([0.9]), rule.init(1))[0]  # -0.1 * 0.9 / (0.9 + 0.1)
     array([-0.09], dtype=float32)
     """
 
     kind: Literal["fedadam"] = "fedadam"
-    learning_rate: float = Field(default=0.01, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
-    tau: float = Field(default=1e-3, gt=0, description="the smaller, the more adaptive")
 
-    def init(self, num_parameters: int) -> Tensors:
-        return {
-            "m": np.zeros(num_parameters, np.float32),
-            "v": np.full(num_parameters, self.tau**2, np.float32),
-        }
-
-    def update(self, params_D: Float32, pseudo_gradient_D: Float64, state: Tensors) -> tuple[Float32, Tensors]:
-        m_D = self.beta1 * state["m"].astype(np.float64) + (1 - self.beta1) * pseudo_gradient_D
-        v_D = self.beta2 * state["v"].astype(np.float64) + (1 - self.beta2) * pseudo_gradient_D**2
-        step_D = self.learning_rate * m_D / (np.sqrt(v_D) + self.tau)
-        return (params_D - step_D).astype(np.float32), {"m": m_D.astype(np.float32), "v": v_D.astype(np.float32)}
+    def second_moment(self, v_D: Float64, square_D: Float64) -> Float64:
+        return self.beta2 * v_D + (1 - self.beta2) * square_D

@@ -1,5 +1,6 @@
 """Local stochastic gradient descent with momentum: `ClientUpdate` of McMahan et al. 2017
-(https://arxiv.org/abs/1602.05629)."""
+(https://arxiv.org/abs/1602.05629), with the proximal term of FedProx (Li et al. 2020,
+https://arxiv.org/abs/1812.06127)."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fl_components import randomness
 from fl_components.parameters import flatten, load_into
 from fl_components.rules import Rule
 from fl_components.training.loss import mean_loss, num_labels
+from fl_components.training.schedules import Constant, Schedule
 from fl_components.values import Float32, Weighted
 
 
@@ -21,14 +24,28 @@ class SGD(Rule):
     """`epochs` passes over the client's examples, or `steps` mini-batches; momentum starts at zero in every round.
 
     Examples are reshuffled for each pass; the last batch of a pass may be smaller. The loss is the mean cross-entropy.
+    A step is, in this order: the gradient of the (smoothed) loss, plus `proximal` (w - w_global), scaled down to
+    `max_gradient_norm` where it is longer; plus `weight_decay` w; momentum; the step. That is torch.optim.SGD after
+    clip_grad_norm_ of the objective's gradient.
+
+    With `straggler_fraction` the local work is uneven, as in section 5.2 of FedProx: in each round each client is with
+    that probability a straggler, which stops after a number of epochs (or steps) drawn uniformly from 1 to one less
+    than all. `drop_stragglers` leaves their updates out, as FedAvg does; otherwise what they did counts.
     """
 
     kind: Literal["sgd"] = "sgd"
     learning_rate: float = Field(gt=0)
+    schedule: Schedule = Constant()
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float | None = Field(default=None, gt=0, description="null does not clip")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    proximal: float = Field(default=0.0, ge=0, description="FedProx's mu")
     batch_size: int | None = Field(default=32, ge=1, description="null takes all of a client's examples as one batch")
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
+    straggler_fraction: float = Field(default=0.0, ge=0, le=1)
+    drop_stragglers: bool = False
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> SGD:
@@ -39,16 +56,44 @@ class SGD(Rule):
             )
         return self
 
-    def in_round(self, round: int, rounds: int) -> SGD:
-        """What a client does in round `round` of `rounds`: a schedule, where there is one, is resolved."""
+    @model_validator(mode="after")
+    def _stragglers_do_part_of_the_work(self) -> SGD:
+        if self.straggler_fraction and (self.epochs or self.steps) == 1:
+            work = "epochs" if self.epochs else "steps"
+            raise ValueError(
+                f"training.straggler_fraction is {self.straggler_fraction:g} and training.{work} is 1: a straggler "
+                f"does a part of its {work}; make training.{work} at least 2"
+            )
+        if self.drop_stragglers and not self.straggler_fraction:
+            raise ValueError(
+                "training.drop_stragglers is true and training.straggler_fraction is 0: there are none to drop; give "
+                "training.straggler_fraction, or leave drop_stragglers out"
+            )
         return self
 
-    def batches(self, num_examples: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """The rows of each local step's batch, in order."""
+    def in_round(self, round: int, rounds: int) -> SGD:
+        """What a client does in round `round` of `rounds`: the schedule is resolved into the learning rate."""
+        factor = self.schedule.factor(round, rounds)
+        if factor == 1:
+            return self
+        return self.model_copy(update={"learning_rate": self.learning_rate * factor, "schedule": Constant()})
+
+    def work_of(self, seed: int) -> int | None:
+        """How many epochs (or steps) the straggler with this seed does; None for a client that does them all."""
+        if not self.straggler_fraction:
+            return None
+        draw = randomness.generator(seed, 0, "straggler")
+        straggles = draw.random() < self.straggler_fraction
+        return int(draw.integers(1, self.epochs or self.steps or 1)) if straggles else None
+
+    def batches(
+        self, num_examples: int, generator: np.random.Generator, work: int | None = None
+    ) -> Iterator[NDArray[np.int64]]:
+        """The rows of each local step's batch, in order; `work` replaces `epochs` or `steps`."""
         batch_size = min(self.batch_size or num_examples, num_examples)
         per_epoch = -(-num_examples // batch_size)
-        remaining = self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
-        while remaining > 0:
+        remaining = (work or self.steps) if self.steps is not None else (work or self.epochs or 0) * per_epoch
+        while remaining and remaining > 0:
             order = generator.permutation(num_examples)
             for start in range(0, num_examples, batch_size)[:remaining]:
                 yield order[start : start + batch_size]
@@ -66,19 +111,45 @@ class SGD(Rule):
         module.train()
         inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        start = [parameter.detach().clone() for parameter in parameters] if self.proximal else []
         velocities = [torch.zeros_like(parameter) for parameter in parameters]
-        loss_sum, loss_examples = 0.0, 0
+        loss_sum, loss_labels = 0.0, 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
-            for rows in self.batches(len(y), np.random.Generator(np.random.Philox(key=seed))):
+            draws = np.random.Generator(np.random.Philox(key=seed))
+            for rows in self.batches(len(y), draws, self.work_of(seed)):
                 batch = torch.from_numpy(rows)
-                loss = mean_loss(module(inputs[batch]), labels[batch])
+                loss = mean_loss(module(inputs[batch]), labels[batch], self.label_smoothing)
                 gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
                 with torch.no_grad():
+                    gradients = self._pulled(gradients, parameters, start)
                     for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                         velocity.mul_(self.momentum).add_(gradient)
                         parameter.sub_(velocity, alpha=self.learning_rate)
                 counted = num_labels(labels[batch])
                 loss_sum += loss.item() * counted
-                loss_examples += counted
-        return flatten(module) - params_D, Weighted(loss_sum, loss_examples)
+                loss_labels += counted
+        return flatten(module) - params_D, Weighted(loss_sum, loss_labels)
+
+    def _pulled(
+        self,
+        gradients: tuple[torch.Tensor, ...],
+        parameters: list[torch.nn.Parameter],
+        start: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """The loss's gradients with the proximal term, clipped, and with weight decay."""
+        if self.proximal:
+            gradients = tuple(
+                gradient + self.proximal * (parameter - from_)
+                for gradient, parameter, from_ in zip(gradients, parameters, start, strict=True)
+            )
+        if self.max_gradient_norm is not None:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
+            scale = (self.max_gradient_norm / norm).clamp(max=1.0)
+            gradients = tuple(gradient * scale for gradient in gradients)
+        if self.weight_decay:
+            gradients = tuple(
+                gradient + self.weight_decay * parameter
+                for gradient, parameter in zip(gradients, parameters, strict=True)
+            )
+        return gradients

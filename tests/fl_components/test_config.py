@@ -192,7 +192,10 @@ class TestSentences:
                 f"zzz is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}",
             ),
             ({1: 2}, f"1 is not a field of a configuration; known are {', '.join(FederationConfig.model_fields)}"),
-            ({"selection": {"cohort": 2}}, "selection.cohort is not a field of selection; did you mean cohort_size?"),
+            (
+                {"selection": {"cohort": 2}},
+                "selection.cohort is not a field of selection uniform; did you mean cohort_size?",
+            ),
             ({"model": {"kind": "mlp", "hiden": [3]}}, "model.hiden is not a field of model mlp; did you mean hidden?"),
             (
                 {"server_optimizer": {"kind": "fedadam", "beta3": 0.1}},
@@ -210,18 +213,21 @@ class TestSentences:
                 "data.partition.kind is 'shard'; did you mean shards?",
             ),
             (
-                {"data": {"kind": "mnist", "partition": {"num_clients": 3}}},
-                "data.partition.kind is missing; known are iid, dirichlet, shards, quantity_skew, natural",
+                {"data": {"kind": "mnist", "partition": {"kind": "iid", "num_clients": 2, "clients": 3}}},
+                "data.partition.clients is not a field of data.partition iid; did you mean num_clients?",
             ),
             (
                 {"data": {"kind": "mnist", "partition": {"kind": "dirichlet", "num_clients": 3, "alhpa": 1}}},
                 "data.partition.alpha is missing; data.partition.alhpa is not a field of data.partition dirichlet; "
                 "did you mean alpha?",
             ),
-            ({"model": {}}, "model.kind is missing; known are logistic_regression, mlp, module"),
             (
-                {"server_optimizer": {"learning_rate": 1}},
-                "server_optimizer.kind is missing; known are fedavg, fedadam",
+                {"model": {}},
+                "model.kind is missing; known are logistic_regression, mlp, cnn, resnet, gru, transformer, module",
+            ),
+            (
+                {"server_optimizer": {"beta1": 0.5}},
+                "server_optimizer.beta1 is not a field of server_optimizer fedavg; known are kind, learning_rate",
             ),
             ({"aggregation": {"kind": "krum"}}, "aggregation.kind is 'krum': it must be 'mean'"),
             # something else where a group belongs

@@ -3,43 +3,170 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from fl_components.clients import Clients, SelectionRule, Uniform
+from fl_components.clients import (
+    Always,
+    Bernoulli,
+    Clients,
+    Diurnal,
+    Fair,
+    Poisson,
+    Selection,
+    SelectionRule,
+    Stratified,
+    Uniform,
+)
 from fl_components.randomness import generator
 
-CASES = [Uniform(), Uniform(cohort_size=1), Uniform(cohort_size=7), Uniform(cohort_size=20)]
+CASES = [
+    Uniform(),
+    Uniform(cohort_size=1),
+    Uniform(cohort_size=7),
+    Uniform(cohort_size=20),
+    Uniform(cohort_size=7, availability=Bernoulli(probability=0.5)),
+    Uniform(availability=Diurnal(low=0.1, high=0.9)),
+    Poisson(sampling_rate=0.1),
+    Poisson(sampling_rate=1.0),
+    Poisson(sampling_rate=0.3, availability=Bernoulli(probability=0.5)),
+    Stratified(by="region", cohort_size=7),
+    Stratified(by="region", cohort_size=20, shares="equal"),
+    Stratified(by="region", cohort_size=7, availability=Bernoulli(probability=0.5)),
+    Fair(cohort_size=7),
+    Fair(cohort_size=20, candidates_per_seat=1),
+    Fair(cohort_size=7, availability=Diurnal(low=0.1, high=0.9)),
+]
 
 
-def clients(num_clients: int, round: int = 1) -> Clients:
-    """A table in which nothing is known of the clients, and none has taken part."""
-    return Clients(
-        num_clients, round, seed=0, attribute=lambda name: np.zeros(num_clients, np.int64), participations=np.zeros_like
-    )
+def clients(num_clients: int, round: int = 1, participations: Any = None) -> Clients:
+    """A table of clients in four regions of unequal size, of whom none has taken part unless told otherwise."""
+    regions = REGIONS.setdefault(num_clients, np.sort(np.arange(num_clients) % 10 % 4))
+    counts = np.zeros(num_clients, np.int64) if participations is None else participations
+    return Clients(num_clients, round, seed=0, attribute=lambda name: regions, participations=lambda rows: counts[rows])
+
+
+REGIONS: dict[int, Any] = {}
 
 
 @pytest.mark.parametrize("rule", CASES, ids=repr)
 class TestSelectionRule:
     @pytest.mark.parametrize("num_clients", [20, 21, 500, 20_000])
-    def test_rows_are_distinct_sorted_and_in_range(self, rule: SelectionRule, num_clients: int) -> None:
-        for round in range(5):
-            rows = rule.select(clients(num_clients), generator(0, round, "selection"))
+    def test_rows_are_distinct_sorted_in_range_and_available(self, rule: SelectionRule, num_clients: int) -> None:
+        for round in range(1, 6):
+            rows = rule.select(clients(num_clients, round), generator(0, round, "selection"))
             assert rows.dtype == np.int64
-            assert len(rows) == rule.cohort_size_of(num_clients)
             assert (np.diff(rows) > 0).all()
-            assert rows[0] >= 0
-            assert rows[-1] < num_clients
+            assert not len(rows) or 0 <= rows[0] <= rows[-1] < num_clients
+            assert rule.availability.available(rows, round, seed=0).all()
+
+    def test_its_size_is_what_it_says(self, rule: SelectionRule) -> None:
+        sizes = [len(rule.select(clients(500, r), generator(0, r, "selection"))) for r in range(1, 41)]
+        expected = rule.cohort_size_of(500)
+        if isinstance(rule, Poisson):
+            there = getattr(rule.availability, "probability", 1.0)
+            assert np.mean(sizes) == pytest.approx(expected * there, rel=0.1)
+        elif expected == 500 and not isinstance(rule.availability, Always):
+            assert np.mean(sizes) == pytest.approx(250, rel=0.2)  # all that are there
+        else:
+            assert set(sizes) == {expected}
 
     def test_the_same_draw_selects_the_same(self, rule: SelectionRule) -> None:
         first, again = (rule.select(clients(500), generator(3, 4, "selection")) for _ in range(2))
         assert np.array_equal(first, again)
 
+    def test_every_client_s_turn_comes(self, rule: SelectionRule) -> None:
+        counts = np.zeros(20, np.int64)
+        for round in range(1, 400):
+            counts[rule.select(clients(20, round, counts), generator(0, round, "selection"))] += 1
+        assert counts.min() > 0
+
     def test_fewer_than_no_update_makes_no_sense(self, rule: SelectionRule) -> None:
         with pytest.raises(ValidationError, match="min_updates"):
             type(rule).model_validate(rule.model_dump() | {"min_updates": -1})
+
+    def test_written_and_read_again_it_is_the_same_rule(self, rule: SelectionRule) -> None:
+        assert TypeAdapter(Selection).validate_json(rule.model_dump_json()) == rule
+
+    def test_a_round_costs_what_its_cohort_costs(self, rule: SelectionRule) -> None:
+        if rule.cohort_size_of(10**6) > 20:
+            rule = Poisson(sampling_rate=1e-6, availability=rule.availability)  # its cohort grows with the population
+        table = clients(10_000_000) if not isinstance(rule, Stratified) else clients(20_000)
+        rule.select(table, generator(0, 1, "selection"))  # strata are sorted once
+        tracemalloc.start()
+        try:
+            rule.select(table, generator(0, 2, "selection"))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 200_000  # bytes; a single table of ten million clients would be 80 million
+
+
+class TestPoisson:
+    def test_an_absent_client_is_not_replaced(self) -> None:
+        here, both = Poisson(sampling_rate=0.2), Poisson(sampling_rate=0.2, availability=Bernoulli(probability=0.5))
+        for round in range(1, 20):
+            coins = here.select(clients(300, round), generator(0, round, "selection"))
+            there = both.select(clients(300, round), generator(0, round, "selection"))
+            assert there.tolist() == coins[both.availability.available(coins, round, seed=0)].tolist()
+
+    def test_each_client_has_a_coin_of_its_own(self) -> None:
+        """Sizes vary as those of a binomial distribution: a fixed-size draw would have no variance."""
+        sizes = [
+            len(Poisson(sampling_rate=0.1).select(clients(200, r), generator(1, r, "selection"))) for r in range(2000)
+        ]
+        assert np.var(sizes) == pytest.approx(200 * 0.1 * 0.9, rel=0.15)
+
+    def test_nobody_is_a_cohort(self) -> None:
+        assert Poisson(sampling_rate=0.001).select(clients(5), generator(0, 1, "selection")).tolist() == []
+        assert Poisson(sampling_rate=0.001).min_updates == 0
+
+
+class TestStratified:
+    def test_shares_are_proportional_by_the_largest_remainders(self) -> None:
+        # 100 clients: regions 0 and 1 have 30 each, 2 and 3 have 20 each (0..9 modulo 4).
+        rows = Stratified(by="region", cohort_size=10).select(clients(100), generator(0, 1, "selection"))
+        assert np.bincount(REGIONS[100][rows]).tolist() == [3, 3, 2, 2]
+
+    def test_shares_are_equal(self) -> None:
+        found = [
+            np.bincount(
+                REGIONS[100][
+                    Stratified(by="region", cohort_size=10, shares="equal").select(
+                        clients(100), generator(0, round, "selection")
+                    )
+                ]
+            )
+            for round in range(50)
+        ]
+        assert {tuple(sorted(each)) for each in found} == {(2, 2, 3, 3)}
+        assert (np.sum(found, axis=0) > 110).all()  # the two seats more go to other regions each time
+
+    def test_a_stratum_never_has_more_seats_than_clients(self) -> None:
+        table = Clients(10, 1, 0, attribute=lambda name: np.array([0] * 9 + [1]), participations=np.zeros_like)
+        rows = Stratified(by="x", cohort_size=6, shares="equal").select(table, generator(0, 1, "selection"))
+        assert len(rows) == 6 and rows[-1] == 9
+
+
+class TestFair:
+    def test_participations_differ_by_one_at_most(self) -> None:
+        counts = np.zeros(23, np.int64)
+        for round in range(1, 60):
+            counts[Fair(cohort_size=5).select(clients(23, round, counts), generator(0, round, "selection"))] += 1
+            assert counts.max() - counts.min() <= 1
+
+    def test_of_a_large_population_those_who_took_part_are_passed_over(self) -> None:
+        counts = np.zeros(100_000, np.int64)
+        counts[:50_000] = 1
+        rows = Fair(cohort_size=50).select(clients(100_000, 1, counts), generator(0, 1, "selection"))
+        assert (rows >= 50_000).all()
+
+    def test_it_asks_the_store_for_history(self) -> None:
+        assert Fair(cohort_size=1).uses_history
+        assert not Uniform().uses_history
 
 
 class TestUniform:
@@ -71,17 +198,6 @@ class TestUniform:
             first, second = Uniform(cohort_size=2).select(clients(5), generator(1, round, "selection")).tolist()
             counts[first, second] += 1
         assert sum((count - 500) ** 2 / 500 for count in counts.values()) < 27.88  # 9 degrees of freedom, level 0.001
-
-    def test_ten_million_clients_cost_what_the_cohort_costs(self) -> None:
-        rule, draw = Uniform(cohort_size=1000), generator(0, 1, "selection")
-        tracemalloc.start()
-        try:
-            rows = rule.select(clients(10_000_000), draw)
-            peak_bytes = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert len(rows) == 1000
-        assert peak_bytes < 200_000  # the table's rows alone would be 80 MB
 
     @pytest.mark.parametrize("size", [0, -1, 2.5])
     def test_sizes_that_are_refused(self, size: float) -> None:

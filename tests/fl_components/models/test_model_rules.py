@@ -14,7 +14,19 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from fl_components.errors import ConfigError, ModelError
-from fl_components.models import LogisticRegression, Mlp, Model, ModelRule, ModuleModel, build_seeded, check_fits
+from fl_components.models import (
+    Cnn,
+    Gru,
+    LogisticRegression,
+    Mlp,
+    Model,
+    ModelRule,
+    ModuleModel,
+    ResNet,
+    Transformer,
+    build_seeded,
+    check_fits,
+)
 from fl_components.parameters import flatten, load_into, num_parameters
 
 NETS = """
@@ -54,6 +66,12 @@ def data(x: np.ndarray, num_classes: int) -> Any:
 
 
 CASES = [
+    (Cnn(channels=(2, 3), hidden=4), 2 * 25 + 2 + 3 * 2 * 25 + 3 + 3 * 4 + 4 + 4 * 5 + 5),
+    (
+        ResNet(blocks=(1, 1), width=4, groups=2),
+        36 + 8 + 2 * (144 + 8) + (288 + 16) + (576 + 16) + (32 + 16) + 8 * 5 + 5,
+    ),
+    (Mlp(hidden=(7,), freeze=("1.weight",)), 7 + 7 * 5 + 5),
     (LogisticRegression(), 16 * 5 + 5),
     (Mlp(hidden=(7,)), 16 * 7 + 7 + 7 * 5 + 5),
     (Mlp(hidden=(4, 3), start_from="latest"), 16 * 4 + 4 + 4 * 3 + 3 + 3 * 5 + 5),
@@ -196,3 +214,102 @@ def test_tokens_need_an_embedding() -> None:
 def test_more_scores_than_classes_do_not_fit() -> None:
     with pytest.raises(ModelError, match="3 scores a row, and the labels have 2 classes"):
         check_fits(nn.Linear(4, 3), data(np.zeros((6, 4), np.float32), 2))
+
+
+# --- images ---
+
+
+def test_the_sizes_of_the_papers() -> None:
+    """McMahan et al. 2017 give 1,663,370 for the CNN; ResNet-18 has 11,173,962 with CIFAR's stem and 10 classes (the
+    BatchNorm of He et al. 2016 has as many parameters as GroupNorm)."""
+    assert num_parameters(Cnn().build((1, 28, 28), (10,))) == 1_663_370
+    assert num_parameters(ResNet().build((3, 32, 32), (10,))) == 11_173_962
+
+
+@pytest.mark.parametrize("rule", [Cnn(), ResNet(blocks=(1,), width=8)], ids=repr)
+def test_images_without_an_axis_of_channels_have_one(rule: ModelRule) -> None:
+    check_fits(build_seeded(rule, (8, 8), (3,), seed=0), data(np.zeros((2, 8, 8), np.float32), 3))
+
+
+@pytest.mark.parametrize("rule", [Cnn(), ResNet()], ids=repr)
+@pytest.mark.parametrize("shape", [(13,), (1, 2, 2), (1, 1, 8, 8)])
+def test_what_is_no_image_is_refused(rule: ModelRule, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=rf"model {rule.kind} takes images .* rows of \[{shape[0]}"):
+        build_seeded(rule, shape, (10,), seed=0)
+
+
+# --- tokens ---
+
+TOKENS = [
+    Gru(embedding=3, hidden=6),
+    Gru(hidden=6, layers=2, dropout=0.5),
+    Transformer(width=8, heads=2, layers=1),
+    Transformer(width=8, heads=2, layers=2, dropout=0.5),
+]
+
+
+@pytest.mark.parametrize("rule", TOKENS, ids=repr)
+class TestTokens:
+    @pytest.mark.parametrize("output_shape", [(5,), (7, 5)])
+    def test_it_fits_tokens_with_one_label_or_one_each(self, rule: ModelRule, output_shape: tuple[int, ...]) -> None:
+        module = build_seeded(rule, (7,), output_shape, seed=0)
+        x = np.arange(14).reshape(2, 7) % 5
+        check_fits(module, SimpleNamespace(x_train=x, output_shape=output_shape))
+        assert module(torch.from_numpy(x)).shape == (2, *output_shape)
+
+    def test_a_position_does_not_see_what_follows(self, rule: ModelRule) -> None:
+        module = build_seeded(rule, (7,), (7, 5), seed=0).eval()
+        tokens = torch.arange(7)[None] % 5
+        changed = tokens.clone()
+        changed[0, 4:] = 0
+        assert torch.equal(module(tokens)[0, :4], module(changed)[0, :4])
+        assert not torch.equal(module(tokens)[0, 4:], module(changed)[0, 4:])
+
+    def test_the_last_position_sees_all(self, rule: ModelRule) -> None:
+        module = build_seeded(rule, (7,), (5,), seed=0).eval()
+        tokens = torch.arange(7)[None] % 5
+        changed = tokens.clone()
+        changed[0, 0] = 3
+        assert not torch.equal(module(tokens), module(changed))
+
+    def test_a_token_beyond_the_vocabulary_is_refused_before_training(self, rule: ModelRule) -> None:
+        module = build_seeded(rule, (7,), (5,), seed=0)
+        x = np.zeros((30, 7), np.int64)
+        x[17, 2] = 5
+        with pytest.raises(ModelError) as caught:
+            check_fits(module, SimpleNamespace(x_train=x, output_shape=(5,)))
+        assert "an embedding of at least 6 tokens" in (caught.value.hint or "")
+        larger = build_seeded(rule.model_copy(update={"vocabulary": 6}), (7,), (5,), seed=0)
+        check_fits(larger, SimpleNamespace(x_train=x, output_shape=(5,)))
+
+    @pytest.mark.parametrize(("input_shape", "output_shape"), [((1, 7), (5,)), ((7,), (6, 5))])
+    def test_what_is_no_row_of_tokens_is_refused(self, rule: ModelRule, input_shape: Any, output_shape: Any) -> None:
+        with pytest.raises(ModelError, match=f"model {rule.kind} takes rows of T tokens"):
+            build_seeded(rule, input_shape, output_shape, seed=0)
+
+
+def test_widths_that_do_not_divide() -> None:
+    with pytest.raises(ValidationError, match=r"model\.heads is 3 and model\.width 8"):
+        Transformer(width=8, heads=3)
+    with pytest.raises(ValidationError, match=r"model\.groups is 3 and model\.width 8"):
+        ResNet(width=8, groups=3)
+
+
+# --- freezing ---
+
+
+def test_frozen_parameters_do_not_travel() -> None:
+    module = build_seeded(Cnn(freeze=("1.*", "4.weight")), (1, 8, 8), (3,), seed=0)
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["1.weight", "1.bias", "4.weight"]
+
+
+def test_a_pattern_that_matches_nothing() -> None:
+    with pytest.raises(ModelError, match=r"model\.freeze: 'conv\*' matches no parameter") as caught:
+        build_seeded(Mlp(hidden=(3,), freeze=("conv*",)), (4,), (2,), seed=0)
+    assert caught.value.hint == "its parameters are 1.weight, 1.bias, 3.weight, 3.bias"
+
+
+def test_nothing_left_to_train() -> None:
+    with pytest.raises(ModelError, match="no trainable parameters"):
+        build_seeded(Mlp(freeze=("*",)), (4,), (2,), seed=0)

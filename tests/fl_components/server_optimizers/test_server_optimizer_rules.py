@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.server_optimizers import FedAdam, FedAvg, ServerOptimizer, ServerOptimizerRule
+from fl_components.server_optimizers import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    ServerOptimizer,
+    ServerOptimizerRule,
+)
 from fl_components.values import ServerState
 
 
@@ -33,12 +41,51 @@ def fedadam_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
     return steps
 
 
+def fedavgm_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
+    """Hsu et al. 2019, section 4.3: v <- beta v + Delta w, w <- w - v, with a learning rate."""
+    v, steps = 0.0, []
+    for delta in deltas:
+        v = rule.momentum * v - delta
+        x = x - rule.learning_rate * v
+        steps.append(x)
+    return steps
+
+
+def fedadagrad_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
+    """Reddi et al. 2021, algorithm 2, with line 11."""
+    m, v, steps = 0.0, rule.tau**2, []
+    for delta in deltas:
+        m = rule.beta1 * m + (1 - rule.beta1) * delta
+        v = v + delta**2
+        x = x + rule.learning_rate * m / (math.sqrt(v) + rule.tau)
+        steps.append(x)
+    return steps
+
+
+def fedyogi_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
+    """Reddi et al. 2021, algorithm 2, with line 12."""
+    m, v, steps = 0.0, rule.tau**2, []
+    for delta in deltas:
+        m = rule.beta1 * m + (1 - rule.beta1) * delta
+        sign = (v > delta**2) - (v < delta**2)
+        v = v - (1 - rule.beta2) * delta**2 * sign
+        x = x + rule.learning_rate * m / (math.sqrt(v) + rule.tau)
+        steps.append(x)
+    return steps
+
+
 CASES: list[tuple[ServerOptimizerRule, Callable[..., list[float]]]] = [
     (FedAvg(), fedavg_by_hand),
     (FedAvg(learning_rate=0.5), fedavg_by_hand),
     (FedAdam(), fedadam_by_hand),
     (FedAdam(learning_rate=0.1, beta1=0.5, beta2=0.0, tau=0.1), fedadam_by_hand),
     (FedAdam(learning_rate=1.0, beta1=0.0, beta2=0.9, tau=1e-8), fedadam_by_hand),
+    (FedAvgM(), fedavgm_by_hand),
+    (FedAvgM(learning_rate=0.5, momentum=0.0), fedavgm_by_hand),
+    (FedAdagrad(), fedadagrad_by_hand),
+    (FedAdagrad(learning_rate=0.5, beta1=0.9, tau=0.1), fedadagrad_by_hand),
+    (FedYogi(), fedyogi_by_hand),
+    (FedYogi(learning_rate=0.1, beta1=0.5, beta2=0.5, tau=1.0), fedyogi_by_hand),
 ]
 
 
@@ -120,3 +167,23 @@ def test_fedadam_starts_from_the_paper_s_smallest_second_moment() -> None:
 def test_what_fedadam_refuses(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         FedAdam.model_validate(fields)
+
+
+def test_fedavgm_without_momentum_is_fedavg() -> None:
+    start_D, gradients = np.ones(20, np.float32), pseudo_gradients(4, 20)
+    for one, other in zip(
+        run(FedAvgM(momentum=0.0), start_D, gradients), run(FedAvg(), start_D, gradients), strict=True
+    ):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_yogi_s_second_moment_moves_by_no_more_than_the_new_square() -> None:
+    """Zaheer et al. 2018: v comes down from a burst linearly in Yogi and exponentially in Adam."""
+    burst, rest = np.array([10.0]), np.array([0.1])
+    second_moments = {}
+    for rule in (FedYogi(beta2=0.9), FedAdam(beta2=0.9)):
+        _, state = rule.update(np.zeros(1, np.float32), burst, rule.init(1))
+        _, after = rule.update(np.zeros(1, np.float32), rest, state)
+        second_moments[rule.kind] = float(after["v"][0]) / float(state["v"][0])
+    assert second_moments["fedadam"] == pytest.approx(0.9, abs=1e-3)
+    assert second_moments["fedyogi"] == pytest.approx(1.0, abs=1e-3)

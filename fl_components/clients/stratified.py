@@ -1,0 +1,77 @@
+"""Stratified selection: a cohort in which each group of clients has its share (Cochran 1977, "Sampling techniques",
+chapter 5)."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fl_components.clients.selection import Clients, Rows, SelectionRule
+
+
+class Stratified(SelectionRule):
+    """`cohort_size` clients, of each stratum its share, drawn uniformly within it.
+
+    Args:
+      by: the attribute whose values are the strata: one that the data has, or "majority_label".
+      cohort_size: clients in a round. Fewer, where a stratum has fewer available ones than its share.
+      shares: "proportional" to the strata's sizes, or "equal". What does not divide goes to the largest remainders, of
+        equal ones to strata drawn anew in each round.
+    """
+
+    kind: Literal["stratified"] = "stratified"
+    by: str
+    cohort_size: int = Field(ge=1)
+    shares: Literal["proportional", "equal"] = "proportional"
+
+    def cohort_size_of(self, num_clients: int) -> int:
+        return self.cohort_size
+
+    def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
+        strata = _strata(clients.attribute(self.by))
+        chosen = [
+            self.draw(clients, strata.order[start : start + size], seats, generator)
+            for start, size, seats in zip(
+                strata.starts, strata.sizes, self._seats(strata.sizes, generator), strict=True
+            )
+            if seats
+        ]
+        return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+    def _seats(self, sizes: Rows, generator: np.random.Generator) -> list[int]:
+        """The strata's seats: cohort_size in all, no stratum more than it has clients."""
+        weights = sizes / sizes.sum() if self.shares == "proportional" else np.full(len(sizes), 1 / len(sizes))
+        exact = weights * self.cohort_size
+        seats = np.minimum(np.floor(exact).astype(np.int64), sizes)
+        order = np.lexsort((generator.random(len(sizes)), -(exact - np.floor(exact))))
+        while (left := self.cohort_size - int(seats.sum())) > 0 and (seats < sizes).any():
+            open_ = [stratum for stratum in order if seats[stratum] < sizes[stratum]][:left]
+            seats[open_] += 1
+        return [int(each) for each in seats]
+
+
+class _Strata(NamedTuple):
+    """The clients sorted by stratum: stratum s has `order[starts[s] : starts[s] + sizes[s]]`."""
+
+    order: Rows
+    starts: Rows
+    sizes: Rows
+
+
+_known: dict[int, tuple[weakref.ref[Rows], _Strata]] = {}
+
+
+def _strata(codes_n: Rows) -> _Strata:
+    """Sorted once for each table of clients: a round must not cost as much as the population."""
+    known = _known.get(id(codes_n))
+    if known is not None and known[0]() is codes_n:
+        return known[1]
+    order = np.argsort(codes_n, kind="stable")
+    sizes = np.bincount(codes_n)
+    strata = _Strata(order, np.cumsum(sizes) - sizes, sizes)
+    key = id(codes_n)
+    _known[key] = (weakref.ref(codes_n, lambda _: _known.pop(key, None)), strata)
+    return strata

@@ -1,0 +1,222 @@
+"""The options of local training: against torch's own optimiser, against papers, and what they leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fl_components.parameters import flatten, load_into, num_parameters
+from fl_components.training import SGD, train_cohort
+from fl_components.training.loss import IGNORED
+from fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
+from fl_components.values import ClientTask
+
+
+def examples(num_examples: int = 12) -> tuple[Any, Any]:
+    generator = np.random.default_rng(0)
+    return generator.standard_normal((num_examples, 5)).astype(np.float32), generator.integers(0, 3, num_examples)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def start(module: nn.Module) -> Any:
+    return np.random.default_rng(1).standard_normal(num_parameters(module)).astype(np.float32)
+
+
+def torch_s_own(rule: SGD, params_D: Any, x: Any, y: Any) -> Any:
+    """The same local training by torch.optim.SGD, clip_grad_norm_ and a loss that holds the proximal term."""
+    module = network()
+    load_into(module, params_D)
+    at_start = [parameter.detach().clone() for parameter in module.parameters()]
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=rule.learning_rate, momentum=rule.momentum, weight_decay=rule.weight_decay
+    )
+    for rows in rule.batches(len(y), np.random.Generator(np.random.Philox(key=5))):
+        loss = cross_entropy(
+            module(torch.from_numpy(x[rows])), torch.from_numpy(y[rows]), label_smoothing=rule.label_smoothing
+        )
+        for parameter, before in zip(module.parameters(), at_start, strict=True):
+            loss = loss + rule.proximal / 2 * ((parameter - before) ** 2).sum()  # Li et al. 2020, equation 2
+        optimizer.zero_grad()
+        loss.backward()
+        if rule.max_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), rule.max_gradient_norm)
+        optimizer.step()
+    return flatten(module) - params_D
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.1},
+        {"max_gradient_norm": 0.2},
+        {"max_gradient_norm": 100.0},
+        {"label_smoothing": 0.3},
+        {"proximal": 0.5},
+        {"weight_decay": 0.1, "max_gradient_norm": 0.3, "label_smoothing": 0.1, "proximal": 1.0, "momentum": 0.9},
+    ],
+    ids=str,
+)
+def test_the_same_update_as_torch_s_own_optimiser(options: dict[str, float]) -> None:
+    rule = SGD(learning_rate=0.2, batch_size=4, epochs=3, **options)
+    module, (x, y) = network(), examples()
+    params_D = start(module)
+    delta_D, _ = rule.train(module, params_D, x, y, seed=5)
+    np.testing.assert_allclose(delta_D, torch_s_own(rule, params_D, x, y), rtol=0, atol=2e-6)
+    plain_D, _ = SGD(learning_rate=0.2, batch_size=4, epochs=3).train(module, params_D, x, y, seed=5)
+    unlike = np.abs(delta_D - plain_D).max() > 1e-3
+    assert unlike is np.bool_(options.get("max_gradient_norm") != 100.0)
+
+
+def test_two_steps_of_fedprox_by_hand() -> None:
+    """One input 1, two classes, one weight each from 0: softmax is (1/2, 1/2), so the gradient is (-1/2, 1/2). After a
+    step of 1 the weights are (1/2, -1/2); softmax is then s = 1 / (1 + e^-1), the gradient (s - 1, 1 - s), and the
+    proximal term mu (w - 0) adds (mu/2, -mu/2)."""
+    module = nn.Linear(1, 2, bias=False)
+    rule = SGD(learning_rate=1.0, steps=2, batch_size=1, proximal=0.4)
+    delta_D, _ = rule.train(module, np.zeros(2, np.float32), np.ones((1, 1), np.float32), np.zeros(1, np.int64), seed=0)
+    s = 1 / (1 + np.exp(-1))
+    first = 0.5 - (s - 1 + 0.4 * 0.5)
+    assert delta_D.tolist() == pytest.approx([first, -first], abs=1e-6)
+
+
+def test_a_strong_proximal_term_keeps_the_client_near() -> None:
+    module, (x, y) = network(), examples()
+    params_D = start(module)
+    norms = [
+        np.linalg.norm(SGD(learning_rate=0.1, epochs=20, proximal=mu).train(module, params_D, x, y, seed=0)[0])
+        for mu in (0.0, 0.1, 1.0, 5.0)
+    ]
+    assert norms == sorted(norms, reverse=True)
+
+
+def test_positions_that_do_not_count_do_not_train() -> None:
+    embedding = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
+    params_D = np.random.default_rng(0).standard_normal(num_parameters(embedding)).astype(np.float32)
+    rule = SGD(learning_rate=0.1, steps=3, batch_size=None)
+    x = np.array([[0, 1, 2], [1, 2, 3]])
+    y = np.array([[1, 2, IGNORED], [2, IGNORED, IGNORED]])
+    delta_D, loss = rule.train(embedding, params_D, x, y, seed=0)
+    assert loss.weight == 9  # three labels, three steps
+    elsewhere = x.copy()
+    elsewhere[y == IGNORED] = 0
+    other_D, _ = rule.train(embedding, params_D, elsewhere, y, seed=0)
+    np.testing.assert_allclose(delta_D, other_D, atol=1e-7)
+
+
+class TestDropout:
+    def module(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    def test_draws_belong_to_the_client_and_can_be_repeated(self) -> None:
+        module, (x, y) = self.module(), examples()
+        params_D = start(module)
+        rule = SGD(learning_rate=0.1, steps=1, batch_size=None)  # one batch of all: only the dropout is drawn
+        one, again, other = (rule.train(module, params_D, x, y, seed)[0] for seed in (1, 1, 2))
+        assert one.tobytes() == again.tobytes()
+        assert np.abs(one - other).max() > 1e-3
+
+
+class TestFrozen:
+    def test_frozen_parameters_stay_with_every_option(self) -> None:
+        module = network()
+        module[0].weight.requires_grad_(False)
+        before = module[0].weight.detach().clone()
+        rule = SGD(learning_rate=0.5, epochs=2, weight_decay=0.5, proximal=0.5, max_gradient_norm=1.0, momentum=0.9)
+        delta_D, _ = rule.train(module, start(module), *examples(), seed=0)
+        assert torch.equal(module[0].weight, before)
+        assert len(delta_D) == 4 + 4 * 3 + 3
+
+
+# --- schedules ---
+
+SCHEDULES = [
+    (Constant(), [1, 1, 1, 1, 1]),
+    (Constant(warmup_rounds=2), [1 / 3, 2 / 3, 1, 1, 1]),
+    (Step(every=2, decay=0.1), [1, 1, 0.1, 0.1, 0.01]),
+    (Step(every=2, decay=0.5, warmup_rounds=1), [0.5, 1, 1, 0.5, 0.5]),
+    (Exponential(decay=0.5), [1, 0.5, 0.25, 0.125, 0.0625]),
+    (Cosine(), [(1 + np.cos(np.pi * k / 5)) / 2 for k in range(5)]),
+    (Cosine(floor=0.5, warmup_rounds=3), [0.25, 0.5, 0.75, 1, 0.75]),
+]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"), SCHEDULES, ids=lambda each: repr(each) if isinstance(each, ScheduleRule) else ""
+)
+class TestSchedule:
+    def test_its_factors(self, schedule: ScheduleRule, factors: list[float]) -> None:
+        assert [schedule.factor(round, 5) for round in range(1, 6)] == pytest.approx(factors)
+
+    def test_the_rule_of_a_round_has_its_rate(self, schedule: Any, factors: list[float]) -> None:
+        rule = SGD(learning_rate=0.3, epochs=1, schedule=schedule)
+        for round, factor in enumerate(factors, start=1):
+            resolved = rule.in_round(round, 5)
+            assert resolved.learning_rate == pytest.approx(0.3 * factor)
+            assert resolved.in_round(round, 5).learning_rate == resolved.learning_rate or factor == 1
+
+    def test_written_and_read_again_it_is_the_same_rule(self, schedule: ScheduleRule, factors: list[float]) -> None:
+        assert TypeAdapter(Schedule).validate_json(schedule.model_dump_json()) == schedule
+
+
+# --- uneven local work ---
+
+
+def tasks(num_clients: int) -> list[ClientTask]:
+    return [ClientTask(f"c{row}", row, 12, seed=row + 1000) for row in range(num_clients)]
+
+
+class TestStragglers:
+    def test_so_many_stop_after_a_part_of_their_epochs(self) -> None:
+        """Li et al. 2020, section 5.2: x from [1, E) uniformly at random."""
+        rule = SGD(learning_rate=0.1, epochs=5, straggler_fraction=0.9)
+        work = [rule.work_of(seed) for seed in range(4000)]
+        assert np.mean([each is not None for each in work]) == pytest.approx(0.9, abs=0.02)
+        counts = np.bincount([each for each in work if each is not None], minlength=6)
+        assert counts[0] == counts[5] == 0
+        assert counts[1:5] / counts.sum() == pytest.approx(np.full(4, 0.25), abs=0.03)
+
+    @pytest.mark.parametrize(("length", "a_part"), [({"epochs": 3}, {"epochs": 1}), ({"steps": 5}, {"steps": 2})])
+    def test_what_a_straggler_did_is_the_beginning_of_the_whole(self, length: Any, a_part: Any) -> None:
+        rule = SGD(learning_rate=0.1, batch_size=4, straggler_fraction=1.0, **length)
+        work = next(iter(a_part.values()))
+        seed = next(seed for seed in range(1000) if rule.work_of(seed) == work)
+        module = network()
+        params_D = start(module)
+        done_D, _ = rule.train(module, params_D, *examples(), seed)
+        expected_D, _ = SGD(learning_rate=0.1, batch_size=4, **a_part).train(module, params_D, *examples(), seed)
+        assert done_D.tobytes() == expected_D.tobytes()
+
+    def test_without_stragglers_everybody_does_all(self) -> None:
+        assert SGD(learning_rate=0.1, epochs=5).work_of(3) is None
+
+    @pytest.mark.parametrize("drop", [False, True])
+    def test_they_are_kept_or_dropped(self, drop: bool) -> None:
+        rule = SGD(learning_rate=0.1, epochs=3, straggler_fraction=0.5, drop_stragglers=drop)
+        module = network()
+        batch = train_cohort(rule, module, start(module), tasks(20), lambda row: examples())
+        slow = [each.client_id for each in tasks(20) if rule.work_of(each.seed) is not None]
+        assert 0 < len(slow) < 20
+        assert set(batch.absent) == (set(slow) if drop else set())
+        assert {*batch.client_ids, *batch.absent} == {each.client_id for each in tasks(20)}
+        assert len(batch.deltas_ND) == len(batch.losses) == len(batch.client_ids) == 20 - len(batch.absent)
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"epochs": 1, "straggler_fraction": 0.5}, r"training\.epochs is 1"),
+            ({"steps": 1, "straggler_fraction": 0.5}, r"training\.steps is 1"),
+            ({"epochs": 2, "drop_stragglers": True}, r"straggler_fraction is 0: there are none to drop"),
+        ],
+    )
+    def test_what_makes_no_sense(self, fields: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValidationError, match=words):
+            SGD.model_validate({"learning_rate": 0.1, **fields})
