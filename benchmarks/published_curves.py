@@ -16,11 +16,12 @@ from deployments.api import show, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-# McMahan et al. 2017, tables 2 and 3: target accuracy and the rounds to it.
-PUBLISHED = {
+# McMahan et al. 2017, table 2: target accuracy and the rounds to it. For Shakespeare there is only a target.
+PUBLISHED: dict[str, tuple[float, int | None]] = {
     "mnist_2nn_iid": (0.97, 87),
     "mnist_2nn_two_shard": (0.97, 664),
     "mnist_cnn_iid": (0.99, 20),
+    "shakespeare": (0.40, None),
 }
 FACTOR = 1.4  # how many times the published rounds are allowed
 
@@ -46,9 +47,10 @@ def draw(curves: dict[str, Curve], file: Path) -> None:
         target, rounds = PUBLISHED[example]
         axis.plot(*zip(*points, strict=True), color="#1f5f8b", linewidth=1.2)
         axis.axhline(target, color="#999999", linewidth=0.8, linestyle="--")
-        axis.axvline(rounds, color="#c0392b", linewidth=0.8, label=f"published: {rounds} rounds")
-        axis.set(title=example, xlabel="round", ylabel="test accuracy", ylim=(target - 0.12, 1.0))
-        axis.legend(loc="lower right", frameon=False)
+        if rounds is not None:
+            axis.axvline(rounds, color="#c0392b", linewidth=0.8, label=f"published: {rounds} rounds")
+            axis.legend(loc="lower right", frameon=False)
+        axis.set(title=example, xlabel="round", ylabel="test accuracy", ylim=(target - 0.12, min(1.0, target + 0.1)))
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
@@ -65,8 +67,9 @@ def main() -> None:
         target, published = PUBLISHED[example]
         reached = next((round for round, accuracy in points if accuracy >= target), None)
         best = max(accuracy for _, accuracy in points)
-        told = f"in round {reached} ({reached / published:.2f} times)" if reached else "not reached"
-        print(f"{example}: {target:.0%} {told}; published {published}, allowed {FACTOR:g} times; best {best:.4f}")
+        told = f"in round {reached}" if reached else "not reached"
+        beside = f" ({reached / published:.2f} times the published {published})" if reached and published else ""
+        print(f"{example}: {target:.0%} {told}{beside}; allowed {FACTOR:g} times; best {best:.4f}")
     if arguments.picture:
         draw(curves, arguments.picture)
 

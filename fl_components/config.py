@@ -131,7 +131,7 @@ def _absolute(value: Any, base: Path) -> Any:
     if not isinstance(value, Mapping):
         return value
     found = {name: each if name == "arguments" else _absolute(each, base) for name, each in value.items()}
-    for name in ("folder", "file", "clients_file"):
+    for name in ("folder", "file"):
         if isinstance(found.get(name), str):
             found[name] = str((base / Path(found[name]).expanduser()).resolve())
     return found

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter
 
+from fl_components.clients import Availability, Selection
 from fl_components.config import FederationConfig, load_config, parse_config
 from fl_components.data import Data
 from fl_components.data.partition import Partition
@@ -25,6 +26,7 @@ from fl_components.server.hub import open_hub
 from fl_components.server_optimizers import FedAdam, FedAvg, ServerOptimizer
 from fl_components.simulate import simulate
 from fl_components.store import Store
+from fl_components.training.schedules import Schedule
 from tests.support import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,20 +55,27 @@ def documented(heading: str) -> dict[str, str]:
     return {name: default for name, default in re.findall(r"^\| `([\w.]+)` \| (.*?) \|", section, re.M)}
 
 
+UNIONS: dict[str, Any] = {
+    "data": Data,
+    "data.partition": Partition,
+    "model": Model,
+    "training.schedule": Schedule,
+    "selection": Selection,
+    "selection.availability": Availability,
+    "server_optimizer": ServerOptimizer,
+}
+
+
 def rules() -> list[Any]:
     """Every rule that a configuration can hold: its heading, its group, its model."""
     found = []
+    for group, union in UNIONS.items():
+        for model in union.__origin__.__args__:
+            heading = f"{group}: {model.model_fields['kind'].default}"
+            found.append(pytest.param(heading, group, model, id=heading))
     for group, field in FederationConfig.model_fields.items():
-        union = {"data": Data, "model": Model, "server_optimizer": ServerOptimizer}.get(group)
-        if union is not None:
-            for model in union.__origin__.__args__:
-                kind = model.model_fields["kind"].default
-                found.append(pytest.param(f"{group}: {kind}", group, model, id=f"{group}-{kind}"))
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if group not in UNIONS and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found.append(pytest.param(group, group, field.annotation, id=group))
-    for model in Partition.__origin__.__args__:
-        heading = f"data.partition: {model.model_fields['kind'].default}"
-        found.append(pytest.param(heading, "data.partition", model, id=heading))
     return found
 
 
@@ -85,7 +94,8 @@ def test_every_field_of_a_rule_is_documented_with_its_default(heading: str, grou
             default = field.get_default(call_default_factory=True)
             value = list(default) if isinstance(default, tuple) else default
             shown = yaml.safe_load(written.strip("`"))
-            assert (TypeAdapter(Partition).validate_python(shown) if name == "partition" else shown) == value, name
+            union = UNIONS.get(f"{group}.{name}")
+            assert (shown if union is None else TypeAdapter(union).validate_python(shown)) == value, name
 
 
 def test_every_field_of_an_experiment_is_documented() -> None:
