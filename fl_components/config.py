@@ -24,7 +24,7 @@ from fl_components.data import Data
 from fl_components.errors import ConfigError
 from fl_components.models import Model
 from fl_components.privacy import NoPrivacy, Privacy
-from fl_components.rules import Rule
+from fl_components.rules import Rule, left_out
 from fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fl_components.training import Evaluation, Execution, LocalExecution, Training
 
@@ -276,7 +276,8 @@ def _sentence(details: ErrorDetails) -> str:
             return f"{where} is missing"
         case "union_tag_invalid":
             kinds = [kind.strip(" '") for kind in context["expected_tags"].split(",")]
-            return f"{where}.kind is {context['tag']!r}{_nearest(str(context['tag']), kinds)}"
+            tag = str(context["tag"])
+            return f"{where}.kind is {tag!r}{f'; {left_out[tag]}' if tag in left_out else _nearest(tag, kinds)}"
         case "union_tag_not_found":
             return f"{where}.kind is missing; known are {', '.join(_kinds_of(path))}"
         case "model_type" | "model_attributes_type":

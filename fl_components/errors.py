@@ -112,6 +112,10 @@ class BudgetExhausted(FedroundsError):
     code, exit_code = "budget_exhausted", 5
 
 
+class LeftOut(UserWarning):
+    """A rule of another package cannot be used."""
+
+
 def one_line(error: BaseException) -> str:
     """An error of somebody else's code, for a sentence of ours.
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fl_components.errors import ConfigError, one_line
+from fl_components.errors import ConfigError, LeftOut, one_line
 
 
 class Rule(BaseModel):
@@ -41,7 +41,6 @@ class Rule(BaseModel):
                 raise PydanticCustomError("bool_for_number", "{field} must be a number", {"field": name})
         return fields
 
-
     @model_validator(mode="before")
     @classmethod
     def _the_default_s_kind_may_be_left_out(cls, fields: Any) -> Any:
@@ -53,6 +52,10 @@ class Rule(BaseModel):
             if kind is not None and isinstance(value, Mapping) and "kind" not in value:
                 found[name] = {"kind": kind, **value}
         return found
+
+
+left_out: dict[str, str] = {}
+"""Entry points that could not be used: by name, a sentence with the package and the reason."""
 
 
 def union(family: str, *built_in: type[Rule]) -> Any:
@@ -75,10 +78,10 @@ def union(family: str, *built_in: type[Rule]) -> Any:
                 raise TypeError(f"the kind {kind_of(rule)!r} exists already, as {rules[kind_of(rule)].__qualname__}")
         except (Exception, SystemExit) as error:
             package = entry.dist.name if entry.dist is not None else "an installed package"
-            warnings.warn(
-                f"{entry.name} of {package} ({entry.value}, group fedrounds.{family}) is left out: {one_line(error)}",
-                stacklevel=2,
+            left_out[entry.name] = (
+                f"{entry.name} of {package} ({entry.value}, group fedrounds.{family}) is left out: {one_line(error)}"
             )
+            warnings.warn(left_out[entry.name], LeftOut, stacklevel=2)
         else:
             rules[kind_of(rule)] = rule
     if len(rules) == 1:

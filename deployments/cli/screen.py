@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
+
+from fl_components.errors import LeftOut
 
 SCHEMA = 1
 
@@ -27,6 +30,17 @@ class Answer:
 
     data: Any
     view: RenderableType
+
+
+def show_left_out_as_a_line() -> None:
+    """The warning about another package's rule is for people: without Python's file name and line of code."""
+    in_full = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        plain = issubclass(category, LeftOut)
+        return f"Warning: {message}\n" if plain else in_full(message, category, *where, **line)
+
+    warnings.formatwarning = formatted
 
 
 class PipeConsole(Console):

@@ -135,4 +135,4 @@ def uniform(rows_N: Rows, key: int) -> NDArray[np.float64]:
             z_N = (z_N ^ (z_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z_N = (z_N ^ (z_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             z_N = (z_N ^ (z_N >> np.uint64(31))) + half
-    return (z_N >> np.uint64(11)) * 2.0**-53
+    return (z_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
