@@ -17,18 +17,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_components.errors import RunNotFound
-from fl_components.store import RoundRecord, RunRecord, Store
+from fl_components.store import RoundRecord, RunRecord, Store, SweepRecord
 
 if TYPE_CHECKING:
+    from deployments.stack.connection import Connection
     from fl_components.config import FederationConfig
     from tasks.progress import Progress
+    from tasks.session import Session
+    from tasks.sweep import SweepSession
 
 T = TypeVar("T")
 OnProgress = Callable[["Progress"], None]
 
+CELL_FIELDS = ("state", "rounds", "committed_round", "attempt", "metrics", "params_digest", "mlflow_run_id", "error")
+SHOWN_FIELDS = ("mlflow_run_id", "compare_url", "prefect_flow_run_id", "prefect_flow_run_url")
 STAGES = ("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate")
 
 
@@ -49,25 +55,48 @@ def train(
 
     Returns the run's data, as `show` does. Raises what `errors.py` draws; the run can then be resumed.
     """
-    from fl_components.rules import Rule
-
-    source = config.model_dump(mode="json") if isinstance(config, Rule) else config
-    plain = dict(source) if isinstance(source, Mapping) else str(Path(source).resolve())
+    plain = _plain(config)
     return _outside_a_loop(lambda: _train(plain, list(overrides), run_id, on_progress))
+
+
+def sweep(
+    config: str | Path | Mapping[str, Any] | FederationConfig,
+    over: Sequence[str] | Mapping[str, Sequence[Any]],
+    *,
+    overrides: Sequence[str] = (),
+    sweep_id: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Train a model for each cell of a grid; with the `sweep_id` of an equal sweep that exists, go on with it.
+
+    Args:
+        config, overrides, on_progress: as in `train`.
+        over: the axes, as {"training.learning_rate": [0.01, 0.1]}, or each as "training.learning_rate=0.01,0.1".
+        sweep_id: the sweep's id; a fresh one by default.
+
+    Returns the sweep's data (`sweep_data`). A cell that fails does not stop the others: then `RunFailed` is raised at
+    the end. Raises `ConfigError`, before anything is trained, when a cell makes no sense.
+    """
+    plain, axes = _plain(config), dict(over) if isinstance(over, Mapping) else list(over)
+    return _outside_a_loop(lambda: _sweep(plain, axes, list(overrides), sweep_id, on_progress))
 
 
 def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Go on with a run after its last committed round: the latest unfinished one by default.
 
-    On a run that is complete it repairs what Prefect and MLflow show. Returns the run's data. Raises `RunNotFound`.
+    With the id of a sweep, or when the latest unfinished run is the cell of one, it goes on with the sweep. On what is
+    complete it repairs what Prefect and MLflow show. Returns the run's or the sweep's data. Raises `RunNotFound`.
     """
-    if run is None:
-        with Store.open() as store:
+    with Store.open() as store:
+        if run is None:
             latest = store.latest_unfinished()
-        if latest is None:
-            raise RunNotFound("there is no unfinished run", hint="`fedrounds runs` lists all of them")
-        run = latest.run_id
+            if latest is None:
+                raise RunNotFound("there is no unfinished run", hint="`fedrounds runs` lists all of them")
+            run = latest.sweep_id or latest.run_id
+        is_sweep = store.find_sweep(run) is not None
     run_id = run
+    if is_sweep:
+        return _outside_a_loop(lambda: _sweep(None, [], [], run_id, on_progress))
     return _outside_a_loop(lambda: _train(None, [], run_id, on_progress))
 
 
@@ -75,16 +104,17 @@ def runs(limit: int | None = 50) -> list[dict[str, Any]]:
     """The runs of this store, the newest first."""
     with Store.open() as store:
         return [
-            _summary(
-                store, run, store.rounds(run.run_id, after=run.committed_round - run.config["evaluation"]["every"])
-            )
+            _summary(store, run, store.rounds(run.run_id, after=run.committed_round - _evaluated_every(run)))
             for run in store.runs(limit=limit)
         ]
 
 
 def show(run: str) -> dict[str, Any]:
-    """One run: its data and the history of its rounds. Raises `RunNotFound`."""
+    """One run: its data and the history of its rounds; or a sweep's data. Raises `RunNotFound`."""
     with Store.open() as store:
+        sweep = store.find_sweep(run)
+        if sweep is not None:
+            return sweep_data(store, sweep)
         record = store.run(run)
         history = [
             {"round": row.round, "metrics": row.result["metrics"], "seconds": row.result["seconds"]}
@@ -101,7 +131,11 @@ def verify_journal() -> dict[str, Any]:
 
 
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
-    """What a configuration would run. With `data`, its data is loaded and its model built and tried as well."""
+    """What a configuration would run.
+
+    With `data`, its data is loaded and its model built and tried as well, and `partition` tells what clients were dealt
+    (`fl_components.data.summary`).
+    """
     from fl_components.config import config_digest, load_config
 
     resolved = load_config(config, overrides)
@@ -113,6 +147,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         "num_clients": resolved.data.known_num_clients(),
     }
     if data:
+        from fl_components.data.summary import summary
         from fl_components.server.federation import assemble
 
         federation = assemble(resolved, str(Path(config).resolve().parent))
@@ -127,6 +162,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
                 for index, client_id in enumerate(table.client_ids[:1000])
             ],
             "baselines": federation.baselines,
+            "partition": summary(table),
         }
     return found
 
@@ -157,6 +193,48 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
         },
         "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES},
     }
+
+
+def sweep_data(
+    store: Store, sweep: SweepRecord, shown: Mapping[str, str | None] = MappingProxyType({})
+) -> dict[str, Any]:
+    """A sweep as people and programs are told of it (`sweep --json`).
+
+    `shown` says where it is in Prefect and MLflow, which only the process that trains it knows.
+    """
+    from tasks.tracking.sweep_view import best_cell, sweep_state
+
+    runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id)}
+    cells: list[dict[str, Any]] = []
+    for run_id, values in sweep.cells.items():
+        run = runs.get(run_id)
+        if run is None:
+            cells.append({"run_id": run_id, "values": values, "state": "Pending", "metrics": {}, "params_digest": None})
+            continue
+        summary = _summary(store, run, store.rounds(run_id, after=run.committed_round - _evaluated_every(run)))
+        cells.append({"run_id": run_id, "values": values, **{name: summary[name] for name in CELL_FIELDS}})
+    return {
+        "sweep_id": sweep.sweep_id,
+        "name": sweep.name,
+        "state": sweep_state(cell["state"] for cell in cells),
+        "over": dict(sweep.over),
+        "cells": cells,
+        "best": best_cell({cell["run_id"]: cell["metrics"].get("eval/accuracy") for cell in cells}),
+        **{name: shown.get(name) for name in SHOWN_FIELDS},
+    }
+
+
+def _plain(config: str | Path | Mapping[str, Any] | FederationConfig) -> str | dict[str, Any]:
+    """A path or a tree of plain values: what a flow's parameter can be."""
+    from fl_components.rules import Rule
+
+    source = config.model_dump(mode="json") if isinstance(config, Rule) else config
+    return dict(source) if isinstance(source, Mapping) else str(Path(source).resolve())
+
+
+def _evaluated_every(run: RunRecord) -> int:
+    every: int = run.config["evaluation"]["every"]
+    return every
 
 
 def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
@@ -202,38 +280,87 @@ def _state(store: Store, run: RunRecord) -> str:
 def _train(
     config: str | dict[str, Any] | None, overrides: list[str], run_id: str | None, on_progress: OnProgress | None
 ) -> dict[str, Any]:
-    from deployments.stack.connection import ConfiguredServer, client_settings, connect
-
-    with connect(say=lambda text: _tell(on_progress, text)) as connection:  # boots while torch is imported
-        _tell(on_progress, "loading PyTorch, Prefect and the data")
-        from prefect import tags
-
-        from flows.prefect_runs import in_our_words
+    with _connected(on_progress) as connection:
         from flows.training import federated_training
         from tasks.progress import nobody_listens
         from tasks.session import new_run_id, session
 
         run_id = run_id or new_run_id()
-        if isinstance(
-            connection, ConfiguredServer
-        ):  # a server of the user's that is away is told before anything is written
-            connection.wait()
         with session(run_id, config, overrides, on_progress or nobody_listens) as running:
-            connection.wait()
-            with (
-                client_settings(connection),
-                tags(f"run:{run_id}"),
-                _first_interrupt_stops(running.hub.cancelled) as interrupted,
-            ):
-                try:
-                    state = federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True)
-                    if running.error is None and not state.is_completed():
-                        state.result()  # raises what Prefect's engine met
-                except Exception as error:  # Prefect's own: what the run raised is in running.error
-                    running.error = running.error or in_our_words(error, run_id)
-            if running.error is not None:
-                raise KeyboardInterrupt if interrupted.is_set() else running.error
+            _run(
+                lambda: federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True),
+                running,
+                running.hub.cancelled,
+                connection,
+                tag=f"run:{run_id}",
+            )
             return run_data(running.hub.store, running.hub.refresh())
+
+
+def _sweep(
+    config: str | dict[str, Any] | None,
+    over: list[str] | dict[str, Any],
+    overrides: list[str],
+    sweep_id: str | None,
+    on_progress: OnProgress | None,
+) -> dict[str, Any]:
+    with _connected(on_progress) as connection:
+        from flows.sweep import federated_sweep
+        from tasks.progress import nobody_listens
+        from tasks.session import new_run_id
+        from tasks.sweep import sweep_session
+
+        sweep_id = sweep_id or new_run_id()
+        with sweep_session(sweep_id, config, over, overrides, on_progress or nobody_listens) as sweep:
+            parameters = {"config": config, "over": over, "overrides": overrides, "sweep_id": sweep_id}
+            _run(
+                lambda: federated_sweep(**parameters, return_state=True),
+                sweep,
+                sweep.cancelled,
+                connection,
+                tag=f"sweep:{sweep_id}",
+            )
+            return sweep_data(sweep.store, sweep.record, sweep.shown)
+
+
+@contextmanager
+def _connected(on_progress: OnProgress | None) -> Iterator[Connection]:
+    """A Prefect server, which boots while what a training needs is imported."""
+    from deployments.stack.connection import ConfiguredServer, connect
+
+    with connect(say=lambda text: _tell(on_progress, text)) as connection:
+        _tell(on_progress, "loading PyTorch, Prefect and the data")
+        import flows.training  # noqa: F401
+
+        if isinstance(connection, ConfiguredServer):  # one that is away is told before anything is written
+            connection.wait()
+        yield connection
+
+
+def _run(
+    flow: Callable[[], Any],
+    held: Session | SweepSession,
+    cancelled: threading.Event,
+    connection: Connection,
+    *,
+    tag: str,
+) -> None:
+    """Run a flow on what this process holds. Raises what ended it."""
+    from prefect import tags
+
+    from deployments.stack.connection import client_settings
+    from flows.prefect_runs import in_our_words
+
+    connection.wait()
+    with client_settings(connection), tags(tag), _first_interrupt_stops(cancelled) as interrupted:
+        try:
+            state = flow()
+            if held.error is None and not state.is_completed():
+                state.result()  # raises what Prefect's engine met
+        except Exception as error:  # Prefect's own: what ended the training is in held.error
+            held.error = held.error or in_our_words(error, tag.partition(":")[2])
+    if held.error is not None:
+        raise KeyboardInterrupt if interrupted.is_set() else held.error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the training flow asks of Prefect about runs: names, stale runs of dead attempts, cancellation."""
+"""What the flows ask of Prefect about runs: names, stale runs of dead attempts, cancellation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from prefect.client.schemas.filters import (
     TaskRunFilterTags,
 )
 from prefect.client.schemas.objects import State, StateType
-from prefect.context import SettingsContext, get_settings_context
-from prefect.exceptions import CancelledRun, CrashedRun, UnfinishedRun
+from prefect.context import FlowRunContext, SettingsContext, get_settings_context
+from prefect.exceptions import CancelledRun, CrashedRun, TerminationSignal, UnfinishedRun
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Crashed, Running
 
-from fl_components.errors import RunFailed, Unreachable
+from fl_components.errors import RunCancelled, RunFailed, Unreachable
 from tasks.progress import Listener, Progress
 
 METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
@@ -53,6 +53,11 @@ def in_our_words(error: BaseException, run_id: str) -> BaseException:
     return error
 
 
+def was_stopped(error: BaseException | None) -> bool:
+    """Whether the work ended because somebody wanted it to."""
+    return isinstance(error, RunCancelled | KeyboardInterrupt | TerminationSignal)
+
+
 def without_heartbeat() -> SettingsContext:
     """Settings for a child flow: leaving a synchronous flow that sends heartbeats waits a second for their thread."""
     context = get_settings_context()
@@ -65,21 +70,33 @@ def run_tag(run_id: str) -> str:
     return f"run:{run_id}"
 
 
-def crash_stale_runs(client: SyncPrefectClient, run_id: str, current: UUID) -> int:
-    """Force what dead attempts left unfinished to Crashed: all flow and task runs of `run_id`, but for `current`'s.
+def sweep_tag(sweep_id: str) -> str:
+    """The tag of a sweep's own flow runs; those of its cells have the tags of their runs."""
+    return f"sweep:{sweep_id}"
+
+
+def current_flow_run_id() -> UUID:
+    """The id of the flow run whose body this is called in."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None  # a flow's body always runs in one
+    return context.flow_run.id
+
+
+def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
+    """Force what dead attempts left unfinished to Crashed: all flow and task runs with `tag`, but for `current`'s.
 
     A killed process cannot say that it is dead, and Prefect shows its runs as running for ever. Returns how many.
     """
     state: State[Any] = Crashed(message="The process died; a later attempt goes on with this run.")
     task_runs = client.read_task_runs(
         task_run_filter=TaskRunFilter(
-            tags=TaskRunFilterTags(all_=[run_tag(run_id)]),
+            tags=TaskRunFilterTags(all_=[tag]),
             state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)),
         )
     )
     flow_runs = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[run_tag(run_id)]),
+            tags=FlowRunFilterTags(all_=[tag]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
         )
     )

@@ -8,8 +8,6 @@ from uuid import UUID
 from prefect import State, flow, tags
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.context import FlowRunContext
-from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled, Completed, Failed
 
@@ -18,10 +16,12 @@ from flows.prefect_runs import (
     allow_completed,
     cancellation_watched,
     crash_stale_runs,
+    current_flow_run_id,
     flow_run_log,
     in_our_words,
     run_tag,
     settle_cancelled,
+    was_stopped,
     without_heartbeat,
 )
 from flows.round import federated_round
@@ -43,7 +43,7 @@ def federated_training(
         overrides: changes to the configuration, each of the form `training.learning_rate=0.1`.
         run_id: the run to begin, or to go on with. By default derived from this flow run, so that a retry goes on.
     """
-    flow_run_id = _flow_run_id()
+    flow_run_id = current_flow_run_id()
     run_id = run_id or run_id_of_flow_run(flow_run_id)
     with get_client(sync_client=True) as client:
         # First of all: a resume finds by this tag what a killed process has left in Prefect.
@@ -67,7 +67,7 @@ def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
     run = hub.refresh()
     labels = [f"attempt:{run.attempt}", f"population:{run.population}", f"experiment:{run.name}"]
     client.update_flow_run(flow_run_id, name=f"{run.name}/{run.run_id}", tags=[run_tag(run.run_id), *labels])
-    crash_stale_runs(client, run.run_id, flow_run_id)
+    crash_stale_runs(client, run_tag(run.run_id), flow_run_id)
     running.listeners.append(flow_run_log(flow_run_id))
     running.artifact = RunArtifact(running)
     url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
@@ -107,7 +107,7 @@ def _write_down(running: Session) -> None:
     told = {"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}
     if isinstance(error, FedroundsError):
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-    elif _was_stopped(error):
+    elif was_stopped(error):
         told = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:
         running.hub.lease.finish(_state_name(error), error=told)
@@ -140,12 +140,12 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
                 catch_up(
                     store,
                     model=lambda run: loggable_model(store, run),
-                    repair=lambda run: crash_stale_runs(client, run.run_id, flow_run_id),
+                    repair=lambda run: crash_stale_runs(client, run_tag(run.run_id), flow_run_id),
                     say=running.say,
                 )
         hub.lease.note()
         # Again: Prefect writes task runs a second or two late, so what died with its process may only show now.
-        crash_stale_runs(client, running.run_id, flow_run_id)
+        crash_stale_runs(client, run_tag(running.run_id), flow_run_id)
     except LeaseLost:
         pass
     except Exception as problem:
@@ -167,16 +167,6 @@ def _final_state(running: Session, client: SyncPrefectClient, flow_run_id: UUID)
 
 
 def _state_name(error: BaseException | None) -> str:
-    if _was_stopped(error):
+    if was_stopped(error):
         return "Cancelled"
     return "TooFewClients" if isinstance(error, TooFewClients) else "Failed"
-
-
-def _was_stopped(error: BaseException | None) -> bool:
-    return isinstance(error, RunCancelled | KeyboardInterrupt | TerminationSignal)
-
-
-def _flow_run_id() -> UUID:
-    context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None  # a flow's body always runs in one
-    return context.flow_run.id

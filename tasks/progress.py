@@ -9,7 +9,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One piece of news. `message` carries text; `run` begins an attempt; then come `stage` and `round`, and `end`."""
+    """One piece of news. `message` carries text; `run` begins an attempt; then come `stage` and `round`, and `end`.
+
+    In a sweep all that for each cell that is trained, with the sweep's id and which cell of how many it is, in words.
+    """
 
     kind: Literal["message", "run", "stage", "round", "end"]
     text: str = ""
@@ -19,6 +22,8 @@ class Progress:
     stage: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    sweep_id: str = ""
+    cell: str = ""
 
 
 Listener = Callable[[Progress], None]

@@ -16,7 +16,7 @@ from fl_components.config import load_config, parse_config
 from fl_components.errors import ConfigError
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.hub import Hub, Start, open_hub, start_fresh_or_latest
-from fl_components.store import RunRecord, Store
+from fl_components.store import RunRecord, Store, SweepRecord
 from fl_components.values import Float32, ServerState
 from tasks.progress import Listener, Progress, nobody_listens
 from tasks.tracking.model import LoggableModel, load_start_parameters
@@ -111,10 +111,13 @@ def session(
     config: ConfigSource = None,
     overrides: Sequence[str] = (),
     listener: Listener = nobody_listens,
+    *,
+    sweep: SweepRecord | None = None,
 ) -> Iterator[Session]:
     """The session of `run_id`: the one that is already open in this process, else a new one, closed on the way out.
 
-    `config` is a path, a tree of plain values, or None for a run that exists. Raises what `open_hub` raises.
+    `config` is a path, a tree of plain values, or None for a run that exists; `sweep` is what the run is a cell of.
+    Raises what `open_hub` raises.
     """
     if run_id in _open:
         yield _open[run_id]
@@ -122,13 +125,14 @@ def session(
     resolved = load_config(config, overrides) if config is not None else None
     if resolved is None and overrides:
         raise ConfigError("overrides are given but no configuration", hint="name the configuration file as well")
-    folder = str(Path(config).resolve().parent) if isinstance(config, str) else str(Path.cwd())
+    folder = sweep.source_folder if sweep is not None else source_folder(config)
     with Store.open() as store:
         hub = open_hub(
             store,
             run_id,
             config=resolved,
             source_folder=folder,
+            sweep_id=sweep.sweep_id if sweep is not None else None,
             start=_start(store),
             say=lambda text: listener(Progress("message", text, run_id=run_id)),
         )
@@ -138,6 +142,11 @@ def session(
                 yield _open[run_id]
             finally:
                 del _open[run_id]
+
+
+def source_folder(config: ConfigSource) -> str:
+    """Where a user's modules and relative paths are looked for: beside the file, else in the working folder."""
+    return str(Path(config).resolve().parent) if isinstance(config, str) else str(Path.cwd())
 
 
 def _start(store: Store) -> Start:

@@ -32,9 +32,10 @@ def build() -> App:
     for flag in ("--help", "--version"):
         app[flag].group = OPTIONS
     app.command(commands.train, group=TRAINING, sort_key=1)
-    app.command(commands.resume, group=TRAINING, sort_key=2)
-    app.command(commands.runs, group=TRAINING, sort_key=3)
-    app.command(commands.show, group=TRAINING, sort_key=4)
+    app.command(commands.sweep, group=TRAINING, sort_key=2)
+    app.command(commands.resume, group=TRAINING, sort_key=3)
+    app.command(commands.runs, group=TRAINING, sort_key=4)
+    app.command(commands.show, group=TRAINING, sort_key=5)
 
     config = App(name="config", help="Check a configuration, show it whole, or print its schema.", group=CONFIGURATION)
     config.command(commands.config_check, name="check", sort_key=1)

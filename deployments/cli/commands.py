@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from deployments.cli.progress import display
 from deployments.cli.screen import Answer, Screen
-from fl_components.errors import NotInstalled
+from fl_components.errors import ConfigError, NotInstalled
 
 if TYPE_CHECKING:
     from tasks.progress import Progress
@@ -45,13 +46,35 @@ def train(
     return _train("train", config, call, screen)
 
 
+def sweep(
+    config: Config,
+    /,
+    *,
+    over: Annotated[
+        list[str],
+        Parameter(negative=(), help="A field and its values: training.learning_rate=0.01,0.1. Again for each axis."),
+    ],
+    overrides: Overrides = None,
+    sweep_id: Annotated[str | None, Parameter(help="The new sweep's id, or that of a sweep to go on with.")] = None,
+    screen: OnScreen,
+) -> Answer:
+    """Train once for each cell of a grid of settings, and compare them in MLflow."""
+
+    def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+        from deployments import api
+
+        return api.sweep(config, over, overrides=overrides or (), sweep_id=sweep_id, on_progress=on_progress)
+
+    return _train("sweep", config, call, screen)
+
+
 def resume(
-    run: Annotated[str | None, Parameter(help="The run's id. Without it: the latest unfinished run.")] = None,
+    run: Annotated[str | None, Parameter(help="The id of a run or a sweep. Without it: the latest unfinished.")] = None,
     /,
     *,
     screen: OnScreen,
 ) -> Answer:
-    """Go on with a stopped run, after its last committed round."""
+    """Go on with a stopped run or sweep, after the last committed round."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
         from deployments import api
@@ -70,13 +93,13 @@ def runs(*, limit: Annotated[int, Parameter(help="How many to list.")] = 50, scr
     return Answer(rows, tables.runs(rows))
 
 
-def show(run: Annotated[str, Parameter(help="The run's id.")], /) -> Answer:
-    """Show one run: results, privacy, traffic, rounds, and where to look next."""
+def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) -> Answer:
+    """Show one run: results, privacy, traffic, rounds, and where to look next; or a sweep's cells."""
     from deployments import api
     from deployments.cli import tables
 
     data = api.show(run)
-    return Answer(data, tables.details(data))
+    return Answer(data, tables.sweep(data) if "cells" in data else tables.details(data))
 
 
 def config_check(
@@ -85,12 +108,19 @@ def config_check(
     *,
     overrides: Overrides = None,
     data: Annotated[bool, Parameter(negative=(), help="Load the data as well, and build the model.")] = False,
+    picture: Annotated[Path | None, Parameter(help="With --data: draw what clients have into this PNG file.")] = None,
 ) -> Answer:
     """Say whether a configuration makes sense, and what it would run."""
     from deployments import api
     from deployments.cli import tables
 
+    if picture is not None and not data:
+        raise ConfigError("--picture is given without --data: there would be nothing to draw", hint="add --data")
     found = api.check_config(config, overrides=overrides or (), data=data)
+    if picture is not None:
+        from deployments.cli.picture import draw_partition
+
+        draw_partition(found["partition"], found["name"], picture)
     return Answer(found, tables.checked_config(found))
 
 
@@ -176,7 +206,7 @@ def _train(
             screen.resumable = shown.resumable
 
         data = call(on_progress)
-    return Answer(data, tables.result(data))
+    return Answer(data, tables.sweep(data) if "cells" in data else tables.result(data))
 
 
 def _need_server(command: str) -> None:

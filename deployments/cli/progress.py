@@ -120,6 +120,8 @@ class Heard:
 
     title: str
     run_id: str = ""
+    sweep_id: str = ""
+    cell: str = ""  # of a sweep: which of how many, and its values
     begun: bool = False
     rounds: int = 0
     round: int = 0  # the last committed one
@@ -131,6 +133,8 @@ class Heard:
 
     def take(self, event: Progress, now: float) -> None:
         self.run_id = event.run_id or self.run_id
+        self.sweep_id = event.sweep_id or self.sweep_id
+        self.cell = event.cell or self.cell
         self.rounds = event.rounds or self.rounds
         match event.kind:
             case "message":
@@ -140,6 +144,9 @@ class Heard:
                 self.title = event.text or self.title
                 self.round = event.round
                 self.message = ""
+                self.seconds = {}
+                self.lines.clear()
+                self.commits.clear()
                 self.commits.append(now)
             case "stage":
                 self.stage = event.stage
@@ -191,8 +198,8 @@ class Display(ABC):
 
     @property
     def resumable(self) -> str | None:
-        """The id of the run, once it has begun."""
-        return self.heard.run_id if self.heard.begun else None
+        """The id of the run or of the sweep, once it has begun."""
+        return (self.heard.sweep_id or self.heard.run_id) if self.heard.begun else None
 
 
 class Lines(Display):
@@ -202,6 +209,8 @@ class Lines(Display):
         self.heard.take(event, time.monotonic())
         match event.kind:
             case "run":
+                if self.heard.cell:
+                    self._line(self.heard.cell)
                 done = f", {self.heard.round} done" if self.heard.round else ""
                 self._line(f"{self.heard.title}: run {self.heard.run_id}, {self.heard.rounds} rounds{done}")
             case "round":
@@ -314,7 +323,7 @@ class LivePanel(Display):
             ProgressBar(total=max(heard.rounds, 1), completed=heard.round, complete_style="cyan"),
             Text(times, style="dim"),
         )
-        parts: list[RenderableType] = [bar]
+        parts: list[RenderableType] = [Text(heard.cell), "", bar] if heard.cell else [bar]
         if heard.lines:
             parts += ["", RoundsTable(tuple(heard.lines))]
         if heard.seconds:

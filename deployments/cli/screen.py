@@ -19,8 +19,6 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from fl_components.errors import LeftOut
-
 SCHEMA = 1
 
 
@@ -37,6 +35,8 @@ def show_left_out_as_a_line() -> None:
     in_full = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        from fl_components.errors import LeftOut  # not before the command has looked at what shadows our packages
+
         plain = issubclass(category, LeftOut)
         return f"Warning: {message}\n" if plain else in_full(message, category, *where, **line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,14 @@ from deployments.cli.words import UNKNOWN, ago, number, size
 
 CLIENTS_SHOWN = 12
 STAGES_SHOWN = 3
+FINISHED = ("Completed", "BudgetExhausted")
+LABELS_SHOWN = 26
+BASELINES = {
+    "pooled_majority": "the majority label for all",
+    "client_majority": "each client's own majority label",
+    "unigram": "the most frequent token (unigram)",
+    "bigram": "what most often follows the token (bigram)",
+}
 STATE_STYLES = {
     "Completed": "green",
     "Running": "cyan",
@@ -30,6 +39,41 @@ def result(data: Mapping[str, Any]) -> RenderableType:
     """A run that has ended: what it reached, what that is worth, what it cost, and where to look next."""
     more = {"rounds": f"fedrounds show {data['run_id']}"}
     return Group(_heading(data), "", _accuracy(data), "", _facts(data), "", _where_next(data, more))
+
+
+def sweep(data: Mapping[str, Any]) -> RenderableType:
+    """The cells of a sweep in the grid's order, the best one marked, and where they can be compared."""
+    cells = data["cells"]
+    done = sum(cell["state"] in FINISHED for cell in cells)
+    heading = _state(data["state"])
+    heading.append("  ").append(data["name"], style="bold")
+    heading.append(f", {done} of {len(cells)} cells, sweep {data['sweep_id']}")
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for field in data["over"]:
+        table.add_column(field, justify="right", overflow="fold")
+    for name in ("accuracy", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("run", "state"):
+        table.add_column(name, no_wrap=True, overflow="fold")
+    for cell in cells:
+        best = cell["run_id"] == data["best"]
+        values = [value if isinstance(value, str) else json.dumps(value) for value in cell["values"].values()]
+        accuracy = number(cell["metrics"].get("eval/accuracy"))
+        row = [*values, accuracy, "best" if best else "", cell["run_id"], _state(cell["state"])]
+        table.add_row(*row, style="bold" if best else None)
+    failed = [cell for cell in cells if cell.get("error")]
+    errors = [Text(f"{cell['run_id']}: {cell['error']['message']}", style="red") for cell in failed]
+    comparison = data["compare_url"] or ""
+    places = {
+        "Prefect": data["prefect_flow_run_url"],
+        "MLflow": comparison
+        if comparison.startswith("http")
+        else f"experiment {data['name']}, run {data['sweep_id']}, which links to the parallel coordinates",
+        "one cell": f"fedrounds show {data['best'] or cells[0]['run_id']}",
+        "both pages": "fedrounds ui",
+        "go on": f"fedrounds resume {data['sweep_id']}" if data["state"] != "Completed" else None,
+    }
+    return Group(heading, "", _indented(table), "", *([*errors, Text()] if errors else []), _places(places))
 
 
 def details(data: Mapping[str, Any]) -> RenderableType:
@@ -100,8 +144,44 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
             table.add_row(str(client["id"]), f"{client['train']:,}", f"{client['test']:,}")
         parts += ["", _indented(table)]
         if len(clients) > CLIENTS_SHOWN:
-            parts.append(Text(f"  and {len(clients) - CLIENTS_SHOWN:,} more clients", style="dim"))
+            parts.append(Text(f"  and {data['num_clients'] - CLIENTS_SHOWN:,} more clients", style="dim"))
+    if data.get("partition"):
+        parts += ["", _indented(_partition(data["partition"]))]
+    baselines = _columns("without a model", "test accuracy")
+    for key, label in BASELINES.items():
+        if key in (data.get("baselines") or {}):
+            baselines.add_row(label, number(data["baselines"][key]))
+    if baselines.row_count:
+        parts += ["", _indented(baselines)]
     return Group(*parts)
+
+
+def _partition(partition: Mapping[str, Any]) -> RenderableType:
+    """The sizes of clients and the labels of all, as bars."""
+    sizes = _columns("training examples", "clients", "")
+    bins = partition["size_histogram"]
+    for low, high, count in bins:
+        words = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        sizes.add_row(words, f"{count:,}", _bar(count, max(each[2] for each in bins)))
+    found = partition["examples"]
+    sizes.add_row(Text(f"median {found['median']:,.0f}, mean {found['mean']:,.1f}", style="dim"), "", "")
+    labels = _columns("label", "rows", "")
+    counts = partition["labels"]
+    for label, count in enumerate(counts[:LABELS_SHOWN]):
+        labels.add_row(str(label), f"{count:,}", _bar(count, max(counts)))
+    if len(counts) > LABELS_SHOWN:
+        labels.add_row(Text(f"and {len(counts) - LABELS_SHOWN} more", style="dim"), "", "")
+    return Group(sizes, "", labels)
+
+
+def _bar(count: int, largest: int) -> Text:
+    """
+    >>> _bar(1, 1000).plain, len(_bar(5, 5).plain)
+    ('▏', 24)
+    """
+    eighths = round(count / max(largest, 1) * 24 * 8)
+    whole, rest = divmod(max(eighths, 1 if count else 0), 8)
+    return Text("█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else ""), style="cyan", justify="left")
 
 
 def deployment(data: Mapping[str, Any]) -> RenderableType:
@@ -151,12 +231,9 @@ def _accuracy(data: Mapping[str, Any]) -> RenderableType:
         ordered = sorted(clients.values())
         for label, index in (("lowest", 0), ("median", len(ordered) // 2), ("highest", -1)):
             table.add_row(f"  {label} of {len(ordered):,} clients", number(ordered[index]))
-    for key, label in (
-        ("pooled_majority", "without a model: the majority label for all"),
-        ("client_majority", "without a model: each client's own majority label"),
-    ):
+    for key, label in BASELINES.items():
         if key in baselines:
-            table.add_row(Text(label, style="dim"), Text(number(baselines[key]), style="dim"))
+            table.add_row(Text(f"without a model: {label}", style="dim"), Text(number(baselines[key]), style="dim"))
     return _indented(table)
 
 
@@ -205,8 +282,12 @@ def _where_next(data: Mapping[str, Any], more: Mapping[str, str]) -> RenderableT
         **more,
         "both pages": "fedrounds ui",
     }
-    if data["state"] not in ("Completed", "BudgetExhausted"):
+    if data["state"] not in FINISHED:
         places["go on"] = f"fedrounds resume {data['run_id']}"
+    return _places(places)
+
+
+def _places(places: Mapping[str, str | None]) -> RenderableType:
     # Lines of text, not a table: a table would cut a link that is wider than the terminal.
     lines = [Text("Where to look next", style="bold")]
     lines += [Text.assemble((f"  {label:<13} ", "dim"), value) for label, value in places.items() if value]

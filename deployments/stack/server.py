@@ -1,7 +1,7 @@
 """The embedded Prefect API server of one home: `python -c "... serve(folder, idle_s)"` in a session of its own.
 
-There are never two, it takes its last port again, and it leaves when no client has held `clients.lock` for a while, or when its home is gone.
-Nothing heavy is imported before the server's lock is held.
+There are never two, it takes its last port again, and it leaves when no client has held `clients.lock` for a while, or
+when its home is gone. Nothing heavy is imported before the server's lock is held.
 """
 
 from __future__ import annotations

@@ -11,13 +11,16 @@ from fl_components.data.federated import IGNORED, ClientExamples, FederatedData,
 from fl_components.data.femnist import Femnist
 from fl_components.data.function import FunctionData
 from fl_components.data.heart_disease import HeartDisease
+from fl_components.data.leaf import Leaf
 from fl_components.data.mnist import Mnist
+from fl_components.data.shakespeare import Shakespeare
+from fl_components.data.tables import Tables
 from fl_components.rules import union
 
 if TYPE_CHECKING:
     Data = DataRule
 else:
-    Data = union("data", HeartDisease, Digits, Mnist, Emnist, Femnist, FunctionData)
+    Data = union("data", HeartDisease, Digits, Mnist, Emnist, Femnist, Shakespeare, Leaf, Tables, FunctionData)
 
 __all__ = [
     "IGNORED",
@@ -30,7 +33,10 @@ __all__ = [
     "Femnist",
     "FunctionData",
     "HeartDisease",
+    "Leaf",
     "Mnist",
     "NumberedIds",
     "RowRanges",
+    "Shakespeare",
+    "Tables",
 ]

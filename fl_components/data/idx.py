@@ -33,7 +33,7 @@ def read_idx(file: Path) -> NDArray[Any]:
     >>> read_idx(file)
     array([7, 9], dtype=uint8)
     """
-    content = _content(file)
+    content = content_of(file)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES or content[3] not in _DIMENSIONS:
         raise DataError(f"{file} is not an IDX file: it begins with the bytes {content[:4].hex(' ')!r}", hint=_ANEW)
     dtype, start = np.dtype(_TYPES[content[2]]), 4 + 4 * content[3]
@@ -106,7 +106,8 @@ def _read(folder: Path, name: str, what: str, num_dimensions: int, kinds: str) -
     return file, values
 
 
-def _content(file: Path) -> bytes:
+def content_of(file: Path) -> bytes:
+    """The bytes of a file, uncompressed. Raises `DataError` when it cannot be read, or is empty."""
     try:
         content = file.read_bytes()
     except OSError as error:

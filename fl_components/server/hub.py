@@ -127,6 +127,7 @@ def open_hub(
     *,
     config: FederationConfig | None = None,
     source_folder: str = "",
+    sweep_id: str | None = None,
     start: Start | None = None,
     say: Say = nobody_listens,
 ) -> Hub:
@@ -152,6 +153,7 @@ def open_hub(
             ancestor=ancestor,
             engine=engine_facts() | federation.facts,
             source_folder=source_folder,
+            sweep_id=sweep_id,
         )
     elif run is not None:
         federation = assemble(parse_config(run.config), run.source_folder or None)

@@ -9,17 +9,21 @@ from fl_components.store.home import home
 from fl_components.store.lease import Lease
 from fl_components.store.records import (
     FINAL_STATES,
+    FINISHED_STATES,
     ChargeRecord,
     JournalReport,
     JournalRow,
     RoundRecord,
     RunRecord,
     Seal,
+    SweepRecord,
+    cell_name,
 )
 from fl_components.store.store import Store
 
 __all__ = [
     "FINAL_STATES",
+    "FINISHED_STATES",
     "ChargeRecord",
     "JournalReport",
     "JournalRow",
@@ -28,5 +32,7 @@ __all__ = [
     "RunRecord",
     "Seal",
     "Store",
+    "SweepRecord",
+    "cell_name",
     "home",
 ]

@@ -133,6 +133,13 @@ def acquire(store: Store, run_id: str, say: Callable[[str], None] | None = None)
     return Lease(store, run_id, fence)
 
 
+def is_held(store: Store, run_id: str) -> bool:
+    """See `Store.is_held`."""
+    rows = store._rows(select(leases, database_clock().label("now")).where(leases.c.run_id == run_id))
+    holder = _holder(rows[0]) if rows else None
+    return holder is not None and not _may_be_taken(rows[0], holder)
+
+
 def _holder(row: AnyRow) -> Holder | None:
     if row.pid is None:
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,6 +45,47 @@ class RunRecord:
     model_uri: str | None
     prefect_flow_runs: list[dict[str, Any]]
     sweep_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRecord:
+    """A grid of runs that vary some fields of one configuration.
+
+    `config` is what all cells share, as it was written; `over` has a field and its values for each axis.
+
+    >>> over = [["seed", [1, 2]], ["training.learning_rate", [0.1, 0.3]]]
+    >>> sweep = SweepRecord("s", name="digits", config={}, over=over, source_folder="/src", created_at=0.0)
+    >>> list(sweep.cells), sweep.cells["s-003"]
+    (['s-001', 's-002', 's-003', 's-004'], {'seed': 2, 'training.learning_rate': 0.1})
+    """
+
+    sweep_id: str
+    name: str
+    config: dict[str, Any]
+    over: list[tuple[str, list[Any]]]
+    source_folder: str
+    created_at: float
+
+    @property
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """For each cell the id of its run and the values of the fields that vary: the last axis varies fastest."""
+        fields = [field for field, _ in self.over]
+        grid = itertools.product(*(values for _, values in self.over))
+        return {
+            f"{self.sweep_id}-{number:03d}": dict(zip(fields, values, strict=True))
+            for number, values in enumerate(grid, 1)
+        }
+
+
+def cell_name(values: Mapping[str, Any]) -> str:
+    """What a cell of a sweep is called.
+
+    >>> cell_name({"training.learning_rate": 0.1, "model.hidden": [64, 32], "server_optimizer.kind": "fedadam"})
+    'training.learning_rate=0.1, model.hidden=[64, 32], server_optimizer.kind=fedadam'
+    """
+    return ", ".join(
+        f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in values.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

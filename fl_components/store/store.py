@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Select, and_, insert, or_, select
+from sqlalchemy import URL, Connection, Select, Text, and_, cast, insert, or_, select
 
-from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound
+from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunFailed, RunNotFound, TooFewClients
 from fl_components.store import journal as journal_
 from fl_components.store import lease as lease_
 from fl_components.store.blobs import Blobs
@@ -27,13 +27,33 @@ from fl_components.store.records import (
     RoundRecord,
     RunRecord,
     Seal,
+    SweepRecord,
 )
-from fl_components.store.schema import AnyRow, canonical_json, charges, leases, participations, rounds, runs, seals
+from fl_components.store.schema import (
+    AnyRow,
+    canonical_json,
+    charges,
+    leases,
+    participations,
+    rounds,
+    runs,
+    seals,
+    sweeps,
+)
 
 _PAGE: Final = 1000
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
 
+_UNFINISHED: Final = or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None))
+"""Of a run joined with its lease: a resume has something to do for it."""
+
+# A round is a pure function: these two errors come again.
+_MAY_GO_WELL: Final = and_(
+    *(cast(runs.c.error, Text).not_like(f'%"code":"{each.code}"%') for each in (TooFewClients, RunFailed))
+)
+
 _RUN_COLUMNS: Final = [runs.c[name] for name in RunRecord.__slots__]
+_SWEEP_COLUMNS: Final = [sweeps.c[name] for name in SweepRecord.__slots__]
 _CHARGE_COLUMNS: Final = [charges.c[name] for name in ChargeRecord.__slots__]
 
 
@@ -124,7 +144,9 @@ class Store:
         source_folder: str,
         sweep_id: str | None = None,
     ) -> RunRecord:
-        """Makes a run, "Pending" at round 0, perhaps as a cell of a sweep. One that is there already with an equal `config_digest` is returned.
+        """Makes a run, "Pending" at round 0, perhaps as a cell of a sweep.
+
+        One that is there already with an equal `config_digest` is returned.
 
         Raises `RunConflict`, naming the fields that differ, when the run id belongs to another configuration.
         """
@@ -135,6 +157,8 @@ class Store:
             )
         existing = self.find_run(run_id)
         if existing is None:
+            if self.find_sweep(run_id) is not None:
+                raise _taken(run_id, "sweep", "run")
             initial_state_key = self._blobs.write(run_id, 0, initial_state)
             with self._transaction() as connection:
                 journal_.lock(connection)  # so that of two processes that create it only one does
@@ -170,7 +194,12 @@ class Store:
                     )
                     connection.execute(insert(leases).values(run_id=run_id, fence=0))
         if existing is not None and existing.config_digest != config_digest:
-            raise _conflict(existing, config)
+            raise _conflict(f"run {run_id!r}", "run id", existing.config, config)
+        if existing is not None and sweep_id not in (None, existing.sweep_id):
+            raise RunConflict(
+                f"run {run_id!r} is there already, and is no cell of the sweep {sweep_id!r}",
+                hint="give another sweep id",
+            )
         return existing or self.run(run_id)
 
     def run(self, run_id: str) -> RunRecord:
@@ -184,23 +213,37 @@ class Store:
         with self._database.snapshot() as connection:
             return _find_run(connection, run_id)
 
-    def runs(self, *, name: str | None = None, limit: int | None = None) -> list[RunRecord]:
-        """Runs, the newest first."""
+    def runs(
+        self,
+        *,
+        name: str | None = None,
+        sweep_id: str | None = None,
+        unfinished: bool = False,
+        limit: int | None = None,
+    ) -> list[RunRecord]:
+        """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for."""
         query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(limit)
-        return [RunRecord(*row) for row in self._rows(query if name is None else query.where(runs.c.name == name))]
+        if name is not None:
+            query = query.where(runs.c.name == name)
+        if sweep_id is not None:
+            query = query.where(runs.c.sweep_id == sweep_id)
+        if unfinished:
+            query = query.join(leases, leases.c.run_id == runs.c.run_id).where(_UNFINISHED)
+        return [RunRecord(*row) for row in self._rows(query)]
+
+    def is_held(self, run_id: str) -> bool:
+        """Whether a process works on the run, as far as can be told from here."""
+        return lease_.is_held(self, run_id)
 
     def latest_unfinished(self) -> RunRecord | None:
         """The run worked on last among those that a resume has something to do for.
 
-        These are the runs with rounds to go (Failed and Cancelled ones too), and those whose process was killed after
-        the last round, before it gave its lease back: what MLflow and Prefect show of them is not complete.
+        These are the runs with rounds to go (Cancelled ones too, and Failed ones but for those that would fail again in
+        the same way), and those whose process was killed after the last round, before it gave its lease back: what
+        MLflow and Prefect show of them is not complete.
         """
-        query = (
-            select(*_RUN_COLUMNS)
-            .join(leases, leases.c.run_id == runs.c.run_id)
-            .where(or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None)))
-        )
-        return self._latest(query)
+        query = select(*_RUN_COLUMNS).join(leases, leases.c.run_id == runs.c.run_id).where(_UNFINISHED)
+        return self._latest(query.where(or_(runs.c.error.is_(None), _MAY_GO_WELL)))
 
     def latest_model(self, name: str) -> RunRecord | None:
         """The run of that name whose last round was committed last, among those that came to their end."""
@@ -222,6 +265,53 @@ class Store:
         Raises `RunNotFound`, `LeaseHeld`.
         """
         return lease_.acquire(self, run_id, say)
+
+    # --- sweeps ---
+
+    def create_sweep(
+        self,
+        *,
+        sweep_id: str,
+        name: str,
+        config: dict[str, Any],
+        over: Sequence[tuple[str, Sequence[Any]]],
+        source_folder: str,
+    ) -> SweepRecord:
+        """Makes a sweep; its cells become runs as they begin. One that is there already and is equal is returned.
+
+        Raises `RunConflict` when the id belongs to another sweep or to a run.
+        """
+        if not _RUN_ID.fullmatch(f"{sweep_id}-001"):
+            raise ConfigError(
+                f"{sweep_id!r} cannot be a sweep id",
+                hint="use up to 124 letters, digits, dots, dashes and underscores, the first a letter or digit",
+            )
+        content = {"name": name, "config": config, "over": [[field, list(values)] for field, values in over]}
+        with self._transaction() as connection:
+            journal_.lock(connection)  # so that of two processes that create it only one does
+            existing = _find_sweep(connection, sweep_id)
+            if existing is None:
+                if _find_run(connection, sweep_id) is not None:
+                    raise _taken(sweep_id, "run", "sweep")
+                row = journal_.append(connection, None, "sweep.created", {"sweep_id": sweep_id, **content})
+                values = {"sweep_id": sweep_id, "source_folder": source_folder, **content}
+                connection.execute(insert(sweeps).values(journal_sequence=row.sequence, created_at=row.at, **values))
+        if existing is not None:
+            before = {"name": existing.name, "config": existing.config, "over": existing.over}
+            if canonical_json(before) != canonical_json(content):
+                raise _conflict(f"sweep {sweep_id!r}", "sweep id", before, content)
+        return existing or self.sweep(sweep_id)
+
+    def sweep(self, sweep_id: str) -> SweepRecord:
+        """Raises `RunNotFound`."""
+        record = self.find_sweep(sweep_id)
+        if record is None:
+            raise RunNotFound(f"there is no sweep {sweep_id!r} in this store", hint="`fedrounds runs` lists its cells")
+        return record
+
+    def find_sweep(self, sweep_id: str) -> SweepRecord | None:
+        with self._database.snapshot() as connection:
+            return _find_sweep(connection, sweep_id)
 
     # --- rounds and charges ---
 
@@ -333,8 +423,17 @@ def _find_run(connection: Connection, run_id: str) -> RunRecord | None:
     return None if row is None else RunRecord(*row)
 
 
-def _conflict(run: RunRecord, config: dict[str, Any]) -> RunConflict:
-    before, after = dict(_leaves(run.config)), dict(_leaves(json.loads(canonical_json(config))))
+def _find_sweep(connection: Connection, sweep_id: str) -> SweepRecord | None:
+    row = connection.execute(select(*_SWEEP_COLUMNS).where(sweeps.c.sweep_id == sweep_id)).one_or_none()
+    return None if row is None else SweepRecord(*row)
+
+
+def _taken(name: str, owner: str, wanted: str) -> RunConflict:
+    return RunConflict(f"{name!r} is the id of a {owner} in this store", hint=f"give the {wanted} another id")
+
+
+def _conflict(owner: str, what: str, config_before: dict[str, Any], config: dict[str, Any]) -> RunConflict:
+    before, after = dict(_leaves(config_before)), dict(_leaves(json.loads(canonical_json(config))))
     missing = object()
     changed = [
         f"{field} ({_shown(before.get(field, missing), missing)}, now {_shown(after.get(field, missing), missing)})"
@@ -343,8 +442,8 @@ def _conflict(run: RunRecord, config: dict[str, Any]) -> RunConflict:
     ]
     differences = ", ".join(changed) or "its digest, though no field differs: another version of fedrounds made it"
     return RunConflict(
-        f"run {run.run_id!r} belongs to another configuration; what differs: {differences}",
-        hint="give another run id, or the configuration that the run began with",
+        f"{owner} belongs to another configuration; what differs: {differences}",
+        hint=f"give another {what}, or the configuration that it began with",
     )
 
 

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from fl_components.store import Lease, RoundRecord, RunRecord, Store
+from fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
 from tasks.tracking import server
+from tasks.tracking.sweep_view import CREATED_TAG, PARENT_TAG, show_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,13 +28,13 @@ STATUS: Final = {
 """MLflow's status for each state that a run ends in."""
 
 RUN_ID_TAG: Final = "fedrounds.run_id"
-_CREATED_TAG = "fedrounds.created_at"
 
 # MLflow's limits.
 _MAX_METRICS = 1000
 _MAX_KEY_LENGTH = 250
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
+_MAX_NAME_LENGTH = 250
 
 
 class DeletedInMlflow(Exception):
@@ -49,11 +50,14 @@ class RunView:
 
     `log_rounds` moves the cursor after each batch. Logging the same values again adds no row in MLflow, so a process
     killed between the two logs nothing twice.
+
+    The run of a sweep's cell is nested in the sweep's run, which is brought up to date when the view opens and closes.
     """
 
     def __init__(self, client: MlflowClient, uri: str, store: Store, lease: Lease) -> None:
         self.client, self.store, self.lease = client, store, lease
         run = store.run(lease.run_id)
+        self._sweep = store.sweep(run.sweep_id) if run.sweep_id is not None else None
         shown = self._find_or_create(run, server.artifact_location(uri, store.home))
         self.mlflow_run_id: str = shown.info.run_id
         self.experiment_id: str = shown.info.experiment_id
@@ -64,6 +68,8 @@ class RunView:
         self._log_configuration(run)
         if run.state not in STATUS and shown.info.status != "RUNNING":
             client.update_run(self.mlflow_run_id, status="RUNNING")  # a resume
+        if self._sweep is not None:
+            self.tag(PARENT_TAG, show_sweep(client, store, self._sweep, self.experiment_id))
 
     def log_rounds(self) -> int:
         """Log the rounds committed since the cursor, and move it; how many they were."""
@@ -88,6 +94,8 @@ class RunView:
         run = self.store.run(self.lease.run_id)
         self.tag("state", run.state)
         self.client.set_terminated(self.mlflow_run_id, status=STATUS[run.state], end_time=_milliseconds(run.updated_at))
+        if self._sweep is not None:
+            show_sweep(self.client, self.store, self._sweep, self.experiment_id)
 
     def _find_or_create(self, run: RunRecord, artifacts: str | None) -> Run:
         if run.mlflow_run_id is not None:
@@ -107,13 +115,14 @@ class RunView:
         experiment_id = self._experiment_id(run.name, artifacts)
         candidates = self.client.search_runs([experiment_id], filter_string=f"tags.`{RUN_ID_TAG}` = '{run.run_id}'")
         for shown in candidates:
-            if shown.data.tags.get(_CREATED_TAG) == repr(run.created_at):
+            if shown.data.tags.get(CREATED_TAG) == repr(run.created_at):
                 return shown
+        name = run.run_id if self._sweep is None else cell_name(self._sweep.cells[run.run_id])
         return self.client.create_run(
             experiment_id,
             start_time=_milliseconds(run.created_at),
-            tags={RUN_ID_TAG: run.run_id, _CREATED_TAG: repr(run.created_at)},
-            run_name=run.run_id,
+            tags={RUN_ID_TAG: run.run_id, CREATED_TAG: repr(run.created_at)},
+            run_name=_cut(name, _MAX_NAME_LENGTH),
         )
 
     def _experiment_id(self, name: str, artifacts: str | None) -> str:
@@ -190,7 +199,9 @@ def _metrics(record: RoundRecord, best: float) -> list[Metric]:
 
     values = dict(record.result.get("metrics", {}))
     if values.get("eval/accuracy") is not None:
-        values["best/accuracy"] = best  # MLflow's table of runs shows only the last step
+        # First, as MLflow's page that compares runs opens with the metric that it got first; and the best so far, as
+        # its table of runs shows only the last step.
+        values = {"eval/accuracy": values["eval/accuracy"], **values, "best/accuracy": best}
     at = _milliseconds(record.committed_at)
     return [
         Metric(metric_key(name), float(value), at, record.round)

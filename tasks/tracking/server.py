@@ -87,9 +87,14 @@ def run_url(uri: str, mlflow_run_id: str) -> str | None:
     >>> run_url("http://127.0.0.1:5000/", "b1946ac9")
     'http://127.0.0.1:5000/#/runs/b1946ac9'
     """
+    return page_url(uri, f"#/runs/{mlflow_run_id}")
+
+
+def page_url(uri: str, page: str) -> str | None:
+    """The address of a page of MLflow's, or None where `uri` is a database."""
     if urlsplit(uri).scheme not in ("http", "https"):
         return None
-    return f"{public_uri(uri).rstrip('/')}/#/runs/{mlflow_run_id}"
+    return f"{public_uri(uri).rstrip('/')}/{page}"
 
 
 def prepare() -> None:

@@ -45,6 +45,31 @@ RUN: dict[str, Any] = {
     "error": None,
     "updated_at": 1_790_000_000.0,
 }
+SWEEP: dict[str, Any] = {
+    "sweep_id": "s",
+    "name": "heart-disease",
+    "state": "Failed",
+    "over": {"model.hidden": [[64, 32], [128]], "server_optimizer.kind": ["fedavg"]},
+    "cells": [
+        {
+            "run_id": f"s-00{number}",
+            "values": {"model.hidden": hidden, "server_optimizer.kind": "fedavg"},
+            "state": state,
+            "metrics": metrics,
+            "params_digest": 64 * "a",
+            "error": error,
+        }
+        for number, hidden, state, metrics, error in (
+            (1, [64, 32], "Completed", {"eval/accuracy": 0.795}, None),
+            (2, [128], "TooFewClients", {}, {"message": "round 1: 0 of 4 updates could be used"}),
+        )
+    ],
+    "best": "s-001",
+    "mlflow_run_id": "0123456789abcdef0123456789abcdef",
+    "compare_url": "http://127.0.0.1:5000/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D",
+    "prefect_flow_run_id": "01998c5a-93f9-7d5e-8b30-2f7e8a1c0d11",
+    "prefect_flow_run_url": "http://127.0.0.1:24680/runs/flow-run/01998c5a-93f9-7d5e-8b30-2f7e8a1c0d11",
+}
 SHOWN = RUN | {"history": [{"round": 1, "metrics": {"train/loss": 0.5}, "seconds": {"train": 6.2}}]}
 CHECKED = {
     "name": "heart-disease",
@@ -77,15 +102,22 @@ class FakeInterface(ModuleType):
         self.calls.append((config, tuple(overrides), run_id))
         return self._run(on_progress)
 
+    def sweep(self, config, over, *, overrides=(), sweep_id=None, on_progress=None):  # type: ignore[no-untyped-def]
+        self.calls.append((config, tuple(over), tuple(overrides), sweep_id))
+        self._run(on_progress)
+        return SWEEP
+
     def resume(self, run=None, *, on_progress=None):  # type: ignore[no-untyped-def]
         self.calls.append((run,))
-        return self._run(on_progress)
+        return SWEEP if run == "s" else self._run(on_progress)
 
     def runs(self, limit=50):  # type: ignore[no-untyped-def]
         self.calls.append((limit,))
         return [RUN]
 
     def show(self, run):  # type: ignore[no-untyped-def]
+        if run == "s":
+            return SWEEP
         if run != "k3f9":
             raise RunNotFound(f"there is no run {run!r}", hint="list them with: fedrounds runs")
         return SHOWN
@@ -129,10 +161,13 @@ def one_object(out: str) -> dict[str, Any]:
     ("line", "data"),
     [
         ("train heart.yaml", RUN),
+        ("sweep heart.yaml --over seed=1,2", SWEEP),
         ("resume", RUN),
         ("resume k3f9", RUN),
         ("runs", [RUN]),
+        ("resume s", SWEEP),
         ("show k3f9", SHOWN),
+        ("show s", SWEEP),
         ("config check heart.yaml", CHECKED),
         ("config show heart.yaml", {"name": "heart-disease", "data": {"kind": "heart_disease"}}),
         ("config schema", {"type": "object"}),
@@ -153,11 +188,13 @@ def test_the_flag_may_stand_first(interface: FakeInterface, capfd: pytest.Captur
 
 def test_options_reach_the_interface(interface: FakeInterface) -> None:
     main(["train", "heart.yaml", "--set", "rounds=5", "--run-id", "mine", "--set", "model.width=-1"])
+    main(["sweep", "heart.yaml", "--over", "seed=1,2", "--over", "a=[1, 2],[3]", "--set", "b=1", "--sweep-id", "s"])
     main(["resume"])
     main(["runs", "--limit", "3"])
     main(["config", "check", "heart.yaml", "--set", "seed=2", "--data"])
     assert interface.calls == [
         ("heart.yaml", ("rounds=5", "model.width=-1"), "mine"),
+        ("heart.yaml", ("seed=1,2", "a=[1, 2],[3]"), ("b=1",), "s"),
         (None,),
         (3,),
         ("heart.yaml", ("seed=2",), True),
@@ -239,6 +276,20 @@ def test_runs_and_show_are_tables(interface: FakeInterface, capfd: pytest.Captur
     out = capfd.readouterr().out
     assert "train loss" in out
     assert "6.20 s" in out
+
+
+@pytest.mark.parametrize("line", ["sweep heart.yaml --over seed=1,2", "show s", "resume s"])
+def test_a_sweep_is_a_table_of_its_cells_with_the_best_marked(
+    line: str, interface: FakeInterface, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 0
+    out = capfd.readouterr().out
+    rows = [row.split() for row in out[out.index("Failed  heart-disease, 1 of 2 cells, sweep s") :].splitlines()]
+    assert ["model.hidden", "server_optimizer.kind", "accuracy", "run", "state"] in rows
+    assert ["[64,", "32]", "fedavg", "0.795", "best", "s-001", "Completed"] in rows
+    assert ["[128]", "fedavg", "-", "s-002", "TooFewClients"] in rows
+    for words in (SWEEP["compare_url"], "s-002: round 1: 0 of 4 updates", "fedrounds show s-001", "fedrounds resume s"):
+        assert words in out
 
 
 def test_config_check_says_what_would_run(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:

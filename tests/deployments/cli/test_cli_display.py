@@ -64,6 +64,45 @@ def test_lines_are_one_a_round_and_have_no_control_characters() -> None:
     ]
 
 
+def cells() -> list[Progress]:
+    """Two cells of a sweep, the first round of each."""
+    return [
+        Progress(
+            kind=kind, run_id=f"s-00{n}", rounds=2, round=round, sweep_id="s", cell=f"cell {n} of 2: seed={n}", **more
+        )  # type: ignore[arg-type]
+        for n in (1, 2)
+        for kind, round, more in (
+            ("run", 0, {"text": "heart"}),
+            ("round", 1, {"metrics": {"train/loss": n / 10}}),
+            ("end", 1, {}),
+        )
+    ]
+
+
+def test_a_sweep_says_which_cell_of_how_many_is_trained() -> None:
+    out = io.StringIO()
+    lines = Lines(Console(file=out, width=80), "heart.yaml")
+    for one in cells():
+        lines(one)
+    said = out.getvalue().splitlines()
+    assert said[::3] == ["cell 1 of 2: seed=1", "cell 2 of 2: seed=2"]
+    assert said[1::3] == ["heart: run s-001, 2 rounds", "heart: run s-002, 2 rounds"]
+    assert lines.resumable == "s"
+
+
+def test_the_panel_of_a_sweep_shows_the_cell_and_only_its_rounds() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    panel = LivePanel(console, "heart.yaml")
+    for one in cells()[:-1]:
+        panel(one)
+    console.print(panel.render())
+    assert "cell 2 of 2: seed=2" in out.getvalue()
+    assert "s-002" in out.getvalue()
+    assert "0.200" in out.getvalue()
+    assert "0.100" not in out.getvalue()
+
+
 def test_brackets_in_a_name_are_not_markup() -> None:
     out = io.StringIO()
     Lines(Console(file=out, width=80), "")(event("message", text="client [red] is late"))

@@ -45,6 +45,7 @@ def test_the_surface_is_frozen() -> None:
         "resume [RUN]",
         "runs [--limit]",
         "show RUN",
+        "sweep CONFIG --over [--set] [--sweep-id]",
         "train CONFIG [--set] [--run-id]",
         "ui",
         "up",
