@@ -46,8 +46,45 @@ def configured(changes: dict[str, Any]) -> Any:
             "training": {"learning_rate": 0.1, "batch_size": 10, "steps": 3},
         },
         DIGITS | {"server_optimizer": {"kind": "fedavg", "learning_rate": 0.5}, "aggregation": {"weights": "uniform"}},
+        DIGITS
+        | {
+            "rounds": 6,
+            "selection": {
+                "kind": "fair",
+                "cohort_size": 4,
+                "availability": {"kind": "bernoulli", "probability": 0.6},
+            },
+            "server_optimizer": {"kind": "fedyogi"},
+        },
+        DIGITS
+        | {
+            "rounds": 8,
+            "selection": {"kind": "poisson", "sampling_rate": 0.12},
+            "server_optimizer": {"kind": "fedavgm"},
+        },
+        DIGITS
+        | {
+            "rounds": 4,
+            "training": {
+                "learning_rate": 0.1,
+                "epochs": 3,
+                "straggler_fraction": 0.5,
+                "drop_stragglers": True,
+                "proximal": 0.1,
+                "schedule": {"kind": "step", "every": 2},
+            },
+        },
     ],
-    ids=["all", "all-fedadam", "cohort-uniform-waves", "cohort-fedadam-steps", "rate-uniform"],
+    ids=[
+        "all",
+        "all-fedadam",
+        "cohort-uniform-waves",
+        "cohort-fedadam-steps",
+        "rate-uniform",
+        "fair",
+        "poisson",
+        "stragglers",
+    ],
 )
 def test_the_walk_is_what_the_loops_say(home: Path, changes: dict[str, Any]) -> None:
     config = configured(changes)
@@ -63,6 +100,21 @@ def test_the_walk_is_what_the_loops_say(home: Path, changes: dict[str, Any]) -> 
         assert hub.refresh().committed_round == config.rounds
         initial_D = hub.federation.initial_params_D
         assert np.abs(hub.state().params_D - initial_D).max() > 0.01
+
+
+def test_a_round_in_which_nobody_was_selected_is_a_round(home: Path) -> None:
+    config = configured(DIGITS | {"rounds": 8, "selection": {"kind": "poisson", "sampling_rate": 0.12}})
+    sizes = [len(step.cohort) for step in simulate(config)]
+    assert 0 in sizes and max(sizes) > 1
+    empty = sizes.index(0) + 1
+    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+        for round in range(1, empty):
+            walk(stages, hub, round)
+        before_D = hub.state().params_D
+        result = walk(stages, hub, empty)
+        assert hub.state().params_D.tobytes() == before_D.tobytes()  # FedAvg has no momentum
+        assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (0, 0)
+        assert "train/loss" not in result.metrics
 
 
 def test_it_repeats_bit_for_bit() -> None:

@@ -37,7 +37,7 @@ def surface(app: App, *path: str) -> list[str]:
 
 def test_the_surface_is_frozen() -> None:
     assert surface(build()) == [
-        "config check CONFIG [--set] [--data]",
+        "config check CONFIG [--set] [--data] [--picture]",
         "config schema",
         "config show CONFIG [--set]",
         "deploy CONFIG [--set] [--cron] [--active] [--name]",

@@ -1,0 +1,101 @@
+"""What `config check --data` shows of the clients, in the terminal and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.cli import main
+from deployments.cli.picture import draw_partition
+from fl_components.data import FederatedData, NumberedIds, RowRanges
+from fl_components.data.summary import summary
+from fl_components.errors import ConfigError
+
+DIGITS = """
+name: skewed
+rounds: 1
+data: {kind: digits, partition: {kind: dirichlet, num_clients: 30, alpha: 1.0}, test_fraction: 0.1}
+model: {kind: mlp, hidden: [8]}
+training: {learning_rate: 0.1, epochs: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "skewed.yaml"
+    path.write_text(DIGITS)
+    return str(path)
+
+
+def pixels(file: Path) -> np.ndarray:
+    from matplotlib import image
+
+    found: np.ndarray = image.imread(file)
+    return found
+
+
+def test_sizes_and_labels_are_shown(config: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", config, "--data"]) == 0
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    sizes = lines[lines.index(["training", "examples", "clients"]) + 1 : lines.index(["label", "rows"]) - 2]
+    assert sum(int(line[line.index("to") + 2] if "to" in line else line[1]) for line in sizes) == 30
+    labels = lines[lines.index(["label", "rows"]) + 1 :][:10]
+    assert [line[0] for line in labels] == [str(label) for label in range(10)]
+    assert sum(int(line[1]) for line in labels) == pytest.approx(0.9 * 1797, abs=30)
+    assert any(line[:4] == ["the", "majority", "label", "for"] for line in lines)
+
+
+def test_a_picture_is_drawn(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "picture.png"
+    assert main(["config", "check", config, "--data", "--picture", str(file)]) == 0
+    shown = pixels(file)
+    assert shown.shape[0] > 300 and shown.shape[1] > 800
+    colours = np.unique((shown[..., :3] * 255).astype(int).reshape(-1, 3), axis=0)
+    assert len(colours) > 12  # ten labels, the bars of the sizes, and paper
+
+
+def test_a_million_clients_are_drawn_as_well(tmp_path: Path) -> None:
+    starts = np.arange(1_000_000) % 90
+    data = FederatedData(
+        client_ids=NumberedIds(1_000_000),
+        x_train=np.zeros((100, 2), np.float32),
+        y_train=np.arange(100) % 40,
+        train_rows=RowRanges(starts, starts + 10),
+        x_test=np.zeros((1, 2), np.float32),
+        y_test=np.zeros(1, np.int64),
+        test_rows=RowRanges(np.zeros_like(starts), np.zeros_like(starts)),
+        num_classes=40,  # more than there are colours
+        public=True,
+    )
+    draw_partition(summary(data), "many", tmp_path / "many.png")
+    assert pixels(tmp_path / "many.png").std() > 0.05
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/p.png", "picture.nonsense"])
+def test_a_picture_that_cannot_be_written(name: str, config: str, tmp_path: Path) -> None:
+    data = summary(FederatedData(**small()))
+    with pytest.raises(ConfigError, match=r"the picture .* cannot be written"):
+        draw_partition(data, "x", tmp_path / name)
+
+
+def test_a_picture_needs_the_data(config: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", config, "--picture", "x.png"]) == 2
+    assert "--picture is given without --data" in capfd.readouterr().err
+
+
+def small() -> dict[str, object]:
+    one = RowRanges(np.array([0]), np.array([2]))
+    x, y = np.zeros((2, 1), np.float32), np.array([0, 1])
+    return {
+        "client_ids": ("a",),
+        "x_train": x,
+        "y_train": y,
+        "train_rows": one,
+        "x_test": x,
+        "y_test": y,
+        "test_rows": one,
+        "num_classes": 2,
+        "public": True,
+    }
