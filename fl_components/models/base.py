@@ -132,11 +132,7 @@ def check_fits(module: torch.nn.Module, data: Examples) -> None:
             scores = module(torch.from_numpy(x))
     except Exception as error:
         raise ModelError(
-            f"the model cannot take {came_in}: {one_line(error)}",
-            hint=f"these are int64 tokens up to {x.max()}: begin the model with an embedding of at least {x.max() + 1} "
-            "tokens, or give the data as floats"
-            if x.dtype == np.int64
-            else f"make the model's first layer take {list(x.shape[1:])}",
+            f"the model cannot take {came_in}: {one_line(error)}", hint=_mend_of_input(module, x)
         ) from error
     shape = ["rows", *data.output_shape]
     mend = f"let the model return one score (logit) for each of {classes} classes: [{', '.join(map(str, shape))}]"
@@ -161,6 +157,17 @@ def check_fits(module: torch.nn.Module, data: Examples) -> None:
                 f"the model's buffer {name!r} changes as the model runs, and buffers are not trained across clients",
                 hint="use layers without running state, for instance torch.nn.GroupNorm",
             )
+
+
+def _mend_of_input(module: torch.nn.Module, x: NDArray[Any]) -> str:
+    if x.dtype == np.int64:
+        return (
+            f"these are int64 tokens up to {x.max()}: begin the model with an embedding of at least {x.max() + 1} "
+            "tokens, or give the data as floats"
+        )
+    if any(isinstance(layer, torch.nn.Embedding) for layer in module.modules()):
+        return "the model begins with an embedding, which takes int64 tokens: choose another model, or give tokens"
+    return f"make the model's first layer take {list(x.shape[1:])}"
 
 
 def _two_rows(x: NDArray[Any]) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
+from fl_components.randomness import generator
 from fl_components.training import evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
@@ -137,7 +138,15 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
         )
     module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
     check_fits(module, data)
-    return Federation(config, data, module, flatten(module))
+    federation = Federation(config, data, module, flatten(module))
+    _try_selection(federation)
+    return federation
+
+
+def _try_selection(federation: Federation) -> None:
+    """Select a first cohort: an attribute or a file that is not there must not be found out in the first round."""
+    config = federation.config
+    config.selection.select(federation.clients(1, np.zeros_like), generator(config.seed, 1, "selection"))
 
 
 def _check_own_module(field: str, path: str, folder: Path) -> None:

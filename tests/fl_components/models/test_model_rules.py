@@ -282,6 +282,11 @@ class TestTokens:
         larger = build_seeded(rule.model_copy(update={"vocabulary": 6}), (7,), (5,), seed=0)
         check_fits(larger, SimpleNamespace(x_train=x, output_shape=(5,)))
 
+    def test_numbers_are_no_tokens(self, rule: ModelRule) -> None:
+        with pytest.raises(ModelError, match=r"cannot take rows of float32 \[7\]") as caught:
+            check_fits(build_seeded(rule, (7,), (5,), seed=0), data(np.zeros((2, 7), np.float32), 5))
+        assert "which takes int64 tokens" in (caught.value.hint or "")
+
     @pytest.mark.parametrize(("input_shape", "output_shape"), [((1, 7), (5,)), ((7,), (6, 5))])
     def test_what_is_no_row_of_tokens_is_refused(self, rule: ModelRule, input_shape: Any, output_shape: Any) -> None:
         with pytest.raises(ModelError, match=f"model {rule.kind} takes rows of T tokens"):

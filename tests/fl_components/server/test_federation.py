@@ -93,6 +93,18 @@ class TestAssemble:
                 "evaluation.per_client is true but data function has 1001 clients with test rows: .* set "
                 "evaluation.per_client to false above 1000",
             ),
+            (
+                {},
+                {"selection": {"kind": "stratified", "by": "region", "cohort_size": 2}},
+                DataError,
+                "this data has no attribute 'region' of clients",
+            ),
+            (
+                {},
+                {"selection": {"availability": {"kind": "trace", "file": "/no/trace.csv"}}},
+                DataError,
+                "/no/trace.csv cannot be read",
+            ),
             ({"whole": True}, {}, ModelError, r"the model cannot take rows of int64 \[4\]"),
             ({"wards": 3}, {}, DataError, r"ward_functions:load failed with data.arguments \['wards'\]: TypeError"),
             (

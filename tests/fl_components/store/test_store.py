@@ -131,9 +131,7 @@ def test_a_run_that_would_fail_again_is_passed_over(store: Store, new_run: NewRu
     assert latest.run_id == "a"
 
 
-def test_a_run_is_held_while_its_process_lives(
-    store: Store, new_run: NewRun, start_holder: Callable[..., Any]
-) -> None:
+def test_a_run_is_held_while_its_process_lives(store: Store, new_run: NewRun, start_holder: Callable[..., Any]) -> None:
     new_run("a")
     assert not store.is_held("a")
     with store.acquire("a"):
