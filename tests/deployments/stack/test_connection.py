@@ -130,7 +130,8 @@ def test_a_flow_survives_kill_9_of_the_server_which_comes_back_on_its_port(
     output, _ = client.communicate("\n", timeout=180)
     assert client.returncode == 0, output
     assert "the local Prefect server has ended; starting it again" in output
-    assert output.splitlines()[-1] == f"COMPLETED http://127.0.0.1:{before.port}/api"
+    # Prefect's client may have a last warning to say, about events that the dead server did not take.
+    assert f"COMPLETED http://127.0.0.1:{before.port}/api" in output.splitlines()
     assert " INFO " not in output  # Prefect's own words are kept off the console
     after = server_files(warm_home).read_record()
     assert after is not None and after.pid != before.pid and after.port == before.port
