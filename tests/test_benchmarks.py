@@ -8,7 +8,12 @@ from statistics import mean
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from fl_components.config import load_config
+from fl_components.errors import DataError
+from fl_components.simulate import simulate
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.mark.slow
@@ -16,3 +21,16 @@ def test_the_heart_disease_example_reaches_its_accuracy() -> None:
     benchmark = runpy.run_path(str(BENCHMARKS / "heart_disease_fedavg.py"))
     accuracies = [benchmark["pooled_accuracy"](seed) for seed in range(benchmark["SEEDS"])]
     assert mean(accuracies) >= 0.785, accuracies
+
+
+@pytest.mark.slow
+def test_the_2nn_reaches_97_percent_in_the_rounds_that_are_allowed() -> None:
+    """McMahan et al. 2017, table 2: 87 rounds; the example has 1.4 times as many."""
+    config = load_config(ROOT / "examples" / "mnist_2nn_iid.yaml")
+    try:
+        reached = next(step.round for step in simulate(config) if step.metrics["eval/accuracy"] >= 0.97)
+    except DataError as absent:
+        if not absent.message.startswith("the files of mnist"):
+            raise
+        pytest.skip(absent.message)
+    assert reached <= 1.4 * 87
