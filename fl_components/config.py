@@ -86,10 +86,11 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
             f"selection.cohort_size is {cohort_size} but data {config.data.kind} has {num_clients} clients; "
             f"make selection.cohort_size at most {num_clients}"
         )
-    if config.selection.min_updates > cohort_size:
+    most = config.selection.max_cohort_size_of(num_clients)
+    if config.selection.min_updates > most:
         raise ValueError(
-            f"selection.min_updates is {config.selection.min_updates} but a round selects {cohort_size} clients "
-            f"(selection.cohort_size): no round could succeed; make selection.min_updates at most {cohort_size}"
+            f"selection.min_updates is {config.selection.min_updates} but a round selects at most {most} clients: no "
+            f"round could succeed; make selection.min_updates at most {most}"
         )
 
 

@@ -28,6 +28,9 @@ class Poisson(SelectionRule):
     def cohort_size_of(self, num_clients: int) -> int:
         return round(self.sampling_rate * num_clients)
 
+    def max_cohort_size_of(self, num_clients: int) -> int:
+        return num_clients
+
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
         # So many heads, and then which: the same as a coin for each client, in time that follows the cohort.
         heads = int(generator.binomial(clients.num_clients, self.sampling_rate))

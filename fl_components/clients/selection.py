@@ -63,6 +63,10 @@ class SelectionRule(Rule):
     def cohort_size_of(self, num_clients: int) -> int:
         """How many clients a round selects (the expected number, where it is random)."""
 
+    def max_cohort_size_of(self, num_clients: int) -> int:
+        """How many clients a round selects at most."""
+        return self.cohort_size_of(num_clients)
+
     @abstractmethod
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
         """The rows of the selected clients, ascending, int64 [N]. Fewer where too few are available."""
@@ -73,11 +77,12 @@ class SelectionRule(Rule):
         In random order, int64 [at most size]. At most `LOOKED_AT_PER_SEAT` candidates a seat are looked at.
         """
         num_candidates = pool if isinstance(pool, int) else len(pool)
-        looked_at = min(num_candidates, 2 * size)
+        limit = min(num_candidates, LOOKED_AT_PER_SEAT * size)
+        looked_at = min(limit, 2 * size)
         while True:
             rows_N = generator.choice(num_candidates, looked_at, replace=False)
             rows_N = rows_N if isinstance(pool, int) else pool[rows_N]
             rows_N = rows_N[self.availability.available(rows_N, clients.round, clients.seed)]
-            if len(rows_N) >= size or looked_at >= min(num_candidates, LOOKED_AT_PER_SEAT * size):
+            if len(rows_N) >= size or looked_at == limit:
                 return rows_N[:size]
-            looked_at = min(num_candidates, 4 * looked_at)
+            looked_at = min(limit, 4 * looked_at)

@@ -43,10 +43,10 @@ class Stratified(SelectionRule):
 
     def _seats(self, sizes: Rows, generator: np.random.Generator) -> list[int]:
         """The strata's seats: cohort_size in all, no stratum more than it has clients."""
-        weights = sizes / sizes.sum() if self.shares == "proportional" else np.full(len(sizes), 1 / len(sizes))
-        exact = weights * self.cohort_size
-        seats = np.minimum(np.floor(exact).astype(np.int64), sizes)
-        order = np.lexsort((generator.random(len(sizes)), -(exact - np.floor(exact))))
+        weights = sizes if self.shares == "proportional" else np.ones_like(sizes)
+        whole, remainders = np.divmod(weights * self.cohort_size, weights.sum())  # in integers, so that ties are ties
+        seats = np.minimum(whole, sizes)
+        order = np.lexsort((generator.random(len(sizes)), -remainders))
         while (left := self.cohort_size - int(seats.sum())) > 0 and (seats < sizes).any():
             open_ = [stratum for stratum in order if seats[stratum] < sizes[stratum]][:left]
             seats[open_] += 1

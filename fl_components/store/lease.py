@@ -272,7 +272,7 @@ class Lease:
     ) -> RoundRecord:
         """Ends a round: its state, its result, the run's pointer and the spent charge become visible at once.
 
-        `participants` are the clients (rows of the table of clients) whose participation is to be counted.
+        `participants` are the distinct clients (rows of the table of clients) whose participation is to be counted.
 
         A round that is committed already is returned as it is; `StoreError` if it came to other parameters. The last
         two states and the initial one are kept, older ones are pruned.
@@ -291,6 +291,7 @@ class Lease:
                     return committed
                 charge = self._check_reserved(connection, round)
                 run = self._run(connection)
+                self._count(connection, round, participants)  # before the journal's head is locked against all runs
                 content = {"round": round, "collection": charge.collection, "params_digest": params_digest}
                 row = self._append(connection, "round.committed", content)
                 record = RoundRecord(self.run_id, round, charge.collection, params_digest, key, result, row.at)
@@ -307,7 +308,6 @@ class Lease:
                     .values(state="spent", settled_at=row.at)
                 )
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
-                self._count(connection, round, participants)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
                 unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
                 connection.execute(delete(seals).where(seals.c.run_id == self.run_id, seals.c.round == round))
@@ -416,6 +416,7 @@ class Lease:
         connection.execute(update(runs).where(runs.c.run_id == self.run_id).values(**values))
 
     def _count(self, connection: Connection, round: int, clients: Sequence[int]) -> None:
+        """One participation more for each of these distinct clients; those that have a row first, then the new ones."""
         if not clients:
             return
         known = participations.c.run_id == self.run_id

@@ -144,13 +144,13 @@ class TestLaws:
             ),
             (
                 {"selection": {"cohort_size": 2, "min_updates": 3}},
-                "selection.min_updates is 3 but a round selects 2 clients (selection.cohort_size): no round could "
-                "succeed; make selection.min_updates at most 2",
+                "selection.min_updates is 3 but a round selects at most 2 clients: no round could succeed; "
+                "make selection.min_updates at most 2",
             ),
             (
                 {"selection": {"min_updates": 5}},
-                "selection.min_updates is 5 but a round selects 4 clients (selection.cohort_size): no round could "
-                "succeed; make selection.min_updates at most 4",
+                "selection.min_updates is 5 but a round selects at most 4 clients: no round could succeed; "
+                "make selection.min_updates at most 4",
             ),
             (
                 {"evaluation": {"every": 21}},
@@ -179,6 +179,12 @@ class TestLaws:
 
     def test_the_number_of_clients_of_a_function_is_not_known_yet(self) -> None:
         parse_config(SMALL | {"data": {"kind": "function", "path": "a:b"}, "selection": {"cohort_size": 10**6}})
+
+    def test_a_cohort_of_random_size_may_be_larger_than_expected(self) -> None:
+        selection = {"kind": "poisson", "sampling_rate": 0.1, "min_updates": 4}
+        assert parse_config(SMALL | {"selection": selection}).selection.min_updates == 4
+        with pytest.raises(ConfigError, match=r"min_updates is 5 but a round selects at most 4 clients"):
+            parse_config(SMALL | {"selection": selection | {"min_updates": 5}})
 
 
 class TestSentences:

@@ -22,6 +22,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "input_shape", "output_shape", "dtype"), CASES, ids=lambda each: getattr(each, "kind", "")
 )

@@ -58,7 +58,8 @@ def test_uniform_numbers_are_uniform_and_of_different_keys_independent() -> None
 
 
 def test_a_trace_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "trace.csv").write_text("client,start_round,stop_round\n0,1,3\n2,2,3\n2,5,6\n")
+    # As a spreadsheet writes it: with a byte order mark and an empty line at the end.
+    (tmp_path / "trace.csv").write_text("\ufeffclient,start_round,stop_round\n0,1,3\n2,2,3\n2,5,6\n\n")
     rule = Trace(file=str(tmp_path / "trace.csv"))
     there = {round: np.flatnonzero(rule.available(np.arange(4), round, seed=0)).tolist() for round in range(1, 7)}
     assert there == {1: [0], 2: [0, 2], 3: [], 4: [], 5: [2], 6: []}
@@ -70,6 +71,11 @@ def test_a_trace_is_followed(tmp_path: Path) -> None:
         ("client,start\n", "line 1: the header is 'client,start'"),
         ("client,start_round,stop_round\n1,2\n", "line 2: '1,2' is no span"),
         ("client,start_round,stop_round\n1,2,3\na,2,3\n", "line 3: 'a,2,3' is no span"),
+        ("client,start_round,stop_round\n1,2,3\n\n-1,2,3\n", "line 4: '-1,2,3' is no span"),
+        ("client,start_round,stop_round\n1,3,3\n", "line 2: '1,3,3' is no span"),
+        ("client,start_round,stop_round\n", "holds no span"),
+        ("client,start_round,stop_round\n" + "1" * 200_000, "cannot be read: field larger"),
+        ("", "line 1: the header is ''"),
     ],
 )
 def test_a_trace_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> None:

@@ -50,6 +50,17 @@ def clients(num_clients: int, round: int = 1, participations: Any = None) -> Cli
 
 
 REGIONS: dict[int, Any] = {}
+SEVEN_AND_FIFTEEN = np.repeat([0, 1], [7, 15])
+
+
+def peak_bytes(rule: SelectionRule, table: Clients) -> int:
+    rule.select(table, generator(0, 1, "selection"))  # strata are sorted once
+    tracemalloc.start()
+    try:
+        rule.select(table, generator(0, 2, "selection"))
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("rule", CASES, ids=repr)
@@ -74,6 +85,24 @@ class TestSelectionRule:
         else:
             assert set(sizes) == {expected}
 
+    def test_where_too_few_are_there_fewer_are_selected(self, rule: SelectionRule) -> None:
+        rare = rule.model_copy(update={"availability": Bernoulli(probability=0.03)})
+        for round in range(1, 11):
+            rows = rare.select(clients(100, round), generator(0, round, "selection"))
+            there = np.flatnonzero(rare.availability.available(np.arange(100), round, seed=0))
+            assert set(rows.tolist()) <= set(there.tolist())
+            if not isinstance(rule, Poisson | Stratified):  # whose absent clients, or strata without any, stay empty
+                assert len(rows) == min(len(there), rule.cohort_size_of(100))
+
+    def test_nobody_is_selected_where_nobody_is_there(self, rule: SelectionRule) -> None:
+        nobody = rule.model_copy(update={"availability": Bernoulli(probability=1e-12)})
+        rows = nobody.select(clients(20_000), generator(0, 1, "selection"))
+        assert (rows.dtype, rows.shape) == (np.int64, (0,))
+
+    def test_its_cohort_is_never_larger_than_it_says(self, rule: SelectionRule) -> None:
+        sizes = [len(rule.select(clients(20, r), generator(0, r, "selection"))) for r in range(1, 40)]
+        assert max(sizes) <= rule.max_cohort_size_of(20) <= 20
+
     def test_the_same_draw_selects_the_same(self, rule: SelectionRule) -> None:
         first, again = (rule.select(clients(500), generator(3, 4, "selection")) for _ in range(2))
         assert np.array_equal(first, again)
@@ -94,15 +123,12 @@ class TestSelectionRule:
     def test_a_round_costs_what_its_cohort_costs(self, rule: SelectionRule) -> None:
         if rule.cohort_size_of(10**6) > 20:
             rule = Poisson(sampling_rate=1e-6, availability=rule.availability)  # its cohort grows with the population
-        table = clients(10_000_000) if not isinstance(rule, Stratified) else clients(20_000)
-        rule.select(table, generator(0, 1, "selection"))  # strata are sorted once
-        tracemalloc.start()
-        try:
-            rule.select(table, generator(0, 2, "selection"))
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < 200_000  # bytes; a single table of ten million clients would be 80 million
+        # Bytes; a single table of ten million clients would be 80 million, and the strata's of one million 8 million.
+        table = clients(10_000_000) if not isinstance(rule, Stratified) else clients(1_000_000)
+        assert peak_bytes(rule, table) < 200_000
+        if not isinstance(rule.availability, Always):
+            rare = rule.model_copy(update={"availability": Bernoulli(probability=1e-9)})
+            assert peak_bytes(rare, table) < 2_000_000  # it gives up
 
 
 class TestPoisson:
@@ -144,6 +170,13 @@ class TestStratified:
         ]
         assert {tuple(sorted(each)) for each in found} == {(2, 2, 3, 3)}
         assert (np.sum(found, axis=0) > 110).all()  # the two seats more go to other regions each time
+
+    def test_equal_remainders_are_drawn_lots_for(self) -> None:
+        table = Clients(22, 1, 0, attribute=lambda name: SEVEN_AND_FIFTEEN, participations=np.zeros_like)
+        rule = Stratified(by="x", cohort_size=11)  # 3.5 and 7.5 seats: exact halves, which floats would not see
+        seats = [rule.select(table, generator(0, round, "selection")) for round in range(200)]
+        assert {len(rows) for rows in seats} == {11}
+        assert 70 < sum(int((rows < 7).sum()) == 4 for rows in seats) < 130
 
     def test_a_stratum_never_has_more_seats_than_clients(self) -> None:
         table = Clients(10, 1, 0, attribute=lambda name: np.array([0] * 9 + [1]), participations=np.zeros_like)

@@ -31,7 +31,7 @@ def fedavg_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
 
 
 def fedadam_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
-    """Reddi et al. 2021, algorithm 2, lines 10 to 15, on the mean client update Delta_t."""
+    """Reddi et al. 2021, algorithm 2, with FedAdam's v_t, on the mean client update Delta_t."""
     m, v, steps = 0.0, rule.tau**2, []
     for delta in deltas:
         m = rule.beta1 * m + (1 - rule.beta1) * delta
@@ -42,7 +42,7 @@ def fedadam_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
 
 
 def fedavgm_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
-    """Hsu et al. 2019, section 4.3: v <- beta v + Delta w, w <- w - v, with a learning rate."""
+    """Hsu et al. 2019, FedAvgM: v <- beta v + Delta w, w <- w - v, with a learning rate."""
     v, steps = 0.0, []
     for delta in deltas:
         v = rule.momentum * v - delta
@@ -52,7 +52,7 @@ def fedavgm_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
 
 
 def fedadagrad_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
-    """Reddi et al. 2021, algorithm 2, with line 11."""
+    """Reddi et al. 2021, algorithm 2, with FedAdagrad's v_t."""
     m, v, steps = 0.0, rule.tau**2, []
     for delta in deltas:
         m = rule.beta1 * m + (1 - rule.beta1) * delta
@@ -63,7 +63,7 @@ def fedadagrad_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
 
 
 def fedyogi_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:
-    """Reddi et al. 2021, algorithm 2, with line 12."""
+    """Reddi et al. 2021, algorithm 2, with FedYogi's v_t."""
     m, v, steps = 0.0, rule.tau**2, []
     for delta in deltas:
         m = rule.beta1 * m + (1 - rule.beta1) * delta

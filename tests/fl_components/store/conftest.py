@@ -110,23 +110,28 @@ def start_holder(home: Path, database_url: str, start_process: Callable[..., Pro
 
 
 @pytest.fixture
-def new_run(store: Store) -> Callable[..., RunRecord]:
+def run_values() -> dict[str, Any]:
+    """What a run is created with where a test does not care."""
+    return {
+        "name": "digits",
+        "population": "p",
+        "rounds": 5,
+        "config": {"seed": 0, "training": {"learning_rate": 0.1, "steps": [1, 2]}},
+        "config_digest": "c" * 64,
+        "initial_state": b"initial",
+        "params_digest": "0" * 64,
+        "ancestor": None,
+        "engine": {"torch": "2.13.0"},
+        "source_folder": "/source",
+    }
+
+
+@pytest.fixture
+def new_run(store: Store, run_values: dict[str, Any]) -> Callable[..., RunRecord]:
     """Creates a run; what a test does not care about has a default."""
 
     def create(run_id: str = "r", in_store: Store | None = None, **given: Any) -> RunRecord:
-        values: dict[str, Any] = {
-            "name": "digits",
-            "population": "p",
-            "rounds": 5,
-            "config": {"seed": 0, "training": {"learning_rate": 0.1, "steps": [1, 2]}},
-            "config_digest": "c" * 64,
-            "initial_state": b"initial",
-            "params_digest": "0" * 64,
-            "ancestor": None,
-            "engine": {"torch": "2.13.0"},
-            "source_folder": "/source",
-        }
-        return (in_store or store).create_run(run_id=run_id, **(values | given))
+        return (in_store or store).create_run(run_id=run_id, **(run_values | given))
 
     return create
 
