@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from abc import abstractmethod
@@ -82,9 +83,11 @@ def _freeze(module: torch.nn.Module, pattern: str) -> None:
     names = dict(module.named_parameters())
     matching = fnmatch.filter(names, pattern)
     if not matching:
+        near = difflib.get_close_matches(pattern, names)
+        some = f"its parameters are {', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''}"
         raise ModelError(
             f"model.freeze: {pattern!r} matches no parameter of the model",
-            hint=f"its parameters are {', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''}",
+            hint=f"did you mean {' or '.join(near)}?" if near else some,
         )
     for name in matching:
         names[name].requires_grad_(False)
@@ -97,7 +100,7 @@ def image_shape(input_shape: tuple[int, ...], kind: str, at_least: int) -> tuple
         raise ModelError(
             f"model {kind} takes images [channels, height, width] of at least {at_least} x {at_least} pixels, and the "
             f"data has rows of {list(input_shape)}",
-            hint="choose model mlp, or give the data as images",
+            hint="give each row as [channels, height, width] or [height, width], or choose model mlp",
         )
     return depth, height, width
 

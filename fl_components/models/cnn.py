@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,9 @@ class Cnn(ModelRule):
     """
 
     kind: Literal["cnn"] = "cnn"
-    channels: tuple[int, int] = Field(default=(32, 64), description="of the two convolutions")
+    channels: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        default=(32, 64), description="of the two convolutions"
+    )
     hidden: int = Field(default=512, ge=1, description="width of the dense layer")
 
     def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> torch.nn.Sequential:

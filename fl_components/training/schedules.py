@@ -72,7 +72,7 @@ class Exponential(ScheduleRule):
 class Cosine(ScheduleRule):
     """Falls from 1 to `floor` by half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
 
-    >>> [round_(Cosine().factor(each, 4)) for round_ in [lambda value: round(value, 3)] for each in (1, 3)]
+    >>> [round(Cosine().factor(each, 4), 3) for each in (1, 3)]
     [1.0, 0.5]
     """
 

@@ -28,9 +28,10 @@ class SGD(Rule):
     `max_gradient_norm` where it is longer; plus `weight_decay` w; momentum; the step. That is torch.optim.SGD after
     clip_grad_norm_ of the objective's gradient.
 
-    With `straggler_fraction` the local work is uneven, as in section 5.2 of FedProx: in each round each client is with
+    With `straggler_fraction` the local work is uneven, after section 5.2 of FedProx: in each round each client is with
     that probability a straggler, which stops after a number of epochs (or steps) drawn uniformly from 1 to one less
-    than all. `drop_stragglers` leaves their updates out, as FedAvg does; otherwise what they did counts.
+    than all, as in the authors' code (the paper's text counts all of them in). `drop_stragglers` leaves their updates
+    out, as FedAvg does; otherwise what they did counts.
     """
 
     kind: Literal["sgd"] = "sgd"

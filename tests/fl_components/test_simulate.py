@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fl_components.config import parse_config
+from fl_components.errors import TooFewClients
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.simulate import simulate
@@ -115,6 +116,43 @@ def test_a_round_in_which_nobody_was_selected_is_a_round(home: Path) -> None:
         assert hub.state().params_D.tobytes() == before_D.tobytes()  # FedAvg has no momentum
         assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (0, 0)
         assert "train/loss" not in result.metrics
+
+
+def stragglers(drop: bool) -> dict[str, Any]:
+    return {"learning_rate": 0.1, "epochs": 2, "straggler_fraction": 0.5, "drop_stragglers": drop}
+
+
+def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> None:
+    """Also where each wave has one client: a wave may then hold no update at all."""
+    config = configured(DIGITS | {"training": stragglers(drop=True)})
+    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+        plan = stages.select(hub, stages.load(hub, 1))
+        slow = sum(config.training.work_of(task.seed) is not None for task in plan.cohort)
+        assert 0 < slow < 12
+        collected = None
+        for row in range(12):
+            updates = stages.train(hub, plan, hub.state(), slice(row, row + 1))
+            collected = stages.admit(hub, plan, stages.compress(hub, plan, updates), collected)
+        assert collected is not None and (collected.selected, collected.partial.count) == (12, 12 - slow)
+        result = walk(stages, hub, 1)
+        assert result.rejected == {"straggler": slow}
+        counts = {name: result.metrics[f"clients/{name}"] for name in ("selected", "received", "rejected")}
+        assert counts == {"selected": 12, "received": 12 - slow, "rejected": slow}
+        assert result.metrics["communication/download_bytes"] == collected.download_bytes  # they were asked as well
+        assert result.metrics["communication/upload_bytes"] == collected.upload_bytes
+
+
+def test_a_round_of_nothing_but_dropped_stragglers(home: Path) -> None:
+    everybody = stragglers(drop=True) | {"straggler_fraction": 1.0}
+    config = configured(DIGITS | {"training": everybody, "selection": {"min_updates": 0}})
+    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+        before_D = hub.state().params_D
+        assert walk(stages, hub, 1).rejected == {"straggler": 12}
+        assert hub.state().params_D.tobytes() == before_D.tobytes()
+    config = configured(DIGITS | {"training": everybody})
+    refused = pytest.raises(TooFewClients, match=r"0 of 12 updates could be used .*\(straggler: 12\)")
+    with Store.open() as store, open_hub(store, "s", config=config) as hub, refused:
+        walk(stages, hub, 1)
 
 
 def test_it_repeats_bit_for_bit() -> None:

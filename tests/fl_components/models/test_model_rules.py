@@ -12,6 +12,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import cross_entropy
 
 from fl_components.errors import ConfigError, ModelError
 from fl_components.models import (
@@ -141,6 +144,12 @@ def test_hidden_layers_refused(hidden: tuple[Any, ...]) -> None:
         Mlp(hidden=hidden)
 
 
+@pytest.mark.parametrize("channels", [(0, 3), (2, -1), (2,), (2, 3, 4)])
+def test_channels_refused(channels: Any) -> None:
+    with pytest.raises(ValidationError, match="channels"):
+        Cnn(channels=channels)
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "error", "words"),
     [
@@ -232,10 +241,11 @@ def test_images_without_an_axis_of_channels_have_one(rule: ModelRule) -> None:
 
 
 @pytest.mark.parametrize("rule", [Cnn(), ResNet()], ids=repr)
-@pytest.mark.parametrize("shape", [(13,), (1, 2, 2), (1, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(13,), (1, 2, 2), (1, 1, 8, 8), (28, 28, 1)])
 def test_what_is_no_image_is_refused(rule: ModelRule, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ModelError, match=rf"model {rule.kind} takes images .* rows of \[{shape[0]}"):
+    with pytest.raises(ModelError, match=rf"model {rule.kind} takes images .* rows of \[{shape[0]}") as caught:
         build_seeded(rule, shape, (10,), seed=0)
+    assert "[channels, height, width]" in (caught.value.hint or "")
 
 
 # --- tokens ---
@@ -293,6 +303,49 @@ class TestTokens:
             build_seeded(rule, input_shape, output_shape, seed=0)
 
 
+# --- many clients in one call ---
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap loops over torch's fused attention on CPU
+@pytest.mark.parametrize(
+    ("rule", "input_shape", "output_shape"),
+    [
+        (Cnn(channels=(2, 3), hidden=4), (8, 8), (3,)),
+        (ResNet(blocks=(1, 1), width=4, groups=2), (3, 8, 8), (3,)),
+        (Gru(embedding=3, hidden=4), (5,), (5, 6)),
+        (Transformer(width=8, heads=2, layers=1), (5,), (5, 6)),
+    ],
+    ids=lambda each: getattr(each, "kind", ""),
+)
+def test_gradients_of_many_clients_can_be_traced_and_are_those_of_each(
+    rule: ModelRule, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> None:
+    module = build_seeded(rule, input_shape, output_shape, seed=0)
+    params = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def loss(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(functional_call(module, params, (x,)).flatten(0, -2), y.flatten())
+
+    generator = torch.Generator().manual_seed(0)
+
+    def clients(rows: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Three clients with parameters of their own."""
+        x = torch.randint(0, 6, (3, rows, *input_shape), generator=generator)
+        y = torch.randint(0, output_shape[-1], (3, rows, *output_shape[:-1]), generator=generator)
+        scales = torch.tensor([0.5, 1.0, 1.5])
+        stacked = {name: torch.stack([scale * each for scale in scales]) for name, each in params.items()}
+        return stacked, x if len(output_shape) == 2 else x.float(), y
+
+    traced = make_fx(vmap(grad(loss)))(*clients(4))
+    stacked, x, y = clients(4)  # other examples than those of the trace
+    together = traced(stacked, x, y)
+    for client in range(3):
+        alone = grad(loss)({name: each[client] for name, each in stacked.items()}, x[client], y[client])
+        for name, gradient in alone.items():
+            torch.testing.assert_close(together[name][client], gradient, rtol=1e-4, atol=1e-6)
+            assert gradient.abs().sum() > 0
+
+
 def test_widths_that_do_not_divide() -> None:
     with pytest.raises(ValidationError, match=r"model\.heads is 3 and model\.width 8"):
         Transformer(width=8, heads=3)
@@ -313,6 +366,12 @@ def test_a_pattern_that_matches_nothing() -> None:
     with pytest.raises(ModelError, match=r"model\.freeze: 'conv\*' matches no parameter") as caught:
         build_seeded(Mlp(hidden=(3,), freeze=("conv*",)), (4,), (2,), seed=0)
     assert caught.value.hint == "its parameters are 1.weight, 1.bias, 3.weight, 3.bias"
+
+
+def test_a_misspelt_pattern_is_told_the_nearest_names() -> None:
+    with pytest.raises(ModelError, match=r"'scores\.wieght' matches no parameter") as caught:
+        build_seeded(Transformer(freeze=("scores.wieght",)), (7,), (5,), seed=0)
+    assert "did you mean scores.weight" in (caught.value.hint or "")
 
 
 def test_nothing_left_to_train() -> None:

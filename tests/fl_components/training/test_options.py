@@ -178,7 +178,7 @@ def tasks(num_clients: int) -> list[ClientTask]:
 
 class TestStragglers:
     def test_so_many_stop_after_a_part_of_their_epochs(self) -> None:
-        """Li et al. 2020, section 5.2: x from [1, E) uniformly at random."""
+        """Li et al. 2020, section 5.2, as its authors' code draws it: from [1, E), where the text has [1, E]."""
         rule = SGD(learning_rate=0.1, epochs=5, straggler_fraction=0.9)
         work = [rule.work_of(seed) for seed in range(4000)]
         assert np.mean([each is not None for each in work]) == pytest.approx(0.9, abs=0.02)
