@@ -156,6 +156,6 @@ def _start(store: Store) -> Start:
         start_from = federation.config.model.start_from
         if not start_from.startswith("models:/"):
             return start_fresh_or_latest(store)(federation)
-        return load_start_parameters(start_from)
+        return load_start_parameters(start_from, constants=str(federation.facts["constants_digest"]))
 
     return start

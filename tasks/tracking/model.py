@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from fl_components.errors import ConfigError, Unreachable
 from fl_components.models.base import REGISTERED_MODEL
-from fl_components.parameters import flatten, params_digest
+from fl_components.parameters import constants_digest, flatten, params_digest
 from fl_components.store import RunRecord, home
 from tasks.tracking import server
 from tasks.tracking.run_view import RUN_ID_TAG, RunView
@@ -96,19 +96,22 @@ def register(view: RunView, run: RunRecord, model: LoggableModel, folder: Path) 
         logged = _log(view.client, view.mlflow_run_id, view.experiment_id, folder)
         _check(view.client, logged, model)
         view.lease.note()  # what came before took seconds
-        return _register(view.client, run, view.mlflow_run_id, logged, model.name)
+        return _register(view.client, run, view.mlflow_run_id, logged, model)
     except Exception as error:
         if server.is_refusal(error):
             raise NotRegistered(f"MLflow refuses it: {server.reason(error)}") from error
         raise
 
 
-def load_start_parameters(uri: str, *, tracking_uri: str | None = None) -> tuple[NDArray[np.float32], str]:
+def load_start_parameters(
+    uri: str, *, constants: str | None = None, tracking_uri: str | None = None
+) -> tuple[NDArray[np.float32], str]:
     """A registered model's trainable parameters [D], in `named_parameters` order, and "models:/name/version".
 
     `uri` is models:/name@alias or models:/name/version; `tracking_uri` says where, if not where runs are tracked.
-    Raises `ConfigError` when there is no such model or it was not registered by fedrounds, `Unreachable` when MLflow
-    does not answer.
+    `constants` is the `constants_digest` of the model that is to start from them. Raises `ConfigError` when there is no
+    such model, it was not registered by fedrounds, or it was trained beside other frozen parameters or buffers;
+    `Unreachable` when MLflow does not answer.
     """
     match = REGISTERED_MODEL.fullmatch(uri)
     if match is None:
@@ -147,6 +150,12 @@ def load_start_parameters(uri: str, *, tracking_uri: str | None = None) -> tuple
         raise ConfigError(
             f"model.start_from: the parameters of {uri} are not those that were registered (their digest differs)",
             hint="the artifact was changed or damaged; choose another version",
+        )
+    if constants is not None and version.tags.get("constants_digest", constants) != constants:
+        raise ConfigError(
+            f"model.start_from: {uri} was trained beside other frozen parameters or buffers than this model has: its "
+            "trained parameters would not fit them",
+            hint="use the seed, the model and model.freeze of the run that trained it, or start_from: fresh",
         )
     return params_D, f"models:/{name}/{version.version}"
 
@@ -197,7 +206,16 @@ def _inputs(example: NDArray[np.generic], batch_size: int) -> NDArray[np.generic
     return np.random.default_rng(0).standard_normal(shape).astype(example.dtype)
 
 
-def _register(client: MlflowClient, run: RunRecord, mlflow_run_id: str, logged: LoggedModel, name: str) -> str:
+def _register(
+    client: MlflowClient, run: RunRecord, mlflow_run_id: str, logged: LoggedModel, model: LoggableModel
+) -> str:
+    name = model.name
+    tags = {
+        RUN_ID_TAG: run.run_id,
+        "params_digest": run.params_digest,
+        "constants_digest": constants_digest(model.module),
+        "privacy": "none",
+    }
     try:
         client.create_registered_model(name)
     except Exception as error:
@@ -208,7 +226,7 @@ def _register(client: MlflowClient, run: RunRecord, mlflow_run_id: str, logged: 
         source=logged.artifact_location,
         run_id=mlflow_run_id,
         model_id=logged.model_id,
-        tags={RUN_ID_TAG: run.run_id, "params_digest": run.params_digest, "privacy": "none"},
+        tags=tags,
     )
     client.set_logged_model_tags(  # what MLflow's pages link by
         logged.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from fl_components.errors import ConfigError, DataError, LeaseHeld, LeaseLost, StoreError, Unreachable
-from fl_components.parameters import flatten, params_digest
+from fl_components.parameters import constants_digest, flatten, params_digest
 from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
 from tasks.tracking import server
 from tasks.tracking.model import LoggableModel, load_start_parameters
@@ -572,7 +572,12 @@ def test_the_model_is_registered_and_predicts_at_any_batch_size(store: Store) ->
     version = client(store).get_model_version_by_alias("digits", "challenger")
     assert store.run("r1").model_uri == f"models:/digits/{version.version}"
     assert version.run_id == store.run("r1").mlflow_run_id
-    assert version.tags == {"fedrounds.run_id": "r1", "params_digest": digest_of(model), "privacy": "none"}
+    assert version.tags == {
+        "fedrounds.run_id": "r1",
+        "params_digest": digest_of(model),
+        "constants_digest": constants_digest(model.module),
+        "privacy": "none",
+    }
     assert shown(store).data.tags["registered_model"] == "models:/digits/1"
     outputs = shown(store).outputs.model_outputs
     assert len(outputs) == 1
@@ -601,6 +606,11 @@ def test_a_training_starts_from_a_registered_model(store: Store) -> None:
     assert np.array_equal(params_D, flatten(make_model(seed=2).module))
     params_D, ancestor = load_start_parameters("models:/digits/1")
     assert (params_digest(params_D), ancestor) == (digest_of(make_model(seed=1)), "models:/digits/1")
+
+    constants = constants_digest(make_model(seed=1).module)
+    assert load_start_parameters("models:/digits/1", constants=constants)[1] == "models:/digits/1"
+    with pytest.raises(ConfigError, match="models:/digits/1 was trained beside other frozen parameters"):
+        load_start_parameters("models:/digits/1", constants="0" * 64)
 
     # The exported program has the same trainable parameters, in the same order.
     import mlflow
