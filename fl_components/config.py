@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fl_components.aggregation import Aggregation, Mean
@@ -24,7 +25,7 @@ from fl_components.data import Data
 from fl_components.errors import ConfigError
 from fl_components.models import Model
 from fl_components.privacy import NoPrivacy, Privacy
-from fl_components.rules import Rule, left_out
+from fl_components.rules import Added, Rule
 from fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fl_components.training import Evaluation, Execution, LocalExecution, Training
 
@@ -278,7 +279,10 @@ def _sentence(details: ErrorDetails) -> str:
         case "union_tag_invalid":
             kinds = [kind.strip(" '") for kind in context["expected_tags"].split(",")]
             tag = str(context["tag"])
-            return f"{where}.kind is {tag!r}{f'; {left_out[tag]}' if tag in left_out else _nearest(tag, kinds)}"
+            reason = _why_left_out(path, tag)
+            return f"{where}.kind is {tag!r}{f'; {reason}' if reason else _nearest(tag, kinds)}"
+        case "literal_error" if path[-1] == "kind" and (reason := _why_left_out(path[:-1], details["input"])):
+            return f"{where} is {found}; {reason}"
         case "union_tag_not_found":
             return f"{where}.kind is missing; known are {', '.join(_kinds_of(path))}"
         case "model_type" | "model_attributes_type":
@@ -324,11 +328,23 @@ def _fields(model: type[BaseModel] | None) -> list[str]:
 
 def _kinds_of(path: Sequence[str]) -> list[str]:
     """The kinds of rule that a field of the configuration, perhaps a rule's own field, can hold."""
+    return list(dict.fromkeys(kind for field in _fields_at(path) for each in _models(field) for kind in _kinds(each)))
+
+
+def _why_left_out(path: Sequence[str], kind: object) -> str | None:
+    """Why another package's rule of this kind, which the field could hold, cannot be used."""
+    added = [each for field in _fields_at(path) for each in field.metadata if isinstance(each, Added)]
+    return next((each.left_out[kind] for each in added if isinstance(kind, str) and kind in each.left_out), None)
+
+
+def _fields_at(path: Sequence[str]) -> list[FieldInfo]:
+    """What `path` may name: a field of the configuration or of the rules that the field above it can hold."""
     models: list[type[BaseModel]] = [FederationConfig]
+    fields: list[FieldInfo] = []
     for name in path:
         fields = [model.model_fields[name] for model in models if name in model.model_fields]
-        models = list(dict.fromkeys(each for field in fields for each in _models(field.annotation)))
-    return [kind for model in models for kind in _kinds(model)]
+        models = list(dict.fromkeys(each for field in fields for each in _models(field)))
+    return fields
 
 
 def _short(value: Any) -> str:
@@ -350,7 +366,7 @@ def _locate(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None
         path.append(remaining.pop(0))
         if remaining and model is not None:
             field = model.model_fields.get(path[-1])
-            candidates = _models(field.annotation) if field else []
+            candidates = _models(field) if field else []
             if len(candidates) > 1:  # a union: the next part is the tag, which people do not write
                 tag = remaining.pop(0)
                 candidates = [candidate for candidate in candidates if tag in _kinds(candidate)]
@@ -358,10 +374,16 @@ def _locate(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None
     return path, model
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _models(field: FieldInfo) -> list[type[BaseModel]]:
+    """The rules that a field can hold, those of other packages among them."""
+    added = [rule for each in field.metadata if isinstance(each, Added) for rule in each.rules]
+    return [*_models_in(field.annotation), *added]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PydanticUserError, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from fl_components.errors import ConfigError, LeftOut, one_line
 
@@ -29,7 +30,12 @@ class Rule(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # until its first use: see `Added`
     )
 
     @model_validator(mode="before")
@@ -54,10 +60,6 @@ class Rule(BaseModel):
         return found
 
 
-left_out: dict[str, str] = {}
-"""Entry points that could not be used: by name, a sentence with the package and the reason."""
-
-
 def union(family: str, *built_in: type[Rule]) -> Any:
     """The type of a configuration field that holds one rule of a family, told from the others by its `kind`.
 
@@ -66,27 +68,68 @@ def union(family: str, *built_in: type[Rule]) -> Any:
 
         [project.entry-points."fedrounds.models"]
         wide_net = "hospital_models:WideNet"
-
-    An entry point that is no rule of a new kind is left out with a warning that names it: one broken package must not
-    stop all others.
     """
-    rules = {kind_of(rule): rule for rule in built_in}
-    for entry in entry_points(group=f"fedrounds.{family}"):
-        try:
-            rule = _load(entry, built_in)
-            if kind_of(rule) in rules:
-                raise TypeError(f"the kind {kind_of(rule)!r} exists already, as {rules[kind_of(rule)].__qualname__}")
-        except (Exception, SystemExit) as error:
-            package = entry.dist.name if entry.dist is not None else "an installed package"
-            left_out[entry.name] = (
-                f"{entry.name} of {package} ({entry.value}, group fedrounds.{family}) is left out: {one_line(error)}"
-            )
-            warnings.warn(left_out[entry.name], LeftOut, stacklevel=2)
-        else:
-            rules[kind_of(rule)] = rule
-    if len(rules) == 1:
-        return next(iter(rules.values()))
-    return Annotated[Union[tuple(rules.values())], Field(discriminator="kind")]  # noqa: UP007 (made at run time)
+    return Annotated[Union[built_in], Added(family, built_in)]  # noqa: UP007 (made at run time)
+
+
+class Added:
+    """What installed packages add to a family.
+
+    Their modules are imported when a field of the family is first used. Earlier they could not be: they import the
+    families themselves, perhaps several of them. An entry point that is no rule of a new kind is left out with a
+    warning that names it: one broken package must not stop all others.
+
+    Args:
+      family, built_in: the family's name and its own rules.
+      left_out: entry points that cannot be used: by name, a sentence with the package and the reason.
+    """
+
+    def __init__(self, family: str, built_in: tuple[type[Rule], ...]) -> None:
+        self.family = family
+        self.built_in = built_in
+        self.left_out: dict[str, str] = {}
+
+    @cached_property
+    def rules(self) -> dict[type[Rule], EntryPoint]:
+        """The rules that can be used, and where each comes from."""
+        found: dict[type[Rule], EntryPoint] = {}
+        for entry in entry_points(group=f"fedrounds.{self.family}"):
+            try:
+                found[self._load(entry, {kind_of(rule): rule for rule in (*self.built_in, *found)})] = entry
+            except (Exception, SystemExit) as error:
+                self._leave_out(entry, one_line(error))
+        return found
+
+    def _load(self, entry: EntryPoint, known: Mapping[str, type[Rule]]) -> type[Rule]:
+        rule = entry.load()
+        bases = set.intersection(*({base for base in each.__mro__ if issubclass(base, Rule)} for each in self.built_in))
+        base = max(bases - set(self.built_in), key=lambda each: len(each.__mro__))  # what all of the family derive from
+        if not isinstance(rule, type) or not issubclass(rule, base):
+            raise TypeError(f"it is no {base.__qualname__}")
+        if missing := getattr(rule, "__abstractmethods__", None):
+            raise TypeError(f"it has no {' and no '.join(sorted(missing))}")
+        if kind_of(rule) in known:
+            raise TypeError(f"the kind {kind_of(rule)!r} exists already, as {known[kind_of(rule)].__qualname__}")
+        return rule
+
+    def _leave_out(self, entry: EntryPoint, reason: str) -> None:
+        package = entry.dist.name if entry.dist is not None else "an installed package"
+        self.left_out[entry.name] = (
+            f"{entry.name} of {package} ({entry.value}, group {entry.group}) is left out: {reason}"
+        )
+        warnings.warn(self.left_out[entry.name], LeftOut, stacklevel=3)
+
+    def __get_pydantic_core_schema__(self, built_in: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        for rule, entry in list(self.rules.items()):
+            try:
+                handler.generate_schema(rule)
+            except PydanticUserError as error:  # a field of a type that pydantic cannot check
+                if self.rules.pop(rule, None) is not None:
+                    self._leave_out(entry, str(error).splitlines()[0])
+        rules = (*self.built_in, *self.rules)
+        if len(rules) == 1:
+            return handler(built_in)
+        return handler.generate_schema(Annotated[Union[rules], Field(discriminator="kind")])  # noqa: UP007
 
 
 def kind_of(rule: type[BaseModel]) -> str:
@@ -96,15 +139,6 @@ def kind_of(rule: type[BaseModel]) -> str:
     if len(names) != 1:
         raise TypeError(f'{rule.__qualname__} has no kind; give it `kind: Literal["name"] = "name"`')
     return str(names[0])
-
-
-def _load(entry: EntryPoint, built_in: tuple[type[Rule], ...]) -> type[Rule]:
-    rule = entry.load()
-    bases = set.intersection(*({base for base in each.__mro__ if issubclass(base, Rule)} for each in built_in))
-    base = max(bases - set(built_in), key=lambda each: len(each.__mro__))  # what all of the family derive from
-    if not isinstance(rule, type) or not issubclass(rule, base):
-        raise TypeError(f"it is no {base.__qualname__}")
-    return rule
 
 
 def import_attribute(path: str, field: str) -> Any:

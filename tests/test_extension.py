@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from fl_components.errors import LeftOut
 from fl_components.models import LogisticRegression, Mlp
-from fl_components.rules import kind_of, left_out, union
+from fl_components.rules import union
 from tests.support import FEDROUNDS, ROOT, clean_environment, data_of
 
 EXTENSION = ROOT / "examples" / "extension"
@@ -88,6 +92,18 @@ BROKEN: list[Any] = [
     ("[fedrounds.models]\nnet = broken_rules:Net\n", "class Net: pass", "it is no ModelRule"),
     (
         "[fedrounds.models]\nnet = broken_rules:Net\n",
+        "from typing import Literal\nfrom fl_components.models import ModelRule\n"
+        "class Net(ModelRule):\n    kind: Literal['net'] = 'net'\n",
+        "it has no build",
+    ),
+    (
+        "[fedrounds.models]\nnet = broken_rules:Net\n",
+        "from typing import Literal\nfrom fl_components.models import Mlp\n"
+        "class Net(Mlp):\n    kind: Literal['net'] = 'net'\n    of: memoryview\n",
+        "Unable to generate pydantic-core schema for <class 'memoryview'>",
+    ),
+    (
+        "[fedrounds.models]\nnet = broken_rules:Net\n",
         "from fl_components.models import Mlp\n\nclass Net(Mlp):\n    pass\n",
         "the kind 'mlp' exists already, as Mlp",
     ),
@@ -101,24 +117,96 @@ def test_a_broken_package_is_left_out_with_the_reason(
     monkeypatch.syspath_prepend(broken(tmp_path, entry_points, module))
     monkeypatch.delitem(sys.modules, "broken_rules", raising=False)
     with pytest.warns(LeftOut) as warned:
-        found = union("models", LogisticRegression, Mlp)
-    assert {kind_of(each) for each in found.__origin__.__args__} == {"logistic_regression", "mlp"}
+        kinds = TypeAdapter(union("models", LogisticRegression, Mlp)).json_schema()["discriminator"]["mapping"]
+    assert kinds.keys() == {"logistic_regression", "mlp"}
     (message,) = [str(each.message) for each in warned]
     assert message.startswith("net of broken-rules (") and "fedrounds.models) is left out" in message
     assert words in message
     sys.modules.pop("broken_rules", None)
-    left_out.clear()
 
 
-def test_the_command_says_in_one_line_what_is_left_out(tmp_path: Path) -> None:
-    folder = broken(tmp_path / "broken", "[fedrounds.models]\nnet = no_such_module:Net\n")
-    example = ROOT / "examples" / "heart_disease.yaml"
-    asked = fedrounds(tmp_path / "home", folder, "config", "check", example, "--set", "model.kind=net", "--json")
+def test_the_command_says_what_is_left_out_and_a_configuration_why(tmp_path: Path) -> None:
+    """In a family with many built-in rules, in one with a single rule, and in the field of a rule."""
+    asked_for = {"models": "model", "aggregation": "aggregation", "partitions": "data.partition"}
+    entry_points = "".join(f"[fedrounds.{family}]\n{family}_net = no_such_module:Net\n" for family in asked_for)
+    folder = broken(tmp_path / "broken", entry_points)
+    overrides = [f"--set={field}.kind={family}_net" for family, field in asked_for.items()]
+    example = ROOT / "examples" / "digits.yaml"
+    asked = fedrounds(tmp_path / "home", folder, "config", "check", example, *overrides, "--json")
     assert asked.returncode == 2
-    (warning,) = [line for line in asked.stderr.splitlines() if line.startswith("Warning: ")]
-    assert warning.endswith("is left out: ModuleNotFoundError: No module named 'no_such_module'")
+    warnings = [line for line in asked.stderr.splitlines() if line.startswith("Warning: ")]
     message = json.loads(asked.stdout)["error"]["message"]
-    assert message.startswith("model.kind is 'net'; net of broken-rules (no_such_module:Net")
+    assert len(warnings) == 3
+    for family, field in asked_for.items():
+        reason = (
+            f"{family}_net of broken-rules (no_such_module:Net, group fedrounds.{family}) is left out: "
+            "ModuleNotFoundError: No module named 'no_such_module'"
+        )
+        assert f"Warning: {reason}" in warnings
+        assert f"{field}.kind is '{family}_net'; {reason}" in message
+
+
+def test_a_rule_may_hold_another_of_its_family(tmp_path: Path) -> None:
+    module = """
+from typing import Literal
+from fl_components.data.partition import Iid, Partition
+
+class Within(Iid):
+    kind: Literal["within"] = "within"
+    inner: Partition
+"""
+    folder = broken(tmp_path, "[fedrounds.partitions]\nwithin = broken_rules:Within\n", module)
+    code = """
+import warnings; warnings.simplefilter("error")
+from fl_components.data import Digits
+inner = {"kind": "within", "num_clients": 2, "inner": {"kind": "iid", "num_clients": 3}}
+print(Digits(partition={"kind": "within", "num_clients": 1, "inner": inner}).partition.inner.inner.num_clients)
+"""
+    assert python(folder, code) == "3\n"
+
+
+@pytest.mark.parametrize("first", ["one_module", "fl_components.data", "fl_components.config"])
+def test_rules_of_several_families_may_share_a_module(first: str, tmp_path: Path) -> None:
+    """Whatever is imported first: the module needs the families, and the families name its rules."""
+    rules = {"data": "Wards", "models": "Quadratic", "aggregation": "CappedMean", "selection": "RoundRobin"}
+    entry_points = "".join(f"[fedrounds.{family}]\nname = one_module:{rule}\n" for family, rule in rules.items())
+    files = [
+        EXTENSION / "hospital_rules" / f"{name}.py" for name in ("wards", "quadratic", "capped_mean", "round_robin")
+    ]
+    in_one = "\n".join(file.read_text().replace("from __future__ import annotations", "") for file in files)
+    folder = broken(tmp_path, entry_points)
+    (folder / "one_module.py").write_text(in_one)
+    code = f"""
+import warnings; warnings.simplefilter("error")
+import {first}
+from fl_components.config import load_config
+config = load_config({str(CONFIG)!r})
+print(*[type(each).__name__ for each in (config.data, config.model, config.aggregation, config.selection)])
+"""
+    assert python(folder, code).split() == list(rules.values())
+
+
+def test_the_page_says_what_the_example_does() -> None:
+    """Its class is the example's without the docstrings; its table names what a rule has to write."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (in_the_page,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert program(in_the_page) == program((EXTENSION / "hospital_rules" / "quadratic.py").read_text())
+    (entry_point,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert entry_point in (EXTENSION / "pyproject.toml").read_text()
+    rows = re.findall(r"^\| `fedrounds\.(\w+)` \| `([\w.]+)\.(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for _, module, name, methods in rows:
+        assert getattr(import_module(module), name).__abstractmethods__ == set(re.findall(r"`(\w+)`", methods)), name
+
+
+def program(source: str) -> str:
+    """What `source` does: without docstrings, comments, blank lines and `from __future__`."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
+    return ast.dump(tree)
 
 
 @pytest.mark.slow

@@ -30,8 +30,14 @@ def draw_partition(partition: Mapping[str, Any], name: str, file: Path) -> None:
         figure.suptitle(f"{name}: {partition['num_clients']:,} clients", x=0.01, ha="left", fontsize=12)
         figure.tight_layout()
         try:
-            figure.savefig(file, dpi=120)
-        except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not know
+            # With the format given, matplotlib writes this very file: it would add .png to a name without an ending.
+            figure.savefig(file, dpi=120, format=file.suffix[1:] or "png")
+        except OSError as error:
+            raise ConfigError(
+                f"the picture {file} cannot be written: {error.strerror or error}",
+                hint="give the path of a file in a folder that exists and that you may write to",
+            ) from error
+        except ValueError as error:  # a format that matplotlib does not know
             raise ConfigError(
                 f"the picture {file} cannot be written: {error}", hint="give a path that ends in .png"
             ) from error
@@ -65,9 +71,15 @@ def _labels(axis: Any, partition: Mapping[str, Any]) -> None:
 
 
 def _sizes(axis: Any, partition: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     bins = partition["size_histogram"]
     axis.bar(range(len(bins)), [count for _, _, count in bins], color="#1f5f8b", width=0.9)
-    axis.set_xticks(range(len(bins)), [_range(low, high) for low, high, _ in bins], rotation=45, ha="right", fontsize=8)
+    axis.set_xlim(-max(1, 4 - len(bins)), len(bins) - 1 + max(1, 4 - len(bins)))  # few bars need not fill the panel
+    slanted = {"rotation": 45, "ha": "right"} if len(bins) > 4 else {}
+    axis.set_xticks(range(len(bins)), [_range(low, high) for low, high, _ in bins], fontsize=8, **slanted)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.set(xlabel="training examples of a client", ylabel="clients")
     axis.set_title("sizes", fontsize=10, loc="left")
 

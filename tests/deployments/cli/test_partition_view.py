@@ -73,11 +73,22 @@ def test_a_million_clients_are_drawn_as_well(tmp_path: Path) -> None:
     assert pixels(tmp_path / "many.png").std() > 0.05
 
 
-@pytest.mark.parametrize("name", ["no/such/folder/p.png", "picture.nonsense"])
-def test_a_picture_that_cannot_be_written(name: str, config: str, tmp_path: Path) -> None:
-    data = summary(FederatedData(**small()))
-    with pytest.raises(ConfigError, match=r"the picture .* cannot be written"):
-        draw_partition(data, "x", tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("no/such/folder/p.png", "in a folder that exists"), ("", "a file"), ("picture.nonsense", ".png")],
+)
+def test_a_picture_that_cannot_be_written(name: str, hint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"the picture .* cannot be written: \w+") as caught:
+        draw_partition(summary(FederatedData(**small())), "x", folder / name)
+    assert hint in (caught.value.hint or "")
+    assert list(tmp_path.iterdir()) == [folder] and not list(folder.iterdir())
+
+
+def test_a_picture_without_an_ending_is_a_png_of_that_name(tmp_path: Path) -> None:
+    draw_partition(summary(FederatedData(**small())), "x", tmp_path / "picture")
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_needs_the_data(config: str, capfd: pytest.CaptureFixture[str]) -> None:
