@@ -68,8 +68,8 @@ def main() -> None:
         reached = next((round for round, accuracy in points if accuracy >= target), None)
         best = max(accuracy for _, accuracy in points)
         told = f"in round {reached}" if reached else "not reached"
-        beside = f" ({reached / published:.2f} times the published {published})" if reached and published else ""
-        print(f"{example}: {target:.0%} {told}{beside}; allowed {FACTOR:g} times; best {best:.4f}")
+        beside = f" (published {published}; allowed {FACTOR:g} times that)" if published else ""
+        print(f"{example}: {target:.0%} {told}{beside}; best {best:.4f}")
     if arguments.picture:
         draw(curves, arguments.picture)
 

@@ -102,11 +102,10 @@ def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> 
 
 def runs(limit: int | None = 50) -> list[dict[str, Any]]:
     """The runs of this store, the newest first."""
+    from tasks.tracking.results import recent_rounds
+
     with Store.open() as store:
-        return [
-            _summary(store, run, store.rounds(run.run_id, after=run.committed_round - _evaluated_every(run)))
-            for run in store.runs(limit=limit)
-        ]
+        return [_summary(store, run, recent_rounds(store, run)) for run in store.runs(limit=limit)]
 
 
 def show(run: str) -> dict[str, Any]:
@@ -202,6 +201,7 @@ def sweep_data(
 
     `shown` says where it is in Prefect and MLflow, which only the process that trains it knows.
     """
+    from tasks.tracking.results import recent_rounds
     from tasks.tracking.sweep_view import best_cell, sweep_state
 
     runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id)}
@@ -211,7 +211,7 @@ def sweep_data(
         if run is None:
             cells.append({"run_id": run_id, "values": values, "state": "Pending", "metrics": {}, "params_digest": None})
             continue
-        summary = _summary(store, run, store.rounds(run_id, after=run.committed_round - _evaluated_every(run)))
+        summary = _summary(store, run, recent_rounds(store, run))
         cells.append({"run_id": run_id, "values": values, **{name: summary[name] for name in CELL_FIELDS}})
     return {
         "sweep_id": sweep.sweep_id,
@@ -232,20 +232,16 @@ def _plain(config: str | Path | Mapping[str, Any] | FederationConfig) -> str | d
     return dict(source) if isinstance(source, Mapping) else str(Path(source).resolve())
 
 
-def _evaluated_every(run: RunRecord) -> int:
-    every: int = run.config["evaluation"]["every"]
-    return every
-
-
 def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """What `runs` lists of a run. `rounds` are its last ones: as far back as an evaluation."""
-    metrics = [row.result["metrics"] for row in rounds]
-    evaluated: dict[str, float] = next((found for found in reversed(metrics) if "eval/accuracy" in found), {})
-    latest = {name: value for name, value in (metrics[-1] if metrics else {}).items() if not name.startswith("eval/")}
-    latest |= {name: value for name, value in evaluated.items() if name.startswith("eval/")}
+    from tasks.tracking.results import evaluated
+    from tasks.tracking.server import run_url, tracking_uri
+
+    last: dict[str, float] = rounds[-1].result["metrics"] if rounds else {}
+    latest = {name: value for name, value in last.items() if not name.startswith("eval/")}
+    latest |= {name: value for name, value in evaluated(rounds).items() if name.startswith("eval/")}
     prefix = "eval/baseline/"
     flow_run = run.prefect_flow_runs[-1] if run.prefect_flow_runs else {"id": None, "url": None}
-    from tasks.tracking.server import run_url, tracking_uri
 
     uri = tracking_uri(store.home)
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from fl_components.parameters import params_digest
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Tensors = Mapping[str, NDArray[Any]]
+
+IGNORED: Final = -1
+"""The label of a position that is neither trained on nor counted (padding, context), in sequences of labels."""
 
 
 @dataclass(frozen=True, slots=True)

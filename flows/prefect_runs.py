@@ -26,9 +26,9 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext, SettingsContext, get_settings_context
 from prefect.exceptions import CancelledRun, CrashedRun, TerminationSignal, UnfinishedRun
 from prefect.logging.handlers import APILogHandler
-from prefect.states import Cancelled, Crashed, Running
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
-from fl_components.errors import RunCancelled, RunFailed, Unreachable
+from fl_components.errors import FedroundsError, RunCancelled, RunFailed, TooFewClients, Unreachable
 from tasks.progress import Listener, Progress
 
 METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
@@ -114,6 +114,30 @@ def settle_cancelled(client: SyncPrefectClient, state: State[Any]) -> None:
     flow_run_id = state.state_details.flow_run_id
     if state.type == StateType.CANCELLING and flow_run_id is not None:
         client.set_flow_run_state(flow_run_id, Cancelled(), force=True)
+
+
+def state_name(error: BaseException | None) -> str:
+    """The state in which this error, or none, leaves a run or a sweep."""
+    if error is None:
+        return "Completed"
+    if was_stopped(error):
+        return "Cancelled"
+    return "TooFewClients" if isinstance(error, TooFewClients) else "Failed"
+
+
+def final_state(client: SyncPrefectClient, flow_run_id: UUID, error: BaseException | None, done: str) -> State[Any]:
+    """What a flow ends in: Completed with the words `done`, or what `error` is in Prefect's terms.
+
+    An error that is not ours is raised.
+    """
+    if error is None:
+        allow_completed(client, flow_run_id)
+        return Completed(message=done)
+    if isinstance(error, RunCancelled):
+        return Cancelled(message=error.message)
+    if isinstance(error, FedroundsError):
+        return Failed(name=state_name(error), message=error.message)
+    raise error
 
 
 def allow_completed(client: SyncPrefectClient, flow_run_id: UUID) -> None:

@@ -10,31 +10,28 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.context import TagsContext
 from prefect.settings import PREFECT_UI_URL
-from prefect.states import Cancelled, Completed, Failed
 
 from fl_components.errors import (
     BudgetExhausted,
     ConfigError,
     DataError,
-    FedroundsError,
     LeaseHeld,
     LeaseLost,
     ModelError,
-    RunCancelled,
     RunConflict,
     RunFailed,
     TooFewClients,
 )
 from fl_components.store import cell_name
 from flows.prefect_runs import (
-    allow_completed,
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
+    final_state,
     in_our_words,
     settle_cancelled,
+    state_name,
     sweep_tag,
-    was_stopped,
     without_heartbeat,
 )
 from flows.training import federated_training
@@ -76,7 +73,7 @@ def federated_sweep(
             except BaseException as error:
                 sweep.error = in_our_words(error, sweep_id)
             _complete_views(sweep, client, flow_run_id)
-            return _final_state(sweep, client, flow_run_id)
+            return final_state(client, flow_run_id, sweep.error, f"{len(sweep.cells)} cells")
 
 
 def _train_cells(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -120,23 +117,10 @@ def _train_cell(sweep: SweepSession, run_id: str, client: SyncPrefectClient, flo
 def _complete_views(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     if isinstance(sweep.error, LeaseHeld | LeaseLost):  # another process goes on with the sweep, and shows it
         return
-    state = "Completed" if sweep.error is None else "Cancelled" if was_stopped(sweep.error) else "Failed"
-    sweep.shown |= end_sweep(sweep.store, sweep.record, state, sweep.say)
+    sweep.shown |= end_sweep(sweep.store, sweep.record, state_name(sweep.error), sweep.say)
     try:
         if sweep.error is None:
             crash_stale_runs(client, sweep_tag(sweep.sweep_id), flow_run_id)
     except Exception as problem:
         told = in_our_words(problem, sweep.sweep_id)
         sweep.say(f"what Prefect shows of this sweep may not be complete: {told}")
-
-
-def _final_state(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> State[Any]:
-    error = sweep.error
-    if error is None:
-        allow_completed(client, flow_run_id)
-        return Completed(message=f"{len(sweep.cells)} cells")
-    if isinstance(error, RunCancelled):
-        return Cancelled(message=error.message)
-    if isinstance(error, FedroundsError):
-        return Failed(message=error.message)
-    raise error

@@ -9,18 +9,18 @@ from prefect import State, flow, tags
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
-from prefect.states import Cancelled, Completed, Failed
 
-from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, TooFewClients
+from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError
 from flows.prefect_runs import (
-    allow_completed,
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
+    final_state,
     flow_run_log,
     in_our_words,
     run_tag,
     settle_cancelled,
+    state_name,
     was_stopped,
     without_heartbeat,
 )
@@ -56,7 +56,7 @@ def federated_training(
                 running.error = in_our_words(error, run_id)
                 _write_down(running)
             _complete_views(running, client, flow_run_id)
-            return _final_state(running, client, flow_run_id)
+            return final_state(client, flow_run_id, running.error, f"{running.hub.config.rounds} rounds")
 
 
 def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -110,7 +110,7 @@ def _write_down(running: Session) -> None:
     elif was_stopped(error):
         told = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:
-        running.hub.lease.finish(_state_name(error), error=told)
+        running.hub.lease.finish(state_name(error), error=told)
     except LeaseLost:  # whoever holds the run now will say how it ends
         return
     except StoreError as unwritable:
@@ -152,21 +152,3 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
         told = in_our_words(problem, running.run_id)
         running.say(f"what Prefect and MLflow show of this run may not be complete: {told}")
     running.tell("end")
-
-
-def _final_state(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> State[Any]:
-    error = running.error
-    if error is None:
-        allow_completed(client, flow_run_id)
-        return Completed(message=f"{running.hub.config.rounds} rounds")
-    if isinstance(error, RunCancelled):
-        return Cancelled(message=error.message)
-    if isinstance(error, FedroundsError):
-        return Failed(name=_state_name(error), message=error.message)
-    raise error
-
-
-def _state_name(error: BaseException | None) -> str:
-    if was_stopped(error):
-        return "Cancelled"
-    return "TooFewClients" if isinstance(error, TooFewClients) else "Failed"

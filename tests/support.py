@@ -10,9 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
+
+from fl_components.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")
@@ -109,6 +114,24 @@ def prefect(api_url: str, path: str, body: dict[str, Any] | None = None, method:
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.loads(response.read() or b"null")
+
+
+def missing(component: str) -> NoReturn:
+    """Skips the test on a user's machine; in CI, where everything is there, it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(component)
+    pytest.skip(component)
+
+
+@contextmanager
+def public_data() -> Iterator[None]:
+    """Where a public data set that is used inside is not on this machine, the test is skipped (in CI: fails)."""
+    try:
+        yield
+    except DataError as error:
+        if not error.message.startswith("the files of"):
+            raise
+        missing(error.message)
 
 
 def server_is_up(home: Path) -> bool:

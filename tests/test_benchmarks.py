@@ -9,8 +9,8 @@ from statistics import mean
 import pytest
 
 from fl_components.config import load_config
-from fl_components.errors import DataError
 from fl_components.simulate import simulate
+from tests.support import public_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -27,10 +27,6 @@ def test_the_heart_disease_example_reaches_its_accuracy() -> None:
 def test_the_2nn_reaches_97_percent_in_the_rounds_that_are_allowed() -> None:
     """McMahan et al. 2017, table 2: 87 rounds; the example has 1.4 times as many."""
     config = load_config(ROOT / "examples" / "mnist_2nn_iid.yaml")
-    try:
+    with public_data():
         reached = next(step.round for step in simulate(config) if step.metrics["eval/accuracy"] >= 0.97)
-    except DataError as absent:
-        if not absent.message.startswith("the files of mnist"):
-            raise
-        pytest.skip(absent.message)
     assert reached <= 1.4 * 87

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
 from fl_components.clients.fair import Fair
 from fl_components.clients.poisson import Poisson
-from fl_components.clients.selection import Availability, Clients, SelectionRule
+from fl_components.clients.selection import Availability, Clients, SelectionRule, Strata
 from fl_components.clients.stratified import Stratified
 from fl_components.clients.uniform import Uniform
 from fl_components.rules import union
@@ -28,6 +28,7 @@ __all__ = [
     "Poisson",
     "Selection",
     "SelectionRule",
+    "Strata",
     "Stratified",
     "Trace",
     "Uniform",

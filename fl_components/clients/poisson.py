@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.clients.selection import Clients, Rows, SelectionRule
+from fl_components.clients.availability import Rows
+from fl_components.clients.selection import Clients, SelectionRule
 
 
 class Poisson(SelectionRule):

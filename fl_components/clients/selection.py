@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
+from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Rows, Trace
 from fl_components.rules import Rule, union
 
 if TYPE_CHECKING:
@@ -19,10 +18,27 @@ if TYPE_CHECKING:
 else:
     Availability = union("availability", Always, Bernoulli, Diurnal, Trace)
 
-Rows = NDArray[np.int64]
-
 LOOKED_AT_PER_SEAT: Final = 100
 """At most so many candidates are looked at for a seat of a cohort: a round's cost must not follow the population."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strata:
+    """The clients sorted by an attribute: stratum s has the rows `order[starts[s] : starts[s] + sizes[s]]`."""
+
+    order: Rows
+    starts: Rows
+    sizes: Rows
+
+    @classmethod
+    def of(cls, values_n: Rows) -> Strata:
+        """Of each client's value as a number from 0, int64 [n].
+
+        >>> Strata.of(np.array([1, 0, 1])).order
+        array([1, 0, 2])
+        """
+        sizes = np.bincount(values_n)
+        return cls(np.argsort(values_n, kind="stable"), np.cumsum(sizes) - sizes, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +49,7 @@ class Clients:
       num_clients: n; a client is named by its row, 0 to n - 1.
       round: the round that is being planned.
       seed: the configuration's, from which the availability of simulated clients is drawn.
-      attribute: the clients' values of an attribute by its name, as numbers from 0, int64 [n].
+      strata: the clients sorted by an attribute, by its name. Sorted once for all rounds.
       participations: in how many committed rounds of this run the clients in the given rows [N] took part, int64 [N].
         Kept only for a rule whose `uses_history` is true.
     """
@@ -41,7 +57,7 @@ class Clients:
     num_clients: int
     round: int
     seed: int
-    attribute: Callable[[str], Rows]
+    strata: Callable[[str], Strata]
     participations: Callable[[Rows], Rows]
 
 

@@ -3,13 +3,13 @@ chapter 5)."""
 
 from __future__ import annotations
 
-import weakref
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from fl_components.clients.selection import Clients, Rows, SelectionRule
+from fl_components.clients.availability import Rows
+from fl_components.clients.selection import Clients, SelectionRule
 
 
 class Stratified(SelectionRule):
@@ -31,7 +31,7 @@ class Stratified(SelectionRule):
         return self.cohort_size
 
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
-        strata = _strata(clients.attribute(self.by))
+        strata = clients.strata(self.by)
         chosen = [
             self.draw(clients, strata.order[start : start + size], seats, generator)
             for start, size, seats in zip(
@@ -51,27 +51,3 @@ class Stratified(SelectionRule):
             open_ = [stratum for stratum in order if seats[stratum] < sizes[stratum]][:left]
             seats[open_] += 1
         return [int(each) for each in seats]
-
-
-class _Strata(NamedTuple):
-    """The clients sorted by stratum: stratum s has `order[starts[s] : starts[s] + sizes[s]]`."""
-
-    order: Rows
-    starts: Rows
-    sizes: Rows
-
-
-_known: dict[int, tuple[weakref.ref[Rows], _Strata]] = {}
-
-
-def _strata(codes_n: Rows) -> _Strata:
-    """Sorted once for each table of clients: a round must not cost as much as the population."""
-    known = _known.get(id(codes_n))
-    if known is not None and known[0]() is codes_n:
-        return known[1]
-    order = np.argsort(codes_n, kind="stable")
-    sizes = np.bincount(codes_n)
-    strata = _Strata(order, np.cumsum(sizes) - sizes, sizes)
-    key = id(codes_n)
-    _known[key] = (weakref.ref(codes_n, lambda _: _known.pop(key, None)), strata)
-    return strata

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.clients.availability import Always
-from fl_components.clients.selection import Clients, Rows, SelectionRule
+from fl_components.clients.availability import Always, Rows
+from fl_components.clients.selection import Clients, SelectionRule
 
 
 class Uniform(SelectionRule):

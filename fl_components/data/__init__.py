@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fl_components.data.base import DataRule
 from fl_components.data.digits import Digits
 from fl_components.data.emnist import Emnist
-from fl_components.data.federated import IGNORED, ClientExamples, FederatedData, NumberedIds, RowRanges
+from fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
 from fl_components.data.femnist import Femnist
 from fl_components.data.function import FunctionData
 from fl_components.data.heart_disease import HeartDisease
@@ -23,7 +23,6 @@ else:
     Data = union("data", HeartDisease, Digits, Mnist, Emnist, Femnist, Shakespeare, Leaf, Tables, FunctionData)
 
 __all__ = [
-    "IGNORED",
     "ClientExamples",
     "Data",
     "DataRule",

@@ -7,7 +7,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.federated import IGNORED, FederatedData
+from fl_components.data.federated import FederatedData
+from fl_components.values import IGNORED
 
 _MAX_BINS: Final = 12
 _SHOWN_CLIENTS: Final = 20

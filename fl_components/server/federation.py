@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_components.clients import Clients
+from fl_components.clients import Clients, Strata
 from fl_components.config import FederationConfig, check_cohort, config_digest
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
@@ -57,17 +57,12 @@ class Federation:
     def clients(self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Clients:
         """The table of clients as the selection of round `round` sees it."""
         return Clients(
-            self.data.num_clients, round, self.config.seed, attribute=self._attribute, participations=participations
+            self.data.num_clients, round, self.config.seed, strata=self._strata, participations=participations
         )
 
-    def _attribute(self, name: str) -> NDArray[np.int64]:
-        if name not in self._attributes:
-            self._attributes[name] = self.data.attribute(name)
-        return self._attributes[name]
-
     @cached_property
-    def _attributes(self) -> dict[str, NDArray[np.int64]]:
-        return {}
+    def _strata(self) -> Callable[[str], Strata]:
+        return cache(lambda name: Strata.of(self.data.attribute(name)))
 
     def initial_state(self, params_D: Float32 | None = None) -> ServerState:
         """The state before the first round, from the seeded initial parameters or from given ones (a warm start)."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch.nn.functional import cross_entropy
 
-IGNORED: Final = -1  # the label of positions that do not count (fl_components.data.IGNORED)
+from fl_components.values import IGNORED
 
 
 def mean_loss(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

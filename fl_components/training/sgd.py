@@ -93,8 +93,9 @@ class SGD(Rule):
         """The rows of each local step's batch, in order; `work` replaces `epochs` or `steps`."""
         batch_size = min(self.batch_size or num_examples, num_examples)
         per_epoch = -(-num_examples // batch_size)
-        remaining = (work or self.steps) if self.steps is not None else (work or self.epochs or 0) * per_epoch
-        while remaining and remaining > 0:
+        work = work or self.steps or self.epochs or 0
+        remaining = work if self.steps is not None else work * per_epoch
+        while remaining > 0:
             order = generator.permutation(num_examples)
             for start in range(0, num_examples, batch_size)[:remaining]:
                 yield order[start : start + batch_size]

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from fl_components.store import FINISHED_STATES, RunRecord, Store, SweepRecord
 from tasks.tracking import server
+from tasks.tracking.results import evaluated, recent_rounds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -106,14 +107,6 @@ def sweep_state(cells: Iterable[str]) -> str:
     return "Interrupted" if "Pending" in states else "Failed"
 
 
-def evaluated(store: Store, run: RunRecord) -> dict[str, float]:
-    """The metrics of a run's last round that was evaluated; empty before there is one."""
-    every: int = run.config["evaluation"]["every"]
-    rounds = store.rounds(run.run_id, after=run.committed_round - every)
-    metrics: Iterable[dict[str, float]] = (row.result["metrics"] for row in reversed(rounds))
-    return next((found for found in metrics if "eval/accuracy" in found), {})
-
-
 def best_cell(accuracies: Mapping[str, float | None]) -> str | None:
     """The cell with the highest accuracy, the first of equals; None when none has one.
 
@@ -141,7 +134,9 @@ def _description(
 ) -> str:
     """Markdown: what varies, the way to the comparison, and the cells."""
     fields = [field for field, _ in sweep.over]
-    accuracies = {cell: evaluated(store, runs[cell]).get("eval/accuracy") for cell in sweep.cells if cell in runs}
+    accuracies = {
+        cell: evaluated(recent_rounds(store, runs[cell])).get("eval/accuracy") for cell in sweep.cells if cell in runs
+    }
     best = best_cell(accuracies)
     lines = [f"Sweep `{sweep.sweep_id}` over {', '.join(f'`{field}`' for field in fields)}: {state}.", ""]
     compared = _compared(runs.values())

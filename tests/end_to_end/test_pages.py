@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import HEART, ROOT, Fedrounds, clean_environment, data_of
+from tests.support import HEART, ROOT, Fedrounds, clean_environment, data_of, missing
 
 
 @pytest.mark.slow
@@ -20,9 +19,7 @@ def test_prefect_shows_rounds_and_stages_and_mlflow_shows_curves(
 ) -> None:
     """The script waits for the rounds, for a round's tasks and for the sections of charts, and fails without them."""
     if shutil.which("chromium") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("Chromium is missing")
-        pytest.skip("Chromium is missing")
+        missing("Chromium is missing")
     data_of(fedrounds("train", HEART, "--set", "rounds=3", "--run-id", "seen", "--json"))
     script = ROOT / "docs" / "images" / "take_screenshots.py"
     taken = subprocess.run(

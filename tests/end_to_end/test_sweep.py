@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
@@ -14,7 +13,7 @@ import pytest
 
 from fl_components.store import Store
 from tests.end_to_end.test_train import Served
-from tests.support import HEART, Fedrounds, data_of, prefect, start_fedrounds, wait_until
+from tests.support import HEART, Fedrounds, data_of, missing, prefect, start_fedrounds, wait_until
 
 RATES = ("--over", "training.learning_rate=1e-2,0.1")
 DATA = {  # the object of docs/operations.md
@@ -143,11 +142,7 @@ def test_ctrl_c_stops_a_sweep_which_goes_on_at_its_round(fedrounds: Fedrounds, h
 @pytest.mark.browser
 def test_mlflow_opens_with_parallel_coordinates(fedrounds: Fedrounds, home: Path) -> None:
     """The link in the parent run's description leads to axes for the fields that vary, and one for the accuracy."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("Chromium is missing")
-        pytest.skip("Chromium is missing")
+    chromium = shutil.which("chromium") or missing("Chromium is missing")
     from playwright.sync_api import sync_playwright
 
     grid = (*RATES, "--over", "training.epochs=1,2")

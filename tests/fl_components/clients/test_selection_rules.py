@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fl_components.clients import (
     Poisson,
     Selection,
     SelectionRule,
+    Strata,
     Stratified,
     Uniform,
 )
@@ -44,12 +46,21 @@ CASES = [
 
 def clients(num_clients: int, round: int = 1, participations: Any = None) -> Clients:
     """A table of clients in four regions of unequal size, of whom none has taken part unless told otherwise."""
-    regions = REGIONS.setdefault(num_clients, np.sort(np.arange(num_clients) % 10 % 4))
     counts = np.zeros(num_clients, np.int64) if participations is None else participations
-    return Clients(num_clients, round, seed=0, attribute=lambda name: regions, participations=lambda rows: counts[rows])
+    return Clients(
+        num_clients, round, seed=0, strata=lambda name: strata(num_clients), participations=lambda rows: counts[rows]
+    )
 
 
-REGIONS: dict[int, Any] = {}
+def regions(num_clients: int) -> Any:
+    return np.sort(np.arange(num_clients) % 10 % 4)
+
+
+@cache
+def strata(num_clients: int) -> Strata:
+    return Strata.of(regions(num_clients))
+
+
 SEVEN_AND_FIFTEEN = np.repeat([0, 1], [7, 15])
 
 
@@ -155,12 +166,12 @@ class TestStratified:
     def test_shares_are_proportional_by_the_largest_remainders(self) -> None:
         # 100 clients: regions 0 and 1 have 30 each, 2 and 3 have 20 each (0..9 modulo 4).
         rows = Stratified(by="region", cohort_size=10).select(clients(100), generator(0, 1, "selection"))
-        assert np.bincount(REGIONS[100][rows]).tolist() == [3, 3, 2, 2]
+        assert np.bincount(regions(100)[rows]).tolist() == [3, 3, 2, 2]
 
     def test_shares_are_equal(self) -> None:
         found = [
             np.bincount(
-                REGIONS[100][
+                regions(100)[
                     Stratified(by="region", cohort_size=10, shares="equal").select(
                         clients(100), generator(0, round, "selection")
                     )
@@ -172,14 +183,14 @@ class TestStratified:
         assert (np.sum(found, axis=0) > 110).all()  # the two seats more go to other regions each time
 
     def test_equal_remainders_are_drawn_lots_for(self) -> None:
-        table = Clients(22, 1, 0, attribute=lambda name: SEVEN_AND_FIFTEEN, participations=np.zeros_like)
+        table = Clients(22, 1, 0, strata=lambda name: Strata.of(SEVEN_AND_FIFTEEN), participations=np.zeros_like)
         rule = Stratified(by="x", cohort_size=11)  # 3.5 and 7.5 seats: exact halves, which floats would not see
         seats = [rule.select(table, generator(0, round, "selection")) for round in range(200)]
         assert {len(rows) for rows in seats} == {11}
         assert 70 < sum(int((rows < 7).sum()) == 4 for rows in seats) < 130
 
     def test_a_stratum_never_has_more_seats_than_clients(self) -> None:
-        table = Clients(10, 1, 0, attribute=lambda name: np.array([0] * 9 + [1]), participations=np.zeros_like)
+        table = Clients(10, 1, 0, strata=lambda name: Strata.of(np.array([0] * 9 + [1])), participations=np.zeros_like)
         rows = Stratified(by="x", cohort_size=6, shares="equal").select(table, generator(0, 1, "selection"))
         assert len(rows) == 6 and rows[-1] == 9
 

@@ -10,7 +10,6 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fl_components.data import (
-    IGNORED,
     Data,
     Digits,
     Emnist,
@@ -25,6 +24,7 @@ from fl_components.data import (
 )
 from fl_components.data.partition import Dirichlet, Iid, QuantitySkew, Shards
 from fl_components.rules import kind_of
+from fl_components.values import IGNORED
 from tests.fl_components.data.idx_files import write_emnist, write_femnist, write_mnist
 
 RULES = [

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.data.federated import IGNORED, ClientExamples, FederatedData, NumberedIds, RowRanges
+from fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
 from fl_components.errors import DataError
+from fl_components.values import IGNORED
 
 
 def rows(starts: list[int], stops: list[int]) -> RowRanges:
@@ -85,6 +86,10 @@ def with_value(value: float, row: int, feature: int) -> np.ndarray:
         ({"train_rows": rows([0, 6], [6, 5])}, "outside the 5"),
         ({"train_rows": rows([-1, 3], [3, 5])}, "outside the 5"),
         ({"test_rows": rows([0, 0], [1, 1])}, "do not lie in the order of the clients"),
+        (
+            {"x_test": np.zeros((2, 2), np.float32), "y_test": np.array([0, 1]), "test_rows": rows([1, 1], [1, 2])},
+            "do not lie in the order of the clients",
+        ),
         ({"num_classes": 1}, r"1 class\(es\)"),
         ({"client_ids": ()}, "no clients"),
         ({"client_ids": ("north", "north")}, "two clients have the id 'north'"),

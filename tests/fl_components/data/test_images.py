@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fl_components.data import Emnist, Femnist, Mnist
-from fl_components.data.folders import find_folder
 from fl_components.data.partition import Iid, Natural, Shards
 from fl_components.errors import DataError
 from tests.fl_components.data.idx_files import pixels, write_emnist, write_femnist, write_idx, write_mnist
+from tests.support import public_data
 
 
 class TestMnist:
@@ -120,17 +120,8 @@ class TestFemnist:
 
 
 def test_the_mnist_that_everyone_has(home: Path) -> None:
-    files = [
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte",
-        "t10k-labels-idx1-ubyte",
-    ]
-    try:
-        find_folder("mnist", files)
-    except DataError as error:
-        pytest.skip(error.message)
-    data = Mnist(partition=Shards(num_clients=100)).load(seed=0)
+    with public_data():
+        data = Mnist(partition=Shards(num_clients=100)).load(seed=0)
     assert [data.num_examples(client) for client in range(100)] == [600] * 100
     # Counts of the data set's own description, and the mean and deviation that are in use everywhere.
     assert np.bincount(data.y_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]

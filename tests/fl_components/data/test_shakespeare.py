@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fl_components.data import IGNORED, FederatedData, Shakespeare
-from fl_components.data.folders import find_folder
+from fl_components.data import FederatedData, Shakespeare
 from fl_components.errors import DataError
+from fl_components.values import IGNORED
+from tests.support import public_data
 
 PLAY = "ROMEO:\nShall I hear more?\nOr speak?\n\nNurse:\n\n\nJULIET, &c:\nAy me!\n\nNURSE:\nMadam!\n"
 
@@ -101,11 +102,8 @@ def test_baselines_are_those_of_a_plain_count(tmp_path: Path) -> None:
 
 
 def test_the_published_file() -> None:
-    try:
-        find_folder("shakespeare", ["input.txt"])
-    except DataError as error:
-        pytest.skip(error.message)
-    data = Shakespeare().load(seed=0)
+    with public_data():
+        data = Shakespeare().load(seed=0)
     assert (data.num_clients, data.num_classes) == (303, 65)
     # By a plain count over the file, apart from this rule: 111,408 characters to test on.
     assert np.count_nonzero(data.y_test != IGNORED) == 111_408

@@ -15,9 +15,8 @@ from fl_components.config import parse_config
 from fl_components.parameters import flatten, load_into, num_parameters
 from fl_components.simulate import simulate
 from fl_components.training import SGD, train_cohort
-from fl_components.training.loss import IGNORED
 from fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
-from fl_components.values import ClientTask
+from fl_components.values import IGNORED, ClientTask
 
 
 def examples(num_examples: int = 12) -> tuple[Any, Any]:
