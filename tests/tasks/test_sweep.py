@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from fl_components.config import config_digest, load_config, parse_axis
 from fl_components.errors import ConfigError, RunConflict
+from fl_components.server import stages
 from fl_components.store import Store
+from flows.round import walk
+from tasks.session import session
 from tasks.sweep import plan, sweep_session
 from tests.support import HEART
 
@@ -71,6 +74,18 @@ def test_a_cell_is_configured_as_a_training_with_its_values_set(home: Path) -> N
         assert again.cells == sweep.cells
     with pytest.raises(RunConflict, match="over"), sweep_session("s", str(HEART), [RATES], ["rounds=3"]):
         pass
+
+
+def test_a_completed_cell_is_not_worked_on_again(home: Path) -> None:
+    with sweep_session("s", str(HEART), [RATES], ["rounds=1"]) as sweep:
+        assert sweep.unfinished() == ["s-001", "s-002"]
+        config = sweep.cells["s-001"].model_dump(mode="json")
+        with session("s-001", config, sweep=sweep.record) as running:
+            running.hub.lease.begin_attempt()
+            walk(stages, running.hub, 1)
+            running.hub.lease.finish("Completed")
+            assert sweep.unfinished() == ["s-001", "s-002"]  # until its views are complete and its lease given back
+        assert sweep.unfinished() == ["s-002"]
 
 
 def test_a_value_is_kept_as_the_configuration_has_it() -> None:

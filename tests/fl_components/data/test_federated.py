@@ -212,6 +212,12 @@ def test_overlapping_clients_and_numbered_ids() -> None:
         data.client_ids[3]
 
 
+def test_of_equally_frequent_labels_the_smallest_is_the_majority() -> None:
+    data = FederatedData(**arrays(y_train=np.array([1, 0, 1, 1, 0]), train_rows=rows([0, 3], [3, 5])))
+    assert data.attribute("majority_label").tolist() == [1, 0]
+    assert data.label_counts(1).tolist() == [1, 1]
+
+
 def test_attributes() -> None:
     data = FederatedData(**arrays(attributes={"region": np.array(["north", "south"])}))
     assert data.attribute("region").tolist() == [0, 1]

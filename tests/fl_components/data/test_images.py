@@ -77,6 +77,8 @@ class TestEmnist:
         assert data.input_shape == (1, 28, 28)
         for image, as_stored in zip(data.x_test[:, 0], stored, strict=True):
             np.testing.assert_array_equal(image, as_stored.T)
+        turned = {(image / np.float32(255)).T.tobytes() for image in pixels(130, seed=0)}
+        assert {image.tobytes() for image in data.x_train[:, 0]} == turned  # in the order of the partition
 
     def test_another_split_is_not_found(self, tmp_path: Path) -> None:
         write_emnist(tmp_path, "balanced", 47)
