@@ -146,6 +146,7 @@ def test_the_command_says_what_is_left_out_and_a_configuration_why(tmp_path: Pat
         assert f"{field}.kind is '{family}_net'; {reason}" in message
 
 
+@pytest.mark.slow
 def test_a_rule_may_hold_another_of_its_family(tmp_path: Path) -> None:
     module = """
 from typing import Literal
@@ -165,6 +166,7 @@ print(Digits(partition={"kind": "within", "num_clients": 1, "inner": inner}).par
     assert python(folder, code) == "3\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["one_module", "fl_components.data", "fl_components.config"])
 def test_rules_of_several_families_may_share_a_module(first: str, tmp_path: Path) -> None:
     """Whatever is imported first: the module needs the families, and the families name its rules."""

@@ -306,6 +306,7 @@ class TestTokens:
 # --- many clients in one call ---
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap loops over torch's fused attention on CPU
 @pytest.mark.parametrize(
     ("rule", "input_shape", "output_shape"),
