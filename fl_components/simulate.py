@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_components.config import FederationConfig
-from fl_components.randomness import derive_key, generator
+from fl_components.randomness import derive_key
 from fl_components.server.federation import assemble
 from fl_components.training import one_thread
 from fl_components.values import Float32
@@ -43,8 +43,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     optimizer = config.server_optimizer.init(len(params_D))
     participations = np.zeros(data.num_clients, np.int64)
     for round in range(1, config.rounds + 1):
-        clients = federation.clients(round, participations.__getitem__)
-        cohort = config.selection.select(clients, generator(config.seed, round, "selection")).tolist()
+        cohort = federation.select(round, participations.__getitem__).tolist()
         participations[cohort] += 1
         training = config.training.in_round(round, config.rounds)
         deltas, weights = [], []

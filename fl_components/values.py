@@ -107,6 +107,24 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateSum:
+    """One wave's updates, checked and added up where they were made, so that N x D never exists.
+
+    `loss` is that of the updates in the sum; `refused` are those that were left out of it, `absent` the clients from
+    which no update came, each with the reason. `frames` are updates as they would travel, each with how many there are
+    of that length: none before the compress stage.
+    """
+
+    client_ids: tuple[str, ...]
+    partial: Partial
+    loss: Weighted
+    download_bytes: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    frames: tuple[tuple[bytes, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Collected:
     """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs."""
 

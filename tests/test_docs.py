@@ -21,6 +21,7 @@ from fl_components.server.hub import open_hub
 from fl_components.server_optimizers import ServerOptimizer
 from fl_components.simulate import simulate
 from fl_components.store import Store
+from fl_components.training import Execution
 from fl_components.training.schedules import Schedule
 from tests.support import ROOT, public_data
 
@@ -58,6 +59,7 @@ UNIONS: dict[str, Any] = {
     "selection": Selection,
     "selection.availability": Availability,
     "server_optimizer": ServerOptimizer,
+    "execution": Execution,
 }
 
 

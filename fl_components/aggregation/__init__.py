@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.aggregation.base import AggregationRule
+from fl_components.aggregation.base import AdditiveRule, AggregationRule
 from fl_components.aggregation.mean import Mean
 from fl_components.rules import union
 
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 else:
     Aggregation = union("aggregation", Mean)
 
-__all__ = ["Aggregation", "AggregationRule", "Mean"]
+__all__ = ["AdditiveRule", "Aggregation", "AggregationRule", "Mean"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
+import numpy as np
 from pydantic import Field
 
 from fl_components.rules import Rule
@@ -21,6 +23,19 @@ class AggregationRule(Rule):
         default=1000.0, gt=0, description="an update whose L2 norm is above this is refused by the server"
     )
 
+    def refusal(self, norm: float) -> str | None:
+        """Why an update of this L2 norm does not count, or None. An update that is not finite has no finite norm.
+
+        >>> from fl_components.aggregation import Mean
+        >>> Mean(max_update_norm=10).refusal(12.5)
+        'norm_too_large: 12.5 is above aggregation.max_update_norm 10'
+        """
+        if not math.isfinite(norm):
+            return "not_finite: the update holds NaN or infinity"
+        if norm > self.max_update_norm:
+            return f"norm_too_large: {norm:.4g} is above aggregation.max_update_norm {self.max_update_norm:g}"
+        return None
+
     @abstractmethod
     def init(self, num_parameters: int) -> Partial:
         """The partial of no updates."""
@@ -32,3 +47,35 @@ class AggregationRule(Rule):
     @abstractmethod
     def aggregate(self, partial: Partial) -> Float64:
         """The aggregated update, float64 [D]; zeros where no update came (a round may do without: min_updates 0)."""
+
+
+class AdditiveRule(AggregationRule):
+    """A rule that needs no more than the weighted sum of the updates: they may be added up where they are made.
+
+    A shard is summed in the order of its clients, and shards are added in order in float64: the result depends on the
+    shard size, never on the number of waves, processes or machines.
+    """
+
+    @abstractmethod
+    def weigh(self, num_examples_N: Float64) -> Float64:
+        """Each client's weight [N], from its number of examples."""
+
+    def init(self, num_parameters: int) -> Partial:
+        return Partial({"sum": np.zeros(num_parameters), "weight": np.zeros(1)})
+
+    def add(self, partial: Partial, deltas_ND: Float32, weights_N: Float64) -> Partial:
+        weights_N = self.weigh(weights_N)
+        sum_D = np.zeros_like(partial.tensors["sum"])
+        for delta_D, weight in zip(deltas_ND, weights_N, strict=True):
+            sum_D += delta_D.astype(np.float64) * weight
+        return self.add_sum(partial, sum_D, float(weights_N.sum()), len(deltas_ND))
+
+    def add_sum(self, partial: Partial, sum_D: Float32 | Float64, weight: float, count: int) -> Partial:
+        """`partial` and the weighted sum of `count` updates, whose weights add up to `weight`."""
+        tensors = {"sum": partial.tensors["sum"] + sum_D, "weight": partial.tensors["weight"] + weight}
+        return Partial(tensors, partial.count + count)
+
+    def merge(self, first: Partial, second: Partial) -> Partial:
+        """The partial of what both hold."""
+        tensors = {name: tensor + second.tensors[name] for name, tensor in first.tensors.items()}
+        return Partial(tensors, first.count + second.count)

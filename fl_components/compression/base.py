@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from fl_components.rules import Rule
 from fl_components.values import Float32, Tensors
@@ -10,6 +11,10 @@ from fl_components.values import Float32, Tensors
 
 class CompressionRule(Rule):
     """An update of D parameters to named tensors, and back."""
+
+    transparent: ClassVar[bool] = False
+    """Whether what is decoded is what was encoded, bit for bit, and as long for every update of D parameters: then one
+    update that is encoded and decoded tells what all of them cost."""
 
     @abstractmethod
     def compress(self, delta_D: Float32) -> Tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class NoCompression(CompressionRule):
     """
 
     kind: Literal["none"] = "none"
+    transparent: ClassVar[bool] = True
 
     def compress(self, delta_D: Float32) -> Tensors:
         return {"delta": delta_D}

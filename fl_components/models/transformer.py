@@ -50,16 +50,27 @@ class _Transformer(nn.Module):
         super().__init__()
         self.every_position = len(output_shape) == 2
         self.embedding = nn.Embedding(rule.vocabulary or output_shape[-1], rule.width)
-        self.positions = nn.Parameter(torch.randn(length, rule.width) * 0.02)
+        self.positions = LearnedPositions(length, rule.width)
         self.dropout = nn.Dropout(rule.dropout)
         self.blocks = nn.Sequential(*(_Block(rule) for _ in range(rule.layers)))
         self.norm = nn.LayerNorm(rule.width)
         self.scores = nn.Linear(rule.width, output_shape[-1])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        states = self.norm(self.blocks(self.dropout(self.embedding(tokens) + self.positions)))
+        states = self.norm(self.blocks(self.dropout(self.positions(self.embedding(tokens)))))
         scores: Tensor = self.scores(states if self.every_position else states[:, -1])
         return scores
+
+
+class LearnedPositions(nn.Module):
+    """Adds to each of T positions a vector of its own: [B, T, width] to [B, T, width]."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(length, width) * 0.02)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states + self.weight
 
 
 class _Block(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_components.aggregation import AdditiveRule
 from fl_components.clients import Clients, Strata
 from fl_components.config import FederationConfig, check_cohort, config_digest
 from fl_components.data import FederatedData
@@ -21,7 +22,7 @@ from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.randomness import generator
-from fl_components.training import evaluate
+from fl_components.training import ModelSpec, Workload, evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
@@ -63,6 +64,37 @@ class Federation:
     @cached_property
     def _strata(self) -> Callable[[str], Strata]:
         return cache(lambda name: Strata.of(self.data.attribute(name)))
+
+    def select(self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> NDArray[np.int64]:
+        """The clients of round `round`, as rows [N]. Those with the most examples come first: whoever trains together
+        then has about as much to do."""
+        clients = self.clients(round, participations)
+        rows = self.config.selection.select(clients, generator(self.config.seed, round, "selection"))
+        lengths = self.data.train_rows.stops[rows] - self.data.train_rows.starts[rows]
+        return rows[np.argsort(-lengths, kind="stable")]
+
+    @property
+    def additive(self) -> AdditiveRule | None:
+        """The aggregation, where updates may be added up where they are made: nothing looks at a single one later."""
+        rule = self.config.aggregation
+        return rule if isinstance(rule, AdditiveRule) and self.config.compression.transparent else None
+
+    def workload(self) -> Workload:
+        """What local training needs of this federation."""
+        config, data = self.config, self.data
+        return Workload(
+            module=self.module,
+            spec=ModelSpec(
+                config.model, data.input_shape, data.output_shape, config.seed, constants_digest(self.module)
+            ),
+            x=data.x_train,
+            y=data.y_train,
+            starts=data.train_rows.starts,
+            stops=data.train_rows.stops,
+            num_parameters=self.num_parameters,
+            shard_size=config.execution.shard_size,
+            additive=self.additive,
+        )
 
     def initial_state(self, params_D: Float32 | None = None) -> ServerState:
         """The state before the first round, from the seeded initial parameters or from given ones (a warm start)."""
@@ -161,7 +193,7 @@ def _check_own_module(field: str, path: str, folder: Path) -> None:
 
 def engine_facts() -> dict[str, Any]:
     """What the last bits of a simulated training depend on besides the store: a resume on other facts warns."""
-    return {"training": "loop", "torch": torch.__version__, "numpy": np.__version__, "processor": _processor()}
+    return {"training": "cohort engine", "torch": torch.__version__, "numpy": np.__version__, "processor": _processor()}
 
 
 def _processor() -> str:

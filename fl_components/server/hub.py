@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.server.federation import Federation, assemble, engine_facts
 from fl_components.store import Lease, RunRecord, Store
+from fl_components.training import Trainer
 from fl_components.values import Collected, Float32, RoundResult, ServerState
 
 Say = Callable[[str], None]
@@ -30,7 +32,7 @@ class Hub:
     """A run that this process holds: its store, its lease, its federation. Made by `open_hub`; a context manager.
 
     `seconds` is the time spent in each stage of the round in hand; `cancelled` asks the run to stop before its next
-    stage; `on_stage` is told the name of each stage as it begins.
+    stage; `on_stage` is told the name of each stage as it begins, `say` what people should know.
     """
 
     store: Store
@@ -38,6 +40,7 @@ class Hub:
     federation: Federation
     run: RunRecord
     on_stage: Say = nobody_listens
+    say: Say = nobody_listens
     seconds: dict[str, float] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
     _round_began: float = 0.0
@@ -90,9 +93,18 @@ class Hub:
                 f"run {self.run_id} was stopped on request", hint=f"`fedrounds resume {self.run_id}` goes on with it"
             )
 
+    @cached_property
+    def trainer(self) -> Trainer:
+        """What trains the clients: made when the first round needs it."""
+        return self.config.execution.trainer(self.federation.workload(), lambda text: self.say(text))
+
     def close(self) -> None:
-        """Give the lease back. The store belongs to whoever opened it."""
-        self.lease.release()
+        """End what trains, and give the lease back. The store belongs to whoever opened it."""
+        try:
+            if "trainer" in self.__dict__:
+                self.trainer.close()
+        finally:
+            self.lease.release()
 
     def __enter__(self) -> Hub:
         return self
@@ -164,7 +176,7 @@ def open_hub(
     lease = store.acquire(run_id, say=say)
     try:
         lease.collect_garbage()
-        return Hub(store, lease, federation, store.run(run_id))
+        return Hub(store, lease, federation, store.run(run_id), say=say)
     except BaseException:
         lease.release()  # its heartbeat would hold the run for as long as this process lives
         raise

@@ -5,29 +5,34 @@ Only `authorise`, `aggregate` (its seal) and `commit` write, each of them so tha
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from fl_components.aggregation import AdditiveRule
 from fl_components.errors import RunFailed, TooFewClients, UpdateRejected
-from fl_components.randomness import derive_key, generator
+from fl_components.randomness import derive_key
 from fl_components.server.hub import Hub
-from fl_components.training import train_cohort
+from fl_components.training import ShardReport
 from fl_components.values import (
     ClientTask,
     Collected,
     EncodedBatch,
     Float32,
+    Partial,
     RoundPlan,
     RoundResult,
     ServerState,
     UpdateBatch,
+    UpdateSum,
+    Weighted,
 )
 from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
 
@@ -66,8 +71,7 @@ def load(hub: Hub, round: int) -> ServerState:
 def select(hub: Hub, state: ServerState) -> RoundPlan:
     """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
     config, data, round = hub.config, hub.federation.data, state.round + 1
-    clients = hub.federation.clients(round, hub.participations)
-    rows = config.selection.select(clients, generator(config.seed, round, "selection"))
+    rows = hub.federation.select(round, hub.participations)
     cohort = tuple(
         ClientTask(
             client_id=data.client_ids[row],
@@ -82,7 +86,9 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
         round=round,
         base_digest=state.params_digest,
         cohort=cohort,
-        waves=config.execution.waves(len(cohort), hub.federation.num_parameters),
+        waves=config.execution.waves(
+            len(cohort), hub.federation.num_parameters, additive=hub.federation.additive is not None
+        ),
         min_updates=config.selection.min_updates,
         event=config.privacy.event(),
     )
@@ -95,31 +101,77 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
 
 
 @stage
-def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateBatch:
+def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateBatch | UpdateSum:
     """Local training of one wave, from the parameters as the clients receive them."""
     broadcast = encode_params(state.params_D)
-    tasks = plan.cohort[wave]
+    tasks, additive = plan.cohort[wave], hub.federation.additive
+    shards = [tasks[shard] for shard in hub.config.execution.shards(len(tasks))]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
-    batch = train_cohort(training, hub.federation.module, decode_params(broadcast), tasks, hub.federation.data.train)
+    rounds_left = hub.config.rounds - plan.round + 1
+    trained = hub.trainer.train(training, decode_params(broadcast), shards, rounds_left)
+    batch = (
+        _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
+        if additive is None
+        else _add_up(additive, additive.init(hub.federation.num_parameters), trained)
+    )
     return replace(batch, download_bytes=len(broadcast) * len(tasks))
 
 
+def _stack(deltas_ND: Float32, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateBatch:
+    """The shards' updates, one under the other."""
+    client_ids: list[str] = []
+    losses: list[Weighted] = []
+    absent: dict[str, str] = {}
+    for report, shard_ND in trained:
+        start, stop = len(client_ids), len(client_ids) + len(report.client_ids)
+        deltas_ND[start:stop] = shard_ND[: stop - start]
+        client_ids += report.client_ids
+        losses += report.losses
+        absent |= report.absent
+    return UpdateBatch(tuple(client_ids), deltas_ND[: len(client_ids)], tuple(losses), absent=absent)
+
+
+def _add_up(rule: AdditiveRule, partial: Partial, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateSum:
+    """The shards' sums, in the order of the shards."""
+    client_ids: list[str] = []
+    loss = Weighted()
+    absent: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for report, sum_D in trained:
+        partial = rule.add_sum(partial, sum_D, report.weight, report.count)
+        for client_id, each in zip(report.client_ids, report.losses, strict=True):
+            loss = loss if client_id in report.refused else loss + each
+        client_ids += report.client_ids
+        absent |= report.absent
+        refused |= report.refused
+    return UpdateSum(tuple(client_ids), partial, loss, refused=refused, absent=absent)
+
+
 @stage
-def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch) -> EncodedBatch:
-    """One wave's updates as the bytes that travel."""
+def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
+    """One wave's updates as the bytes that travel; of updates that are added up already, one of each length."""
     rule = hub.config.compression
-    frames = tuple(
-        encode_update(Update(client_id, plan.base_digest, rule.compress(delta_D)))
-        for client_id, delta_D in zip(batch.client_ids, batch.deltas_ND, strict=True)
-    )
+
+    def encode(client_id: str, delta_D: Float32) -> bytes:
+        return encode_update(Update(client_id, plan.base_digest, rule.compress(delta_D)))
+
+    if isinstance(batch, UpdateSum):
+        delta_D = batch.partial.tensors["sum"].astype(np.float32)
+        alike: dict[int, list[str]] = {}
+        for client_id in batch.client_ids:
+            alike.setdefault(len(json.dumps(client_id)), []).append(client_id)
+        return replace(batch, frames=tuple((encode(ids[0], delta_D), len(ids)) for ids in alike.values()))
+    frames = tuple(map(encode, batch.client_ids, batch.deltas_ND))
     return EncodedBatch(batch.client_ids, frames, batch.losses, batch.download_bytes, batch.absent)
 
 
 @stage
-def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch, collected: Collected | None) -> Collected:
+def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collected | None) -> Collected:
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
     rule, data = hub.config.aggregation, {task.client_id: task for task in plan.cohort}
     collected = collected or Collected(rule.init(hub.federation.num_parameters))
+    if isinstance(batch, UpdateSum):
+        return _admit_sum(hub, batch, collected)
     partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
     for shard in hub.config.execution.shards(len(batch.frames)):
         deltas, weights = [], []
@@ -145,6 +197,23 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch, collected: Collected |
     )
 
 
+def _admit_sum(hub: Hub, batch: UpdateSum, collected: Collected) -> Collected:
+    """Take in updates that were checked and added up where they were made."""
+    for frame, _ in batch.frames:
+        update = decode_update(frame, max_update_bytes(hub.federation.num_parameters))
+        hub.config.compression.decompress(update.tensors, hub.federation.num_parameters)
+    assert hub.federation.additive is not None
+    return replace(
+        collected,
+        partial=hub.federation.additive.merge(collected.partial, batch.partial),
+        train_loss=collected.train_loss + batch.loss,
+        selected=collected.selected + len(batch.client_ids) + len(batch.absent),
+        rejected={**collected.rejected, **batch.refused, **batch.absent},
+        upload_bytes=collected.upload_bytes + sum(len(frame) * count for frame, count in batch.frames),
+        download_bytes=collected.download_bytes + batch.download_bytes,
+    )
+
+
 def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Float32:
     """The update (float32 [D]) in a frame that `client_id` sent.
 
@@ -159,11 +228,9 @@ def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Flo
     if update.base_digest != plan.base_digest:
         raise UpdateRejected(f"stale_base: starts from {update.base_digest[:12]!a}, not from {plan.base_digest[:12]!r}")
     delta_D = hub.config.compression.decompress(update.tensors, num_parameters)
-    if not np.isfinite(delta_D).all():
-        raise UpdateRejected("not_finite: the update holds NaN or infinity")
-    norm, limit = math.sqrt(np.square(delta_D, dtype=np.float64).sum()), hub.config.aggregation.max_update_norm
-    if norm > limit:
-        raise UpdateRejected(f"norm_too_large: {norm:.4g} is above aggregation.max_update_norm {limit:g}")
+    refusal = hub.config.aggregation.refusal(math.sqrt(np.square(delta_D, dtype=np.float64).sum()))
+    if refusal is not None:
+        raise UpdateRejected(refusal)
     return delta_D
 
 

@@ -20,6 +20,11 @@ from fl_components.training.schedules import Constant, Schedule
 from fl_components.values import Float32, Weighted
 
 
+def torch_seed(seed: int) -> int:
+    """The seed of what a client's module draws (dropout), from the client's seed."""
+    return seed % 2**63
+
+
 class SGD(Rule):
     """`epochs` passes over the client's examples, or `steps` mini-batches; momentum starts at zero in every round.
 
@@ -101,8 +106,17 @@ class SGD(Rule):
                 yield order[start : start + batch_size]
             remaining -= per_epoch
 
+    def steps_of(self, num_examples: int, seed: int) -> list[NDArray[np.int64]]:
+        """The rows of the batch of each step that the client with this seed makes."""
+        return list(self.batches(num_examples, np.random.Generator(np.random.Philox(key=seed)), self.work_of(seed)))
+
     def train(
-        self, module: torch.nn.Module, params_D: Float32, x: NDArray[Any], y: NDArray[np.int64], seed: int
+        self,
+        module: torch.nn.Module,
+        params_D: Float32,
+        x: NDArray[Any] | torch.Tensor,
+        y: NDArray[np.int64] | torch.Tensor,
+        seed: int,
     ) -> tuple[Float32, Weighted]:
         """One client's update (w_local - w_global, float32 [D]) and the loss over the labels that it stepped through.
 
@@ -111,15 +125,14 @@ class SGD(Rule):
         """
         load_into(module, params_D)
         module.train()
-        inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
+        inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in parameters] if self.proximal else []
         velocities = [torch.zeros_like(parameter) for parameter in parameters]
         loss_sum, loss_labels = 0.0, 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed % 2**63)
-            draws = np.random.Generator(np.random.Philox(key=seed))
-            for rows in self.batches(len(y), draws, self.work_of(seed)):
+            torch.manual_seed(torch_seed(seed))
+            for rows in self.steps_of(len(y), seed):
                 batch = torch.from_numpy(rows)
                 loss = mean_loss(module(inputs[batch]), labels[batch], self.label_smoothing)
                 gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused

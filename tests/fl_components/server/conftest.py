@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from fl_components.compression import NoCompression
 from fl_components.config import FederationConfig, parse_config
 from fl_components.server.hub import Hub, open_hub
 from fl_components.store import Store
@@ -25,8 +27,15 @@ FIELDS: dict[str, Any] = {
 OpenRun = Callable[..., Hub]
 
 
-def configured(**changes: Any) -> FederationConfig:
-    return parse_config(FIELDS | changes)
+class Single(NoCompression):
+    """Each update for itself, as where the server must look at single ones."""
+
+    transparent: ClassVar[bool] = False
+
+
+def configured(*, single: bool = False, **changes: Any) -> FederationConfig:
+    config = parse_config(FIELDS | changes)
+    return config.model_copy(update={"compression": Single()}) if single else config
 
 
 @pytest.fixture
@@ -44,3 +53,9 @@ def open_run(store: Store) -> Iterator[OpenRun]:
             return stack.enter_context(open_hub(store, run_id, config=configured(**changes)))
 
         yield opened
+
+
+@pytest.fixture
+def open_single(open_run: OpenRun) -> OpenRun:
+    """The same with each update for itself."""
+    return partial(open_run, single=True)

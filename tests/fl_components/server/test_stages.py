@@ -48,8 +48,9 @@ class TestSelect:
         assert (plan.run_id, plan.round, plan.base_digest) == ("r", 1, state.params_digest)
         assert (plan.min_updates, plan.event, plan.collection) == (2, {"kind": "none"}, 1)
         indices = [task.index for task in plan.cohort]
-        assert indices == sorted(set(indices))
-        assert len(indices) == 4
+        assert len(set(indices)) == 4
+        most_first = sorted(indices, key=lambda index: (-hub.federation.data.num_examples(index), index))
+        assert indices == most_first
         for task in plan.cohort:
             assert task.client_id == hub.federation.data.client_ids[task.index]
             assert task.num_examples == hub.federation.data.num_examples(task.index)
@@ -79,8 +80,8 @@ class TestAuthorise:
 
 
 class TestBytes:
-    def test_what_is_counted_was_really_encoded(self, open_run: OpenRun) -> None:
-        hub = open_run()
+    def test_what_is_counted_was_really_encoded(self, open_single: OpenRun) -> None:
+        hub = open_single()
         state, plan = begin(hub)
         (wave,) = plan.waves
         encoded = stages.compress(hub, plan, stages.train(hub, plan, state, wave))
@@ -89,13 +90,47 @@ class TestBytes:
         assert collected.upload_bytes == sum(map(len, encoded.frames)) > 9 * 4 * hub.federation.num_parameters
 
 
+class TestAddedUpAtOnce:
+    """Where nothing looks at single updates, these are added up as they come."""
+
+    @pytest.mark.parametrize(
+        "changes", [{}, {"aggregation": {"weights": "uniform"}}, {"aggregation": {"max_update_norm": "the median"}}]
+    )
+    def test_it_is_what_single_updates_come_to(self, open_run: OpenRun, changes: dict[str, Any]) -> None:
+        collected, after = [], []
+        if "max_update_norm" in str(changes):
+            hub = open_run("norms", single=True)
+            state, plan = begin(hub)
+            norms = np.linalg.norm(stages.train(hub, plan, state, plan.waves[0]).deltas_ND, axis=1)
+            changes = {"aggregation": {"max_update_norm": float(np.median(norms)) * 1.0001}}
+        for name, single in (("one", False), ("two", True)):
+            hub = open_run(name, single=single, **changes)
+            state, plan = begin(hub)
+            collected.append(collect(hub, state, plan))
+            after.append(stages.aggregate(hub, plan, state, collected[-1]))
+        together, alone = collected
+        assert together.rejected == alone.rejected
+        assert (0 < len(alone.rejected) < 9) == ("max_update_norm" in str(changes))
+        assert together.partial.count == alone.partial.count == 9 - len(alone.rejected)
+        assert together.train_loss.weight == alone.train_loss.weight
+        assert together.train_loss.mean == pytest.approx(alone.train_loss.mean, rel=1e-12)
+        for name in ("selected", "upload_bytes", "download_bytes"):
+            assert getattr(together, name) == getattr(alone, name) > 0
+        np.testing.assert_allclose(after[0].params_D, after[1].params_D, rtol=0, atol=1e-6)
+        assert np.abs(after[0].params_D - state.params_D).max() > 1e-3
+
+    def test_a_cohort_is_one_wave_whatever_the_memory(self, open_run: OpenRun) -> None:
+        hub = open_run(model={"kind": "mlp", "hidden": [500]}, execution={"memory_mb": 1, "shard_size": 2})
+        assert len(begin(hub)[1].waves) == 1
+
+
 class TestWaves:
     @pytest.mark.parametrize("poisoned", [(), ("client-0000", "client-0001", "client-0006")])
-    def test_memory_changes_no_bit(self, open_run: OpenRun, poisoned: tuple[str, ...]) -> None:
+    def test_memory_changes_no_bit(self, open_single: OpenRun, poisoned: tuple[str, ...]) -> None:
         outcomes = []
         model = {"kind": "mlp", "hidden": [500]}  # 0.75 MB a client with all its copies
         for name, memory_mb, waves in (("a", 1, 5), ("b", 4, 3), ("c", 1000, 1)):
-            hub = open_run(name, model=model, execution={"memory_mb": memory_mb, "shard_size": 2})
+            hub = open_single(name, model=model, execution={"memory_mb": memory_mb, "shard_size": 2})
             state, plan = begin(hub)
             assert len(plan.waves) == waves
             collected = collect(hub, state, plan, poisoned)
@@ -105,8 +140,8 @@ class TestWaves:
 
 
 class TestAggregate:
-    def test_a_poisoned_client_leaves_the_mean_of_the_others(self, open_run: OpenRun) -> None:
-        hub = open_run()
+    def test_a_poisoned_client_leaves_the_mean_of_the_others(self, open_single: OpenRun) -> None:
+        hub = open_single()
         state, plan = begin(hub)
         batch: UpdateBatch = stages.train(hub, plan, state, plan.waves[0])
         good = [row for row, client_id in enumerate(batch.client_ids) if client_id != "client-0004"]
@@ -118,8 +153,8 @@ class TestAggregate:
         np.testing.assert_allclose(after.params_D, expected_D, rtol=1e-6, atol=1e-7)
         assert np.abs(after.params_D - state.params_D).max() > 1e-3
 
-    def test_it_seals_before_it_moves_the_parameters(self, open_run: OpenRun) -> None:
-        hub = open_run()
+    def test_it_seals_before_it_moves_the_parameters(self, open_single: OpenRun) -> None:
+        hub = open_single()
         state, plan = begin(hub)
         collected = collect(hub, state, plan)
         assert hub.sealed(1) is None
@@ -154,9 +189,9 @@ class TestAggregate:
         ],
     )
     def test_too_few_clients(
-        self, open_run: OpenRun, poisoned: int, junk: int, sentence: str, hint: str | None
+        self, open_single: OpenRun, poisoned: int, junk: int, sentence: str, hint: str | None
     ) -> None:
-        hub = open_run(selection={"min_updates": 7})
+        hub = open_single(selection={"min_updates": 7})
         state, plan = begin(hub)
         batch = stages.train(hub, plan, state, plan.waves[0])
         batch.deltas_ND[:poisoned] = np.nan
@@ -168,13 +203,13 @@ class TestAggregate:
         assert (caught.value.message, caught.value.hint) == (sentence, hint)
         assert hub.sealed(1) is None
 
-    def test_just_enough_clients(self, open_run: OpenRun) -> None:
-        hub = open_run(selection={"min_updates": 8})
+    def test_just_enough_clients(self, open_single: OpenRun) -> None:
+        hub = open_single(selection={"min_updates": 8})
         state, plan = begin(hub)
         assert stages.aggregate(hub, plan, state, collect(hub, state, plan, ("client-0000",))).round == 1
 
-    def test_parameters_that_are_no_longer_finite(self, open_run: OpenRun) -> None:
-        hub = open_run(server_optimizer={"kind": "fedavg", "learning_rate": 1e45})
+    def test_parameters_that_are_no_longer_finite(self, open_single: OpenRun) -> None:
+        hub = open_single(server_optimizer={"kind": "fedavg", "learning_rate": 1e45})
         state, plan = begin(hub)
         with pytest.raises(RunFailed, match=r"round 1: the server's parameters are no longer finite") as caught:
             stages.aggregate(hub, plan, state, collect(hub, state, plan))
@@ -182,8 +217,8 @@ class TestAggregate:
 
 
 class TestCommit:
-    def test_a_round_becomes_visible_whole(self, open_run: OpenRun, store: Store) -> None:
-        hub = open_run()
+    def test_a_round_becomes_visible_whole(self, open_single: OpenRun, store: Store) -> None:
+        hub = open_single()
         state, plan = begin(hub)
         result = finish(hub, state, plan, collect(hub, state, plan, ("client-0002",)))
         record = store.round("r", 1)
@@ -199,8 +234,8 @@ class TestCommit:
         assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (9, 8)
         assert result.metrics["clients/rejected"] == 1
 
-    def test_rounds_follow_each_other(self, open_run: OpenRun) -> None:
-        hub = open_run()
+    def test_rounds_follow_each_other(self, open_single: OpenRun) -> None:
+        hub = open_single()
         with pytest.raises(RunFailed, match="round 2 cannot begin: the last committed round of run r is 0"):
             stages.load(hub, 2)
         digests = [finish(hub, *(begun := begin(hub, n)), collect(hub, *begun)).params_digest for n in (1, 2, 3)]
@@ -208,8 +243,8 @@ class TestCommit:
         with pytest.raises(RunFailed, match="round 3 cannot begin"):
             stages.load(hub, 3)
 
-    def test_nothing_is_committed_without_a_reservation(self, open_run: OpenRun) -> None:
-        hub = open_run()
+    def test_nothing_is_committed_without_a_reservation(self, open_single: OpenRun) -> None:
+        hub = open_single()
         state = stages.load(hub, 1)
         plan = stages.select(hub, state)
         with pytest.raises(StoreError, match="nothing is reserved"):

@@ -14,7 +14,9 @@ from torch.nn.functional import cross_entropy
 from fl_components.config import parse_config
 from fl_components.parameters import flatten, load_into, num_parameters
 from fl_components.simulate import simulate
-from fl_components.training import SGD, train_cohort
+from fl_components.training import SGD
+from fl_components.training.chunk import Examples
+from fl_components.training.engine import Engine
 from fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
 from fl_components.values import IGNORED, ClientTask
 
@@ -203,12 +205,15 @@ class TestStragglers:
     def test_they_are_kept_or_dropped(self, drop: bool) -> None:
         rule = SGD(learning_rate=0.1, epochs=3, straggler_fraction=0.5, drop_stragglers=drop)
         module = network()
-        batch = train_cohort(rule, module, start(module), tasks(20), lambda row: examples())
+        x, y = (torch.from_numpy(each) for each in examples())
+        everybody = np.zeros(20, np.int64)
+        engine = Engine(module, Examples(x, y, everybody, everybody + len(y)))
+        report = engine.train(rule, start(module), tasks(20), np.empty((20, num_parameters(module)), np.float32))
         slow = [each.client_id for each in tasks(20) if rule.work_of(each.seed) is not None]
         assert 0 < len(slow) < 20
-        assert set(batch.absent) == (set(slow) if drop else set())
-        assert {*batch.client_ids, *batch.absent} == {each.client_id for each in tasks(20)}
-        assert len(batch.deltas_ND) == len(batch.losses) == len(batch.client_ids) == 20 - len(batch.absent)
+        assert set(report.absent) == (set(slow) if drop else set())
+        assert {*report.client_ids, *report.absent} == {each.client_id for each in tasks(20)}
+        assert len(report.losses) == len(report.client_ids) == 20 - len(report.absent)
 
     @pytest.mark.parametrize(
         ("fields", "words"),

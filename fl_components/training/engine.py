@@ -1,0 +1,225 @@
+"""The cohort engine: the local training of a shard of clients on one thread, many clients at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fl_components.errors import ModelError, one_line
+from fl_components.parameters import flatten
+from fl_components.training.chunk import Examples, Layout, Rows, Updates, is_plain, train_chunk
+from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
+from fl_components.training.sgd import SGD, torch_seed
+from fl_components.training.threads import one_thread
+from fl_components.values import ClientTask, Float32, Float64, Weighted
+
+CHUNK_BYTES: Final = 6_000_000
+"""Of the parameters of clients that are trained together: what stays in a processor's cache."""
+
+STRAGGLER: Final = "straggler: it did not finish its local work"
+
+
+class Additive(Protocol):
+    """What the engine must know of an aggregation in order to add updates up as they come."""
+
+    def weigh(self, num_examples_N: Float64) -> Float64:
+        """The weight of each client."""
+
+    def refusal(self, norm: float) -> str | None:
+        """Why an update of this L2 norm does not count, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What a shard of clients came to, besides the array of its updates or of their sum.
+
+    Args:
+      client_ids, losses: of those that sent an update.
+      absent: those that sent none, with the reason.
+      refused: those whose update was left out of the sum, with the reason.
+      weight, count: of those in the sum.
+    """
+
+    client_ids: tuple[str, ...]
+    losses: tuple[Weighted, ...]
+    absent: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    weight: float = 0.0
+    count: int = 0
+
+
+class Engine:
+    """Trains clients of one model.
+
+    It has three ways: layers that hold many clients' parameters at once, torch.func.vmap, and one client after the
+    other. It takes the first that makes a few small steps as `SGD.train` makes them.
+
+    Args:
+      module: with its initial parameters; from here on a scratch pad.
+      examples: all clients' training examples, on the device that is to train.
+
+    Attributes:
+      note: why it is not the first way; empty where it is.
+    """
+
+    def __init__(self, module: nn.Module, examples: Examples) -> None:
+        self._examples, self._device = examples, examples.x.device
+        self._module = module.to(self._device)
+        self._shapes = [each.shape for each in module.parameters() if each.requires_grad]
+        with one_thread():
+            self._replicas, self.note = _fastest(self._module, examples)
+
+    def train(
+        self,
+        rule: SGD,
+        params_D: Float32,
+        tasks: Sequence[ClientTask],
+        out: NDArray[np.float32],
+        additive: Additive | None = None,
+    ) -> ShardReport:
+        """Train a shard of clients from the same parameters.
+
+        Without `additive`, the updates of those that sent one go into the first rows of `out` [N, D], in the order of
+        the tasks. With it, the weighted sum of those that are not refused goes into `out` [D], and N x D never exists.
+        Stragglers that are to be dropped are absent. Raises `ModelError` when the model fails.
+        """
+        absent = {}
+        if rule.drop_stragglers:
+            absent = {each.client_id: STRAGGLER for each in tasks if rule.work_of(each.seed) is not None}
+        present = [task for task in tasks if task.client_id not in absent]
+        losses, refused = [Weighted()] * len(present), dict[str, str]()
+        weights_N = np.array([each.num_examples for each in present], np.float64)
+        weights_N = additive.weigh(weights_N).copy() if additive is not None else weights_N
+        total_D = torch.zeros(len(params_D), device=self._device)
+        with one_thread():
+            for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), present):
+                for position, loss in zip(positions, found, strict=True):
+                    losses[position] = loss
+                if additive is None:
+                    out[positions] = updates.stack().cpu().numpy()
+                    continue
+                for position, norm in zip(positions, updates.norms().tolist(), strict=True):
+                    reason = additive.refusal(norm)
+                    if reason is not None:
+                        refused[present[position].client_id] = reason
+                        weights_N[position] = 0
+                weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
+                updates.add_weighted(total_D, weights_C)
+        if additive is not None:
+            out[:] = total_D.cpu().numpy()
+        return ShardReport(
+            client_ids=tuple(task.client_id for task in present),
+            losses=tuple(losses),
+            absent=absent,
+            refused=refused,
+            weight=float(weights_N.sum()),
+            count=len(present) - len(refused) if additive else 0,
+        )
+
+    def _chunks(
+        self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask]
+    ) -> Iterator[tuple[list[int], Updates, list[Weighted]]]:
+        """The clients in chunks, those with the most steps first: their positions, updates and losses."""
+        first = self._examples.starts
+        steps = [
+            [first[task.index] + rows for rows in rule.steps_of(task.num_examples, task.seed)]
+            if self._replicas is not None
+            else []
+            for task in tasks
+        ]
+        order = sorted(range(len(tasks)), key=lambda position: -len(steps[position]))
+        while order:
+            size = self._chunk_size(rule, [sum(map(len, steps[position])) for position in order])
+            positions, order = order[:size], order[size:]
+            chunk = [tasks[position] for position in positions]
+            try:
+                yield positions, *self._train_chunk(rule, params_D, chunk, [steps[position] for position in positions])
+            except Exception as error:
+                names = ", ".join(task.client_id for task in chunk)
+                raise ModelError(
+                    f"the model failed while client{'s' if size > 1 else ''} {names} trained: {one_line(error)}",
+                    hint="mend the model, then resume the run",
+                ) from error
+
+    def _train_chunk(
+        self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask], steps: Sequence[Sequence[Rows]]
+    ) -> tuple[Updates, list[Weighted]]:
+        if self._replicas is None:
+            examples, (task,) = self._examples, tasks
+            rows = slice(examples.starts[task.index], examples.stops[task.index])
+            start_D = params_D.cpu().numpy()
+            delta_D, loss = rule.train(self._module, start_D, examples.x[rows], examples.y[rows], task.seed)
+            return Updates(Layout(self._shapes, {}), torch.from_numpy(delta_D[None]).to(params_D.device)), [loss]
+        generators = [torch.Generator().manual_seed(torch_seed(task.seed)) for task in tasks]
+        updates, sums, labels = train_chunk(self._replicas, rule, params_D, self._examples, steps, generators)
+        return updates, [Weighted(*each) for each in zip(sums.tolist(), labels.tolist(), strict=True)]
+
+    def _chunk_size(self, rule: SGD, num_examples: Sequence[int]) -> int:
+        """How many of the clients to come train together. `num_examples` are those that each steps through: those who
+        come first have the same parameters in dual form, and the bytes of all stay within `CHUNK_BYTES`."""
+        if self._replicas is None:
+            return 1
+        duals = self._replicas.dual(max(num_examples)) if is_plain(rule) else {}
+        alike = 1
+        while alike < len(num_examples) and (
+            not is_plain(rule) or self._replicas.dual(num_examples[alike]).keys() == duals.keys()
+        ):
+            alike += 1
+        floats = sum(shape.numel() for index, shape in enumerate(self._shapes) if index not in duals)
+        floats *= 2 if rule.momentum or rule.max_gradient_norm is not None else 1
+        floats += sum(rows * sum(self._shapes[index]) for index, rows in duals.items())
+        most = max(1, CHUNK_BYTES // (4 * max(1, floats)))
+        return -(-alike // -(-alike // most))  # in chunks of equal size
+
+
+def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, str]:
+    """The first way that makes a few small steps as `SGD.train` does, and why not an earlier one."""
+    notes = []
+    for make, name in ((LayeredReplicas, "many clients at once"), (VmapReplicas, "torch.func.vmap")):
+        try:
+            replicas = make(module)
+            difference = _difference(replicas, module, examples)
+        except Exception as error:
+            notes.append(f"{name}: {error if isinstance(error, NotImplementedError) else one_line(error)}")
+            continue
+        if difference is None:
+            return replicas, "; ".join(notes)
+        notes.append(f"{name}: {difference}")
+    return None, "; ".join(notes)
+
+
+def _difference(replicas: Replicas, module: nn.Module, examples: Examples) -> str | None:
+    """How two clients' updates by `replicas` differ from what each comes to alone; None where they agree.
+
+    The clients have five rows and two, in batches of three: some are padded, and one client finishes first. First with
+    momentum, then with plain steps, where parameters may be in dual form.
+    """
+    start_D = flatten(module)
+    params_D = torch.from_numpy(start_D).to(examples.x.device)
+    rows = [np.arange(5) % len(examples.y), np.arange(2) % len(examples.y)]
+    for rule in (
+        SGD(learning_rate=0.01, momentum=0.5, batch_size=3, epochs=1),
+        SGD(learning_rate=0.01, batch_size=3, epochs=1),
+    ):
+        steps = [[own[each] for each in rule.steps_of(len(own), seed)] for seed, own in enumerate(rows)]
+        generators = [torch.Generator().manual_seed(torch_seed(seed)) for seed in range(2)]
+        together = train_chunk(replicas, rule, params_D, examples, steps, generators)[0].stack()
+        alone = torch.from_numpy(
+            np.stack(
+                [
+                    rule.train(module, start_D, examples.x[own], examples.y[own], seed)[0]
+                    for seed, own in enumerate(rows)
+                ]
+            )
+        ).to(params_D.device)
+        allowed = 1e-3 * alone.abs().max() + 1e-6 * params_D.abs().max()
+        error = (together - alone).abs().max()
+        if not error <= allowed and torch.isfinite(alone).all():
+            return f"its updates differ by {error:.2g} from those of clients that train alone"
+    return None

@@ -1,0 +1,298 @@
+"""Layers that hold the parameters of C clients at once. Their batches come folded into one, [C * B, ...], so that all
+that lies between them (activations, pooling, attention) runs as it is written, once for all clients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fl_components.models.transformer import LearnedPositions
+
+
+class Batch:
+    """What the layers of a module must know of the batch in hand.
+
+    `num_clients` is C; `sizes` (None where all are full) says how many of each client's B rows are its own, the others
+    being padding; `generators` are the clients' own, for what a module draws.
+    """
+
+    def __init__(self) -> None:
+        self.num_clients = 1
+        self.sizes: Sequence[int] | None = None
+        self.generators: Sequence[torch.Generator] = ()
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """[C * B, ...] as [C, B, ...]."""
+        return x.reshape(self.num_clients, -1, *x.shape[1:])
+
+
+class DualForm:
+    """A linear layer's weight for C clients, as the weight that all started from less the learning rate times the sum
+    of g^T x over the rows that the client has seen (x went into the layer, g is the loss's gradient by what came out).
+
+    With few rows that is less work than a weight for each client; the products with the common weight are one large
+    multiplication for all clients, and so is the weighted sum of their updates. For steps of plain SGD.
+
+    Args:
+      weight: the common weight, [out, in].
+      num_clients, num_rows: C, and how many rows a client will have seen at most.
+      learning_rate: that of every step.
+    """
+
+    def __init__(self, weight: Tensor, num_clients: int, num_rows: int, learning_rate: float) -> None:
+        out, in_ = weight.shape
+        self.weight, self.learning_rate = weight, learning_rate
+        self._x = weight.new_empty(num_clients, num_rows, in_)
+        self._g = weight.new_empty(num_clients, num_rows, out)
+        self._seen = 0
+        self._squared_norms = weight.new_zeros(num_clients, dtype=torch.float64)  # of sum g^T x
+
+    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x [C, R, in] times each client's weight, transposed: [C, R, out]. And what `gradient` wants back."""
+        num_clients, rows, _ = x.shape
+        y = (x.reshape(num_clients * rows, -1) @ self.weight.T).view(num_clients, rows, -1)
+        if not self._seen:
+            return y, None
+        gram = torch.bmm(x, self._x[:num_clients, : self._seen].mT)
+        return y.baddbmm_(gram, self._g[:num_clients, : self._seen], alpha=-self.learning_rate), gram
+
+    def gradient(self, x: Tensor, g: Tensor, memo: Tensor | None, *, needs_input: bool) -> Tensor | None:
+        """The gradient by x, of g [C, R, out]; from here on the weights have moved by it."""
+        num_clients, rows, _ = x.shape
+        by_input = (g.view(num_clients * rows, -1) @ self.weight).view_as(x) if needs_input else None
+        norms = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
+        if memo is not None:
+            gram = torch.bmm(g, self._g[:num_clients, : self._seen].mT)
+            norms += 2 * (memo * gram).sum((1, 2))
+            if by_input is not None:
+                by_input.baddbmm_(gram, self._x[:num_clients, : self._seen], alpha=-self.learning_rate)
+        self._squared_norms[:num_clients] += norms
+        new = slice(self._seen, self._seen + rows)
+        self._x[:num_clients, new], self._g[:num_clients, new] = x, g
+        self._x[num_clients:, new], self._g[num_clients:, new] = 0, 0  # those who have finished
+        self._seen += rows
+        return by_input
+
+    def squared_norms(self) -> Tensor:
+        """||w_local - w_global||^2 of each client, float64 [C]."""
+        return self._squared_norms * self.learning_rate**2
+
+    def deltas(self) -> Tensor:
+        """Each client's w_local - w_global, [C, out, in]."""
+        return torch.bmm(self._g[:, : self._seen].mT, self._x[:, : self._seen]).mul_(-self.learning_rate)
+
+    def add_weighted(self, total: Tensor, weights: Tensor) -> None:
+        """total [out, in] += the sum over clients of weights [C] times w_local - w_global; weight 0 leaves one out."""
+        taken = (weights != 0)[:, None, None]  # what is left out may not be finite
+        x, g = (torch.where(taken, each[:, : self._seen], 0).flatten(0, 1) for each in (self._x, self._g))
+        g *= weights.repeat_interleave(self._seen)[:, None]
+        total.addmm_(g.T, x, alpha=-self.learning_rate)
+
+
+class PrimalForm:
+    """The same with a weight for each client, [C, out, in]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def multiply(self, x: Tensor) -> tuple[Tensor, None]:
+        return torch.bmm(x, self.weight[: len(x)].mT), None
+
+    def gradient(self, x: Tensor, g: Tensor, memo: Tensor | None, *, needs_input: bool) -> Tensor | None:
+        return torch.bmm(g, self.weight[: len(x)]) if needs_input else None
+
+
+View = Tensor | DualForm
+"""The clients' values of one parameter: [C, *shape], or their dual form."""
+
+
+class ClientLayer(nn.Module):
+    """One layer for C clients: `use` gives it their parameters, `add_gradients` hands on what a backward pass left."""
+
+    def __init__(self, layer: nn.Module, batch: Batch) -> None:
+        super().__init__()
+        self.batch = batch
+        self.has_bias = getattr(layer, "bias", None) is not None
+        self._views: list[Tensor] = []
+        self._leaves: list[Tensor] = []
+
+    def use(self, views: Sequence[Any]) -> None:
+        """The clients' parameters: weight, then bias. The layer reads them; whoever gave them moves them."""
+        self._views, self._leaves = list(views), []
+
+    def leaves(self) -> list[Tensor]:
+        """What autograd is to differentiate the last forward pass by."""
+        return self._leaves
+
+    def add_gradients(self, gradients: Sequence[Tensor], targets: Sequence[Tensor | None], alpha: float) -> None:
+        """targets += alpha * gradients, those by `leaves()`; a target is None where the form is dual."""
+        if self._leaves:  # else it took no part in the pass
+            for target, gradient in zip(targets, gradients, strict=True):
+                assert target is not None
+                target.add_(gradient, alpha=alpha)
+        self._leaves = []
+
+    def own(self) -> list[Tensor]:
+        """The parameters of those clients that are in the batch, as leaves of the graph."""
+        if not self._leaves:
+            self._leaves = [view[: self.batch.num_clients].detach().requires_grad_() for view in self._views]
+        return self._leaves
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for a folded batch."""
+
+
+class ClientLinear(ClientLayer):
+    """A linear layer. The gradient by its weight is a product of two thin matrices, which are kept apart until they are
+    added to the weights in one pass (`baddbmm_`); in the dual form they are never multiplied out."""
+
+    def __init__(self, layer: nn.Linear, batch: Batch) -> None:
+        super().__init__(layer, batch)
+        self.shape = (layer.out_features, layer.in_features)
+        self.rows_of_one, self.most_uses = 1, 0  # seen so far: rows for one example of a batch, uses in one pass
+        self.anchor = torch.zeros((), requires_grad=True)  # leads autograd to a layer whose input needs no gradient
+        self._form: PrimalForm | DualForm
+        self._factors: list[tuple[Tensor, Tensor]] = []
+
+    def use(self, views: Sequence[Any]) -> None:
+        super().use(views)
+        self._form = views[0] if isinstance(views[0], DualForm) else PrimalForm(views[0])
+        self._factors = []
+
+    def leaves(self) -> list[Tensor]:
+        return [self.anchor]
+
+    def add_gradients(self, gradients: Sequence[Tensor], targets: Sequence[Tensor | None], alpha: float) -> None:
+        weight, *biases = targets
+        for x, g in self._factors:
+            if weight is not None:
+                weight.baddbmm_(g.mT, x, alpha=alpha)
+            for bias in biases:
+                assert bias is not None
+                bias.add_(g.sum(1), alpha=alpha)
+        self.most_uses, self._factors = max(self.most_uses, len(self._factors)), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(self.batch.num_clients, -1, x.shape[-1])
+        self.rows_of_one = x[0, ..., 0].numel()
+        out: Tensor = _Product.apply(rows, self.anchor, self)  # type: ignore[no-untyped-call]
+        return out.reshape(*x.shape[:-1], -1)
+
+    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        y, memo = self._form.multiply(x)
+        return y.add_(self._views[1][: len(x), None]) if self.has_bias else y, memo
+
+    def gradient(self, x: Tensor, g: Tensor, memo: Tensor | None, *, needs_input: bool) -> Tensor | None:
+        self._factors.append((x, g))
+        return self._form.gradient(x, g, memo, needs_input=needs_input)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: ClientLinear) -> Tensor:
+        y, ctx.memo = layer.multiply(x)
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        (x,), g = ctx.saved_tensors, gradients[0].contiguous()
+        return ctx.layer.gradient(x, g, ctx.memo, needs_input=ctx.needs_input_grad[0]), None, None
+
+
+class ClientConv(ClientLayer):
+    """A convolution, one client after the other: on a CPU that is faster than one convolution in groups."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, batch: Batch) -> None:
+        super().__init__(layer, batch)
+        self._convolve: Callable[..., Tensor] = layer._conv_forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, *biases = (each.unbind() for each in self.own())
+        rows = x.chunk(len(weights))
+        own_biases = biases[0] if biases else (None,) * len(rows)
+        return torch.cat([self._convolve(*each) for each in zip(rows, weights, own_biases, strict=True)])
+
+
+class ClientEmbedding(ClientLayer):
+    """An embedding: the clients' tables one under the other."""
+
+    def __init__(self, layer: nn.Embedding, batch: Batch) -> None:
+        super().__init__(layer, batch)
+        if layer.max_norm is not None or layer.padding_idx is not None or layer.scale_grad_by_freq or layer.sparse:
+            raise NotImplementedError("an embedding with options has no form for many clients")
+
+    def forward(self, x: Tensor) -> Tensor:
+        (tables,) = self.own()
+        num_clients, num_tokens, _ = tables.shape
+        first = torch.arange(num_clients, device=x.device).view(-1, *(1 for _ in x.shape)) * num_tokens
+        return functional.embedding((self.batch.unfold(x) + first).flatten(0, 1), tables.flatten(0, 1))
+
+
+class ClientNorm(ClientLayer):
+    """Layer or group normalisation: the same for all but for each client's scale and shift."""
+
+    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, batch: Batch) -> None:
+        super().__init__(layer, batch)
+        self._of_channels = isinstance(layer, nn.GroupNorm)
+        if isinstance(layer, nn.GroupNorm):
+            self._how: tuple[Callable[..., Tensor], Any, float] = (functional.group_norm, layer.num_groups, layer.eps)
+        else:
+            self._how = (functional.layer_norm, layer.normalized_shape, layer.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalise, over, eps = self._how
+        y = self.batch.unfold(normalise(x, over, eps=eps))  # [C, B, ...]
+        scale, *shifts = (self._broadcast(each, y.ndim) for each in self.own())
+        y = y * scale
+        return (y + shifts[0] if shifts else y).flatten(0, 1)
+
+    def _broadcast(self, each: Tensor, ndim: int) -> Tensor:
+        before = 1 if self._of_channels else ndim - each.ndim
+        return each.view(len(each), *(1,) * before, *each.shape[1:], *(1,) * (ndim - before - each.ndim))
+
+
+class ClientPositions(ClientLayer):
+    """Learned positions, added to [C * B, T, width]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (positions,) = self.own()
+        return (self.batch.unfold(x) + positions[:, None]).flatten(0, 1)
+
+
+class ClientDropout(ClientLayer):
+    """Dropout. Each client draws its zeros from its own generator, the same as if it trained alone."""
+
+    def __init__(self, layer: nn.Dropout, batch: Batch) -> None:
+        super().__init__(layer, batch)
+        self._p = layer.p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._p:
+            return x
+        kept = torch.zeros(x.shape)  # drawn on the processor, whatever the device: the same draws everywhere
+        for client, rows in enumerate(kept.chunk(self.batch.num_clients)):
+            own = rows if self.batch.sizes is None else rows[: self.batch.sizes[client]]
+            own.bernoulli_(1 - self._p, generator=self.batch.generators[client])
+        return x * kept.div_(1 - self._p).to(x.device)
+
+
+LAYERS: Final[dict[type[nn.Module], Callable[[Any, Batch], ClientLayer]]] = {
+    nn.Linear: ClientLinear,
+    nn.Conv1d: ClientConv,
+    nn.Conv2d: ClientConv,
+    nn.Conv3d: ClientConv,
+    nn.Embedding: ClientEmbedding,
+    nn.LayerNorm: ClientNorm,
+    nn.GroupNorm: ClientNorm,
+    LearnedPositions: ClientPositions,
+    nn.Dropout: ClientDropout,
+}
+"""The layers that have a form for many clients, by their exact type."""

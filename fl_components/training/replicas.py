@@ -1,0 +1,161 @@
+"""A module for C clients at once: their losses, and the gradients of these by each client's own parameters."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.functional import cross_entropy
+
+from fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, View
+from fl_components.training.loss import mean_loss
+from fl_components.values import IGNORED
+
+
+class Replicas(ABC):
+    """`use` gives the clients' parameters, `losses` runs a batch forward and back, `add_gradients` hands it on.
+
+    `shapes` are those of the trainable parameters, in the order of `named_parameters`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
+        self.shapes = [each.shape for each in self.trainable.values()]
+
+    def dual(self, num_examples: int) -> dict[int, int]:
+        """Which parameters are better kept in their dual form, where a client trains on `num_examples` in a round (each
+        pass counts); and how many rows their layer sees then."""
+        return {}
+
+    @abstractmethod
+    def use(self, views: Sequence[View]) -> None:
+        """The clients' parameters. They are read, and moved by whoever gave them."""
+
+    @abstractmethod
+    def losses(
+        self,
+        x: Tensor,
+        y: Tensor,
+        label_smoothing: float,
+        sizes: Sequence[int] | None,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """The mean loss [C] of each client's batch, x [C, B, ...] and y [C, B, ...].
+
+        Of client c only the first `sizes[c]` rows are its own; the others are padding, labelled `IGNORED`.
+        """
+
+    @abstractmethod
+    def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
+        """targets += alpha * gradients of the last losses; a target is None where the form is dual."""
+
+
+class LayeredReplicas(Replicas):
+    """The module with each trainable layer replaced by its form for many clients (layers.py).
+
+    Raises NotImplementedError for a module with trainable parameters anywhere else.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._batch = Batch()
+        self._layers: list[tuple[ClientLayer, list[int]]] = []
+        self._gradients: list[Tensor] = []
+        position = {id(parameter): index for index, parameter in enumerate(self.trainable.values())}
+        replaced: dict[int, nn.Module] = {}
+        for name, layer in module.named_modules():
+            own = dict(layer.named_parameters(recurse=False))
+            trained = [position[id(each)] for each in own.values() if each.requires_grad]
+            if not trained and not isinstance(layer, nn.Dropout):
+                continue
+            where = f"{name or 'the model'} ({type(layer).__name__})"
+            if type(layer) not in LAYERS or not own.keys() <= {"weight", "bias"}:
+                raise NotImplementedError(f"{where} has parameters of its own and no form for many clients")
+            if len(trained) != len(own) or layer._forward_hooks or layer._forward_pre_hooks:
+                raise NotImplementedError(f"{where} is frozen in part or has hooks")
+            made = replaced[id(layer)] = LAYERS[type(layer)](layer, self._batch)
+            self._layers.append((made, trained))
+        count = Counter(index for _, indices in self._layers for index in indices)
+        self._shared = {index for index, layers in count.items() if layers > 1}
+        # deepcopy takes what its memo holds for a copy that is made already.
+        self._module = copy.deepcopy(module, memo=dict(replaced)).train()
+
+    def dual(self, num_examples: int) -> dict[int, int]:
+        found = {}
+        for layer, indices in self._layers:
+            if isinstance(layer, ClientLinear) and layer.most_uses <= 1 and indices[0] not in self._shared:
+                rows, (out, in_) = num_examples * layer.rows_of_one, layer.shape
+                if rows * (out + in_) <= out * in_:
+                    found[indices[0]] = rows
+        return found
+
+    def use(self, views: Sequence[View]) -> None:
+        for layer, indices in self._layers:
+            layer.use([views[index] for index in indices])
+
+    def losses(
+        self,
+        x: Tensor,
+        y: Tensor,
+        label_smoothing: float,
+        sizes: Sequence[int] | None,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        self._batch.num_clients, self._batch.sizes, self._batch.generators = len(x), sizes, generators
+        scores = self._module(x.flatten(0, 1))
+        each = cross_entropy(
+            scores.flatten(0, -2), y.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
+        )
+        losses = each.view(len(x), -1).sum(1) / (y != IGNORED).flatten(1).sum(1)
+        leaves = [leaf for layer, _ in self._layers for leaf in layer.leaves()]
+        self._gradients = list(torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True))
+        return losses.detach()
+
+    def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
+        remaining = iter(self._gradients)
+        for layer, indices in self._layers:
+            gradients = [next(remaining) for _ in layer.leaves()]
+            layer.add_gradients(gradients, [targets[index] for index in indices], alpha)
+        self._gradients = []
+
+
+class VmapReplicas(Replicas):
+    """Any module that torch.func.vmap can differentiate for many clients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._module = module
+        self._views: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+
+    def use(self, views: Sequence[View]) -> None:
+        self._views = [view for view in views if isinstance(view, Tensor)]
+
+    def losses(
+        self,
+        x: Tensor,
+        y: Tensor,
+        label_smoothing: float,
+        sizes: Sequence[int] | None,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return mean_loss(functional_call(self._module, params, (x,)), y, label_smoothing)
+
+        self._module.train()
+        params = {name: view[: len(x)] for name, view in zip(self.trainable, self._views, strict=True)}
+        losses: Tensor
+        gradients, losses = vmap(grad_and_value(loss))(params, x, y)
+        self._gradients = list(gradients.values())
+        return losses
+
+    def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
+        for target, gradient in zip(targets, self._gradients, strict=True):
+            assert target is not None
+            target.add_(gradient, alpha=alpha)
+        self._gradients = []

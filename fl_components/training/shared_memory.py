@@ -1,0 +1,75 @@
+"""Memory that several processes of a machine see: given on as a file descriptor, gone with the last that holds it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ALIGNED_TO: Final = 64  # as torch aligns its own: kernels may sum in another order where it differs
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an array lies, and its type and shape."""
+
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.start + np.dtype(self.dtype).itemsize * prod(self.shape)
+
+
+class SharedMemory:
+    """Arrays under names. `create` makes it; another process, given `fd` and `places`, opens the same.
+
+    It is not made in /dev/shm, which is small in most containers, but with memfd_create or, where there is none, as a
+    temporary file that has no name.
+    """
+
+    def __init__(self, fd: int, places: Mapping[str, Place]) -> None:
+        self.fd, self.places = fd, places
+        self._memory = mmap.mmap(fd, max(1, *(place.stop for place in places.values())))
+
+    @classmethod
+    def create(cls, arrays: Mapping[str, tuple[Any, Sequence[int]]]) -> SharedMemory:
+        """Room for arrays of these types and shapes, all zero. The file descriptor is closed by `close`."""
+        places, at = {}, 0
+        for name, (dtype, shape) in arrays.items():
+            place = places[name] = Place(at, np.dtype(dtype).str, tuple(shape))
+            at = -(-place.stop // _ALIGNED_TO) * _ALIGNED_TO
+        fd = _anonymous_file()
+        os.ftruncate(fd, max(1, at))
+        return cls(fd, places)
+
+    @classmethod
+    def holding(cls, arrays: Mapping[str, NDArray[Any]]) -> SharedMemory:
+        """A copy of these arrays."""
+        memory = cls.create({name: (array.dtype, array.shape) for name, array in arrays.items()})
+        for name, array in arrays.items():
+            memory[name][...] = array
+        return memory
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        place = self.places[name]
+        return np.frombuffer(self._memory, place.dtype, prod(place.shape), place.start).reshape(place.shape)
+
+    def close(self) -> None:
+        """Close the file descriptor. The memory itself stays for as long as arrays of it are held."""
+        os.close(self.fd)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("fedrounds")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

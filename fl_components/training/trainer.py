@@ -1,0 +1,131 @@
+"""What a round's train stage asks for: shards of clients trained, wherever that is."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fl_components.errors import ModelError
+from fl_components.models import ModelRule, build_seeded
+from fl_components.parameters import constants_digest
+from fl_components.training.chunk import Examples
+from fl_components.training.engine import Additive, Engine, ShardReport
+from fl_components.training.sgd import SGD
+from fl_components.values import ClientTask, Float32
+
+Shard = Sequence[ClientTask]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """How another process builds the same model. `constants_digest` is that of its frozen parameters and buffers."""
+
+    rule: ModelRule
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    seed: int
+    constants_digest: str
+
+    def build(self) -> torch.nn.Module:
+        """Raises `ModelError` when it is not the same in all that is not trained."""
+        module = build_seeded(self.rule, self.input_shape, self.output_shape, self.seed)
+        if constants_digest(module) != self.constants_digest:
+            raise ModelError(
+                "the model's frozen parameters or buffers are others in each process that builds it",
+                hint="draw them from torch's generator, which is seeded, or set execution.processes to 1",
+            )
+        return module
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """All that local training needs besides a round's own values: the same for all rounds of a run.
+
+    Args:
+      module: the model with its initial parameters.
+      spec: how another process builds it.
+      x, y: all clients' training examples [M, ...]; client i has the rows `starts[i]:stops[i]`.
+      num_parameters: D.
+      shard_size: the most clients in a shard.
+      additive: the aggregation, where updates may be added up as they come.
+    """
+
+    module: torch.nn.Module
+    spec: ModelSpec
+    x: NDArray[np.float32] | NDArray[np.int64]
+    y: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    num_parameters: int
+    shard_size: int
+    additive: Additive | None
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Of what a shard comes to: the sum of its updates [D], or the updates [shard_size, D]."""
+        return (self.num_parameters,) if self.additive is not None else (self.shard_size, self.num_parameters)
+
+    def engine(self, device: str = "cpu") -> Engine:
+        """An engine in this process."""
+        x, y = (torch.from_numpy(each).to(device) for each in (self.x, self.y))
+        return Engine(copy.deepcopy(self.module), Examples(x, y, self.starts, self.stops))
+
+
+class Trainer(ABC):
+    """Trains shards of clients. Which one, and with how many processes, never changes a bit of what comes out."""
+
+    @abstractmethod
+    def train(
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        """Each shard's report and result, in the order of the shards. Asking for the next one overwrites a result.
+
+        `rounds_left` counts this one: what is worth while for many rounds may not be for one. Raises `ModelError`, and
+        `RunFailed` when processes that train a shard die again and again.
+        """
+
+    def close(self) -> None:  # noqa: B027 (most trainers start nothing)
+        """End what was started."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this process held so far, and with it those that it started."""
+        return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class OwnTrainer(Trainer):
+    """In this process, on one thread."""
+
+    def __init__(self, workload: Workload, say: Callable[[str], None], device: str = "cpu") -> None:
+        self._workload, self._say, self._device = workload, say, device
+        self._engine: Engine | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was trained yet."""
+        return self._engine is None
+
+    def train(
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        if self._engine is None:
+            self._engine = self._workload.engine(self._device)
+            if self._engine.note:
+                self._say(self._engine.note)
+        result = np.empty(self._workload.result_shape, np.float32)
+        for shard in shards:
+            yield self._engine.train(rule, params_D, shard, result, self._workload.additive), result

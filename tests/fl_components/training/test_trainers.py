@@ -1,0 +1,279 @@
+"""Whoever trains, in how many processes, and whatever dies on the way: the same bits come out, or the reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from fl_components.aggregation import Mean
+from fl_components.errors import ModelError, RunFailed
+from fl_components.models import Mlp, ModelRule, ModuleModel, build_seeded
+from fl_components.parameters import constants_digest, flatten
+from fl_components.training import SGD, LocalExecution, ModelSpec, Trainer, Workload
+from fl_components.training import execution as executions
+from fl_components.training.processes import MOST_ATTEMPTS, ProcessTrainer
+from fl_components.training.trainer import OwnTrainer
+from fl_components.values import ClientTask
+
+RULE = SGD(learning_rate=0.1, batch_size=4, epochs=2, momentum=0.5)
+SHARD_SIZE = 3
+
+
+class Fragile(torch.nn.Sequential):
+    """Its process is killed by what `FRAGILE` names: a file that it removes, so that it happens once, or "always"."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cause = os.environ.get("FRAGILE", "")
+        if cause == "always" and (x > 100).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.path.exists(cause) and (x > 100).any():
+            os.remove(cause)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if cause == "raise" and (x > 100).any():
+            raise ValueError("no such ward")
+        return super().forward(x)
+
+
+def fragile() -> torch.nn.Module:
+    return Fragile(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+
+def unsteady() -> torch.nn.Module:
+    """Its frozen parameters are others in each process."""
+    module = fragile()
+    module[0].requires_grad_(False)
+    with torch.no_grad():
+        module[0].bias.fill_(os.getpid())
+    return module
+
+
+def workload(rule: ModelRule | None = None, *, additive: bool = True, num_clients: int = 10) -> Workload:
+    rule = rule or Mlp(hidden=(5,))
+    module = build_seeded(rule, (6,), (3,), seed=1)
+    generator = np.random.default_rng(0)
+    stops = np.cumsum(generator.integers(1, 20, num_clients))
+    x = generator.standard_normal((stops[-1], 6)).astype(np.float32)
+    starts = np.concatenate([[0], stops[:-1]])
+    x[starts[4], 0] = 101.0
+    return Workload(
+        module=module,
+        spec=ModelSpec(rule, (6,), (3,), 1, constants_digest(module)),
+        x=x,
+        y=generator.integers(0, 3, len(x)),
+        starts=starts,
+        stops=stops,
+        num_parameters=len(flatten(module)),
+        shard_size=SHARD_SIZE,
+        additive=Mean() if additive else None,
+    )
+
+
+def tasks_of(work: Workload) -> list[list[ClientTask]]:
+    tasks = [
+        ClientTask(f"c{row}", row, int(stop - start), seed=row)
+        for row, (start, stop) in enumerate(zip(work.starts, work.stops, strict=True))
+    ]
+    return [tasks[start : start + SHARD_SIZE] for start in range(0, len(tasks), SHARD_SIZE)]
+
+
+def outcome(trainer: Trainer, work: Workload, params_D: Any = None, rounds_left: int = 1) -> list[tuple[Any, bytes]]:
+    """Each shard's report, and the bytes of its result."""
+    params_D = flatten(work.module) if params_D is None else params_D
+    return [
+        (report, (result if work.additive else result[: len(report.client_ids)]).tobytes())
+        for report, result in trainer.train(RULE, params_D, tasks_of(work), rounds_left)
+    ]
+
+
+def is_running(pid: int) -> bool:
+    """Not only waiting for its new parent to take note of its end."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def processes(work: Workload, num_processes: int = 2) -> Iterator[tuple[ProcessTrainer, list[str]]]:
+    said: list[str] = []
+    trainer = ProcessTrainer(work, num_processes, said.append)
+    try:
+        yield trainer, said
+    finally:
+        pids = [process.popen.pid for process in trainer._processes]
+        trainer.close()
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("additive", "counts"), [(True, [2]), (False, [2]), pytest.param(True, [1, 3, 5], marks=pytest.mark.slow)]
+)
+def test_processes_change_no_bit(additive: bool, counts: list[int]) -> None:
+    """Nor does it matter what was trained before, or that a round was given up."""
+    work = workload(additive=additive)
+    other_D = np.random.default_rng(5).standard_normal(work.num_parameters).astype(np.float32)
+    own = OwnTrainer(work, print)
+    expected, expected_later = outcome(own, work), outcome(own, work, other_D)
+    assert expected != expected_later
+    assert [report.client_ids for report, _ in expected] == [
+        tuple(task.client_id for task in shard) for shard in tasks_of(work)
+    ]
+    for num_processes in counts:
+        with processes(work, num_processes) as (trainer, said):
+            assert outcome(trainer, work) == expected
+            assert outcome(trainer, work, other_D) == expected_later
+            for _, _ in trainer.train(RULE, other_D, tasks_of(work), 1):
+                break
+            assert outcome(trainer, work) == expected
+            assert said == []
+            assert trainer.peak_memory_bytes > own.peak_memory_bytes > 50e6
+
+
+class TestDeath:
+    def fragile(self) -> Workload:
+        return workload(ModuleModel(path=f"{__name__}:fragile"))
+
+    def test_a_killed_process_is_replaced_and_its_shard_trained_again(self, monkeypatch: Any, tmp_path: Any) -> None:
+        work = self.fragile()
+        expected = outcome(OwnTrainer(work, print), work)
+        (tmp_path / "once").touch()
+        monkeypatch.setenv("FRAGILE", str(tmp_path / "once"))
+        with processes(work) as (trainer, said):
+            assert outcome(trainer, work) == expected
+            assert not (tmp_path / "once").exists()
+            assert said == ["a training process died (SIGKILL) and is replaced; its shard is trained again: c3, c4, c5"]
+            assert outcome(trainer, work) == expected
+
+    @pytest.mark.slow
+    def test_one_that_dies_while_it_is_idle_is_replaced(self) -> None:
+        work = self.fragile()
+        with processes(work) as (trainer, said):
+            expected = outcome(trainer, work)
+            killed = trainer._processes[0].popen
+            killed.kill()
+            killed.wait()
+            assert outcome(trainer, work) == expected
+            assert [each[: each.index(" and is replaced")] for each in said] == ["a training process died (SIGKILL)"]
+
+    def test_a_shard_that_kills_every_process_ends_the_round(self, monkeypatch: Any) -> None:
+        work = self.fragile()
+        monkeypatch.setenv("FRAGILE", "always")
+        with processes(work) as (trainer, said):
+            with pytest.raises(RunFailed, match=r"3 training processes died \(SIGKILL\) of .*: c3, c4, c5") as caught:
+                outcome(trainer, work)
+            assert "execution.shard_size" in str(caught.value.hint)
+            assert len(said) == MOST_ATTEMPTS - 1
+            monkeypatch.delenv("FRAGILE")
+            for process in trainer._processes:
+                process.popen.kill()  # those that were started with the old environment
+            assert outcome(trainer, work) == outcome(OwnTrainer(work, print), work)  # another round goes well
+
+    @pytest.mark.slow
+    def test_an_error_of_the_model_names_its_clients(self, monkeypatch: Any) -> None:
+        work = self.fragile()
+        monkeypatch.setenv("FRAGILE", "raise")
+        with processes(work) as (trainer, _):
+            with pytest.raises(ModelError, match=r"while client.*c4.* trained: ValueError: no such ward") as caught:
+                outcome(trainer, work)
+            assert caught.value.hint == "mend the model, then resume the run"
+
+    @pytest.mark.slow
+    def test_a_model_that_is_another_in_each_process(self) -> None:
+        work = workload(ModuleModel(path=f"{__name__}:unsteady"))
+        with processes(work) as (trainer, _), pytest.raises(ModelError, match="are others in each process"):
+            outcome(trainer, work)
+        assert len(outcome(OwnTrainer(work, print), work)) == 4
+
+    def test_they_end_soon_after_the_process_that_started_them(self, tmp_path: Any) -> None:
+        """Killed, while one of them is idle and others still start."""
+        script = tmp_path / "starts.py"
+        script.write_text(
+            "import sys, time\n"
+            f"sys.path[:] = {sys.path!r}\n"
+            f"from {__name__} import RULE, ProcessTrainer, outcome, workload\n"
+            "work = workload()\n"
+            "trainer = ProcessTrainer(work, 2, print)\n"
+            "outcome(trainer, work)\n"
+            "late = ProcessTrainer(work, 1, print)\n"
+            "print(*(p.popen.pid for p in trainer._processes + late._processes), flush=True)\n"
+            "time.sleep(600)\n"
+        )
+        with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+            assert len(pids) == 3
+            parent.kill()
+            died = time.monotonic()
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() - died < 2  # a promise (docs/durability.md), not a benchmark
+            time.sleep(0.01)
+
+
+class TestGrowing:
+    def trainer(self, monkeypatch: Any, worth_s: float) -> tuple[Any, Workload]:
+        monkeypatch.setattr(executions, "WORTH_PROCESSES_S", worth_s)
+        monkeypatch.setattr(executions, "num_processors", lambda: 2)
+        work = workload()
+        return LocalExecution().trainer(work, print), work
+
+    def test_short_work_starts_nothing(self, monkeypatch: Any) -> None:
+        trainer, work = self.trainer(monkeypatch, worth_s=1e9)
+        before = set(psutil.Process().children())
+        for _ in range(3):
+            outcome(trainer, work, rounds_left=100)
+        assert set(psutil.Process().children()) == before
+        trainer.close()
+
+    def test_long_work_goes_on_in_processes_with_the_same_bits(self, monkeypatch: Any) -> None:
+        trainer, work = self.trainer(monkeypatch, worth_s=0.0)
+        expected = outcome(OwnTrainer(work, print), work)
+        try:
+            deadline = time.monotonic() + 60
+            while trainer._processes is None or not trainer._processes.is_ready():
+                assert outcome(trainer, work) == expected
+                assert time.monotonic() < deadline
+            assert outcome(trainer, work) == expected
+            assert trainer._own.is_new is False
+        finally:
+            trainer.close()
+
+    @pytest.mark.parametrize(
+        ("fields", "kind"),
+        [({"processes": 1}, OwnTrainer), ({}, executions.GrowingTrainer)],
+    )
+    def test_what_is_asked_for(self, monkeypatch: Any, fields: dict[str, int], kind: type) -> None:
+        monkeypatch.setattr(executions, "num_processors", lambda: 4)
+        assert type(LocalExecution.model_validate(fields).trainer(workload(), print)) is kind
+        monkeypatch.setattr(executions, "num_processors", lambda: 1)
+        assert type(LocalExecution().trainer(workload(), print)) is OwnTrainer
+
+
+@pytest.mark.slow
+def test_a_note_is_said_once() -> None:
+    said: list[str] = []
+    work = workload(ModuleModel(path=f"{__name__}:Scaled"))
+    own = OwnTrainer(work, said.append)
+    outcome(own, work)
+    outcome(own, work)
+    with processes(work) as (trainer, heard):
+        outcome(trainer, work)
+        assert heard == said
+    assert len(said) == 1 and "Scaled" in said[0]
+
+
+class Scaled(torch.nn.Linear):
+    """Of a type that no layer's form is known for."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
