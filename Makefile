@@ -9,6 +9,7 @@ PYTHONS := python3.13 python3.12 python3.11 python3 python
 PYTHON ?=
 CONFIG ?= examples/heart_disease.yaml
 PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +61,10 @@ check: $(DEV)  ## Check style, types and the layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+.PHONY: bench
+bench: $(SERVER)  ## Time fedrounds beside its peers on MNIST (BENCH_ARGS="--quick" for a short run)
+	$(BIN)/python -m benchmarks.peers.bench $(BENCH_ARGS)
 
 .PHONY: install
 install: $(SERVER)  ## Make .venv with fedrounds in it, and no more

@@ -1,0 +1,1 @@
+"""Measurements of fedrounds; not installed with it."""

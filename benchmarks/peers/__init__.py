@@ -1,0 +1,1 @@
+"""Other ways to train the same federation, measured beside ours."""

@@ -1,0 +1,30 @@
+"""The training stage of fedrounds alone: its rounds in this process, with neither Prefect nor MLflow beside them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.peers.federated import configuration
+from benchmarks.peers.measure import Task, main
+
+
+def run(task: Task, rounds: int, setting: str) -> tuple[list[float], float]:
+    from fl_components.config import parse_config
+    from fl_components.server import stages
+    from fl_components.server.hub import open_hub
+    from fl_components.store import Store
+    from flows.round import walk
+
+    config = parse_config(configuration(task, rounds))
+    with (
+        tempfile.TemporaryDirectory(prefix="fedrounds-engine-") as home,
+        Store.open(Path(home)) as store,
+        open_hub(store, "engine", config=config) as hub,
+    ):
+        results = [walk(stages, hub, round) for round in range(1, rounds + 1)]
+    return [result.seconds["train"] for result in results], results[-1].metrics["eval/accuracy"]
+
+
+if __name__ == "__main__":
+    main("fedrounds", run)
