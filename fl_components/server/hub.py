@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.server.federation import Federation, assemble, engine_facts
+from fl_components.server.profile import Profile
 from fl_components.store import Lease, RunRecord, Store
-from fl_components.training import Trainer
+from fl_components.training import Trainer, peak_memory_bytes
 from fl_components.values import Collected, Float32, RoundResult, ServerState
 
 Say = Callable[[str], None]
@@ -32,7 +34,8 @@ class Hub:
     """A run that this process holds: its store, its lease, its federation. Made by `open_hub`; a context manager.
 
     `seconds` is the time spent in each stage of the round in hand; `cancelled` asks the run to stop before its next
-    stage; `on_stage` is told the name of each stage as it begins, `say` what people should know.
+    stage; `on_stage` is told the name of each stage as it begins, `say` what people should know;
+    `profile`, where there is one, gets the spans of time.
     """
 
     store: Store
@@ -41,6 +44,7 @@ class Hub:
     run: RunRecord
     on_stage: Say = nobody_listens
     say: Say = nobody_listens
+    profile: Profile | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
     _round_began: float = 0.0
@@ -96,7 +100,28 @@ class Hub:
     @cached_property
     def trainer(self) -> Trainer:
         """What trains the clients: made when the first round needs it."""
-        return self.config.execution.trainer(self.federation.workload(), lambda text: self.say(text))
+        trainer = self.config.execution.trainer(self.federation.workload(), lambda text: self.say(text))
+        trainer.on_shard = self._on_shard
+        return trainer
+
+    def _on_shard(self, name: str, began: float, ended: float, process: int) -> None:
+        if self.profile is not None:
+            self.profile.add(name, "shard", began, ended, process)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """A span of time in the profile."""
+        began = time.time()
+        try:
+            yield
+        finally:
+            if self.profile is not None:
+                self.profile.add(name, "stage", began, time.time())
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this process and those that train for it held so far."""
+        return self.trainer.peak_memory_bytes if "trainer" in self.__dict__ else peak_memory_bytes()
 
     def close(self) -> None:
         """End what trains, and give the lease back. The store belongs to whoever opened it."""

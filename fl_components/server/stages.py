@@ -43,16 +43,17 @@ T = TypeVar("T")
 
 
 def stage(function: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub, P], T]:
-    """Announce the stage and add its time to `hub.seconds`."""
+    """Announce the stage, and add its time to `hub.seconds` and to the profile."""
 
     @wraps(function)
     def timed(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:
         hub.on_stage(function.__name__)
-        began = time.perf_counter()
-        try:
-            return function(hub, *args, **kwargs)
-        finally:
-            hub.seconds[function.__name__] = hub.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
+        with hub.span(function.__name__):
+            began = time.perf_counter()
+            try:
+                return function(hub, *args, **kwargs)
+            finally:
+                hub.seconds[function.__name__] = hub.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
 
     return timed
 
@@ -277,7 +278,7 @@ def commit(
     hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected, evaluated: dict[str, float]
 ) -> RoundResult:
     """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
-    result = round_result(state, collected, evaluated, hub.seconds, hub.round_seconds)
+    result = round_result(state, collected, evaluated, hub.seconds, hub.round_seconds, hub.peak_memory_bytes)
     hub.lease.commit(
         plan.round,
         state=state.to_bytes(),
@@ -293,7 +294,12 @@ def commit(
 
 
 def round_result(
-    state: ServerState, collected: Collected, evaluated: dict[str, float], seconds: dict[str, float], round_s: float
+    state: ServerState,
+    collected: Collected,
+    evaluated: dict[str, float],
+    seconds: dict[str, float],
+    round_s: float,
+    peak_memory_bytes: int,
 ) -> RoundResult:
     """What a round's row, MLflow and people are told. Its own commit is not in `seconds`: it is not over yet.
 
@@ -312,6 +318,7 @@ def round_result(
         "communication/download_bytes": collected.download_bytes,
         **{f"time/{name}_s": s for name, s in seconds.items()},
         "time/round_s": round_s + sum(collected.seconds.values()),
+        "memory/peak_mb": peak_memory_bytes / 1e6,
     }
     finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
     return RoundResult(state.round, state.params_digest, finite, rejected, seconds)

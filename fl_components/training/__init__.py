@@ -2,16 +2,17 @@
 
 from fl_components.training.engine import Additive, ShardReport
 from fl_components.training.evaluation import Evaluation, evaluate
-from fl_components.training.execution import Execution, LocalExecution
+from fl_components.training.execution import DaskExecution, Execution, LocalExecution
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
-from fl_components.training.trainer import ModelSpec, Trainer, Workload
+from fl_components.training.trainer import ModelSpec, Trainer, Workload, peak_memory_bytes
 
 Training = SGD
 
 __all__ = [
     "SGD",
     "Additive",
+    "DaskExecution",
     "Evaluation",
     "Execution",
     "LocalExecution",
@@ -22,4 +23,5 @@ __all__ = [
     "Workload",
     "evaluate",
     "one_thread",
+    "peak_memory_bytes",
 ]

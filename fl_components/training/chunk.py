@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,84 +12,71 @@ from torch import Tensor
 from fl_components.training.layers import DualForm, View
 from fl_components.training.replicas import Replicas
 from fl_components.training.sgd import SGD
-from fl_components.values import IGNORED
+from fl_components.values import IGNORED, Weighted
 
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Examples:
     """All clients' training examples: features [M, ...], labels [M, ...], and client i's rows `starts[i]:stops[i]`."""
 
-    x: Tensor
-    y: Tensor
-    starts: Rows
-    stops: Rows
+    def __init__(self, x: Tensor, y: Tensor, starts: Rows, stops: Rows) -> None:
+        self.x, self.y, self.starts, self.stops = x, y, starts, stops
+        # How many labels of a row count; None where each row has one, which does.
+        self._counts = None if y.ndim == 1 else (y != IGNORED).flatten(1).sum(1).numpy(force=True)
+
+    def gather(self, rows: Sequence[Rows]) -> tuple[Tensor, Tensor, list[int], list[int]]:
+        """C clients' batches in one: x [C, B, ...] and y [C, B, ...], shorter ones padded; how many rows each client
+        has, and how many labels of them count."""
+        sizes = list(map(len, rows))
+        longest, padded = max(sizes), min(sizes) < max(sizes)
+        if padded:
+            index = np.full((len(rows), longest), rows[0][0])
+            for client, own in enumerate(rows):
+                index[client, : len(own)] = own
+        else:
+            index = np.stack(rows)
+        flat = torch.from_numpy(index.ravel()).to(self.x.device)
+        x, y = (each.index_select(0, flat).view(*index.shape, *each.shape[1:]) for each in (self.x, self.y))
+        if padded:
+            y[torch.arange(longest) >= torch.tensor(sizes)[:, None]] = IGNORED
+        return x, y, sizes, sizes if self._counts is None else [int(self._counts[own].sum()) for own in rows]
 
 
 class Updates:
-    """What C clients came to: w_local - w_global of each, float32 [C, D], held as it was computed."""
+    """What C clients came to: w_local - w_global of each, float32 [C, D], in parts, one for each parameter."""
 
-    def __init__(self, layout: Layout, deltas: Tensor) -> None:
-        self._layout, self._deltas = layout, deltas
+    def __init__(self, parts: Sequence[View]) -> None:
+        self._parts = parts
 
     def norms(self) -> Tensor:
         """The L2 norm of each client's update, float64 [C]; not finite where the update is not."""
-        squares = torch.linalg.vector_norm(self._deltas, dim=1, dtype=torch.float64).square()
-        for form in self._layout.duals.values():
-            squares += form.squared_norms()
-        norms: Tensor = squares.sqrt()
-        return norms
+        squares = [
+            part.squared_norms()
+            if isinstance(part, DualForm)
+            else torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
+            for part in self._parts
+        ]
+        return torch.stack(squares).sum(0).sqrt()
 
     def add_weighted(self, total_D: Tensor, weights_C: Tensor) -> None:
         """total_D += sum of weights_C * updates; weight 0 leaves a client out, whatever its update is."""
-        deltas = torch.where((weights_C != 0)[:, None], self._deltas, 0) if (weights_C == 0).any() else self._deltas
-        sum_ = torch.mv(deltas.T, weights_C)
-        for whole, own in self._layout.primal:
-            total_D[whole] += sum_[own]
-        for whole, form in self._layout.dual:
-            form.add_weighted(total_D[whole].view(form.weight.shape), weights_C)
+        start, all_count = 0, bool(weights_C.all())
+        for part in self._parts:
+            if isinstance(part, DualForm):
+                stop = start + part.weight.numel()
+                part.add_weighted(total_D[start:stop].view(part.weight.shape), weights_C)
+            else:
+                deltas = part.flatten(1)
+                stop = start + deltas.shape[1]
+                counted = deltas if all_count else torch.where((weights_C != 0)[:, None], deltas, 0)
+                total_D[start:stop].addmv_(counted.T, weights_C)
+            start = stop
 
     def stack(self) -> Tensor:
         """The updates themselves, float32 [C, D]."""
-        if not self._layout.duals:
-            return self._deltas
-        parts = {whole.start: self._deltas[:, own] for whole, own in self._layout.primal}
-        parts |= {whole.start: form.deltas().flatten(1) for whole, form in self._layout.dual}
-        return torch.cat([parts[start] for start in sorted(parts)], dim=1)
-
-
-class Layout:
-    """Where each parameter is: in the vector of all [D], and in the block [C, D'] of those that are not dual."""
-
-    def __init__(self, shapes: Sequence[torch.Size], duals: dict[int, DualForm]) -> None:
-        self.shapes, self.duals = shapes, duals
-        self.places: dict[int, slice] = {}
-        self.primal: list[tuple[slice, slice]] = []
-        self.dual: list[tuple[slice, DualForm]] = []
-        start = at = 0
-        for index, shape in enumerate(self.shapes):
-            whole = slice(start, start := start + shape.numel())
-            if index in duals:
-                self.dual.append((whole, duals[index]))
-            else:
-                own = self.places[index] = slice(at, at := at + shape.numel())
-                self.primal.append((whole, own))
-
-    def start(self, params_D: Tensor) -> Tensor:
-        """The parameters that are in the block, [D']."""
-        return torch.cat([params_D[whole] for whole, _ in self.primal] or [params_D[:0]])
-
-    def parts(self, block: Tensor) -> list[Tensor | None]:
-        """Views of a block, one for each parameter; None for one in dual form."""
-        return [
-            block[:, self.places[index]].view(len(block), *shape) if index in self.places else None
-            for index, shape in enumerate(self.shapes)
-        ]
-
-    def views(self, block: Tensor) -> list[View]:
-        """The same with the dual forms in their places."""
-        return [self.duals[index] if part is None else part for index, part in enumerate(self.parts(block))]
+        parts = [part.deltas() if isinstance(part, DualForm) else part for part in self._parts]
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def train_chunk(
@@ -100,34 +86,44 @@ def train_chunk(
     examples: Examples,
     batches: Sequence[Sequence[Rows]],
     generators: Sequence[torch.Generator],
-) -> tuple[Updates, Tensor, Tensor]:
-    """Train C clients from the same parameters.
-
-    Returns their updates; each one's loss summed over the labels that it stepped through, float64 [C]; and how many
-    labels these were, int64 [C].
+) -> tuple[Updates, list[Weighted]]:
+    """Train C clients from the same parameters. Returns their updates, and each one's loss over the labels that it
+    stepped through.
 
     `batches[c]` are the rows of client c's steps; who has more steps comes first, so that those still training are
     always the first ones.
     """
-    sizes = [[len(each[step]) for each in batches if len(each) > step] for step in range(len(batches[0]))]
-    layout = Layout(replicas.shapes, _dual_forms(replicas, rule, params_D, len(batches), sum(map(max, sizes))))
-    start = layout.start(params_D)
-    block = start.expand(len(batches), -1).clone()
-    velocity = torch.zeros_like(block) if rule.momentum else None
-    replicas.use(layout.views(block))
-    losses = torch.zeros(len(batches), dtype=torch.float64, device=params_D.device)
-    labels = torch.zeros(len(batches), dtype=torch.int64, device=params_D.device)
-    for step, own in enumerate(sizes):
-        active = len(own)
-        x, y = _gather(examples, [each[step] for each in batches[:active]], own)
-        full = min(own) == max(own)
-        loss = replicas.losses(x, y, rule.label_smoothing, None if full else own, generators)
-        counted = (y != IGNORED).flatten(1).sum(1)
+    num_clients = len(batches)
+    actives = [sum(len(each) > step for each in batches) for step in range(len(batches[0]))]
+    longest = sum(max(len(each[step]) for each in batches[:active]) for step, active in enumerate(actives))
+    dual = replicas.dual(longest) if is_plain(rule) else {}
+    start = [
+        part.view(shape)
+        for part, shape in zip(
+            torch.split(params_D, [shape.numel() for shape in replicas.shapes]), replicas.shapes, strict=True
+        )
+    ]
+    views: list[View] = [
+        DualForm(part, num_clients, dual[index], rule.learning_rate)
+        if index in dual
+        else part.expand(num_clients, *part.shape).clone()
+        for index, part in enumerate(start)
+    ]
+    params = [None if isinstance(view, DualForm) else view for view in views]
+    velocities = [None if each is None or not rule.momentum else torch.zeros_like(each) for each in params]
+    replicas.use(views)
+    losses = torch.zeros(num_clients, device=params_D.device, dtype=torch.float64)
+    labels = np.zeros(num_clients, np.int64)
+    for step, active in enumerate(actives):
+        x, y, sizes, counts = examples.gather([each[step] for each in batches[:active]])
+        counted = torch.tensor(counts, dtype=torch.float32, device=params_D.device)
+        loss = replicas.losses(x, y, rule.label_smoothing, sizes, counted, generators)
         losses[:active] += loss * counted
-        labels[:active] += counted
+        labels[:active] += counts
         with torch.no_grad():
-            _move(rule, replicas, layout, block[:active], start, None if velocity is None else velocity[:active])
-    return Updates(layout, block.sub_(start)), losses, labels
+            _move(rule, replicas, _first(params, active), start, _first(velocities, active))
+    updates = [view if isinstance(view, DualForm) else view.sub_(part) for view, part in zip(views, start, strict=True)]
+    return Updates(updates), [Weighted(*each) for each in zip(losses.tolist(), labels.tolist(), strict=True)]
 
 
 def is_plain(rule: SGD) -> bool:
@@ -135,54 +131,40 @@ def is_plain(rule: SGD) -> bool:
     return not (rule.momentum or rule.weight_decay or rule.proximal or rule.max_gradient_norm is not None)
 
 
-def _dual_forms(
-    replicas: Replicas, rule: SGD, params_D: Tensor, num_clients: int, num_examples: int
-) -> dict[int, DualForm]:
-    if not is_plain(rule):
-        return {}
-    parts = torch.split(params_D, [shape.numel() for shape in replicas.shapes])
-    return {
-        index: DualForm(parts[index].view(replicas.shapes[index]), num_clients, rows, rule.learning_rate)
-        for index, rows in replicas.dual(num_examples).items()
-    }
+def _first(tensors: Sequence[Tensor | None], num_clients: int) -> list[Tensor | None]:
+    return [None if tensor is None else tensor[:num_clients] for tensor in tensors]
 
 
-def _gather(examples: Examples, rows: Sequence[Rows], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The batches of the clients in one: x [C, B, ...] and y [C, B, ...], shorter ones padded."""
-    longest = max(sizes)
-    if min(sizes) == longest:
-        index = np.stack(rows)
+def _move(
+    rule: SGD,
+    replicas: Replicas,
+    params: Sequence[Tensor | None],
+    start: Sequence[Tensor],
+    velocities: Sequence[Tensor | None],
+) -> None:
+    """One step of every client, in the order that `SGD` states; what is in dual form (None) moves by itself."""
+    if is_plain(rule):
+        replicas.add_gradients(params, -rule.learning_rate)
+        return
+    own = [each for each in params if each is not None]
+    kept = [each for each in velocities if each is not None]
+    clips = rule.max_gradient_norm is not None
+    if kept and not clips:  # the gradients go straight to where they are kept
+        gradients = [velocity.mul_(rule.momentum) for velocity in kept]
     else:
-        index = np.full((len(rows), longest), rows[0][0])
-        for client, own in enumerate(rows):
-            index[client, : len(own)] = own
-    flat = torch.from_numpy(index.ravel()).to(examples.x.device)
-    x, y = (each.index_select(0, flat).view(*index.shape, *each.shape[1:]) for each in (examples.x, examples.y))
-    if min(sizes) < longest:
-        y[torch.arange(longest) >= torch.tensor(sizes)[:, None]] = IGNORED
-    return x, y
-
-
-def _move(rule: SGD, replicas: Replicas, layout: Layout, block: Tensor, start: Tensor, velocity: Tensor | None) -> None:
-    """One step of every client, in the order that `SGD` states."""
-    rate, pull, decay = rule.learning_rate, rule.proximal, rule.weight_decay
+        gradients = [torch.zeros_like(each) for each in own]
+    replicas.add_gradients(gradients, 1.0)
+    if rule.proximal:
+        for gradient, each, from_ in zip(gradients, own, start, strict=True):
+            gradient.add_(each - from_, alpha=rule.proximal)
     if rule.max_gradient_norm is not None:
-        gradient = torch.zeros_like(block)
-        replicas.add_gradients(layout.parts(gradient), 1.0)
-        if pull:
-            gradient.add_(block - start, alpha=pull)
-        norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        gradient.mul_((rule.max_gradient_norm / norms).clamp_(max=1.0)).add_(block, alpha=decay)
-        if velocity is not None:
-            gradient = velocity.mul_(rule.momentum).add_(gradient)
-        block.sub_(gradient, alpha=rate)
-    elif velocity is not None:
-        velocity.mul_(rule.momentum)
-        if pull or decay:
-            velocity.add_(block, alpha=pull + decay).sub_(start, alpha=pull)
-        replicas.add_gradients(layout.parts(velocity), 1.0)
-        block.sub_(velocity, alpha=rate)
-    else:
-        if pull or decay:
-            block.mul_(1 - rate * (pull + decay)).add_(start, alpha=rate * pull)
-        replicas.add_gradients(layout.parts(block), -rate)
+        norms = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients]).norm(dim=0)
+        scales = (rule.max_gradient_norm / norms).clamp_(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scales.view(-1, *(1,) * (gradient.ndim - 1)))
+    for index, (gradient, each) in enumerate(zip(gradients, own, strict=True)):
+        if rule.weight_decay:
+            gradient.add_(each, alpha=rule.weight_decay)
+        if kept and clips:
+            gradient = kept[index].mul_(rule.momentum).add_(gradient)
+        each.sub_(gradient, alpha=rule.learning_rate)

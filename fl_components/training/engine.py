@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fl_components.errors import ModelError, one_line
 from fl_components.parameters import flatten
-from fl_components.training.chunk import Examples, Layout, Rows, Updates, is_plain, train_chunk
+from fl_components.training.chunk import Examples, Rows, Updates, is_plain, train_chunk
 from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
 from fl_components.training.sgd import SGD, torch_seed
 from fl_components.training.threads import one_thread
@@ -155,10 +155,9 @@ class Engine:
             rows = slice(examples.starts[task.index], examples.stops[task.index])
             start_D = params_D.cpu().numpy()
             delta_D, loss = rule.train(self._module, start_D, examples.x[rows], examples.y[rows], task.seed)
-            return Updates(Layout(self._shapes, {}), torch.from_numpy(delta_D[None]).to(params_D.device)), [loss]
+            return Updates([torch.from_numpy(delta_D[None]).to(params_D.device)]), [loss]
         generators = [torch.Generator().manual_seed(torch_seed(task.seed)) for task in tasks]
-        updates, sums, labels = train_chunk(self._replicas, rule, params_D, self._examples, steps, generators)
-        return updates, [Weighted(*each) for each in zip(sums.tolist(), labels.tolist(), strict=True)]
+        return train_chunk(self._replicas, rule, params_D, self._examples, steps, generators)
 
     def _chunk_size(self, rule: SGD, num_examples: Sequence[int]) -> int:
         """How many of the clients to come train together. `num_examples` are those that each steps through: those who

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fl_components.rules import Rule, union
+from fl_components.training.dask import DaskTrainer
 from fl_components.training.engine import ShardReport
 from fl_components.training.processes import ProcessTrainer
 from fl_components.training.sgd import SGD
@@ -92,12 +93,29 @@ class LocalExecution(ExecutionRule):
         return GrowingTrainer(workload, processors, say) if processors > 1 else OwnTrainer(workload, say)
 
 
+class DaskExecution(ExecutionRule):
+    """On the workers of a Dask cluster.
+
+    Args:
+      address: the scheduler's, tcp://host:port or tls://host:port.
+      wait_s: how long a round waits for a worker when there is none.
+    """
+
+    kind: Literal["dask"] = "dask"
+    address: str = Field(pattern=r"^(tcp|tls)://\S+:\d+$")
+    wait_s: float = Field(default=60.0, gt=0)
+
+    def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
+        return DaskTrainer(workload, self.address, self.wait_s, say)
+
+
 class GrowingTrainer(Trainer):
     """In this process, until what is left to do is worth processes and these have started."""
 
     def __init__(self, workload: Workload, num_processes: int, say: Callable[[str], None]) -> None:
         self._workload, self._num_processes, self._say = workload, num_processes, say
         self._own = OwnTrainer(workload, say)
+        self._own.on_shard = lambda *span: self.on_shard(*span)
         self._processes: ProcessTrainer | None = None
         self._shard_s = 0.0  # of the last shard; the first one of all is not typical
 
@@ -110,6 +128,7 @@ class GrowingTrainer(Trainer):
                 return
             if self._processes is None and self._shard_s * (rounds_left * len(shards) - index) > WORTH_PROCESSES_S:
                 self._processes = ProcessTrainer(self._workload, self._num_processes, self._say)
+                self._processes.on_shard = self._own.on_shard
             began, first = time.perf_counter(), self._own.is_new
             (trained,) = self._own.train(rule, params_D, [shard], rounds_left)
             self._shard_s = 0.0 if first else time.perf_counter() - began
@@ -134,4 +153,4 @@ def num_processors() -> int:
 if TYPE_CHECKING:
     Execution = ExecutionRule
 else:
-    Execution = union("execution", LocalExecution)
+    Execution = union("execution", LocalExecution, DaskExecution)

@@ -17,13 +17,13 @@ from fl_components.models.transformer import LearnedPositions
 class Batch:
     """What the layers of a module must know of the batch in hand.
 
-    `num_clients` is C; `sizes` (None where all are full) says how many of each client's B rows are its own, the others
-    being padding; `generators` are the clients' own, for what a module draws.
+    `num_clients` is C; `sizes` says how many of each client's B rows are its own, the others being padding;
+    `generators` are the clients' own, for what a module draws.
     """
 
     def __init__(self) -> None:
         self.num_clients = 1
-        self.sizes: Sequence[int] | None = None
+        self.sizes: Sequence[int] = ()
         self.generators: Sequence[torch.Generator] = ()
 
     def unfold(self, x: Tensor) -> Tensor:
@@ -52,31 +52,38 @@ class DualForm:
         self._seen = 0
         self._squared_norms = weight.new_zeros(num_clients, dtype=torch.float64)  # of sum g^T x
 
-    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [C, R, in] times each client's weight, transposed: [C, R, out]. And what `gradient` wants back."""
         num_clients, rows, _ = x.shape
         y = (x.reshape(num_clients * rows, -1) @ self.weight.T).view(num_clients, rows, -1)
-        if not self._seen:
-            return y, None
-        gram = torch.bmm(x, self._x[:num_clients, : self._seen].mT)
-        return y.baddbmm_(gram, self._g[:num_clients, : self._seen], alpha=-self.learning_rate), gram
+        gram = torch.bmm(x, self._record(self._x, x).mT)
+        if self._seen:
+            y.baddbmm_(gram[..., : self._seen], self._g[:num_clients, : self._seen], alpha=-self.learning_rate)
+        return y, gram
 
-    def gradient(self, x: Tensor, g: Tensor, memo: Tensor | None, *, needs_input: bool) -> Tensor | None:
+    def gradient(self, g: Tensor, memo: Tensor, *, needs_input: bool) -> Tensor | None:
         """The gradient by x, of g [C, R, out]; from here on the weights have moved by it."""
-        num_clients, rows, _ = x.shape
-        by_input = (g.view(num_clients * rows, -1) @ self.weight).view_as(x) if needs_input else None
-        norms = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
-        if memo is not None:
-            gram = torch.bmm(g, self._g[:num_clients, : self._seen].mT)
-            norms += 2 * (memo * gram).sum((1, 2))
-            if by_input is not None:
-                by_input.baddbmm_(gram, self._x[:num_clients, : self._seen], alpha=-self.learning_rate)
-        self._squared_norms[:num_clients] += norms
-        new = slice(self._seen, self._seen + rows)
-        self._x[:num_clients, new], self._g[:num_clients, new] = x, g
-        self._x[num_clients:, new], self._g[num_clients:, new] = 0, 0  # those who have finished
+        num_clients, rows, _ = g.shape
+        gram = torch.bmm(g, self._record(self._g, g).mT)
+        by_input = None
+        if needs_input:
+            by_input = (g.view(num_clients * rows, -1) @ self.weight).view(num_clients, rows, -1)
+            if self._seen:
+                seen = self._x[:num_clients, : self._seen]
+                by_input.baddbmm_(gram[..., : self._seen], seen, alpha=-self.learning_rate)
+        products = gram.mul_(memo)
+        products[..., : self._seen] *= 2  # earlier rows with these, and these with earlier ones
+        self._squared_norms[:num_clients] += products.sum((1, 2))
         self._seen += rows
         return by_input
+
+    def _record(self, kept: Tensor, rows: Tensor) -> Tensor:
+        """Keep the rows [C, R, ...] of this step. Returns all that is kept of these clients."""
+        stop = self._seen + rows.shape[1]
+        kept[: len(rows), self._seen : stop] = rows
+        if len(rows) < len(kept):
+            kept[len(rows) :, self._seen : stop] = 0  # those who have finished
+        return kept[: len(rows), :stop]
 
     def squared_norms(self) -> Tensor:
         """||w_local - w_global||^2 of each client, float64 [C]."""
@@ -88,10 +95,11 @@ class DualForm:
 
     def add_weighted(self, total: Tensor, weights: Tensor) -> None:
         """total [out, in] += the sum over clients of weights [C] times w_local - w_global; weight 0 leaves one out."""
-        taken = (weights != 0)[:, None, None]  # what is left out may not be finite
-        x, g = (torch.where(taken, each[:, : self._seen], 0).flatten(0, 1) for each in (self._x, self._g))
-        g *= weights.repeat_interleave(self._seen)[:, None]
-        total.addmm_(g.T, x, alpha=-self.learning_rate)
+        x, g = self._x[:, : self._seen], self._g[:, : self._seen] * weights[:, None, None]
+        if not weights.all():  # what is left out may not be finite
+            taken = (weights != 0)[:, None, None]
+            x, g = torch.where(taken, x, 0), torch.where(taken, g, 0)
+        total.addmm_(g.flatten(0, 1).T, x.flatten(0, 1), alpha=-self.learning_rate)
 
 
 class PrimalForm:
@@ -100,11 +108,12 @@ class PrimalForm:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
-    def multiply(self, x: Tensor) -> tuple[Tensor, None]:
-        return torch.bmm(x, self.weight[: len(x)].mT), None
+    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.weight[: len(x)]
+        return torch.bmm(x, weight.mT), weight
 
-    def gradient(self, x: Tensor, g: Tensor, memo: Tensor | None, *, needs_input: bool) -> Tensor | None:
-        return torch.bmm(g, self.weight[: len(x)]) if needs_input else None
+    def gradient(self, g: Tensor, memo: Tensor, *, needs_input: bool) -> Tensor | None:
+        return torch.bmm(g, memo) if needs_input else None
 
 
 View = Tensor | DualForm
@@ -117,13 +126,13 @@ class ClientLayer(nn.Module):
     def __init__(self, layer: nn.Module, batch: Batch) -> None:
         super().__init__()
         self.batch = batch
-        self.has_bias = getattr(layer, "bias", None) is not None
-        self._views: list[Tensor] = []
+        self._views: list[Any] = []
         self._leaves: list[Tensor] = []
 
-    def use(self, views: Sequence[Any]) -> None:
+    def use(self, views: Sequence[View]) -> None:
         """The clients' parameters: weight, then bias. The layer reads them; whoever gave them moves them."""
-        self._views, self._leaves = list(views), []
+        self._views[:] = views
+        self._leaves.clear()
 
     def leaves(self) -> list[Tensor]:
         """What autograd is to differentiate the last forward pass by."""
@@ -135,12 +144,12 @@ class ClientLayer(nn.Module):
             for target, gradient in zip(targets, gradients, strict=True):
                 assert target is not None
                 target.add_(gradient, alpha=alpha)
-        self._leaves = []
+        self._leaves.clear()
 
     def own(self) -> list[Tensor]:
         """The parameters of those clients that are in the batch, as leaves of the graph."""
         if not self._leaves:
-            self._leaves = [view[: self.batch.num_clients].detach().requires_grad_() for view in self._views]
+            self._leaves += [view[: self.batch.num_clients].detach().requires_grad_() for view in self._views]
         return self._leaves
 
     @abstractmethod
@@ -155,56 +164,65 @@ class ClientLinear(ClientLayer):
     def __init__(self, layer: nn.Linear, batch: Batch) -> None:
         super().__init__(layer, batch)
         self.shape = (layer.out_features, layer.in_features)
-        self.rows_of_one, self.most_uses = 1, 0  # seen so far: rows for one example of a batch, uses in one pass
-        self.anchor = torch.zeros((), requires_grad=True)  # leads autograd to a layer whose input needs no gradient
-        self._form: PrimalForm | DualForm
-        self._factors: list[tuple[Tensor, Tensor]] = []
+        self.passes = _Passes()
 
-    def use(self, views: Sequence[Any]) -> None:
-        super().use(views)
-        self._form = views[0] if isinstance(views[0], DualForm) else PrimalForm(views[0])
-        self._factors = []
+    def use(self, views: Sequence[View]) -> None:
+        weight, *bias = views
+        super().use(bias)
+        self.passes.form = weight if isinstance(weight, DualForm) else PrimalForm(weight)
+        self.passes.bias = self._views[0] if bias else None
+        self.passes.factors.clear()
 
     def leaves(self) -> list[Tensor]:
-        return [self.anchor]
+        return [self.passes.anchor]
 
     def add_gradients(self, gradients: Sequence[Tensor], targets: Sequence[Tensor | None], alpha: float) -> None:
         weight, *biases = targets
-        for x, g in self._factors:
+        for x, g in self.passes.factors:
             if weight is not None:
                 weight.baddbmm_(g.mT, x, alpha=alpha)
             for bias in biases:
                 assert bias is not None
                 bias.add_(g.sum(1), alpha=alpha)
-        self.most_uses, self._factors = max(self.most_uses, len(self._factors)), []
+        self.passes.most_uses = max(self.passes.most_uses, len(self.passes.factors))
+        self.passes.factors.clear()
 
     def forward(self, x: Tensor) -> Tensor:
+        passes = self.passes
         rows = x.reshape(self.batch.num_clients, -1, x.shape[-1])
-        self.rows_of_one = x[0, ..., 0].numel()
-        out: Tensor = _Product.apply(rows, self.anchor, self)  # type: ignore[no-untyped-call]
-        return out.reshape(*x.shape[:-1], -1)
+        passes.rows_of_one = rows.shape[1] * len(rows) // len(x)
+        out: Tensor = _Product.apply(rows, passes.anchor, passes)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], -1)
 
-    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        y, memo = self._form.multiply(x)
-        return y.add_(self._views[1][: len(x), None]) if self.has_bias else y, memo
 
-    def gradient(self, x: Tensor, g: Tensor, memo: Tensor | None, *, needs_input: bool) -> Tensor | None:
-        self._factors.append((x, g))
-        return self._form.gradient(x, g, memo, needs_input=needs_input)
+class _Passes:
+    """What a linear layer holds from one pass to the next: in an object of its own, since setting an attribute of a
+    torch module is slow.
+
+    `rows_of_one` and `most_uses` are what was seen so far: the rows for one example of a batch, the uses in one pass.
+    """
+
+    def __init__(self) -> None:
+        self.anchor = torch.zeros((), requires_grad=True)  # leads autograd to a layer whose input needs no gradient
+        self.form: PrimalForm | DualForm
+        self.bias: Tensor | None = None
+        self.factors: list[tuple[Tensor, Tensor]] = []
+        self.rows_of_one, self.most_uses = 1, 0
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: ClientLinear) -> Tensor:
-        y, ctx.memo = layer.multiply(x)
-        ctx.layer = layer
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, passes: _Passes) -> Tensor:
+        y, ctx.memo = passes.form.multiply(x)
+        ctx.passes = passes
         ctx.save_for_backward(x)
-        return y
+        return y if passes.bias is None else y.add_(passes.bias[: len(x), None])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (x,), g = ctx.saved_tensors, gradients[0].contiguous()
-        return ctx.layer.gradient(x, g, ctx.memo, needs_input=ctx.needs_input_grad[0]), None, None
+        ctx.passes.factors.append((x, g))
+        return ctx.passes.form.gradient(g, ctx.memo, needs_input=ctx.needs_input_grad[0]), None, None
 
 
 class ClientConv(ClientLayer):
@@ -279,7 +297,7 @@ class ClientDropout(ClientLayer):
             return x
         kept = torch.zeros(x.shape)  # drawn on the processor, whatever the device: the same draws everywhere
         for client, rows in enumerate(kept.chunk(self.batch.num_clients)):
-            own = rows if self.batch.sizes is None else rows[: self.batch.sizes[client]]
+            own = rows[: self.batch.sizes[client]]
             own.bernoulli_(1 - self._p, generator=self.batch.generators[client])
         return x * kept.div_(1 - self._p).to(x.device)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,7 +25,15 @@ from fl_components.training.chunk import Examples
 from fl_components.training.engine import Additive, Engine, ShardReport
 from fl_components.training.sgd import SGD
 from fl_components.training.shared_memory import Place, SharedMemory
-from fl_components.training.trainer import ModelSpec, Shard, Trainer, Workload, peak_memory_bytes
+from fl_components.training.trainer import (
+    ModelSpec,
+    Shard,
+    Trainer,
+    Workload,
+    name_of,
+    peak_memory_bytes,
+    private_memory_bytes,
+)
 from fl_components.values import Float32
 
 MOST_ATTEMPTS: Final = 3
@@ -79,7 +88,9 @@ class _Answer:
     note: str = ""
     problem: str | None = None
     hint: str | None = None
-    peak_memory_bytes: int = 0
+    memory_bytes: int = 0
+    began: float = 0.0
+    ended: float = 0.0
 
 
 class _Process:
@@ -102,7 +113,7 @@ class _Process:
         self.connection = Connection(ours.detach())
         self.ready = False
         self.shard: int | None = None
-        self.peak_memory_bytes = 0
+        self.memory_bytes = 0
         self.connection.send(setup)
 
     def end(self) -> None:
@@ -135,7 +146,6 @@ class ProcessTrainer(Trainer):
             (self._exchange.fd, dict(self._exchange.places)),
         )
         self._notes: set[str] = set()
-        self._peak_memory_bytes = 0
         self._failed_starts = 0  # in a row
         self._processes = [_Process(self._setup) for _ in range(num_processes)]
 
@@ -190,10 +200,12 @@ class ProcessTrainer(Trainer):
         except (EOFError, OSError):
             self._died(index, round)
             return
-        self._peak_memory_bytes = max(self._peak_memory_bytes, answer.peak_memory_bytes)
+        process.memory_bytes = max(process.memory_bytes, answer.memory_bytes)
         if answer.problem is not None:
             raise ModelError(answer.problem, hint=answer.hint)
         if answer.report is not None and process.shard is not None:
+            name = name_of(round.shards[process.shard])
+            self.on_shard(name, answer.began, answer.ended, process.popen.pid)
             round.done[process.shard], process.shard = answer.report, None
             return
         process.ready, self._failed_starts = True, 0
@@ -236,8 +248,7 @@ class ProcessTrainer(Trainer):
 
     @property
     def peak_memory_bytes(self) -> int:
-        """This process's, and as much for each of the others as the largest of them held."""
-        return peak_memory_bytes() + len(self._processes) * self._peak_memory_bytes
+        return peak_memory_bytes() + sum(process.memory_bytes for process in self._processes)
 
 
 class _Round:
@@ -259,11 +270,12 @@ def serve(fd: int) -> None:
         examples, exchange = SharedMemory(*setup.examples), SharedMemory(*setup.exchange)
         x, y = (torch.from_numpy(examples[name]) for name in ("x", "y"))
         engine = Engine(setup.spec.build(), Examples(x, y, examples["starts"], examples["stops"]))
-        connection.send(_Answer(note=engine.note, peak_memory_bytes=peak_memory_bytes()))
+        connection.send(_Answer(note=engine.note, memory_bytes=private_memory_bytes()))
         while True:
             job: _Job = connection.recv()
+            began = time.time()
             report = engine.train(job.rule, exchange["params"], job.tasks, exchange[f"slot{job.slot}"], setup.additive)
-            connection.send(_Answer(report, peak_memory_bytes=peak_memory_bytes()))
+            connection.send(_Answer(report, memory_bytes=private_memory_bytes(), began=began, ended=time.time()))
     except EOFError:
         return
     except FedroundsError as error:

@@ -42,12 +42,14 @@ class Replicas(ABC):
         x: Tensor,
         y: Tensor,
         label_smoothing: float,
-        sizes: Sequence[int] | None,
+        sizes: Sequence[int],
+        counts: Tensor,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
         """The mean loss [C] of each client's batch, x [C, B, ...] and y [C, B, ...].
 
-        Of client c only the first `sizes[c]` rows are its own; the others are padding, labelled `IGNORED`.
+        Of client c only the first `sizes[c]` rows are its own, with `counts[c]` labels that count; the others are
+        padding, labelled `IGNORED`.
         """
 
     @abstractmethod
@@ -88,8 +90,8 @@ class LayeredReplicas(Replicas):
     def dual(self, num_examples: int) -> dict[int, int]:
         found = {}
         for layer, indices in self._layers:
-            if isinstance(layer, ClientLinear) and layer.most_uses <= 1 and indices[0] not in self._shared:
-                rows, (out, in_) = num_examples * layer.rows_of_one, layer.shape
+            if isinstance(layer, ClientLinear) and layer.passes.most_uses <= 1 and indices[0] not in self._shared:
+                rows, (out, in_) = num_examples * layer.passes.rows_of_one, layer.shape
                 if rows * (out + in_) <= out * in_:
                     found[indices[0]] = rows
         return found
@@ -103,7 +105,8 @@ class LayeredReplicas(Replicas):
         x: Tensor,
         y: Tensor,
         label_smoothing: float,
-        sizes: Sequence[int] | None,
+        sizes: Sequence[int],
+        counts: Tensor,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
         self._batch.num_clients, self._batch.sizes, self._batch.generators = len(x), sizes, generators
@@ -111,17 +114,17 @@ class LayeredReplicas(Replicas):
         each = cross_entropy(
             scores.flatten(0, -2), y.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
         )
-        losses = each.view(len(x), -1).sum(1) / (y != IGNORED).flatten(1).sum(1)
         leaves = [leaf for layer, _ in self._layers for leaf in layer.leaves()]
-        self._gradients = list(torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True))
-        return losses.detach()
+        weights = (1 / counts).repeat_interleave(len(each) // len(x))  # of each label in its client's mean
+        gradients = torch.autograd.grad(each, leaves, weights, allow_unused=True, materialize_grads=True)
+        self._gradients[:] = gradients
+        return each.detach().view(len(x), -1).sum(1) / counts
 
     def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
         remaining = iter(self._gradients)
         for layer, indices in self._layers:
             gradients = [next(remaining) for _ in layer.leaves()]
             layer.add_gradients(gradients, [targets[index] for index in indices], alpha)
-        self._gradients = []
 
 
 class VmapReplicas(Replicas):
@@ -141,7 +144,8 @@ class VmapReplicas(Replicas):
         x: Tensor,
         y: Tensor,
         label_smoothing: float,
-        sizes: Sequence[int] | None,
+        sizes: Sequence[int],
+        counts: Tensor,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:

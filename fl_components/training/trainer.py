@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import resource
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from fl_components.training.sgd import SGD
 from fl_components.values import ClientTask, Float32
 
 Shard = Sequence[ClientTask]
+OnShard = Callable[[str, float, float, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,13 @@ class Workload:
 
 
 class Trainer(ABC):
-    """Trains shards of clients. Which one, and with how many processes, never changes a bit of what comes out."""
+    """Trains shards of clients. Which one, and with how many processes, never changes a bit of what comes out.
+
+    `on_shard` is told of each shard that was trained: its name, when it began and ended (seconds since the epoch), and
+    the id of the process that trained it.
+    """
+
+    on_shard: OnShard = staticmethod(lambda name, began, ended, process: None)
 
     @abstractmethod
     def train(
@@ -97,7 +107,7 @@ class Trainer(ABC):
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most memory that this process held so far, and with it those that it started."""
+        """The most memory that this process held so far, and with it those that train for it."""
         return peak_memory_bytes()
 
 
@@ -105,6 +115,18 @@ def peak_memory_bytes() -> int:
     """The most memory that this process held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def private_memory_bytes() -> int:
+    """The memory that this process holds for itself: what it shares with others is theirs as well, and counted there.
+
+    Where the system does not tell (Linux does), the most memory that it held.
+    """
+    try:
+        resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    except OSError:
+        return peak_memory_bytes()
+    return (resident - shared) * resource.getpagesize()
 
 
 class OwnTrainer(Trainer):
@@ -128,4 +150,12 @@ class OwnTrainer(Trainer):
                 self._say(self._engine.note)
         result = np.empty(self._workload.result_shape, np.float32)
         for shard in shards:
-            yield self._engine.train(rule, params_D, shard, result, self._workload.additive), result
+            began = time.time()
+            report = self._engine.train(rule, params_D, shard, result, self._workload.additive)
+            self.on_shard(name_of(shard), began, time.time(), os.getpid())
+            yield report, result
+
+
+def name_of(shard: Shard) -> str:
+    """A shard's name in a profile."""
+    return f"{len(shard)} clients from {shard[0].client_id}" if shard else "nobody"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fl_components.errors import RunFailed, StoreError, TooFewClients
+from fl_components.errors import ConfigError, RunFailed, StoreError, TooFewClients
 from fl_components.server import stages
 from fl_components.server.hub import Hub
+from fl_components.server.profile import Profile, check_writable
 from fl_components.store import Store
 from fl_components.values import Collected, Partial, RoundPlan, ServerState, UpdateBatch, Weighted
 from fl_components.wire import encode_params
@@ -272,7 +277,7 @@ class TestRoundResult:
     def test_values_that_are_not_finite_are_left_out(self) -> None:
         collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
         evaluated = {"eval/loss": float("inf"), "eval/accuracy": 0.5}
-        result = stages.round_result(self.state, collected, evaluated, {}, round_s=7.0)
+        result = stages.round_result(self.state, collected, evaluated, {}, round_s=7.0, peak_memory_bytes=3_000_000)
         assert result.metrics == {
             "eval/accuracy": 0.5,
             "clients/selected": 2,
@@ -281,6 +286,7 @@ class TestRoundResult:
             "communication/upload_bytes": 10,
             "communication/download_bytes": 20,
             "time/round_s": 7,
+            "memory/peak_mb": 3,
         }
         assert (result.round, result.params_digest) == (4, self.state.params_digest)
         assert result.rejected == {"not_finite": 2}
@@ -288,7 +294,7 @@ class TestRoundResult:
     def test_seconds_of_a_sealed_attempt_are_kept(self) -> None:
         collected = Collected(Partial({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
-        result = stages.round_result(self.state, collected, {}, seconds, round_s=3.0)
+        result = stages.round_result(self.state, collected, {}, seconds, round_s=3.0, peak_memory_bytes=0)
         assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
         assert result.metrics["time/round_s"] == 3 + 1 + 8
         assert result.metrics["time/train_s"] == 8
@@ -304,3 +310,41 @@ def test_a_stage_is_announced_and_timed_even_when_it_fails(open_run: OpenRun) ->
     assert heard == ["load", "select", "authorise", "aggregate"] == list(hub.seconds)
     stages.load(hub, 1)
     assert list(hub.seconds) == ["load"]
+
+
+class TestProfile:
+    def test_stages_and_shards_are_spans(self, open_run: OpenRun, tmp_path: Path) -> None:
+        hub = open_run()
+        hub.profile = Profile()
+        began = time.time()
+        finish(hub, *(begun := begin(hub)), collect(hub, *begun))
+        hub.profile.write(tmp_path / "trace.json")
+        trace = json.loads((tmp_path / "trace.json").read_text())
+        (name, *spans) = trace["traceEvents"]
+        assert name == {"ph": "M", "name": "process_name", "pid": os.getpid(), "args": {"name": "the run"}}
+        stage_names = [span["name"] for span in spans if span["cat"] == "stage"]
+        assert stage_names == [
+            *("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit")
+        ]
+        (train,) = (span for span in spans if span["name"] == "train")
+        shards = [span for span in spans if span["cat"] == "shard"]
+        assert [span["name"] for span in shards][:2] == ["2 clients from client-0000", "2 clients from client-0002"]
+        assert len(shards) == 5
+        for span in spans:
+            assert span["ph"] == "X" and span["pid"] == os.getpid()
+            assert began <= span["ts"] / 1e6 <= (span["ts"] + span["dur"]) / 1e6 <= time.time()
+        for shard in shards:
+            assert train["ts"] <= shard["ts"] and shard["ts"] + shard["dur"] <= train["ts"] + train["dur"]
+
+    def test_another_process_has_a_track_of_its_own(self) -> None:
+        profile = Profile()
+        profile.add("shard", "shard", 1.0, 2.0, process=4242)
+        profile.add("train", "stage", 0.5, 2.5)
+        trace = profile.trace()["traceEvents"]
+        names = {each["pid"]: each["args"]["name"] for each in trace if each["ph"] == "M"}
+        assert names == {os.getpid(): "the run", 4242: "training process 1"}
+
+    def test_a_file_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"cannot be written to .*nowhere.*: No such file or directory"):
+            check_writable(tmp_path / "nowhere" / "trace.json")
+        check_writable(tmp_path / "trace.json")
