@@ -92,7 +92,7 @@ class Federation:
             starts=data.train_rows.starts,
             stops=data.train_rows.stops,
             num_parameters=self.num_parameters,
-            shard_size=config.execution.shard_size,
+            shard_size=config.execution.clients_of_shard(self.num_parameters),
             additive=self.additive,
         )
 

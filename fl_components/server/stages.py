@@ -106,7 +106,7 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     """Local training of one wave, from the parameters as the clients receive them."""
     broadcast = encode_params(state.params_D)
     tasks, additive = plan.cohort[wave], hub.federation.additive
-    shards = [tasks[shard] for shard in hub.config.execution.shards(len(tasks))]
+    shards = [tasks[shard] for shard in hub.config.execution.shards(len(tasks), hub.federation.num_parameters)]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
     trained = hub.trainer.train(training, decode_params(broadcast), shards, rounds_left)
@@ -174,7 +174,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
     if isinstance(batch, UpdateSum):
         return _admit_sum(hub, batch, collected)
     partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
-    for shard in hub.config.execution.shards(len(batch.frames)):
+    for shard in hub.config.execution.shards(len(batch.frames), hub.federation.num_parameters):
         deltas, weights = [], []
         for position in range(shard.start, shard.stop):
             client_id = batch.client_ids[position]

@@ -51,13 +51,13 @@ class Updates:
 
     def norms(self) -> Tensor:
         """The L2 norm of each client's update, float64 [C]; not finite where the update is not."""
-        squares = [
-            part.squared_norms()
-            if isinstance(part, DualForm)
-            else torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
-            for part in self._parts
-        ]
-        return torch.stack(squares).sum(0).sqrt()
+        return _length([part.squared_norms() if isinstance(part, DualForm) else _squares(part) for part in self._parts])
+
+    def norm_bounds(self) -> Tensor:
+        """No less than `norms`, and cheaper."""
+        return _length(
+            [part.norm_bounds().square() if isinstance(part, DualForm) else _squares(part) for part in self._parts]
+        )
 
     def add_weighted(self, total_D: Tensor, weights_C: Tensor) -> None:
         """total_D += sum of weights_C * updates; weight 0 leaves a client out, whatever its update is."""
@@ -77,6 +77,16 @@ class Updates:
         """The updates themselves, float32 [C, D]."""
         parts = [part.deltas() if isinstance(part, DualForm) else part for part in self._parts]
         return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _squares(part: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64)
+    return norms.square_()
+
+
+def _length(squares: list[Tensor]) -> Tensor:
+    total: Tensor = torch.stack(squares).sum(0)
+    return total.sqrt_()
 
 
 def train_chunk(

@@ -19,7 +19,7 @@ from fl_components.training.sgd import SGD, torch_seed
 from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Float32, Float64, Weighted
 
-CHUNK_BYTES: Final = 6_000_000
+CHUNK_BYTES: Final = 9_000_000
 """Of the parameters of clients that are trained together: what stays in a processor's cache."""
 
 STRAGGLER: Final = "straggler: it did not finish its local work"
@@ -32,7 +32,7 @@ class Additive(Protocol):
         """The weight of each client."""
 
     def refusal(self, norm: float) -> str | None:
-        """Why an update of this L2 norm does not count, or None."""
+        """Why an update of this L2 norm does not count, or None; then none of a smaller norm is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +104,12 @@ class Engine:
                 if additive is None:
                     out[positions] = updates.stack().cpu().numpy()
                     continue
-                for position, norm in zip(positions, updates.norms().tolist(), strict=True):
-                    reason = additive.refusal(norm)
-                    if reason is not None:
-                        refused[present[position].client_id] = reason
-                        weights_N[position] = 0
+                if any(additive.refusal(bound) for bound in updates.norm_bounds().tolist()):
+                    for position, norm in zip(positions, updates.norms().tolist(), strict=True):
+                        reason = additive.refusal(norm)
+                        if reason is not None:
+                            refused[present[position].client_id] = reason
+                            weights_N[position] = 0
                 weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
                 updates.add_weighted(total_D, weights_C)
         if additive is not None:

@@ -22,6 +22,8 @@ from fl_components.values import Float32
 
 COPIES_OF_AN_UPDATE: Final = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
 
+SHARD_PARAMETERS: Final = 5_000_000
+
 WORTH_PROCESSES_S: Final = 10.0  # of training still to do: a process takes some 3 s of work to start
 
 
@@ -33,11 +35,20 @@ class ExecutionRule(Rule):
 
     Args:
       memory_mb: for a wave's updates, where the aggregation or the compression needs each one for itself.
-      shard_size: how many clients make a shard.
+      shard_size: how many clients make a shard. By default as many as hold `SHARD_PARAMETERS` together, from 5 to 25:
+        small models gain from company, and large ones from being spread.
     """
 
     memory_mb: int = Field(default=1024, ge=1)
-    shard_size: int = Field(default=10, ge=1)
+    shard_size: int | None = Field(default=None, ge=1)
+
+    def clients_of_shard(self, num_parameters: int) -> int:
+        """The most clients in a shard.
+
+        >>> [LocalExecution().clients_of_shard(num_parameters) for num_parameters in (650, 600_000, 1_663_370)]
+        [25, 8, 5]
+        """
+        return self.shard_size or min(25, max(5, SHARD_PARAMETERS // num_parameters))
 
     def waves(self, cohort_size: int, num_parameters: int, *, additive: bool) -> tuple[slice, ...]:
         """The cohort cut into waves, one where updates are added up as they come; one empty wave for an empty cohort.
@@ -47,15 +58,15 @@ class ExecutionRule(Rule):
         (slice(0, 4, None), slice(4, 8, None), slice(8, 10, None))
         """
         bytes_per_client = COPIES_OF_AN_UPDATE * 4 * num_parameters
-        shards = max(1, int(self.memory_mb * 1e6) // (bytes_per_client * self.shard_size))
-        size = max(1, cohort_size) if additive else shards * self.shard_size
+        shard_size = self.clients_of_shard(num_parameters)
+        shards = max(1, int(self.memory_mb * 1e6) // (bytes_per_client * shard_size))
+        size = max(1, cohort_size) if additive else shards * shard_size
         return tuple(slice(start, min(start + size, cohort_size)) for start in range(0, max(1, cohort_size), size))
 
-    def shards(self, num_updates: int) -> tuple[slice, ...]:
+    def shards(self, num_updates: int, num_parameters: int) -> tuple[slice, ...]:
         """A wave cut into shards."""
-        return tuple(
-            slice(start, min(start + self.shard_size, num_updates)) for start in range(0, num_updates, self.shard_size)
-        )
+        size = self.clients_of_shard(num_parameters)
+        return tuple(slice(start, min(start + size, num_updates)) for start in range(0, num_updates, size))
 
     @abstractmethod
     def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:

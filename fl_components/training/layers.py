@@ -50,44 +50,43 @@ class DualForm:
         self._x = weight.new_empty(num_clients, num_rows, in_)
         self._g = weight.new_empty(num_clients, num_rows, out)
         self._seen = 0
-        self._squared_norms = weight.new_zeros(num_clients, dtype=torch.float64)  # of sum g^T x
 
-    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [C, R, in] times each client's weight, transposed: [C, R, out]. And what `gradient` wants back."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """x [C, R, in] times each client's weight, transposed: [C, R, out]."""
         num_clients, rows, _ = x.shape
         y = (x.reshape(num_clients * rows, -1) @ self.weight.T).view(num_clients, rows, -1)
-        gram = torch.bmm(x, self._record(self._x, x).mT)
         if self._seen:
-            y.baddbmm_(gram[..., : self._seen], self._g[:num_clients, : self._seen], alpha=-self.learning_rate)
-        return y, gram
+            seen_x, seen_g = self._x[:num_clients, : self._seen], self._g[:num_clients, : self._seen]
+            y.baddbmm_(torch.bmm(x, seen_x.mT), seen_g, alpha=-self.learning_rate)
+        return y
 
-    def gradient(self, g: Tensor, memo: Tensor, *, needs_input: bool) -> Tensor | None:
+    def gradient(self, x: Tensor, g: Tensor, *, needs_input: bool) -> Tensor | None:
         """The gradient by x, of g [C, R, out]; from here on the weights have moved by it."""
         num_clients, rows, _ = g.shape
-        gram = torch.bmm(g, self._record(self._g, g).mT)
         by_input = None
         if needs_input:
             by_input = (g.view(num_clients * rows, -1) @ self.weight).view(num_clients, rows, -1)
             if self._seen:
-                seen = self._x[:num_clients, : self._seen]
-                by_input.baddbmm_(gram[..., : self._seen], seen, alpha=-self.learning_rate)
-        products = gram.mul_(memo)
-        products[..., : self._seen] *= 2  # earlier rows with these, and these with earlier ones
-        self._squared_norms[:num_clients] += products.sum((1, 2))
+                seen_x, seen_g = self._x[:num_clients, : self._seen], self._g[:num_clients, : self._seen]
+                by_input.baddbmm_(torch.bmm(g, seen_g.mT), seen_x, alpha=-self.learning_rate)
+        new = slice(self._seen, self._seen + rows)
+        self._x[:num_clients, new], self._g[:num_clients, new] = x, g
+        if num_clients < len(self._x):  # the others have finished
+            self._x[num_clients:, new], self._g[num_clients:, new] = 0, 0
         self._seen += rows
         return by_input
 
-    def _record(self, kept: Tensor, rows: Tensor) -> Tensor:
-        """Keep the rows [C, R, ...] of this step. Returns all that is kept of these clients."""
-        stop = self._seen + rows.shape[1]
-        kept[: len(rows), self._seen : stop] = rows
-        if len(rows) < len(kept):
-            kept[len(rows) :, self._seen : stop] = 0  # those who have finished
-        return kept[: len(rows), :stop]
-
     def squared_norms(self) -> Tensor:
-        """||w_local - w_global||^2 of each client, float64 [C]."""
-        return self._squared_norms * self.learning_rate**2
+        """||w_local - w_global||^2 of each client, float64 [C]: the sum of (g_i g_j) (x_i x_j) over pairs of rows."""
+        x, g = self._x[:, : self._seen].double(), self._g[:, : self._seen].double()
+        squares: Tensor = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
+        return squares.mul_(self.learning_rate**2)
+
+    def norm_bounds(self) -> Tensor:
+        """No less than ||w_local - w_global|| of each client, float64 [C]: the sum of |g| |x| over the rows."""
+        x, g = (torch.linalg.vector_norm(each[:, : self._seen], dim=2) for each in (self._x, self._g))
+        bounds: Tensor = (x.double() * g).sum(1)
+        return bounds.mul_(self.learning_rate)
 
     def deltas(self) -> Tensor:
         """Each client's w_local - w_global, [C, out, in]."""
@@ -108,12 +107,11 @@ class PrimalForm:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
-    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.weight[: len(x)]
-        return torch.bmm(x, weight.mT), weight
+    def multiply(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.weight[: len(x)].mT)
 
-    def gradient(self, g: Tensor, memo: Tensor, *, needs_input: bool) -> Tensor | None:
-        return torch.bmm(g, memo) if needs_input else None
+    def gradient(self, x: Tensor, g: Tensor, *, needs_input: bool) -> Tensor | None:
+        return torch.bmm(g, self.weight[: len(g)]) if needs_input else None
 
 
 View = Tensor | DualForm
@@ -213,7 +211,7 @@ class _Passes:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, passes: _Passes) -> Tensor:
-        y, ctx.memo = passes.form.multiply(x)
+        y = passes.form.multiply(x)
         ctx.passes = passes
         ctx.save_for_backward(x)
         return y if passes.bias is None else y.add_(passes.bias[: len(x), None])
@@ -222,7 +220,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (x,), g = ctx.saved_tensors, gradients[0].contiguous()
         ctx.passes.factors.append((x, g))
-        return ctx.passes.form.gradient(g, ctx.memo, needs_input=ctx.needs_input_grad[0]), None, None
+        return ctx.passes.form.gradient(x, g, needs_input=ctx.needs_input_grad[0]), None, None
 
 
 class ClientConv(ClientLayer):

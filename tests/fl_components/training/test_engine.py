@@ -259,14 +259,14 @@ def test_any_network_any_sizes_any_options(
 def test_what_a_client_comes_to_does_not_depend_on_its_chunk() -> None:
     """Large enough that a shard is several chunks; which clients share one changes no more than the last bits."""
     module = nn.Sequential(nn.Linear(500, 700), nn.ReLU(), nn.Linear(700, 3))
-    data = Data([5, 400, 5, 30, 400, 7], floats(500), ())
+    data = Data([5, 400, 5, 30, 400, 7, 400, 8, 9], floats(500), ())
     params_D = flatten(module)
-    assert len(params_D) * 4 * 6 > CHUNK_BYTES
+    assert len(params_D) * 4 * 9 > CHUNK_BYTES
     rule = SGD(learning_rate=0.1, batch_size=50, epochs=1)
     engine = Engine(module, data.examples)
     chunks = [positions for positions, _, _ in engine._chunks(rule, torch.from_numpy(params_D), data.tasks)]
-    assert [len(chunk) for chunk in chunks] == [2, 4]  # those with many examples have weights of their own
-    found_ND = np.empty((6, len(params_D)), np.float32)
+    assert [len(chunk) for chunk in chunks] == [3, 6]  # those with many examples have weights of their own
+    found_ND = np.empty((9, len(params_D)), np.float32)
     engine.train(rule, params_D, data.tasks, found_ND)
     np.testing.assert_allclose(found_ND, data.alone(rule, module, params_D)[0], rtol=1e-4, atol=1e-6)
 

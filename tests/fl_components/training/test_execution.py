@@ -38,20 +38,20 @@ def test_waves(cohort_size: int, num_parameters: int, memory_mb: int, shard_size
 @given(cohort_size=st.integers(0, 500), shard_size=sizes, wave_shards=st.integers(1, 5))
 def test_shards_are_the_same_whatever_the_waves(cohort_size: int, shard_size: int, wave_shards: int) -> None:
     execution = LocalExecution(shard_size=shard_size)
-    whole = execution.shards(cohort_size)
+    whole = execution.shards(cohort_size, 10)
     assert rows(whole) == list(range(cohort_size))
     assert all(shard.stop - shard.start == shard_size for shard in whole[:-1])
     in_waves = [
         (start + shard.start, start + shard.stop)
         for start in range(0, cohort_size, wave_shards * shard_size)
-        for shard in execution.shards(min(wave_shards * shard_size, cohort_size - start))
+        for shard in execution.shards(min(wave_shards * shard_size, cohort_size - start), 10)
     ]
     assert in_waves == [(shard.start, shard.stop) for shard in whole]
 
 
 def test_more_memory_means_fewer_waves() -> None:
     counts = [len(LocalExecution(memory_mb=mb).waves(1000, 100_000, additive=False)) for mb in (1, 100, 2020, 10_000)]
-    assert counts == [100, 20, 1, 1]
+    assert counts == [40, 20, 1, 1]
 
 
 @given(cohort_size=st.integers(0, 500), num_parameters=st.integers(1, 10**6))
