@@ -40,14 +40,16 @@ class ClientTask:
 class RoundPlan:
     """All that is decided about a round before any client is contacted.
 
-    `base_digest` names the parameters that every update must start from; `waves` cut the cohort into pieces that fit
-    the memory budget; `collection` is the number of this round's reservation in the ledger (0 until authorised).
+    `base_digest` names the parameters that every update must start from; `shards` cut the cohort into what is trained
+    and summed together, `waves` into whole shards that fit the memory budget; `collection` is the number of this
+    round's reservation in the ledger (0 until authorised).
     """
 
     run_id: str
     round: int
     base_digest: str
     cohort: tuple[ClientTask, ...]
+    shards: tuple[slice, ...]
     waves: tuple[slice, ...]
     min_updates: int
     event: Mapping[str, Any]

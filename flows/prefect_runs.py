@@ -7,10 +7,11 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
+from prefect import Flow, Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -20,11 +21,11 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterState,
     TaskRunFilterStateType,
-    TaskRunFilterTags,
 )
 from prefect.client.schemas.objects import State, StateType
-from prefect.context import FlowRunContext, SettingsContext, get_settings_context
+from prefect.context import FlowRunContext, SettingsContext, TagsContext, get_settings_context
 from prefect.exceptions import CancelledRun, CrashedRun, TerminationSignal, UnfinishedRun
+from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
@@ -82,21 +83,46 @@ def current_flow_run_id() -> UUID:
     return context.flow_run.id
 
 
+class Children:
+    """The child runs of one flow under a flow run.
+
+    To call the flow would do the same with two requests and a new client more for each child. It would also look for a
+    child of an earlier attempt to go on with: here it is the store that knows what is done.
+    """
+
+    def __init__(self, client: SyncPrefectClient, parent: UUID, flow: Flow[..., Any], tags: list[str]) -> None:
+        self.client, self.parent, self.flow, self.tags = client, parent, flow, tags
+        self._placeholder: Task[..., Any] = Task(fn=flow.fn, name=flow.name)  # what a parent shows of a child
+
+    def run(self, name: str, key: str, **parameters: Any) -> State[Any]:
+        """Run the flow to its end, as the child `name`. No two children of the parent have the same `key`.
+
+        The tags are those of the flow run; its task runs are found by it and have none, as Prefect would look up a
+        concurrency limit for each.
+        """
+        task_run = self.client.create_task_run(self._placeholder, self.parent, dynamic_key=key, name=name)
+        flow_run = self.client.create_flow_run(
+            self.flow, name=name, parameters=parameters, tags=self.tags, parent_task_run_id=task_run.id
+        )
+        with TagsContext(current_tags=set()):
+            state: Any = run_flow(self.flow, flow_run, parameters, return_type="state")
+        return cast("State[Any]", state)
+
+
 def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
-    """Force what dead attempts left unfinished to Crashed: all flow and task runs with `tag`, but for `current`'s.
+    """Force what dead attempts left unfinished to Crashed: flow runs with `tag` and their tasks, but for `current`'s.
 
     A killed process cannot say that it is dead, and Prefect shows its runs as running for ever. Returns how many.
     """
     state: State[Any] = Crashed(message="The process died; a later attempt goes on with this run.")
+    tagged = FlowRunFilterTags(all_=[tag])
     task_runs = client.read_task_runs(
-        task_run_filter=TaskRunFilter(
-            tags=TaskRunFilterTags(all_=[tag]),
-            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)),
-        )
+        flow_run_filter=FlowRunFilter(tags=tagged),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))),
     )
     flow_runs = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[tag]),
+            tags=tagged,
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
         )
     )

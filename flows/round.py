@@ -32,7 +32,7 @@ def walk(stages: Any, hub: Hub, round: int) -> RoundResult:
     return result
 
 
-@flow(name="federated-round", flow_run_name="round-{round:04d}", persist_result=False, validate_parameters=False)
+@flow(name="federated-round", persist_result=False, validate_parameters=False)
 def federated_round(run_id: str, round: int) -> RoundResult | State[Any]:
     """Round `round` of the run that this process holds."""
     session = running_session(run_id)

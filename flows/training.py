@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from prefect import State, flow, tags
+from prefect import State, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
 
 from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError
 from flows.prefect_runs import (
+    Children,
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
@@ -84,13 +85,14 @@ def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
 
 def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     """The rounds that are not committed yet."""
-    hub = running.hub
+    hub, attempt = running.hub, running.hub.run.attempt
     settings = without_heartbeat()
-    with tags(run_tag(hub.run_id), f"attempt:{hub.run.attempt}"), cancellation_watched(flow_run_id, hub.cancelled):
+    rounds = Children(client, flow_run_id, federated_round, tags=[run_tag(hub.run_id), f"attempt:{attempt}"])
+    with cancellation_watched(flow_run_id, hub.cancelled):
         for round in range(hub.run.committed_round + 1, hub.config.rounds + 1):
             hub.check_cancelled()
             with settings.model_copy():
-                state = federated_round(hub.run_id, round, return_state=True)
+                state = rounds.run(f"round-{round:04d}", f"{attempt}/{round}", run_id=hub.run_id, round=round)
             if state.type in (StateType.CANCELLING, StateType.CANCELLED):
                 settle_cancelled(client, state)
                 hub.cancelled.set()
@@ -123,6 +125,8 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
     The run has ended: nothing here fails it, and a process that was superseded leaves everything to its successor.
     """
     hub, store = running.hub, running.hub.store
+    if running.artifact is not None:
+        running.artifact.close()
     try:
         hub.lease.note()
         if running.tracker is not None:

@@ -37,7 +37,7 @@ class Session:
     The training flow sets `tracker` (MLflow) and `artifact` (Prefect).
     """
 
-    artifact: RunArtifact
+    artifact: RunArtifact | None = None
     tracker: Tracker | None = None
 
     def __init__(self, hub: Hub, listener: Listener) -> None:

@@ -1,8 +1,10 @@
-"""What a run shows in Prefect while it goes on: one markdown artifact, updated after each round."""
+"""What a run shows in Prefect while it goes on: one markdown artifact, updated behind its rounds."""
 
 from __future__ import annotations
 
+import contextvars
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -20,13 +22,18 @@ from tasks.session import Session
 from tasks.tracking.server import run_url, tracking_uri
 
 ROUNDS_SHOWN = 20
+UPDATE_INTERVAL_S = 1.0
 
 
 class RunArtifact:
-    """The markdown page of one attempt in Prefect."""
+    """The markdown page of one attempt in Prefect.
+
+    A thread brings it up to date at most once a second: a page that cannot be written neither fails nor delays a round.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._outdated, self._ended = threading.Event(), threading.Event()
         created = create_markdown_artifact(
             self.page(),
             key="run-" + re.sub("[^a-z0-9]", "-", session.run_id.lower()),  # Prefect takes no other letters
@@ -34,14 +41,39 @@ class RunArtifact:
         )
         assert isinstance(created, UUID)  # a coroutine only where an event loop runs, where no run is begun
         self.id = created
+        # In the context of the flow, whose settings say where Prefect is.
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._follow,), name="artifact", daemon=True
+        )
+        self._thread.start()
 
-    def update(self) -> None:
+    def poke(self) -> None:
+        """A round was committed."""
+        self._outdated.set()
+
+    def close(self) -> None:
+        """Bring the page up to date for the last time."""
+        self._outdated.set()
+        self._ended.set()
+        self._thread.join()
+        if self._outdated.is_set():
+            self.session.say("the page of this run in Prefect could not be brought up to date")
+
+    def _follow(self) -> None:
         with get_client(sync_client=True) as client:
-            client.update_artifact(self.id, ArtifactUpdate(data=self.page()))
+            ended = False
+            while not ended:
+                ended = self._ended.wait(UPDATE_INTERVAL_S)
+                if self._outdated.is_set():
+                    self._outdated.clear()
+                    try:
+                        client.update_artifact(self.id, ArtifactUpdate(data=self.page()))
+                    except Exception:  # Prefect or the store may be away for a while: try again
+                        self._outdated.set()
 
     def page(self) -> str:
         hub = self.session.hub
-        run = hub.refresh()
+        run = hub.store.run(hub.run_id)
         rows = hub.store.rounds(run.run_id, after=max(0, run.committed_round - ROUNDS_SHOWN))
         lines = [
             f"# {run.name} / {run.run_id}",
@@ -78,13 +110,13 @@ def _mlflow_address(store: Store, run: RunRecord) -> str:
 
 @task(name="track", task_run_name="track", cache_policy=NO_CACHE, persist_result=False)
 def _track(session: Session, result: RoundResult) -> None:
-    assert session.tracker is not None
+    assert session.tracker is not None and session.artifact is not None
     session.tracker.poke()
-    session.artifact.update()
+    session.artifact.poke()
     session.tell("round", round=result.round, metrics=result.metrics, seconds=result.seconds)
 
 
 def track(session: Session, result: RoundResult) -> None:
-    """Show a committed round: MLflow (written behind the round, never in its way), Prefect's artifact, listeners."""
+    """Show a committed round: to the listeners, and in MLflow and Prefect's artifact, which are written behind it."""
     run: Any = _track  # its arguments are wrapped, which the type of a task cannot say
     run(opaque(session), opaque(result))

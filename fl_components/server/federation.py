@@ -22,7 +22,7 @@ from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.randomness import generator
-from fl_components.training import ModelSpec, Workload, evaluate
+from fl_components.training import MOST_OF_SHARD, ModelSpec, Workload, evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
@@ -92,7 +92,7 @@ class Federation:
             starts=data.train_rows.starts,
             stops=data.train_rows.stops,
             num_parameters=self.num_parameters,
-            shard_size=config.execution.clients_of_shard(self.num_parameters),
+            most_of_shard=config.execution.shard_size or MOST_OF_SHARD,
             additive=self.additive,
         )
 

@@ -82,14 +82,18 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
         )
         for row in rows.tolist()
     )
+    num_parameters = hub.federation.num_parameters
+    shards = config.execution.shards(
+        [config.training.num_stepped(task.num_examples) * num_parameters for task in cohort]
+    )
+    additive = hub.federation.additive is not None
     return RoundPlan(
         run_id=hub.run_id,
         round=round,
         base_digest=state.params_digest,
         cohort=cohort,
-        waves=config.execution.waves(
-            len(cohort), hub.federation.num_parameters, additive=hub.federation.additive is not None
-        ),
+        shards=shards,
+        waves=config.execution.waves(shards, num_parameters, additive=additive),
         min_updates=config.selection.min_updates,
         event=config.privacy.event(),
     )
@@ -106,7 +110,7 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     """Local training of one wave, from the parameters as the clients receive them."""
     broadcast = encode_params(state.params_D)
     tasks, additive = plan.cohort[wave], hub.federation.additive
-    shards = [tasks[shard] for shard in hub.config.execution.shards(len(tasks), hub.federation.num_parameters)]
+    shards = [plan.cohort[shard] for shard in plan.shards if wave.start <= shard.start < wave.stop]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
     trained = hub.trainer.train(training, decode_params(broadcast), shards, rounds_left)
@@ -169,22 +173,25 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> Encod
 @stage
 def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collected | None) -> Collected:
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
-    rule, data = hub.config.aggregation, {task.client_id: task for task in plan.cohort}
+    rule = hub.config.aggregation
     collected = collected or Collected(rule.init(hub.federation.num_parameters))
     if isinstance(batch, UpdateSum):
         return _admit_sum(hub, batch, collected)
     partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
-    for shard in hub.config.execution.shards(len(batch.frames), hub.federation.num_parameters):
+    sent = dict(zip(batch.client_ids, zip(batch.frames, batch.losses, strict=True), strict=True))
+    for shard in plan.shards:
         deltas, weights = [], []
-        for position in range(shard.start, shard.stop):
-            client_id = batch.client_ids[position]
-            try:
-                deltas.append(check_update(hub, plan, client_id, batch.frames[position]))
-            except UpdateRejected as refusal:
-                rejected[client_id] = refusal.message
+        for task in plan.cohort[shard]:
+            if task.client_id not in sent:
                 continue
-            weights.append(float(data[client_id].num_examples))
-            loss += batch.losses[position]
+            frame, client_loss = sent[task.client_id]
+            try:
+                deltas.append(check_update(hub, plan, task.client_id, frame))
+            except UpdateRejected as refusal:
+                rejected[task.client_id] = refusal.message
+                continue
+            weights.append(float(task.num_examples))
+            loss += client_loss
         if deltas:
             partial = rule.add(partial, np.stack(deltas), np.array(weights))
     return replace(

@@ -2,7 +2,7 @@
 
 from fl_components.training.engine import Additive, ShardReport
 from fl_components.training.evaluation import Evaluation, evaluate
-from fl_components.training.execution import DaskExecution, Execution, LocalExecution
+from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
 from fl_components.training.trainer import ModelSpec, Trainer, Workload, peak_memory_bytes
@@ -10,6 +10,7 @@ from fl_components.training.trainer import ModelSpec, Trainer, Workload, peak_me
 Training = SGD
 
 __all__ = [
+    "MOST_OF_SHARD",
     "SGD",
     "Additive",
     "DaskExecution",

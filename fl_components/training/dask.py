@@ -27,7 +27,8 @@ from fl_components.training.chunk import Examples
 from fl_components.training.engine import Additive, Engine, ShardReport
 from fl_components.training.facts import engine_facts
 from fl_components.training.sgd import SGD
-from fl_components.training.trainer import ModelSpec, Shard, Trainer, Workload, peak_memory_bytes
+from fl_components.training.threads import one_thread
+from fl_components.training.trainer import ModelSpec, Shard, Trainer, Workload, name_of, peak_memory_bytes
 from fl_components.values import Float32
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ LOOK_S: Final = 0.5  # between two looks at which workers there are
 LAST_BITS: Final = "the last bits of the model may differ from those of a training on either alone"
 
 T = TypeVar("T")
-Trained = tuple[ShardReport, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +75,17 @@ class _Hello:
     peak_memory_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trained:
+    """What a shard came to: its report, its result, when it was trained by the worker's clock, and by which process."""
+
+    report: ShardReport
+    result: NDArray[np.float32]
+    began: float
+    ended: float
+    process: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """Shards to train one after the other."""
@@ -87,7 +98,7 @@ class _Job:
 class _Answer:
     """What a job came to, or what went wrong. Only text crosses: an exception of the model's may not survive it."""
 
-    trained: list[Trained]
+    trained: list[_Trained]
     problem: str | None = None
     hint: str | None = None
     peak_memory_bytes: int = 0
@@ -130,12 +141,13 @@ def train_shards(replica: _Replica, params_D: Float32, job: _Job) -> _Answer:
     assert replica.engine is not None
     trained = []
     try:
-        with _one_at_a_time:
+        with _one_at_a_time, one_thread():
             start_D = _aligned(params_D).numpy()
             for shard in job.shards:
-                result = np.empty(replica.result_shape, np.float32)
+                began, result = time.time(), np.empty(replica.result_shape, np.float32)
                 report = replica.engine.train(job.rule, start_D, shard, result, replica.additive)
-                trained.append((report, result if replica.additive else result[: len(report.client_ids)]))
+                result = result if replica.additive else result[: len(report.client_ids)]
+                trained.append(_Trained(report, result, began, time.time(), os.getpid()))
     except Exception as error:
         return _Answer([], _problem(error), getattr(error, "hint", None))
     return _Answer(trained, peak_memory_bytes=peak_memory_bytes())
@@ -143,9 +155,7 @@ def train_shards(replica: _Replica, params_D: Float32, job: _Job) -> _Answer:
 
 def _aligned(array: NDArray[Any]) -> torch.Tensor:
     """A copy in memory of torch's own: what arrives may lie anywhere, and kernels may then sum in another order."""
-    copy = torch.from_numpy(np.empty_like(array))
-    copy.numpy()[...] = array
-    return copy.clone()
+    return torch.tensor(array)
 
 
 def _problem(error: Exception) -> str:
@@ -170,8 +180,10 @@ class DaskTrainer(Trainer):
         round = _Round(self._cluster, rule, params_D, shards)
         self._sync(round.begin)
         try:
-            for turn in range(len(shards)):
-                yield self._sync(round.take, turn)
+            for turn, shard in enumerate(shards):
+                trained = self._sync(round.take, turn)
+                self.on_shard(name_of(shard), trained.began, trained.ended, trained.process)
+                yield trained.report, trained.result
         finally:
             self._sync(round.end)
 
@@ -298,7 +310,7 @@ class _Round:
     def __init__(self, cluster: _Cluster, rule: SGD, params_D: Float32, shards: Sequence[Shard]) -> None:
         self._cluster, self._rule, self._params_D, self._shards = cluster, rule, params_D, shards
         self._waiting = deque(range(len(shards)))
-        self._done: dict[int, Trained] = {}
+        self._done: dict[int, _Trained] = {}
         self._losses = [0] * len(shards)
         self._taken = 0
         self._error: Exception | None = None
@@ -308,7 +320,7 @@ class _Round:
     async def begin(self) -> None:
         self._watching = asyncio.ensure_future(self._watch())
 
-    async def take(self, turn: int) -> Trained:
+    async def take(self, turn: int) -> _Trained:
         """A shard's outcome. The shards are asked for in their order."""
         self._taken = turn
         self._notify()

@@ -19,8 +19,8 @@ from fl_components.training.sgd import SGD, torch_seed
 from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Float32, Float64, Weighted
 
-CHUNK_BYTES: Final = 9_000_000
-"""Of the parameters of clients that are trained together: what stays in a processor's cache."""
+CHUNK_BYTES: Final = 18_000_000
+"""Of the parameters of clients that are trained together, and of what moves them: what stays in a processor's cache."""
 
 STRAGGLER: Final = "straggler: it did not finish its local work"
 
@@ -171,8 +171,7 @@ class Engine:
             not is_plain(rule) or self._replicas.dual(num_examples[alike]).keys() == duals.keys()
         ):
             alike += 1
-        floats = sum(shape.numel() for index, shape in enumerate(self._shapes) if index not in duals)
-        floats *= 2 if rule.momentum or rule.max_gradient_norm is not None else 1
+        floats = 2 * sum(shape.numel() for index, shape in enumerate(self._shapes) if index not in duals)
         floats += sum(rows * sum(self._shapes[index]) for index, rows in duals.items())
         most = max(1, CHUNK_BYTES // (4 * max(1, floats)))
         return -(-alike // -(-alike // most))  # in chunks of equal size

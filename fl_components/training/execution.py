@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -22,51 +24,63 @@ from fl_components.values import Float32
 
 COPIES_OF_AN_UPDATE: Final = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
 
-SHARD_PARAMETERS: Final = 5_000_000
+WORK_OF_SHARD: Final = 600e6  # examples times parameters: about 50 ms of a processor where clients train at once
+WORTH_SHARING: Final = 100e6
+MOST_OF_SHARD: Final = 50  # clients
 
 WORTH_PROCESSES_S: Final = 10.0  # of training still to do: a process takes some 3 s of work to start
 
 
 class ExecutionRule(Rule):
-    """Base of the execution rules. A wave is as many whole shards as `memory_mb` holds.
+    """Base of the execution rules: a cohort is cut into shards, and these are handed out.
 
-    `shard_size` (clients summed together) is the unit of determinism: it decides the last bits of a result, while
-    memory and the number of processes never do.
+    A shard (clients whose updates are summed together) is the unit of determinism: it decides the last bits of a
+    result, while memory and the number of processes or machines never do.
 
     Args:
       memory_mb: for a wave's updates, where the aggregation or the compression needs each one for itself.
-      shard_size: how many clients make a shard. By default as many as hold `SHARD_PARAMETERS` together, from 5 to 25:
-        small models gain from company, and large ones from being spread.
+      shard_size: how many clients make a shard. By default shards have about as much to do, and are an even number:
+        large enough that many clients train at once, small enough that processes share the work.
     """
 
     memory_mb: int = Field(default=1024, ge=1)
     shard_size: int | None = Field(default=None, ge=1)
 
-    def clients_of_shard(self, num_parameters: int) -> int:
-        """The most clients in a shard.
+    def shards(self, work_N: Sequence[float]) -> tuple[slice, ...]:
+        """The cohort cut into shards. `work_N` is what each client has to do: examples times parameters.
 
-        >>> [LocalExecution().clients_of_shard(num_parameters) for num_parameters in (650, 600_000, 1_663_370)]
-        [25, 8, 5]
+        >>> LocalExecution().shards([400e6, 200e6, 200e6, 200e6, 200e6])
+        (slice(0, 2, None), slice(2, 5, None))
+        >>> LocalExecution(shard_size=2).shards([1, 1, 1])
+        (slice(0, 2, None), slice(2, 3, None))
         """
-        return self.shard_size or min(25, max(5, SHARD_PARAMETERS // num_parameters))
+        if self.shard_size is not None:
+            edges = [*range(0, len(work_N), self.shard_size), len(work_N)]
+        else:
+            done_N = np.cumsum(work_N)
+            total = done_N[-1] if len(work_N) else 0.0
+            pieces = 2 * math.ceil(total / (2 * WORK_OF_SHARD)) if total > WORTH_SHARING else 1
+            pieces = max(pieces, math.ceil(len(work_N) / MOST_OF_SHARD))
+            cuts = np.searchsorted(done_N, total / pieces * np.arange(1, pieces) * (1 + 1e-9), side="right")
+            edges = [0, *cuts.tolist(), len(work_N)]
+        return tuple(slice(start, stop) for start, stop in pairwise(edges) if start < stop)
 
-    def waves(self, cohort_size: int, num_parameters: int, *, additive: bool) -> tuple[slice, ...]:
-        """The cohort cut into waves, one where updates are added up as they come; one empty wave for an empty cohort.
+    def waves(self, shards: Sequence[slice], num_parameters: int, *, additive: bool) -> tuple[slice, ...]:
+        """Whole shards in waves: one where updates are added up as they come, else as many as `memory_mb` holds. One
+        empty wave for an empty cohort.
 
-        >>> rule = LocalExecution(shard_size=4, memory_mb=1)
-        >>> rule.waves(10, num_parameters=10_000, additive=False)  # 200 kB a client: one shard
+        >>> rule = LocalExecution(memory_mb=1, shard_size=4)
+        >>> rule.waves(rule.shards([1] * 10), num_parameters=10_000, additive=False)  # 200 kB a client: one shard
         (slice(0, 4, None), slice(4, 8, None), slice(8, 10, None))
         """
-        bytes_per_client = COPIES_OF_AN_UPDATE * 4 * num_parameters
-        shard_size = self.clients_of_shard(num_parameters)
-        shards = max(1, int(self.memory_mb * 1e6) // (bytes_per_client * shard_size))
-        size = max(1, cohort_size) if additive else shards * shard_size
-        return tuple(slice(start, min(start + size, cohort_size)) for start in range(0, max(1, cohort_size), size))
-
-    def shards(self, num_updates: int, num_parameters: int) -> tuple[slice, ...]:
-        """A wave cut into shards."""
-        size = self.clients_of_shard(num_parameters)
-        return tuple(slice(start, min(start + size, num_updates)) for start in range(0, num_updates, size))
+        most = int(self.memory_mb * 1e6) // (COPIES_OF_AN_UPDATE * 4 * num_parameters)
+        waves: list[slice] = []
+        for shard in shards:
+            if waves and (additive or shard.stop - waves[-1].start <= most):
+                waves[-1] = slice(waves[-1].start, shard.stop)
+            else:
+                waves.append(shard)
+        return tuple(waves) or (slice(0, 0),)
 
     @abstractmethod
     def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:

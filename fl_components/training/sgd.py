@@ -84,6 +84,12 @@ class SGD(Rule):
             return self
         return self.model_copy(update={"learning_rate": self.learning_rate * factor, "schedule": Constant()})
 
+    def num_stepped(self, num_examples: int) -> int:
+        """How many examples a client with so many steps through, each pass counted."""
+        if self.steps is not None:
+            return self.steps * min(self.batch_size or num_examples, num_examples)
+        return (self.epochs or 0) * num_examples
+
     def work_of(self, seed: int) -> int | None:
         """How many epochs (or steps) the straggler with this seed does; None for a client that does them all."""
         if not self.straggler_fraction:

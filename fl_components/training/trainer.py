@@ -58,7 +58,7 @@ class Workload:
       spec: how another process builds it.
       x, y: all clients' training examples [M, ...]; client i has the rows `starts[i]:stops[i]`.
       num_parameters: D.
-      shard_size: the most clients in a shard.
+      most_of_shard: the most clients that any shard has.
       additive: the aggregation, where updates may be added up as they come.
     """
 
@@ -69,13 +69,13 @@ class Workload:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     num_parameters: int
-    shard_size: int
+    most_of_shard: int
     additive: Additive | None
 
     @property
     def result_shape(self) -> tuple[int, ...]:
-        """Of what a shard comes to: the sum of its updates [D], or the updates [shard_size, D]."""
-        return (self.num_parameters,) if self.additive is not None else (self.shard_size, self.num_parameters)
+        """Of what a shard comes to: the sum of its updates [D], or the updates [most_of_shard, D]."""
+        return (self.num_parameters,) if self.additive is not None else (self.most_of_shard, self.num_parameters)
 
     def engine(self, device: str = "cpu") -> Engine:
         """An engine in this process."""

@@ -26,6 +26,7 @@ _logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_S: Final = 0.5
 _LONGEST_DELAY_S: Final = 30.0
+_REST_S: Final = 1.0  # quick rounds are logged together: that takes hardly more from their training than one alone
 _FAILURES_TOLD: Final = 2  # a single one is not worth a sentence
 
 
@@ -63,6 +64,8 @@ class TrackingReport:
 
 class Tracker:
     """Writes one run to MLflow in a thread of its own. MLflow being down, slow or wrong never fails or delays a round.
+
+    Rounds that follow each other within a second are logged together.
 
     `start` it when the lease is held and the rest of the program is imported, `poke` it when a round was committed,
     and `close` it after `lease.finish`, while the lease is still held:
@@ -158,6 +161,7 @@ class Tracker:
                     if closing:
                         return
                     delay_s = _FIRST_DELAY_S
+                    self._closing.wait(_REST_S)
                     self._wake.wait()
 
     def _write(self, closing: bool) -> int:

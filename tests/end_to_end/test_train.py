@@ -82,13 +82,20 @@ def check_prefect(api_url: str, data: dict[str, Any]) -> None:
     rounds = {run["name"]: run for run in flow_runs if run["id"] != parent["id"]}
     assert sorted(rounds) == ["round-0001", "round-0002", "round-0003"]
     assert {run["state"]["type"] for run in rounds.values()} == {"COMPLETED"}
+    assert all({"run:heart-1", "attempt:1"} <= set(run["tags"]) for run in rounds.values())
+    children = prefect(api_url, "/task_runs/filter", {"flow_runs": {"id": {"any_": [parent["id"]]}}})
+    placeholders = {run["id"]: run["name"] for run in children}
+    assert {name: placeholders[run["parent_task_run_id"]] for name, run in rounds.items()} == {
+        name: name for name in rounds
+    }
     task_runs = prefect(
         api_url,
         "/task_runs/filter",
         {"flow_runs": {"id": {"any_": [rounds["round-0002"]["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"},
     )
     assert [run["name"] for run in task_runs] == STAGES
-    assert {run["state"]["type"] for run in task_runs} == {"COMPLETED"}
+    assert {run["state"]["type"] for run in [*task_runs, *children]} == {"COMPLETED"}
+    assert [run["tags"] for run in task_runs] == [[]] * len(STAGES)  # Prefect would ask for a limit of each tag
     artifacts = prefect(api_url, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [parent["id"]]}}})
     assert len(artifacts) == 1
     assert "**3 of 3 rounds** committed" in artifacts[0]["data"]

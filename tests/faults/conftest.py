@@ -141,8 +141,8 @@ class Stack:
         return record
 
     def prefect(self, kind: str, run_id: str) -> list[dict[str, Any]]:
-        """The "flow_runs" or "task_runs" of one run as Prefect's API tells them, the first one first."""
-        question = {kind: {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200}
+        """The "flow_runs" of one run, or their "task_runs", as Prefect's API tells them, the first one first."""
+        question = {"flow_runs": {"tags": {"all_": [f"run:{run_id}"]}}, "limit": 200}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.server().port}/api/{kind}/filter",
             data=json.dumps(question).encode(),

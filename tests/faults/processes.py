@@ -125,7 +125,7 @@ def outcome(place: Place) -> dict[str, Any]:
 
 
 def without_times(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "memory/"))}
 
 
 def blob_files(place: Place) -> set[str]:

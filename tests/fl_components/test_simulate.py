@@ -124,7 +124,7 @@ def stragglers(drop: bool) -> dict[str, Any]:
 
 def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> None:
     """Also where each wave has one client: a wave may then hold no update at all."""
-    config = configured(DIGITS | {"training": stragglers(drop=True)})
+    config = configured(DIGITS | {"training": stragglers(drop=True), "execution": {"shard_size": 1}})
     with Store.open() as store, open_hub(store, "r", config=config) as hub:
         plan = stages.select(hub, stages.load(hub, 1))
         slow = sum(config.training.work_of(task.seed) is not None for task in plan.cohort)

@@ -24,6 +24,7 @@ from fl_components.parameters import constants_digest, flatten, params_digest
 from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
 from tasks.tracking import server
 from tasks.tracking.model import LoggableModel, load_start_parameters
+from tasks.tracking.run_view import RunView
 from tasks.tracking.server import run_url, tracking_uri
 from tasks.tracking.tracker import Tracker, catch_up
 
@@ -287,6 +288,32 @@ def test_a_replay_adds_no_row(store: Store) -> None:
     train(store, "r1", range(6, 6), "Completed")
     for key in ("train/loss", "best/accuracy", "time/round_s"):
         assert [step for step, _, _ in history(store, key)] == [1, 2, 3, 4, 5]
+
+
+def test_quick_rounds_are_logged_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed while the tracker rests waits for the next call, and closing ends the rest."""
+    monkeypatch.setattr("tasks.tracking.tracker._REST_S", TIMEOUT_S)
+    written: list[int] = []
+    log_rounds = RunView.log_rounds
+
+    def counted(view: RunView) -> int:
+        written.append(log_rounds(view))
+        return written[-1]
+
+    monkeypatch.setattr(RunView, "log_rounds", counted)
+    make_run(store)
+    with store.acquire("r1") as lease:
+        lease.begin_attempt()
+        commit(lease, 1)
+        tracker = make_tracker(store, lease)
+        wait_until(lambda: written == [1])
+        for n in range(2, 6):
+            commit(lease, n)
+            tracker.poke()
+        lease.finish("Completed")
+        assert tracker.close(TIMEOUT_S).error is None
+    assert written == [1, 4]
+    assert history(store, "eval/accuracy") == expected(store, "eval/accuracy", ACCURACY)
 
 
 @pytest.mark.parametrize("notes_before_kill", [0, 3], ids=["run made, id not noted", "round logged, cursor not moved"])

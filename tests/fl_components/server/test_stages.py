@@ -134,7 +134,7 @@ class TestWaves:
     def test_memory_changes_no_bit(self, open_single: OpenRun, poisoned: tuple[str, ...]) -> None:
         outcomes = []
         model = {"kind": "mlp", "hidden": [500]}  # 0.75 MB a client with all its copies
-        for name, memory_mb, waves in (("a", 1, 5), ("b", 4, 3), ("c", 1000, 1)):
+        for name, memory_mb, waves in (("a", 1, 5), ("b", 4, 2), ("c", 1000, 1)):
             hub = open_single(name, model=model, execution={"memory_mb": memory_mb, "shard_size": 2})
             state, plan = begin(hub)
             assert len(plan.waves) == waves

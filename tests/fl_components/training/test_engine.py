@@ -261,7 +261,7 @@ def test_what_a_client_comes_to_does_not_depend_on_its_chunk() -> None:
     module = nn.Sequential(nn.Linear(500, 700), nn.ReLU(), nn.Linear(700, 3))
     data = Data([5, 400, 5, 30, 400, 7, 400, 8, 9], floats(500), ())
     params_D = flatten(module)
-    assert len(params_D) * 4 * 9 > CHUNK_BYTES
+    assert 2 * len(params_D) * 4 * 9 > CHUNK_BYTES
     rule = SGD(learning_rate=0.1, batch_size=50, epochs=1)
     engine = Engine(module, data.examples)
     chunks = [positions for positions, _, _ in engine._chunks(rule, torch.from_numpy(params_D), data.tasks)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fl_components.training import LocalExecution
-from fl_components.training.execution import COPIES_OF_AN_UPDATE
+from fl_components.training.execution import COPIES_OF_AN_UPDATE, MOST_OF_SHARD, WORK_OF_SHARD, WORTH_SHARING
 
 sizes = st.integers(1, 40)
 
@@ -21,43 +21,58 @@ def rows(slices: tuple[slice, ...]) -> list[int]:
     cohort_size=st.integers(0, 500),
     num_parameters=st.integers(1, 10**6),
     memory_mb=st.integers(1, 50),
-    shard_size=sizes,
+    shard_size=st.none() | sizes,
 )
-def test_waves(cohort_size: int, num_parameters: int, memory_mb: int, shard_size: int) -> None:
+def test_waves(cohort_size: int, num_parameters: int, memory_mb: int, shard_size: int | None) -> None:
     execution = LocalExecution(memory_mb=memory_mb, shard_size=shard_size)
-    waves = execution.waves(cohort_size, num_parameters, additive=False)
+    shards = execution.shards([1e7] * cohort_size)
+    waves = execution.waves(shards, num_parameters, additive=False)
     assert rows(waves) == list(range(cohort_size))
     assert all(wave.start < wave.stop for wave in waves) or (cohort_size == 0 and waves == (slice(0, 0),))
-    assert all((wave.stop - wave.start) % shard_size == 0 for wave in waves[:-1])
+    assert {wave.start for wave in waves} <= {shard.start for shard in shards} | {0}
     for wave in waves:
-        clients = wave.stop - wave.start
-        fits = clients * num_parameters * 4 * COPIES_OF_AN_UPDATE <= memory_mb * 1e6
-        assert fits or clients <= shard_size  # a shard is never cut
+        fits = (wave.stop - wave.start) * num_parameters * 4 * COPIES_OF_AN_UPDATE <= memory_mb * 1e6
+        assert fits or wave in shards  # a shard is never cut
+    assert execution.waves(shards, num_parameters, additive=True) == (slice(0, cohort_size),)
 
 
-@given(cohort_size=st.integers(0, 500), shard_size=sizes, wave_shards=st.integers(1, 5))
-def test_shards_are_the_same_whatever_the_waves(cohort_size: int, shard_size: int, wave_shards: int) -> None:
-    execution = LocalExecution(shard_size=shard_size)
-    whole = execution.shards(cohort_size, 10)
-    assert rows(whole) == list(range(cohort_size))
-    assert all(shard.stop - shard.start == shard_size for shard in whole[:-1])
-    in_waves = [
-        (start + shard.start, start + shard.stop)
-        for start in range(0, cohort_size, wave_shards * shard_size)
-        for shard in execution.shards(min(wave_shards * shard_size, cohort_size - start), 10)
-    ]
-    assert in_waves == [(shard.start, shard.stop) for shard in whole]
+@given(cohort_size=st.integers(0, 500), shard_size=sizes)
+def test_shards_of_a_size(cohort_size: int, shard_size: int) -> None:
+    shards = LocalExecution(shard_size=shard_size).shards([1.0] * cohort_size)
+    assert rows(shards) == list(range(cohort_size))
+    assert all(shard.stop - shard.start == shard_size for shard in shards[:-1])
+
+
+@given(work_N=st.lists(st.floats(0, 1e9), max_size=300))
+def test_shards_by_default_have_about_as_much_to_do(work_N: list[float]) -> None:
+    shards = LocalExecution().shards(work_N)
+    assert rows(shards) == list(range(len(work_N)))
+    assert all(shard.start < shard.stop for shard in shards)
+    most, share = max(work_N, default=0), sum(work_N) / max(1, len(shards))
+    if sum(work_N) > WORTH_SHARING and len(work_N) <= MOST_OF_SHARD:
+        assert all(sum(work_N[shard]) <= WORK_OF_SHARD + most for shard in shards)
+        assert all(sum(work_N[shard]) <= share + most or len(shards) % 2 for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("clients", "work", "sizes"),
+    [
+        (100, 60 * 199_210, [50, 50]),  # W1 of benchmarks/peers
+        (20, 60 * 1_663_370, [5, 5, 5, 5]),  # W2
+        (4, 200 * 28, [4]),  # four hospitals
+        (1000, 60 * 650, [50] * 20),
+    ],
+)
+def test_some_shards(clients: int, work: float, sizes: list[int]) -> None:
+    assert [shard.stop - shard.start for shard in LocalExecution().shards([work] * clients)] == sizes
 
 
 def test_more_memory_means_fewer_waves() -> None:
-    counts = [len(LocalExecution(memory_mb=mb).waves(1000, 100_000, additive=False)) for mb in (1, 100, 2020, 10_000)]
-    assert counts == [40, 20, 1, 1]
+    def waves(memory_mb: int) -> int:
+        execution = LocalExecution(memory_mb=memory_mb, shard_size=10)
+        return len(execution.waves(execution.shards([1.0] * 1000), 100_000, additive=False))
 
-
-@given(cohort_size=st.integers(0, 500), num_parameters=st.integers(1, 10**6))
-def test_updates_that_are_added_up_are_one_wave(cohort_size: int, num_parameters: int) -> None:
-    execution = LocalExecution(memory_mb=1)
-    assert execution.waves(cohort_size, num_parameters, additive=True) == (slice(0, cohort_size),)
+    assert [waves(memory_mb) for memory_mb in (1, 100, 2020, 10_000)] == [100, 20, 1, 1]
 
 
 @pytest.mark.parametrize("field", ["memory_mb", "shard_size", "processes"])

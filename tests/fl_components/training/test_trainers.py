@@ -74,7 +74,7 @@ def workload(rule: ModelRule | None = None, *, additive: bool = True, num_client
         starts=starts,
         stops=stops,
         num_parameters=len(flatten(module)),
-        shard_size=SHARD_SIZE,
+        most_of_shard=SHARD_SIZE,
         additive=Mean() if additive else None,
     )
 
