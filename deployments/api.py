@@ -44,6 +44,7 @@ def train(
     overrides: Sequence[str] = (),
     run_id: str | None = None,
     on_progress: OnProgress | None = None,
+    profile: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a model; with the `run_id` of a run that exists and an equal configuration, go on with it.
 
@@ -52,11 +53,12 @@ def train(
         overrides: changes to it, each of the form `training.learning_rate=0.1`.
         run_id: the run's id; a fresh one by default.
         on_progress: called with each piece of news (`tasks.progress.Progress`) while it runs.
+        profile: a file to which a trace of all stages and shards is written, for https://ui.perfetto.dev.
 
     Returns the run's data, as `show` does. Raises what `errors.py` draws; the run can then be resumed.
     """
-    plain = _plain(config)
-    return _outside_a_loop(lambda: _train(plain, list(overrides), run_id, on_progress))
+    plain, file = _plain(config), None if profile is None else Path(profile)
+    return _outside_a_loop(lambda: _train(plain, list(overrides), run_id, on_progress, file))
 
 
 def sweep(
@@ -97,7 +99,7 @@ def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> 
     run_id = run
     if is_sweep:
         return _outside_a_loop(lambda: _sweep(None, [], [], run_id, on_progress))
-    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress))
+    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress, None))
 
 
 def runs(limit: int | None = 50) -> list[dict[str, Any]]:
@@ -191,6 +193,7 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
             for name in ("upload_bytes", "download_bytes")
         },
         "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES},
+        "peak_memory_mb": max((row.result["metrics"].get("memory/peak_mb", 0.0) for row in rounds), default=None),
     }
 
 
@@ -274,15 +277,24 @@ def _state(store: Store, run: RunRecord) -> str:
 
 
 def _train(
-    config: str | dict[str, Any] | None, overrides: list[str], run_id: str | None, on_progress: OnProgress | None
+    config: str | dict[str, Any] | None,
+    overrides: list[str],
+    run_id: str | None,
+    on_progress: OnProgress | None,
+    profile: Path | None,
 ) -> dict[str, Any]:
+    if profile is not None:
+        from fl_components.server.profile import check_writable
+
+        check_writable(profile)
     with _connected(on_progress) as connection:
         from flows.training import federated_training
         from tasks.progress import nobody_listens
         from tasks.session import new_run_id, session
 
         run_id = run_id or new_run_id()
-        with session(run_id, config, overrides, on_progress or nobody_listens) as running:
+        listener = on_progress or nobody_listens
+        with session(run_id, config, overrides, listener) as running, _profiled(running, profile, listener):
             _run(
                 lambda: federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True),
                 running,
@@ -291,6 +303,24 @@ def _train(
                 tag=f"run:{run_id}",
             )
             return run_data(running.hub.store, running.hub.refresh())
+
+
+@contextmanager
+def _profiled(running: Session, file: Path | None, listener: OnProgress) -> Iterator[None]:
+    """Write the trace of what happens inside to `file`, also when the run fails."""
+    if file is None:
+        yield
+        return
+    from fl_components.server.profile import Profile
+    from tasks.progress import Progress
+
+    running.hub.profile = profile = Profile()
+    try:
+        yield
+    finally:
+        profile.write(file)
+        # Not to Prefect's log, which has ended with the flow.
+        listener(Progress("message", f"the profile is in {file}: https://ui.perfetto.dev opens it", running.run_id))
 
 
 def _sweep(

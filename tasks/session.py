@@ -45,6 +45,7 @@ class Session:
         self.listeners = [listener]
         self.error: BaseException | None = None
         hub.on_stage = lambda stage: self.tell("stage", stage=stage)
+        hub.say = self.say
 
     @property
     def run_id(self) -> str:

@@ -34,6 +34,7 @@ def train(
     *,
     overrides: Overrides = None,
     run_id: Annotated[str | None, Parameter(help="The new run's id, or that of a run to go on with.")] = None,
+    profile: Annotated[Path | None, Parameter(help="Write a trace of where the time goes to this file.")] = None,
     screen: OnScreen,
 ) -> Answer:
     """Train a model by federated rounds."""
@@ -41,7 +42,7 @@ def train(
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
         from deployments import api
 
-        return api.train(config, overrides=overrides or (), run_id=run_id, on_progress=on_progress)
+        return api.train(config, overrides=overrides or (), run_id=run_id, on_progress=on_progress, profile=profile)
 
     return _train("train", config, call, screen)
 

@@ -245,6 +245,8 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
     facts.add_row("privacy", _privacy(data.get("privacy") or {}))
     if data.get("seconds"):
         facts.add_row("seconds", _seconds(data["seconds"]))
+    if data.get("peak_memory_mb"):
+        facts.add_row("memory", f"{data['peak_memory_mb']:,.0f} MB at most, training processes included")
     facts.add_row("parameters", f"sha256 {(data.get('params_digest') or UNKNOWN)[:12]}")
     for label, key in (("model", "model_uri"), ("continues", "ancestor")):
         if data.get(key):

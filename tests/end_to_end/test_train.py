@@ -27,8 +27,14 @@ DATA = {  # the object of docs/operations.md
 
 def test_four_hospitals_train_and_every_view_shows_it(fedrounds: Fedrounds, home: Path) -> None:
     """One training, and all that it leaves: the answer, the store, Prefect's runs, MLflow's run and model."""
-    data = data_of(fedrounds("train", HEART, "--set", "rounds=3", "--run-id", "heart-1", "--json"))
+    arguments = ["train", HEART, "--set", "rounds=3", "--run-id", "heart-1", "--profile", home / "trace.json", "--json"]
+    answer = fedrounds(*arguments)
+    data = data_of(answer)
     assert data.keys() >= DATA
+    spans = [each for each in json.loads((home / "trace.json").read_text())["traceEvents"] if each["ph"] == "X"]
+    assert [span["name"] for span in spans if span["cat"] == "stage"] == [s for s in STAGES if s != "track"] * 3
+    assert "temporary server" not in answer.stderr  # Prefect would start one for whatever is logged after the flow
+    assert data["peak_memory_mb"] > 100
     assert (data["run_id"], data["state"], data["rounds"]) == ("heart-1", "Completed", 3)
     assert data["privacy"].keys() == {"epsilon", "delta", "unit", "neighbouring", "accountant"}
     assert data["baselines"]["pooled_majority"] == pytest.approx(0.516, abs=5e-4)

@@ -98,7 +98,7 @@ class FakeInterface(ModuleType):
         on_progress(Progress(kind="round", run_id="k3f9", rounds=2, round=1, metrics={"train/loss": 0.5}, seconds={}))
         return self.data
 
-    def train(self, config, *, overrides=(), run_id=None, on_progress=None):  # type: ignore[no-untyped-def]
+    def train(self, config, *, overrides=(), run_id=None, on_progress=None, profile=None):  # type: ignore[no-untyped-def]
         self.calls.append((config, tuple(overrides), run_id))
         return self._run(on_progress)
 

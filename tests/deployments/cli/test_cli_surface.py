@@ -46,7 +46,7 @@ def test_the_surface_is_frozen() -> None:
         "runs [--limit]",
         "show RUN",
         "sweep CONFIG --over [--set] [--sweep-id]",
-        "train CONFIG [--set] [--run-id]",
+        "train CONFIG [--set] [--run-id] [--profile]",
         "ui",
         "up",
     ]
