@@ -5,8 +5,9 @@
 
 1,000 clients of 60 examples, all of them in each round: one epoch in batches of 10, on a 784-200-200-10 network of
 199,210 parameters. With MNIST where its files are found, else with noise in its shape. The lines take turns, a round
-each, in an order that is reversed from turn to turn; their medians are told, and the CPU seconds of a round. Schedulers
-and workers are processes of this machine, so it needs a processor for each worker and some of another for the rest.
+each, in an order that is reversed from turn to turn. Their medians are told, the CPU seconds of a round, and the part
+of it in which whoever trains does so and does not wait for work. Schedulers and workers are processes of this machine:
+with fewer than three processors, two workers share theirs with the scheduler and this process.
 """
 
 from __future__ import annotations
@@ -117,22 +118,27 @@ def measure(shard_size: int, rounds: int) -> None:
                 lines[name] = stack.enter_context(closing(execution.trainer(workload, print)))
         seconds: dict[str, list[float]] = {name: [] for name in lines}
         cpu: dict[str, list[float]] = {name: [] for name in lines}
+        busy: dict[str, list[float]] = {name: [] for name in lines}
         sums = set[bytes]()
         for turn in range(-2, rounds):  # two to warm up, in which engines are built
             for name in list(lines) if turn % 2 else reversed(lines):
+                spans: list[float] = []
+                lines[name].on_shard = lambda _, began, ended, process, spans=spans: spans.append(ended - began)
                 began, cpu_began = time.perf_counter(), cpu_s()
                 total_D = np.zeros(workload.num_parameters)
                 for _, sum_D in lines[name].train(rule, whole.initial_params_D, shards, 1):
                     total_D += sum_D
+                ended = time.perf_counter()
                 if turn >= 0:
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds[name].append(ended - began)
                     cpu[name].append(cpu_s() - cpu_began)
+                    busy[name].append(sum(spans) / (ended - began) / (2 if ", 2 " in name else 1))
                 sums.add(total_D.tobytes())
     assert len(sums) == 1, "the lines differ in some bits"
     print(f"\nshards of {shard_size}: {len(shards)}; load of the machine {os.getloadavg()[0]:.1f}")
     for name, found in seconds.items():
-        low, high = min(found), max(found)
-        print(f"{name:<22} {median(found):.2f} s a round ({low:.2f} to {high:.2f}), {median(cpu[name]):.2f} CPU s")
+        told = f"{median(found):.2f} s a round ({min(found):.2f} to {max(found):.2f})"
+        print(f"{name:<22} {told}, {median(cpu[name]):.2f} CPU s, training {median(busy[name]):.0%}")
     for kind, what in (("dask", "worker(s)"), ("local", "process(es)")):
         one, two = (seconds[f"{kind}, {count} {what}"] for count in (1, 2))
         by_turn = median(a / (2 * b) for a, b in zip(one, two, strict=True))

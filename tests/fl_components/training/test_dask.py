@@ -57,15 +57,16 @@ class Cluster:
         self._log = (folder / "log").open("wb")
         self.port = free_port()
         self.address = f"tcp://127.0.0.1:{self.port}"
-        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", str(self.port))
+        self.scheduler = self._start("scheduler", *PRELOAD, "--host", "127.0.0.1", "--port", str(self.port))
         wait_until(self._answers, "the scheduler answers")
 
-    def add_worker(self, *options: str, **environment: str) -> None:
-        arguments = [self.address, "--nthreads", "1", "--local-directory", str(self.folder), "--memory-limit", "0"]
+    def add_worker(self, *options: str, preload: tuple[str, ...] = PRELOAD, **environment: str) -> None:
+        arguments = [*preload, self.address, "--nthreads", "1", "--memory-limit", "0"]
+        arguments += ["--local-directory", str(self.folder)]
         self.workers.append(self._start("worker", *arguments, *options, **environment))
 
     def _start(self, what: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--no-dashboard", *PRELOAD, *arguments]
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--no-dashboard", *arguments]
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -265,7 +266,7 @@ class TestWorkers:
 
     def test_a_worker_without_fedrounds(self, far: Cluster, tmp_path: Path) -> None:
         (tmp_path / "fl_components.py").touch()  # hides the package
-        far.add_worker("--no-nanny", PYTHONPATH=str(tmp_path))
+        far.add_worker("--no-nanny", preload=(), PYTHONPATH=str(tmp_path))
         work = workload()
         with trainer(work, far.address) as (far_trainer, _):
             with pytest.raises(RunFailed, match=r"cannot train: .*fl_components") as caught:
