@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -189,22 +188,3 @@ def _check_own_module(field: str, path: str, folder: Path) -> None:
             f"{field} is {path!r}, and {name} is {found or 'built into Python'}, not {own}",
             hint="give your module another name" + ("; or use a process of its own" if loaded else ""),
         )
-
-
-def engine_facts() -> dict[str, Any]:
-    """What the last bits of a simulated training depend on besides the store: a resume on other facts warns."""
-    return {"training": "cohort engine", "torch": torch.__version__, "numpy": np.__version__, "processor": _processor()}
-
-
-def _processor() -> str:
-    capability = torch.backends.cpu.get_cpu_capability()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        name = ""
-    if not name:
-        import platform
-
-        name = platform.processor() or platform.machine()
-    return f"{name} ({capability})"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
-from fl_components.server.federation import Federation, assemble, engine_facts
+from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
 from fl_components.store import Lease, RunRecord, Store
-from fl_components.training import Trainer, peak_memory_bytes
+from fl_components.training import Trainer, engine_facts, peak_memory_bytes
 from fl_components.values import Collected, Float32, RoundResult, ServerState
 
 Say = Callable[[str], None]

@@ -3,6 +3,7 @@
 from fl_components.training.engine import Additive, ShardReport
 from fl_components.training.evaluation import Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
+from fl_components.training.facts import engine_facts
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
 from fl_components.training.trainer import ModelSpec, Trainer, Workload, peak_memory_bytes
@@ -22,6 +23,7 @@ __all__ = [
     "Trainer",
     "Training",
     "Workload",
+    "engine_facts",
     "evaluate",
     "one_thread",
     "peak_memory_bytes",

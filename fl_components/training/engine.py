@@ -96,8 +96,8 @@ class Engine:
         losses, refused = [Weighted()] * len(present), dict[str, str]()
         weights_N = np.array([each.num_examples for each in present], np.float64)
         weights_N = additive.weigh(weights_N).copy() if additive is not None else weights_N
-        total_D = torch.zeros(len(params_D), device=self._device)
-        with one_thread():
+        with one_thread():  # all of it: a second thread, once awake, spins for a while
+            total_D = torch.zeros(len(params_D), device=self._device)
             for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), present):
                 for position, loss in zip(positions, found, strict=True):
                     losses[position] = loss
@@ -127,26 +127,28 @@ class Engine:
         self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask]
     ) -> Iterator[tuple[list[int], Updates, list[Weighted]]]:
         """The clients in chunks, those with the most steps first: their positions, updates and losses."""
-        first = self._examples.starts
-        steps = [
-            [first[task.index] + rows for rows in rule.steps_of(task.num_examples, task.seed)]
-            if self._replicas is not None
-            else []
-            for task in tasks
-        ]
+        steps = [self._steps(rule, task) for task in tasks]
         order = sorted(range(len(tasks)), key=lambda position: -len(steps[position]))
         while order:
             size = self._chunk_size(rule, [sum(map(len, steps[position])) for position in order])
             positions, order = order[:size], order[size:]
             chunk = [tasks[position] for position in positions]
             try:
-                yield positions, *self._train_chunk(rule, params_D, chunk, [steps[position] for position in positions])
+                trained = self._train_chunk(rule, params_D, chunk, [steps[position] for position in positions])
             except Exception as error:
                 names = ", ".join(task.client_id for task in chunk)
                 raise ModelError(
                     f"the model failed while client{'s' if size > 1 else ''} {names} trained: {one_line(error)}",
                     hint="mend the model, then resume the run",
                 ) from error
+            yield positions, *trained
+
+    def _steps(self, rule: SGD, task: ClientTask) -> list[Rows]:
+        """The rows of each step's batch, among all clients' rows; one who trains alone needs none."""
+        if self._replicas is None:
+            return []
+        first = self._examples.starts[task.index]
+        return [first + rows for rows in rule.steps_of(task.num_examples, task.seed)]
 
     def _train_chunk(
         self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask], steps: Sequence[Sequence[Rows]]

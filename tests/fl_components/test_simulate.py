@@ -161,3 +161,19 @@ def test_it_repeats_bit_for_bit() -> None:
     assert [step.params_D.tobytes() for step in first] == [step.params_D.tobytes() for step in again]
     other = list(simulate(config.model_copy(update={"seed": 5})))
     assert other[-1].params_D.tobytes() != first[-1].params_D.tobytes()
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{"learning_rate": 0.1, "epochs": 1}, {"learning_rate": 0.05, "epochs": 2, "momentum": 0.9, "proximal": 0.01}],
+    ids=["plain", "options"],
+)
+def test_after_twenty_rounds_the_engine_is_where_the_loops_are(home: Path, training: dict[str, Any]) -> None:
+    config = configured(DIGITS | {"rounds": 20, "training": {**training, "batch_size": 10}})
+    *_, expected = simulate(config)
+    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+        for round in range(1, 21):
+            walk(stages, hub, round)
+        params_D = hub.state().params_D
+    np.testing.assert_allclose(params_D, expected.params_D, rtol=0, atol=1e-6)
+    assert np.abs(params_D - hub.federation.initial_params_D).max() > 0.1

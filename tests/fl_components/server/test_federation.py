@@ -12,8 +12,8 @@ import pytest
 
 from fl_components.config import config_digest, parse_config
 from fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
-from fl_components.server.federation import assemble, engine_facts
-from fl_components.training import evaluate
+from fl_components.server.federation import assemble
+from fl_components.training import engine_facts, evaluate
 
 FUNCTIONS = """
 import numpy as np
