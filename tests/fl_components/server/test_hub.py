@@ -78,7 +78,7 @@ class TestOpen:
 
     def test_another_machine_is_told(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
         open_run().close()
-        monkeypatch.setattr("fl_components.server.federation._processor", lambda: "Abacus (beads)")
+        monkeypatch.setattr("fl_components.training.facts._processor", lambda: "Abacus (beads)")
         heard: list[str] = []
         open_hub(store, "r", say=heard.append).close()
         assert len(heard) == 1
