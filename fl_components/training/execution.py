@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -151,8 +152,10 @@ class GrowingTrainer(Trainer):
             if self._processes is not None and self._processes.is_ready():
                 yield from self._processes.train(rule, params_D, shards[index:], rounds_left)
                 return
-            if self._processes is None and self._shard_s * (rounds_left * len(shards) - index) > WORTH_PROCESSES_S:
-                self._processes = ProcessTrainer(self._workload, self._num_processes, self._say)
+            left_s = self._shard_s * (rounds_left * len(shards) - index)
+            if self._processes is None and left_s > WORTH_PROCESSES_S and len(shards) > 1:
+                num_processes = min(self._num_processes, len(shards))
+                self._processes = ProcessTrainer(self._workload, num_processes, self._say)
                 self._processes.on_shard = self._own.on_shard
             began, first = time.perf_counter(), self._own.is_new
             (trained,) = self._own.train(rule, params_D, [shard], rounds_left)
@@ -168,11 +171,18 @@ class GrowingTrainer(Trainer):
         return self._own.peak_memory_bytes if self._processes is None else self._processes.peak_memory_bytes
 
 
-def num_processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def num_processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many processors this process may use: those of the machine, or what its container is given (cgroup v2).
+
+    Args:
+      quota: a file that holds the microseconds of processor time in each period, and the period: "200000 100000".
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        time_us, period_us = quota.read_text().split()
+        return min(processors, max(1, round(int(time_us) / int(period_us))))
+    except (OSError, ValueError):  # there is no such file, or it says "max": no limit
+        return processors
 
 
 if TYPE_CHECKING:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fl_components.training import LocalExecution
-from fl_components.training.execution import COPIES_OF_AN_UPDATE, MOST_OF_SHARD, WORK_OF_SHARD, WORTH_SHARING
+from fl_components.training.execution import (
+    COPIES_OF_AN_UPDATE,
+    MOST_OF_SHARD,
+    WORK_OF_SHARD,
+    WORTH_SHARING,
+    num_processors,
+)
 
 sizes = st.integers(1, 40)
 
@@ -91,3 +99,13 @@ def test_one_process_for_a_gpu() -> None:
     assert LocalExecution(device="cuda:1").processes is None
     with pytest.raises(ValidationError, match=r"execution\.processes is 2 and execution\.device is cuda"):
         LocalExecution.model_validate({"device": "cuda", "processes": 2})
+
+
+def test_processors_of_a_container(tmp_path: Path) -> None:
+    machine = num_processors(tmp_path / "there is none")
+    assert machine >= 1
+    for text, processors in (("max 100000", machine), ("100000 100000\n", 1), ("30000 100000", 1), ("x", machine)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert num_processors(tmp_path / "cpu.max") == processors
+    (tmp_path / "cpu.max").write_text(f"{1000 * machine}00 100000")
+    assert num_processors(tmp_path / "cpu.max") == machine
