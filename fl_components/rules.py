@@ -103,7 +103,8 @@ class Added:
     def _load(self, entry: EntryPoint, known: Mapping[str, type[Rule]]) -> type[Rule]:
         rule = entry.load()
         bases = set.intersection(*({base for base in each.__mro__ if issubclass(base, Rule)} for each in self.built_in))
-        base = max(bases - set(self.built_in), key=lambda each: len(each.__mro__))  # what all of the family derive from
+        of_family = bases - {Rule, *self.built_in}  # what all of it derive from, and the least that they ask
+        base = min(of_family, key=lambda each: len(each.__mro__), default=Rule)
         if not isinstance(rule, type) or not issubclass(rule, base):
             raise TypeError(f"it is no {base.__qualname__}")
         if missing := getattr(rule, "__abstractmethods__", None):

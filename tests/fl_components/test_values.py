@@ -123,7 +123,7 @@ def test_weighted_adds() -> None:
 
 
 def test_values_are_frozen() -> None:
-    plan = RoundPlan("r", 1, "d", (), (), 1, {"kind": "none"})
+    plan = RoundPlan("r", 1, "d", (), (), (), 1, {"kind": "none"})
     for value, name in (
         (plan, "round"),
         (Weighted(), "total"),
