@@ -1,7 +1,9 @@
-"""The training stage of fedrounds alone: its rounds in this process, with neither Prefect nor MLflow beside them."""
+"""The training stage of fedrounds alone, with neither Prefect nor MLflow beside it; as many processes as cores, from the
+first round."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,7 +18,8 @@ def run(task: Task, rounds: int, setting: str) -> tuple[list[float], float]:
     from fl_components.store import Store
     from flows.round import walk
 
-    config = parse_config(configuration(task, rounds))
+    processes = len(os.sched_getaffinity(0))
+    config = parse_config(configuration(task, rounds) | {"execution": {"processes": processes}})
     with (
         tempfile.TemporaryDirectory(prefix="fedrounds-engine-") as home,
         Store.open(Path(home)) as store,
