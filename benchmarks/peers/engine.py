@@ -1,5 +1,4 @@
-"""The training stage of fedrounds alone, with neither Prefect nor MLflow beside it; as many processes as cores, from the
-first round."""
+"""The training stage of fedrounds alone, with neither Prefect nor MLflow beside it; a process a core from the start."""
 
 from __future__ import annotations
 
