@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.errors import DataError
+from fl_components.shared_memory import SharedMemory
 from fl_components.values import IGNORED
 
 Features = NDArray[np.float32] | NDArray[np.int64]
@@ -190,6 +191,15 @@ class FederatedData:
             public=public,
             attributes=attributes or {},
         )
+
+    def shared(self) -> tuple[FederatedData, SharedMemory]:
+        """The same with its training examples in memory that other processes can see: `x`, `y`, `starts`, `stops`."""
+        rows = self.train_rows
+        memory = SharedMemory.holding(
+            {"x": self.x_train, "y": self.y_train, "starts": rows.starts, "stops": rows.stops}
+        )
+        rows = RowRanges(memory["starts"], memory["stops"])
+        return replace(self, x_train=memory["x"], y_train=memory["y"], train_rows=rows), memory
 
     @property
     def num_clients(self) -> int:

@@ -21,6 +21,7 @@ from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.randomness import generator
+from fl_components.shared_memory import SharedMemory
 from fl_components.training import MOST_OF_SHARD, ModelSpec, Workload, evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
@@ -29,10 +30,12 @@ MAX_CLIENTS_EVALUATED = 1000
 
 @dataclass(frozen=True)
 class Federation:
-    """A configuration with its data and its model. `module` is a scratch pad: each stage loads its parameters."""
+    """A configuration with its data and its model. `examples` are the data's training examples, for other processes;
+    `module` is a scratch pad: each stage loads its parameters."""
 
     config: FederationConfig
     data: FederatedData
+    examples: SharedMemory
     module: torch.nn.Module
     initial_params_D: Float32
 
@@ -86,10 +89,7 @@ class Federation:
             spec=ModelSpec(
                 config.model, data.input_shape, data.output_shape, config.seed, constants_digest(self.module)
             ),
-            x=data.x_train,
-            y=data.y_train,
-            starts=data.train_rows.starts,
-            stops=data.train_rows.stops,
+            examples=self.examples,
             num_parameters=self.num_parameters,
             most_of_shard=config.execution.shard_size or MOST_OF_SHARD,
             additive=self.additive,
@@ -164,7 +164,8 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
         )
     module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
     check_fits(module, data)
-    federation = Federation(config, data, module, flatten(module))
+    data, examples = data.shared()  # once, whoever trains: a second copy would be the largest thing that a run holds
+    federation = Federation(config, data, examples, module, flatten(module))
     _try_selection(federation)
     return federation
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_components.training.layers import DualForm, View
+from fl_components.training.layers import Batch, DualForm, View
 from fl_components.training.replicas import Replicas
 from fl_components.training.sgd import SGD
 from fl_components.values import IGNORED, Weighted
@@ -25,9 +25,8 @@ class Examples:
         # How many labels of a row count; None where each row has one, which does.
         self._counts = None if y.ndim == 1 else (y != IGNORED).flatten(1).sum(1).numpy(force=True)
 
-    def gather(self, rows: Sequence[Rows]) -> tuple[Tensor, Tensor, list[int], list[int]]:
-        """C clients' batches in one: x [C, B, ...] and y [C, B, ...], shorter ones padded; how many rows each client
-        has, and how many labels of them count."""
+    def gather(self, rows: Sequence[Rows], generators: Sequence[torch.Generator]) -> Batch:
+        """C clients' rows as one batch, shorter ones padded."""
         sizes = list(map(len, rows))
         longest, padded = max(sizes), min(sizes) < max(sizes)
         if padded:
@@ -40,7 +39,8 @@ class Examples:
         x, y = (each.index_select(0, flat).view(*index.shape, *each.shape[1:]) for each in (self.x, self.y))
         if padded:
             y[torch.arange(longest) >= torch.tensor(sizes)[:, None]] = IGNORED
-        return x, y, sizes, sizes if self._counts is None else [int(self._counts[own].sum()) for own in rows]
+        counts = sizes if self._counts is None else [int(self._counts[own].sum()) for own in rows]
+        return Batch(x, y, sizes, counts, generators)
 
 
 class Updates:
@@ -122,18 +122,17 @@ def train_chunk(
     params = [None if isinstance(view, DualForm) else view for view in views]
     velocities = [None if each is None or not rule.momentum else torch.zeros_like(each) for each in params]
     replicas.use(views)
-    losses = torch.zeros(num_clients, device=params_D.device, dtype=torch.float64)
-    labels = np.zeros(num_clients, np.int64)
+    means = torch.zeros(len(actives), num_clients, device=params_D.device)
+    counts = torch.zeros(len(actives), num_clients, dtype=torch.float64)
     for step, active in enumerate(actives):
-        x, y, sizes, counts = examples.gather([each[step] for each in batches[:active]])
-        counted = torch.tensor(counts, dtype=torch.float32, device=params_D.device)
-        loss = replicas.losses(x, y, rule.label_smoothing, sizes, counted, generators)
-        losses[:active] += loss * counted
-        labels[:active] += counts
+        batch = examples.gather([each[step] for each in batches[:active]], generators)
+        means[step, :active] = replicas.losses(batch, rule.label_smoothing)
+        counts[step, :active] = torch.tensor(batch.counts)
         with torch.no_grad():
             _move(rule, replicas, _first(params, active), start, _first(velocities, active))
     updates = [view if isinstance(view, DualForm) else view.sub_(part) for view, part in zip(views, start, strict=True)]
-    return Updates(updates), [Weighted(*each) for each in zip(losses.tolist(), labels.tolist(), strict=True)]
+    losses = (means.cpu() * counts).sum(0)
+    return Updates(updates), [Weighted(*each) for each in zip(losses.tolist(), counts.sum(0).tolist(), strict=True)]
 
 
 def is_plain(rule: SGD) -> bool:

@@ -56,10 +56,7 @@ class _Setup:
 
     path: tuple[str, ...]
     spec: ModelSpec
-    x: NDArray[Any]
-    y: NDArray[Any]
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
+    examples: dict[str, NDArray[Any]]  # as in `Workload`
     result_shape: tuple[int, ...]
     additive: Additive | None
 
@@ -122,7 +119,8 @@ def build_engine(setup: _Setup) -> _Replica:
     sys.path += [each for each in setup.path if each not in sys.path and os.path.isdir(each)]
     try:
         with _one_at_a_time:
-            examples = Examples(_aligned(setup.x), _aligned(setup.y), setup.starts, setup.stops)
+            x, y = (_aligned(setup.examples[name]) for name in ("x", "y"))
+            examples = Examples(x, y, setup.examples["starts"], setup.examples["stops"])
             engine = Engine(setup.spec.build(), examples)
     except Exception as error:
         return _Replica(None, _Hello(problem=_problem(error), hint=getattr(error, "hint", None)))
@@ -244,10 +242,7 @@ class _Cluster:
         self._setup = _Setup(
             tuple(os.path.abspath(each) for each in sys.path),
             workload.spec,
-            workload.x,
-            workload.y,
-            workload.starts,
-            workload.stops,
+            {name: workload.examples[name] for name in workload.examples.places},
             workload.result_shape,
             workload.additive,
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fl_components.errors import ModelError, one_line
 from fl_components.parameters import flatten
 from fl_components.training.chunk import Examples, Rows, Updates, is_plain, train_chunk
+from fl_components.training.layers import NoClientForm
 from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
 from fl_components.training.sgd import SGD, torch_seed
 from fl_components.training.threads import one_thread
@@ -187,7 +188,7 @@ def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, st
             replicas = make(module)
             difference = _difference(replicas, module, examples)
         except Exception as error:
-            notes.append(f"{name}: {error if isinstance(error, NotImplementedError) else one_line(error)}")
+            notes.append(f"{name}: {error if isinstance(error, NoClientForm) else one_line(error)}")
             continue
         if difference is None:
             return replicas, "; ".join(notes)

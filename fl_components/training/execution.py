@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fl_components.errors import FedroundsError
 from fl_components.rules import Rule, union
 from fl_components.training.dask import DaskTrainer
 from fl_components.training.engine import ShardReport
@@ -149,18 +150,29 @@ class GrowingTrainer(Trainer):
         self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
         for index, shard in enumerate(shards):
-            if self._processes is not None and self._processes.is_ready():
-                yield from self._processes.train(rule, params_D, shards[index:], rounds_left)
+            processes = self._ready()
+            if processes is not None:
+                yield from processes.train(rule, params_D, shards[index:], rounds_left)
                 return
             left_s = self._shard_s * (rounds_left * len(shards) - index)
-            if self._processes is None and left_s > WORTH_PROCESSES_S and len(shards) > 1:
-                num_processes = min(self._num_processes, len(shards))
+            num_processes = min(self._num_processes, len(shards))
+            if self._processes is None and left_s > WORTH_PROCESSES_S and num_processes > 1:
                 self._processes = ProcessTrainer(self._workload, num_processes, self._say)
                 self._processes.on_shard = self._own.on_shard
             began, first = time.perf_counter(), self._own.is_new
             (trained,) = self._own.train(rule, params_D, [shard], rounds_left)
             self._shard_s = 0.0 if first else time.perf_counter() - began
             yield trained
+
+    def _ready(self) -> ProcessTrainer | None:
+        """The processes, when all of them have started. Where they cannot start, training goes on here."""
+        try:
+            return self._processes if self._processes is not None and self._processes.is_ready() else None
+        except FedroundsError as error:
+            self._say(f"training goes on in one process: {error.message}")
+            self.close()
+            self._processes, self._num_processes = None, 1
+            return None
 
     def close(self) -> None:
         if self._processes is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -14,17 +15,36 @@ from torch.nn import functional
 from fl_components.models.transformer import LearnedPositions
 
 
-class Batch:
-    """What the layers of a module must know of the batch in hand.
+class NoClientForm(Exception):
+    """A module, or a layer of it, that has no form for many clients."""
 
-    `num_clients` is C; `sizes` says how many of each client's B rows are its own, the others being padding;
-    `generators` are the clients' own, for what a module draws.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The batches of C clients in one step.
+
+    Args:
+      x, y: examples and labels, [C, B, ...] each.
+      sizes: how many of each client's B rows are its own; the others are padding, labelled `IGNORED`.
+      counts: how many labels of each client's rows count.
+      generators: the clients' own, for what a module draws.
     """
 
-    def __init__(self) -> None:
-        self.num_clients = 1
-        self.sizes: Sequence[int] = ()
-        self.generators: Sequence[torch.Generator] = ()
+    x: Tensor
+    y: Tensor
+    sizes: Sequence[int]
+    counts: Sequence[int]
+    generators: Sequence[torch.Generator]
+
+
+class InHand:
+    """The batch that a module's layers are at, held by all of them."""
+
+    batch: Batch
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.batch.x)
 
     def unfold(self, x: Tensor) -> Tensor:
         """[C * B, ...] as [C, B, ...]."""
@@ -121,9 +141,9 @@ View = Tensor | DualForm
 class ClientLayer(nn.Module):
     """One layer for C clients: `use` gives it their parameters, `add_gradients` hands on what a backward pass left."""
 
-    def __init__(self, layer: nn.Module, batch: Batch) -> None:
+    def __init__(self, layer: nn.Module, in_hand: InHand) -> None:
         super().__init__()
-        self.batch = batch
+        self.in_hand = in_hand
         self._views: list[Any] = []
         self._leaves: list[Tensor] = []
 
@@ -147,7 +167,7 @@ class ClientLayer(nn.Module):
     def own(self) -> list[Tensor]:
         """The parameters of those clients that are in the batch, as leaves of the graph."""
         if not self._leaves:
-            self._leaves += [view[: self.batch.num_clients].detach().requires_grad_() for view in self._views]
+            self._leaves += [view[: self.in_hand.num_clients].detach().requires_grad_() for view in self._views]
         return self._leaves
 
     @abstractmethod
@@ -159,8 +179,8 @@ class ClientLinear(ClientLayer):
     """A linear layer. The gradient by its weight is a product of two thin matrices, which are kept apart until they are
     added to the weights in one pass (`baddbmm_`); in the dual form they are never multiplied out."""
 
-    def __init__(self, layer: nn.Linear, batch: Batch) -> None:
-        super().__init__(layer, batch)
+    def __init__(self, layer: nn.Linear, in_hand: InHand) -> None:
+        super().__init__(layer, in_hand)
         self.shape = (layer.out_features, layer.in_features)
         self.passes = _Passes()
 
@@ -187,7 +207,7 @@ class ClientLinear(ClientLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         passes = self.passes
-        rows = x.reshape(self.batch.num_clients, -1, x.shape[-1])
+        rows = x.reshape(self.in_hand.num_clients, -1, x.shape[-1])
         passes.rows_of_one = rows.shape[1] * len(rows) // len(x)
         out: Tensor = _Product.apply(rows, passes.anchor, passes)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], -1)
@@ -226,8 +246,8 @@ class _Product(torch.autograd.Function):
 class ClientConv(ClientLayer):
     """A convolution, one client after the other: on a CPU that is faster than one convolution in groups."""
 
-    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, batch: Batch) -> None:
-        super().__init__(layer, batch)
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, in_hand: InHand) -> None:
+        super().__init__(layer, in_hand)
         self._convolve: Callable[..., Tensor] = layer._conv_forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -240,23 +260,23 @@ class ClientConv(ClientLayer):
 class ClientEmbedding(ClientLayer):
     """An embedding: the clients' tables one under the other."""
 
-    def __init__(self, layer: nn.Embedding, batch: Batch) -> None:
-        super().__init__(layer, batch)
+    def __init__(self, layer: nn.Embedding, in_hand: InHand) -> None:
+        super().__init__(layer, in_hand)
         if layer.max_norm is not None or layer.padding_idx is not None or layer.scale_grad_by_freq or layer.sparse:
-            raise NotImplementedError("an embedding with options has no form for many clients")
+            raise NoClientForm("an embedding with options has no form for many clients")
 
     def forward(self, x: Tensor) -> Tensor:
         (tables,) = self.own()
         num_clients, num_tokens, _ = tables.shape
         first = torch.arange(num_clients, device=x.device).view(-1, *(1 for _ in x.shape)) * num_tokens
-        return functional.embedding((self.batch.unfold(x) + first).flatten(0, 1), tables.flatten(0, 1))
+        return functional.embedding((self.in_hand.unfold(x) + first).flatten(0, 1), tables.flatten(0, 1))
 
 
 class ClientNorm(ClientLayer):
     """Layer or group normalisation: the same for all but for each client's scale and shift."""
 
-    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, batch: Batch) -> None:
-        super().__init__(layer, batch)
+    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, in_hand: InHand) -> None:
+        super().__init__(layer, in_hand)
         self._of_channels = isinstance(layer, nn.GroupNorm)
         if isinstance(layer, nn.GroupNorm):
             self._how: tuple[Callable[..., Tensor], Any, float] = (functional.group_norm, layer.num_groups, layer.eps)
@@ -265,7 +285,7 @@ class ClientNorm(ClientLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         normalise, over, eps = self._how
-        y = self.batch.unfold(normalise(x, over, eps=eps))  # [C, B, ...]
+        y = self.in_hand.unfold(normalise(x, over, eps=eps))  # [C, B, ...]
         scale, *shifts = (self._broadcast(each, y.ndim) for each in self.own())
         y = y * scale
         return (y + shifts[0] if shifts else y).flatten(0, 1)
@@ -280,27 +300,27 @@ class ClientPositions(ClientLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         (positions,) = self.own()
-        return (self.batch.unfold(x) + positions[:, None]).flatten(0, 1)
+        return (self.in_hand.unfold(x) + positions[:, None]).flatten(0, 1)
 
 
 class ClientDropout(ClientLayer):
     """Dropout. Each client draws its zeros from its own generator, the same as if it trained alone."""
 
-    def __init__(self, layer: nn.Dropout, batch: Batch) -> None:
-        super().__init__(layer, batch)
+    def __init__(self, layer: nn.Dropout, in_hand: InHand) -> None:
+        super().__init__(layer, in_hand)
         self._p = layer.p
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._p:
             return x
         kept = torch.zeros(x.shape)  # drawn on the processor, whatever the device: the same draws everywhere
-        for client, rows in enumerate(kept.chunk(self.batch.num_clients)):
-            own = rows[: self.batch.sizes[client]]
-            own.bernoulli_(1 - self._p, generator=self.batch.generators[client])
+        for client, rows in enumerate(kept.chunk(self.in_hand.num_clients)):
+            own = rows[: self.in_hand.batch.sizes[client]]
+            own.bernoulli_(1 - self._p, generator=self.in_hand.batch.generators[client])
         return x * kept.div_(1 - self._p).to(x.device)
 
 
-LAYERS: Final[dict[type[nn.Module], Callable[[Any, Batch], ClientLayer]]] = {
+LAYERS: Final[dict[type[nn.Module], Callable[[Any, InHand], ClientLayer]]] = {
     nn.Linear: ClientLinear,
     nn.Conv1d: ClientConv,
     nn.Conv2d: ClientConv,

@@ -13,6 +13,14 @@ def mean_loss(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: float
     return cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
+def label_losses(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """The cross-entropy of each label by itself, flat: of scores [..., C] and labels [...]; 0 where one is ignored."""
+    flat = labels.flatten()
+    return cross_entropy(
+        scores.flatten(0, -2), flat, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
+    )
+
+
 def sum_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The same, summed over the labels that count."""
     return cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
+from fl_components.shared_memory import Place, SharedMemory
 from fl_components.training.chunk import Examples
 from fl_components.training.engine import Additive, Engine, ShardReport
 from fl_components.training.sgd import SGD
-from fl_components.training.shared_memory import Place, SharedMemory
 from fl_components.training.trainer import (
     ModelSpec,
     Shard,
@@ -132,9 +132,7 @@ class ProcessTrainer(Trainer):
     def __init__(self, workload: Workload, num_processes: int, say: Callable[[str], None]) -> None:
         self._say = say
         self._slots = 2 * num_processes  # for the shards in work, and as many that wait for their turn
-        self._examples = SharedMemory.holding(
-            {"x": workload.x, "y": workload.y, "starts": workload.starts, "stops": workload.stops}
-        )
+        self._examples = workload.examples
         self._exchange = SharedMemory.create(
             {"params": (np.float32, (workload.num_parameters,))}
             | {f"slot{slot}": (np.float32, workload.result_shape) for slot in range(self._slots)}
@@ -243,8 +241,6 @@ class ProcessTrainer(Trainer):
     def close(self) -> None:
         for process in self._processes:
             process.end()
-        self._examples.close()
-        self._exchange.close()
 
     @property
     def peak_memory_bytes(self) -> int:

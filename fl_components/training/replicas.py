@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
 
-from fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, View
-from fl_components.training.loss import mean_loss
-from fl_components.values import IGNORED
+from fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, InHand, NoClientForm, View
+from fl_components.training.loss import label_losses, mean_loss
 
 
 class Replicas(ABC):
@@ -37,20 +35,8 @@ class Replicas(ABC):
         """The clients' parameters. They are read, and moved by whoever gave them."""
 
     @abstractmethod
-    def losses(
-        self,
-        x: Tensor,
-        y: Tensor,
-        label_smoothing: float,
-        sizes: Sequence[int],
-        counts: Tensor,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """The mean loss [C] of each client's batch, x [C, B, ...] and y [C, B, ...].
-
-        Of client c only the first `sizes[c]` rows are its own, with `counts[c]` labels that count; the others are
-        padding, labelled `IGNORED`.
-        """
+    def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
+        """The mean loss [C] of each client's batch."""
 
     @abstractmethod
     def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
@@ -60,12 +46,12 @@ class Replicas(ABC):
 class LayeredReplicas(Replicas):
     """The module with each trainable layer replaced by its form for many clients (layers.py).
 
-    Raises NotImplementedError for a module with trainable parameters anywhere else.
+    Raises `NoClientForm` for a module with trainable parameters anywhere else.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._batch = Batch()
+        self._in_hand = InHand()
         self._layers: list[tuple[ClientLayer, list[int]]] = []
         self._gradients: list[Tensor] = []
         position = {id(parameter): index for index, parameter in enumerate(self.trainable.values())}
@@ -77,10 +63,10 @@ class LayeredReplicas(Replicas):
                 continue
             where = f"{name or 'the model'} ({type(layer).__name__})"
             if type(layer) not in LAYERS or not own.keys() <= {"weight", "bias"}:
-                raise NotImplementedError(f"{where} has parameters of its own and no form for many clients")
+                raise NoClientForm(f"{where} has parameters of its own and no form for many clients")
             if len(trained) != len(own) or layer._forward_hooks or layer._forward_pre_hooks:
-                raise NotImplementedError(f"{where} is frozen in part or has hooks")
-            made = replaced[id(layer)] = LAYERS[type(layer)](layer, self._batch)
+                raise NoClientForm(f"{where} is frozen in part or has hooks, which has no form for many clients")
+            made = replaced[id(layer)] = LAYERS[type(layer)](layer, self._in_hand)
             self._layers.append((made, trained))
         count = Counter(index for _, indices in self._layers for index in indices)
         self._shared = {index for index, layers in count.items() if layers > 1}
@@ -100,25 +86,16 @@ class LayeredReplicas(Replicas):
         for layer, indices in self._layers:
             layer.use([views[index] for index in indices])
 
-    def losses(
-        self,
-        x: Tensor,
-        y: Tensor,
-        label_smoothing: float,
-        sizes: Sequence[int],
-        counts: Tensor,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        self._batch.num_clients, self._batch.sizes, self._batch.generators = len(x), sizes, generators
-        scores = self._module(x.flatten(0, 1))
-        each = cross_entropy(
-            scores.flatten(0, -2), y.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
-        )
+    def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
+        self._in_hand.batch, num_clients = batch, len(batch.x)
+        scores = self._module(batch.x.flatten(0, 1))
+        losses = label_losses(scores, batch.y, label_smoothing)
         leaves = [leaf for layer, _ in self._layers for leaf in layer.leaves()]
-        weights = (1 / counts).repeat_interleave(len(each) // len(x))  # of each label in its client's mean
-        gradients = torch.autograd.grad(each, leaves, weights, allow_unused=True, materialize_grads=True)
+        shares = 1 / torch.tensor(batch.counts, dtype=torch.float32, device=losses.device)  # of a label in its mean
+        weights = shares.repeat_interleave(len(losses) // num_clients)
+        gradients = torch.autograd.grad(losses, leaves, weights, allow_unused=True, materialize_grads=True)
         self._gradients[:] = gradients
-        return each.detach().view(len(x), -1).sum(1) / counts
+        return losses.detach().view(num_clients, -1).sum(1) * shares
 
     def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
         remaining = iter(self._gradients)
@@ -139,22 +116,14 @@ class VmapReplicas(Replicas):
     def use(self, views: Sequence[View]) -> None:
         self._views = [view for view in views if isinstance(view, Tensor)]
 
-    def losses(
-        self,
-        x: Tensor,
-        y: Tensor,
-        label_smoothing: float,
-        sizes: Sequence[int],
-        counts: Tensor,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
+    def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return mean_loss(functional_call(self._module, params, (x,)), y, label_smoothing)
 
         self._module.train()
-        params = {name: view[: len(x)] for name, view in zip(self.trainable, self._views, strict=True)}
+        params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}
         losses: Tensor
-        gradients, losses = vmap(grad_and_value(loss))(params, x, y)
+        gradients, losses = vmap(grad_and_value(loss))(params, batch.x, batch.y)
         self._gradients = list(gradients.values())
         return losses
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fl_components.errors import ModelError
 from fl_components.models import ModelRule, build_seeded
 from fl_components.parameters import constants_digest
+from fl_components.shared_memory import SharedMemory
 from fl_components.training.chunk import Examples
 from fl_components.training.engine import Additive, Engine, ShardReport
 from fl_components.training.sgd import SGD
@@ -56,7 +57,7 @@ class Workload:
     Args:
       module: the model with its initial parameters.
       spec: how another process builds it.
-      x, y: all clients' training examples [M, ...]; client i has the rows `starts[i]:stops[i]`.
+      examples: all clients' training examples, x [M, ...] and y [M, ...]; client i has the rows starts[i]:stops[i].
       num_parameters: D.
       most_of_shard: the most clients that any shard has.
       additive: the aggregation, where updates may be added up as they come.
@@ -64,10 +65,7 @@ class Workload:
 
     module: torch.nn.Module
     spec: ModelSpec
-    x: NDArray[np.float32] | NDArray[np.int64]
-    y: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
+    examples: SharedMemory
     num_parameters: int
     most_of_shard: int
     additive: Additive | None
@@ -79,8 +77,8 @@ class Workload:
 
     def engine(self, device: str = "cpu") -> Engine:
         """An engine in this process."""
-        x, y = (torch.from_numpy(each).to(device) for each in (self.x, self.y))
-        return Engine(copy.deepcopy(self.module), Examples(x, y, self.starts, self.stops))
+        x, y = (torch.from_numpy(self.examples[name]).to(device) for name in ("x", "y"))
+        return Engine(copy.deepcopy(self.module), Examples(x, y, self.examples["starts"], self.examples["stops"]))
 
 
 class Trainer(ABC):

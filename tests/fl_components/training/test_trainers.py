@@ -20,6 +20,7 @@ from fl_components.aggregation import Mean
 from fl_components.errors import ModelError, RunFailed
 from fl_components.models import Mlp, ModelRule, ModuleModel, build_seeded
 from fl_components.parameters import constants_digest, flatten
+from fl_components.shared_memory import SharedMemory
 from fl_components.training import SGD, LocalExecution, ModelSpec, Trainer, Workload
 from fl_components.training import execution as executions
 from fl_components.training.processes import MOST_ATTEMPTS, ProcessTrainer
@@ -69,10 +70,9 @@ def workload(rule: ModelRule | None = None, *, additive: bool = True, num_client
     return Workload(
         module=module,
         spec=ModelSpec(rule, (6,), (3,), 1, constants_digest(module)),
-        x=x,
-        y=generator.integers(0, 3, len(x)),
-        starts=starts,
-        stops=stops,
+        examples=SharedMemory.holding(
+            {"x": x, "y": generator.integers(0, 3, len(x)), "starts": starts, "stops": stops}
+        ),
         num_parameters=len(flatten(module)),
         most_of_shard=SHARD_SIZE,
         additive=Mean() if additive else None,
@@ -82,7 +82,7 @@ def workload(rule: ModelRule | None = None, *, additive: bool = True, num_client
 def tasks_of(work: Workload) -> list[list[ClientTask]]:
     tasks = [
         ClientTask(f"c{row}", row, int(stop - start), seed=row)
-        for row, (start, stop) in enumerate(zip(work.starts, work.stops, strict=True))
+        for row, (start, stop) in enumerate(zip(work.examples["starts"], work.examples["stops"], strict=True))
     ]
     return [tasks[start : start + SHARD_SIZE] for start in range(0, len(tasks), SHARD_SIZE)]
 
@@ -221,11 +221,13 @@ class TestDeath:
 
 
 class TestGrowing:
-    def trainer(self, monkeypatch: Any, worth_s: float) -> tuple[Any, Workload]:
+    def trainer(
+        self, monkeypatch: Any, worth_s: float, rule: ModelRule | None = None, say: Any = print
+    ) -> tuple[Any, Workload]:
         monkeypatch.setattr(executions, "WORTH_PROCESSES_S", worth_s)
         monkeypatch.setattr(executions, "num_processors", lambda: 2)
-        work = workload()
-        return LocalExecution().trainer(work, print), work
+        work = workload(rule)
+        return LocalExecution().trainer(work, say), work
 
     def test_short_work_starts_nothing(self, monkeypatch: Any) -> None:
         trainer, work = self.trainer(monkeypatch, worth_s=1e9)
@@ -247,6 +249,23 @@ class TestGrowing:
             assert trainer._own.is_new is False
         finally:
             trainer.close()
+
+    @pytest.mark.slow
+    def test_where_processes_cannot_start_it_goes_on_without(self, monkeypatch: Any) -> None:
+        said: list[str] = []
+        unsteady_model = ModuleModel(path=f"{__name__}:unsteady")
+        trainer, work = self.trainer(monkeypatch, 0.0, unsteady_model, said.append)
+        deadline = time.monotonic() + 60
+        while not said:
+            assert len(outcome(trainer, work)) == 4
+            assert time.monotonic() < deadline
+        assert said[0].startswith(
+            "training goes on in one process: the model's frozen parameters or buffers are others"
+        )
+        outcome(trainer, work)
+        outcome(trainer, work)
+        assert len(said) == 1 and trainer._processes is None
+        trainer.close()
 
     @pytest.mark.parametrize(
         ("fields", "kind"),

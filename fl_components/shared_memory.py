@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -33,16 +34,22 @@ class SharedMemory:
     """Arrays under names. `create` makes it; another process, given `fd` and `places`, opens the same.
 
     It is not made in /dev/shm, which is small in most containers, but with memfd_create or, where there is none, as a
-    temporary file that has no name.
+    temporary file that has no name. The file descriptor is closed with the object; arrays outlive it.
+
+    >>> memory = SharedMemory.holding({"x": np.arange(3), "y": np.ones((2, 2), np.float32)})
+    >>> memory["x"][1] = 7
+    >>> SharedMemory(os.dup(memory.fd), memory.places)["x"]
+    array([0, 7, 2])
     """
 
     def __init__(self, fd: int, places: Mapping[str, Place]) -> None:
         self.fd, self.places = fd, places
+        weakref.finalize(self, os.close, fd)
         self._memory = mmap.mmap(fd, max(1, *(place.stop for place in places.values())))
 
     @classmethod
     def create(cls, arrays: Mapping[str, tuple[Any, Sequence[int]]]) -> SharedMemory:
-        """Room for arrays of these types and shapes, all zero. The file descriptor is closed by `close`."""
+        """Room for arrays of these types and shapes, all zero."""
         places, at = {}, 0
         for name, (dtype, shape) in arrays.items():
             place = places[name] = Place(at, np.dtype(dtype).str, tuple(shape))
@@ -62,10 +69,6 @@ class SharedMemory:
     def __getitem__(self, name: str) -> NDArray[Any]:
         place = self.places[name]
         return np.frombuffer(self._memory, place.dtype, prod(place.shape), place.start).reshape(place.shape)
-
-    def close(self) -> None:
-        """Close the file descriptor. The memory itself stays for as long as arrays of it are held."""
-        os.close(self.fd)
 
 
 def _anonymous_file() -> int:
