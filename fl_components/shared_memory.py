@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -76,3 +77,13 @@ def _anonymous_file() -> int:
         return os.memfd_create("fedrounds")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def give_back_memory() -> None:
+    """Give the system back what the allocator keeps for later: after data was loaded, often more than the data takes.
+
+    Does nothing where the allocator is not glibc's.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

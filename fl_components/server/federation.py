@@ -21,7 +21,7 @@ from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.randomness import generator
-from fl_components.shared_memory import SharedMemory
+from fl_components.shared_memory import SharedMemory, give_back_memory
 from fl_components.training import MOST_OF_SHARD, ModelSpec, Workload, evaluate
 from fl_components.values import Float32, ServerState, Weighted
 
@@ -164,7 +164,8 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
         )
     module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
     check_fits(module, data)
-    data, examples = data.shared()  # once, whoever trains: a second copy would be the largest thing that a run holds
+    data, examples = data.shared()  # a second copy would be the largest thing that a run holds
+    give_back_memory()
     federation = Federation(config, data, examples, module, flatten(module))
     _try_selection(federation)
     return federation

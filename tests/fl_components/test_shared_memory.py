@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from fl_components import shared_memory
-from fl_components.shared_memory import SharedMemory
+from fl_components.shared_memory import SharedMemory, give_back_memory
 
 
 @pytest.fixture(params=["memfd", "file"])
@@ -73,3 +73,13 @@ def test_temporary_files_have_no_name(kind: str, tmp_path: Any, monkeypatch: Any
     memory = SharedMemory.holding({"x": np.arange(3)})
     assert list(tmp_path.iterdir()) == []
     assert memory["x"].sum() == 3
+
+
+def test_memory_that_is_not_used_is_given_back() -> None:
+    pieces = [bytes(50_000) for _ in range(4_000)]  # small enough for the heap
+    last = bytes(50_000)  # keeps the heap's top where it is
+    full = psutil.Process().memory_info().rss
+    del pieces
+    give_back_memory()
+    assert full - psutil.Process().memory_info().rss > 100e6
+    assert len(last) == 50_000
