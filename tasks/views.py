@@ -23,6 +23,7 @@ from tasks.tracking.server import run_url, tracking_uri
 
 ROUNDS_SHOWN = 20
 UPDATE_INTERVAL_S = 1.0
+LAST_UPDATE_S = 60.0  # how long the end of a run waits for a Prefect that does not answer
 
 
 class RunArtifact:
@@ -55,8 +56,8 @@ class RunArtifact:
         """Bring the page up to date for the last time."""
         self._outdated.set()
         self._ended.set()
-        self._thread.join()
-        if self._outdated.is_set():
+        self._thread.join(timeout=LAST_UPDATE_S)
+        if self._outdated.is_set() or self._thread.is_alive():
             self.session.say("the page of this run in Prefect could not be brought up to date")
 
     def _follow(self) -> None:

@@ -146,6 +146,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
             sys.path.append(source_folder)
         for field, rule in (("data", config.data), ("model", config.model)):
             _check_own_module(f"{field}.path", getattr(rule, "path", ""), Path(source_folder))
+    config.execution.check()
     data = config.data.load(config.seed)
     try:
         check_cohort(config, data.num_clients)

@@ -126,8 +126,9 @@ class Hub:
     def close(self) -> None:
         """End what trains, and give the lease back. The store belongs to whoever opened it."""
         try:
-            if "trainer" in self.__dict__:
-                self.trainer.close()
+            trainer: Trainer | None = self.__dict__.pop("trainer", None)  # with which the examples go
+            if trainer is not None:
+                trainer.close()
         finally:
             self.lease.release()
 

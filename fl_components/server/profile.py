@@ -67,9 +67,12 @@ class Profile:
 
 def check_writable(file: Path) -> None:
     """Raise `ConfigError` when no trace can be written to `file`: better before a long training than after."""
+    existed = file.exists()
     try:
         with open(file, "a"):
             pass
+        if not existed:
+            file.unlink()
     except OSError as error:
         raise unwritable(file, error) from error
 

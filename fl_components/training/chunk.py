@@ -29,10 +29,10 @@ class Examples:
         """C clients' rows as one batch, shorter ones padded."""
         sizes = list(map(len, rows))
         longest, padded = max(sizes), min(sizes) < max(sizes)
-        if padded:
-            index = np.full((len(rows), longest), rows[0][0])
+        if padded:  # by a client's own row: what is wrong with one client's data must not reach another
+            index = np.empty((len(rows), longest), np.int64)
             for client, own in enumerate(rows):
-                index[client, : len(own)] = own
+                index[client, : len(own)], index[client, len(own) :] = own, own[0]
         else:
             index = np.stack(rows)
         flat = torch.from_numpy(index.ravel()).to(self.x.device)

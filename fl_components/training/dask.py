@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
 from fl_components.training.chunk import Examples
-from fl_components.training.engine import Additive, Engine, ShardReport
+from fl_components.training.engine import Additive, Engine, ShardReport, names_of
 from fl_components.training.facts import engine_facts
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
@@ -389,7 +389,10 @@ class _Round:
                 cluster.client.scatter(self._params_D, workers=[worker.address], hash=False)
             )
             while True:
-                while len(worker.bundles) < DEPTH and (bundle := self._next_bundle()):
+                # Once a worker was lost, one at a time: else a shard whose result was still on its way when the next
+                # one killed its worker would be blamed.
+                depth = 1 if any(self._losses) else DEPTH
+                while len(worker.bundles) < depth and (bundle := self._next_bundle()):
                     job = _Job(self._rule, tuple(self._shards[index] for index in bundle))
                     future = cluster.submit(worker, train_shards, worker.engine, params_D, job)
                     worker.bundles.append((bundle, future))
@@ -447,7 +450,7 @@ class _Round:
                     self._losses[index] += 1
                 if max(self._losses[index] for index in bundles[0]) == MOST_ATTEMPTS:
                     raise RunFailed(
-                        f"{MOST_ATTEMPTS} Dask workers were lost ({how}) while they trained the same shard of clients: "
+                        f"{MOST_ATTEMPTS} Dask workers were lost ({how}) while they trained the same shard: "
                         f"{_names(self._shards, bundles[0])}",
                         hint="see the workers' logs; where memory ran out, a smaller execution.shard_size needs less",
                     )
@@ -458,6 +461,4 @@ class _Round:
 
 
 def _names(shards: Sequence[Shard], bundle: Sequence[int]) -> str:
-    names = [task.client_id for index in bundle for task in shards[index]]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(names[:12]) + more
+    return names_of([task for index in bundle for task in shards[index]])

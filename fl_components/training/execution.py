@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fl_components.errors import FedroundsError
+from fl_components.errors import ConfigError, FedroundsError
 from fl_components.rules import Rule, union
 from fl_components.training.dask import DaskTrainer
 from fl_components.training.engine import ShardReport
@@ -31,6 +33,12 @@ WORTH_SHARING: Final = 100e6
 MOST_OF_SHARD: Final = 50  # clients
 
 WORTH_PROCESSES_S: Final = 10.0  # of training still to do: a process takes some 3 s of work to start
+
+
+def _evenly(start: int, stop: int) -> list[int]:
+    """Where pieces of `MOST_OF_SHARD` clients at most begin."""
+    pieces = max(1, math.ceil((stop - start) / MOST_OF_SHARD))
+    return [start + (stop - start) * piece // pieces for piece in range(pieces)]
 
 
 class ExecutionRule(Rule):
@@ -62,9 +70,9 @@ class ExecutionRule(Rule):
             done_N = np.cumsum(work_N)
             total = done_N[-1] if len(work_N) else 0.0
             pieces = 2 * math.ceil(total / (2 * WORK_OF_SHARD)) if total > WORTH_SHARING else 1
-            pieces = max(pieces, math.ceil(len(work_N) / MOST_OF_SHARD))
             cuts = np.searchsorted(done_N, total / pieces * np.arange(1, pieces) * (1 + 1e-9), side="right")
             edges = [0, *cuts.tolist(), len(work_N)]
+            edges = [edge for start, stop in pairwise(edges) for edge in _evenly(start, stop)] + [len(work_N)]
         return tuple(slice(start, stop) for start, stop in pairwise(edges) if start < stop)
 
     def waves(self, shards: Sequence[slice], num_parameters: int, *, additive: bool) -> tuple[slice, ...]:
@@ -84,6 +92,9 @@ class ExecutionRule(Rule):
                 waves.append(shard)
         return tuple(waves) or (slice(0, 0),)
 
+    def check(self) -> None:
+        """Raise `ConfigError` when this machine lacks what the rule needs."""
+
     @abstractmethod
     def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
         """What trains a run's shards. `say` hears what people should know."""
@@ -100,7 +111,14 @@ class LocalExecution(ExecutionRule):
 
     kind: Literal["local"] = "local"
     processes: int | None = Field(default=None, ge=1)
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = Field(default="cpu")
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ValueError("give cpu, cuda or cuda:N")
+        return device
 
     @model_validator(mode="after")
     def _one_process_for_a_gpu(self) -> LocalExecution:
@@ -110,6 +128,13 @@ class LocalExecution(ExecutionRule):
                 "GPU; leave processes out"
             )
         return self
+
+    def check(self) -> None:
+        if self.device != "cpu" and (torch.device(self.device).index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"execution.device is {self.device} and torch finds {torch.cuda.device_count()} such devices",
+                hint="use cpu, or install a torch with CUDA and see that its driver is there",
+            )
 
     def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
         if self.processes == 1 or self.device != "cpu":
@@ -129,8 +154,15 @@ class DaskExecution(ExecutionRule):
     """
 
     kind: Literal["dask"] = "dask"
-    address: str = Field(pattern=r"^(tcp|tls)://\S+:\d+$")
+    address: str
     wait_s: float = Field(default=60.0, gt=0)
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if not re.fullmatch(r"(tcp|tls)://\S+:\d+", address):
+            raise ValueError("give the scheduler's address as tcp://host:port or tls://host:port")
+        return address
 
     def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
         return DaskTrainer(workload, self.address, self.wait_s, say)
@@ -142,36 +174,45 @@ class GrowingTrainer(Trainer):
     def __init__(self, workload: Workload, num_processes: int, say: Callable[[str], None]) -> None:
         self._workload, self._num_processes, self._say = workload, num_processes, say
         self._own = OwnTrainer(workload, say)
-        self._own.on_shard = lambda *span: self.on_shard(*span)
         self._processes: ProcessTrainer | None = None
         self._shard_s = 0.0  # of the last shard; the first one of all is not typical
 
     def train(
         self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        self._own.on_shard = self.on_shard
         for index, shard in enumerate(shards):
             processes = self._ready()
             if processes is not None:
+                processes.on_shard = self.on_shard
                 yield from processes.train(rule, params_D, shards[index:], rounds_left)
                 return
             left_s = self._shard_s * (rounds_left * len(shards) - index)
             num_processes = min(self._num_processes, len(shards))
             if self._processes is None and left_s > WORTH_PROCESSES_S and num_processes > 1:
-                self._processes = ProcessTrainer(self._workload, num_processes, self._say)
-                self._processes.on_shard = self._own.on_shard
+                self._start(num_processes)
             began, first = time.perf_counter(), self._own.is_new
             (trained,) = self._own.train(rule, params_D, [shard], rounds_left)
             self._shard_s = 0.0 if first else time.perf_counter() - began
             yield trained
+
+    def _start(self, num_processes: int) -> None:
+        try:
+            self._processes = ProcessTrainer(self._workload, num_processes, self._say)
+        except FedroundsError as error:
+            self._stay_here(error.message)
+
+    def _stay_here(self, why: str) -> None:
+        self._say(f"training goes on in one process: {why}")
+        self._processes, self._num_processes = None, 1
 
     def _ready(self) -> ProcessTrainer | None:
         """The processes, when all of them have started. Where they cannot start, training goes on here."""
         try:
             return self._processes if self._processes is not None and self._processes.is_ready() else None
         except FedroundsError as error:
-            self._say(f"training goes on in one process: {error.message}")
             self.close()
-            self._processes, self._num_processes = None, 1
+            self._stay_here(error.message)
             return None
 
     def close(self) -> None:

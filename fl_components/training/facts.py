@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,14 @@ import torch
 
 
 def engine_facts() -> dict[str, Any]:
-    """Of this process: the way it trains, its releases of torch and numpy, and its processor."""
-    return {"training": "cohort engine", "torch": torch.__version__, "numpy": np.__version__, "processor": _processor()}
+    """Of this process: the way it trains, its releases of fedrounds, torch and numpy, and its processor."""
+    return {
+        "training": "cohort engine",
+        "fedrounds": version("fedrounds"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "processor": _processor(),
+    }
 
 
 def _processor() -> str:

@@ -60,7 +60,7 @@ class DualForm:
 
     Args:
       weight: the common weight, [out, in].
-      num_clients, num_rows: C, and how many rows a client will have seen at most.
+      num_clients, num_rows: C, and how many rows a client will have seen in the end (room is made for more).
       learning_rate: that of every step.
     """
 
@@ -90,6 +90,10 @@ class DualForm:
                 seen_x, seen_g = self._x[:num_clients, : self._seen], self._g[:num_clients, : self._seen]
                 by_input.baddbmm_(torch.bmm(g, seen_g.mT), seen_x, alpha=-self.learning_rate)
         new = slice(self._seen, self._seen + rows)
+        if new.stop > self._x.shape[1]:
+            self._x, self._g = (
+                torch.cat([each, each.new_empty(len(each), new.stop, each.shape[2])], 1) for each in (self._x, self._g)
+            )
         self._x[:num_clients, new], self._g[:num_clients, new] = x, g
         if num_clients < len(self._x):  # the others have finished
             self._x[num_clients:, new], self._g[num_clients:, new] = 0, 0
@@ -100,7 +104,7 @@ class DualForm:
         """||w_local - w_global||^2 of each client, float64 [C]: the sum of (g_i g_j) (x_i x_j) over pairs of rows."""
         x, g = self._x[:, : self._seen].double(), self._g[:, : self._seen].double()
         squares: Tensor = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
-        return squares.mul_(self.learning_rate**2)
+        return squares.clamp_(min=0).mul_(self.learning_rate**2)  # rounding may leave less than nothing
 
     def norm_bounds(self) -> Tensor:
         """No less than ||w_local - w_global|| of each client, float64 [C]: the sum of |g| |x| over the rows."""
@@ -208,7 +212,7 @@ class ClientLinear(ClientLayer):
     def forward(self, x: Tensor) -> Tensor:
         passes = self.passes
         rows = x.reshape(self.in_hand.num_clients, -1, x.shape[-1])
-        passes.rows_of_one = rows.shape[1] * len(rows) // len(x)
+        passes.rows_of_one = -(-rows.shape[1] // self.in_hand.batch.x.shape[1])
         out: Tensor = _Product.apply(rows, passes.anchor, passes)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], -1)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
 from fl_components.shared_memory import Place, SharedMemory
 from fl_components.training.chunk import Examples
-from fl_components.training.engine import Additive, Engine, ShardReport
+from fl_components.training.engine import Additive, Engine, ShardReport, names_of
 from fl_components.training.sgd import SGD
 from fl_components.training.trainer import (
     ModelSpec,
@@ -94,10 +95,13 @@ class _Answer:
 
 
 class _Process:
-    """One of them, seen from the process that started it."""
+    """One of them, seen from the process that started it. Raises OSError when it cannot be started."""
 
     def __init__(self, setup: _Setup) -> None:
         ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())
+        # What Python says of an end that it cannot tell otherwise; closed by `end`.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         fds = (theirs.fileno(), setup.examples[0], setup.exchange[0])
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
         with theirs:
@@ -106,24 +110,28 @@ class _Process:
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._said,
                 env=os.environ | threads,
                 start_new_session=True,  # Ctrl-C is for the process that started it
             )
-        self.connection = Connection(ours.detach())
         self.ready = False
         self.shard: int | None = None
         self.memory_bytes = 0
-        self.connection.send(setup)
+        with suppress(OSError):  # it died already, which is found out when its connection is read
+            self.connection.send(setup)
 
     def end(self) -> None:
         self.popen.kill()
         self.popen.wait()
         self.connection.close()
+        self._said.close()
 
     def how_it_ended(self) -> str:
         code = self.popen.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._said.seek(0)
+        last = self._said.read().decode(errors="replace").strip().rpartition("\n")[2]
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"{how}: {last[:200]}" if last else how
 
 
 class ProcessTrainer(Trainer):
@@ -145,35 +153,50 @@ class ProcessTrainer(Trainer):
         )
         self._notes: set[str] = set()
         self._failed_starts = 0  # in a row
-        self._processes = [_Process(self._setup) for _ in range(num_processes)]
+        self._processes: list[_Process] = []
+        self._num_processes = num_processes
+        self._fill_up()
+
+    def _fill_up(self) -> None:
+        """Start the processes that are missing."""
+        try:
+            while len(self._processes) < self._num_processes:
+                self._processes.append(_Process(self._setup))
+        except OSError as error:
+            self.close()
+            raise RunFailed(
+                f"a training process cannot be started: {one_line(error)}",
+                hint="execution.processes: 1 trains without any; then resume the run",
+            ) from error
 
     def is_ready(self) -> bool:
         """Whether all processes have built their engines. Does not wait. Raises what `train` raises."""
-        for index, process in enumerate(self._processes):
+        for process in list(self._processes):
             if not process.ready and process.connection.poll():
-                self._receive(index, _Round([]))
+                self._receive(process, _Round([]))
         return all(process.ready for process in self._processes)
 
     def train(
         self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
         self._exchange["params"][:] = params_D
+        self._fill_up()
         round, free = _Round(shards), deque(range(self._slots))
         try:
             for turn in range(len(shards)):
                 while turn not in round.done:
                     self._hand_out(rule, round, free)
-                    indices = {process.connection: index for index, process in enumerate(self._processes)}
-                    for connection in wait(list(indices)):
+                    talking = {process.connection: process for process in self._processes}
+                    for connection in wait(list(talking)):
                         assert isinstance(connection, Connection)
-                        self._receive(indices[connection], round)
+                        self._receive(talking[connection], round)
                 slot = round.slots.pop(turn)
                 yield round.done.pop(turn), self._exchange[f"slot{slot}"]
                 free.append(slot)
         finally:
-            for index, process in enumerate(self._processes):
+            for process in list(self._processes):
                 if process.shard is not None:  # the round was given up: nothing may write into the next one's slots
-                    self._replace(index)
+                    self._end(process)
 
     def _hand_out(self, rule: SGD, round: _Round, free: deque[int]) -> None:
         """Give each idle process the next shard, as long as there is a slot for its result."""
@@ -190,13 +213,12 @@ class ProcessTrainer(Trainer):
             with suppress(OSError):
                 process.connection.send(_Job(rule, round.shards[shard], round.slots[shard]))
 
-    def _receive(self, index: int, round: _Round) -> None:
+    def _receive(self, process: _Process, round: _Round) -> None:
         """Take in what a process says, or that it died."""
-        process = self._processes[index]
         try:
-            answer = process.connection.recv()
+            answer: _Answer = process.connection.recv()
         except (EOFError, OSError):
-            self._died(index, round)
+            self._died(process, round)
             return
         process.memory_bytes = max(process.memory_bytes, answer.memory_bytes)
         if answer.problem is not None:
@@ -211,8 +233,8 @@ class ProcessTrainer(Trainer):
             self._notes.add(answer.note)
             self._say(answer.note)
 
-    def _died(self, index: int, round: _Round) -> None:
-        process, how = self._processes[index], self._processes[index].how_it_ended()
+    def _died(self, process: _Process, round: _Round) -> None:
+        how = process.how_it_ended()
         if process.shard is None:
             self._failed_starts += not process.ready
             if self._failed_starts == MOST_ATTEMPTS:
@@ -224,23 +246,24 @@ class ProcessTrainer(Trainer):
         else:
             shard = process.shard
             round.deaths[shard] += 1
-            clients = ", ".join(task.client_id for task in round.shards[shard])
+            clients = names_of(round.shards[shard])
             if round.deaths[shard] == MOST_ATTEMPTS:
                 raise RunFailed(
-                    f"{MOST_ATTEMPTS} training processes died ({how}) of the same shard of clients: {clients}",
+                    f"{MOST_ATTEMPTS} training processes died ({how}) of the same shard: {clients}",
                     hint="where memory ran out, a smaller execution.shard_size or fewer execution.processes need less",
                 )
             self._say(f"a training process died ({how}) and is replaced; its shard is trained again: {clients}")
             round.waiting.appendleft(shard)
-        self._replace(index)
+        self._end(process)
+        self._fill_up()
 
-    def _replace(self, index: int) -> None:
-        self._processes[index].end()
-        self._processes[index] = _Process(self._setup)
+    def _end(self, process: _Process) -> None:
+        self._processes.remove(process)
+        process.end()
 
     def close(self) -> None:
-        for process in self._processes:
-            process.end()
+        while self._processes:
+            self._end(self._processes[0])
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -261,8 +284,8 @@ class _Round:
 def serve(fd: int) -> None:
     """The life of a training process. `fd` is its connection to the process that started it."""
     connection = Connection(fd)
-    setup: _Setup = connection.recv()
     try:
+        setup: _Setup = connection.recv()
         examples, exchange = SharedMemory(*setup.examples), SharedMemory(*setup.exchange)
         x, y = (torch.from_numpy(examples[name]) for name in ("x", "y"))
         engine = Engine(setup.spec.build(), Examples(x, y, examples["starts"], examples["stops"]))

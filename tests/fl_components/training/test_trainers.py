@@ -152,7 +152,9 @@ class TestDeath:
         with processes(work) as (trainer, said):
             assert outcome(trainer, work) == expected
             assert not (tmp_path / "once").exists()
-            assert said == ["a training process died (SIGKILL) and is replaced; its shard is trained again: c3, c4, c5"]
+            assert said == [
+                "a training process died (SIGKILL) and is replaced; its shard is trained again: clients c3, c4, c5"
+            ]
             assert outcome(trainer, work) == expected
 
     @pytest.mark.slow
@@ -170,7 +172,9 @@ class TestDeath:
         work = self.fragile()
         monkeypatch.setenv("FRAGILE", "always")
         with processes(work) as (trainer, said):
-            with pytest.raises(RunFailed, match=r"3 training processes died \(SIGKILL\) of .*: c3, c4, c5") as caught:
+            with pytest.raises(
+                RunFailed, match=r"3 training processes died \(SIGKILL\) of .*: clients c3, c4, c5"
+            ) as caught:
                 outcome(trainer, work)
             assert "execution.shard_size" in str(caught.value.hint)
             assert len(said) == MOST_ATTEMPTS - 1
