@@ -43,15 +43,17 @@ MOST_ATTEMPTS: Final = 3
 # What a process runs. It ends when the one that started it does: a thread sees to that, and on Linux the kernel for as
 # long as imports keep threads from running (later it would be wrong: it looks at the thread that started the process).
 _MAIN: Final = """
-import ctypes, json, os, sys, threading, time
+import ctypes, json, os, select, sys, threading
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 path, connection, parent = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 kernel = ctypes.CDLL(None) if sys.platform == "linux" else None
 if kernel:
     kernel.prctl(PR_SET_PDEATHSIG, SIGKILL)
+hung_up = select.poll()
+hung_up.register(connection, 0)
 def leave_with_parent():
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    while not hung_up.poll(500) and os.getppid() == parent:
+        pass
     os._exit(1)
 threading.Thread(target=leave_with_parent, daemon=True).start()
 sys.path[:] = path

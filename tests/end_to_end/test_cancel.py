@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -17,7 +18,8 @@ ROUNDS = "rounds=12"
     ("how", "exit_code"), [("Prefect's page", 1), pytest.param("Ctrl-C", 130, marks=pytest.mark.slow)]
 )
 def test_a_stopped_run_goes_on_to_the_same_model(fedrounds: Fedrounds, home: Path, how: str, exit_code: int) -> None:
-    process = start_fedrounds(home, "train", HEART, "--set", ROUNDS, "--run-id", "r")
+    profile = home.parent / "trace.json"
+    process = start_fedrounds(home, "train", HEART, "--set", ROUNDS, "--run-id", "r", "--profile", str(profile))
     with Store.open(home) as store:
 
         def under_way() -> bool:
@@ -39,6 +41,8 @@ def test_a_stopped_run_goes_on_to_the_same_model(fedrounds: Fedrounds, home: Pat
         assert stopped.error["code"] == "cancelled"
         assert 2 <= stopped.committed_round < 12
         assert prefect(api_url, f"/flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED"
+        stages = [span["name"] for span in json.loads(profile.read_text())["traceEvents"] if span.get("cat") == "stage"]
+        assert stages.count("commit") == stopped.committed_round
         assert "fedrounds resume r" in (home.parent / "fedrounds.log").read_text()
 
     resumed = data_of(fedrounds("resume", "--json"))

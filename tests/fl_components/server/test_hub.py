@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -107,6 +109,17 @@ class TestLease:
             with pytest.raises(StoreError, match="cannot be read"):
                 open_hub(store, "r")
         open_hub(store, "r").close()
+
+
+def test_what_trains_ends_with_it(open_run: OpenRun) -> None:
+    """Its processes, and the examples that it holds: a sweep opens many, one after the other."""
+    hub, before = open_run(execution={"shard_size": 2, "processes": 2}), set(psutil.Process().children())
+    one_round(hub)
+    started, trainer = set(psutil.Process().children()) - before, weakref.ref(hub.trainer)
+    assert len(started) == 2
+    hub.close()
+    assert not any(process.is_running() for process in started)
+    assert trainer() is None
 
 
 class TestStart:

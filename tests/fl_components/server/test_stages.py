@@ -69,6 +69,13 @@ class TestSelect:
         assert first.cohort == again.cohort
         assert {task.seed for task in first.cohort}.isdisjoint(task.seed for task in other.cohort)
 
+    def test_clients_with_the_most_examples_come_first(self, open_run: OpenRun) -> None:
+        """So that those that train together have about as much to do."""
+        partition = {"kind": "quantity_skew", "num_clients": 9, "sigma": 1.0}
+        hub = open_run(data={"kind": "digits", "partition": partition}, selection={"cohort_size": 6})
+        sizes = [task.num_examples for task in stages.select(hub, stages.load(hub, 1)).cohort]
+        assert len(set(sizes)) > 3 and sizes == sorted(sizes, reverse=True)
+
 
 class TestAuthorise:
     def test_the_charge_is_written_before_any_client_is_contacted(self, open_run: OpenRun, store: Store) -> None:
@@ -348,3 +355,4 @@ class TestProfile:
         with pytest.raises(ConfigError, match=r"cannot be written to .*nowhere.*: No such file or directory"):
             check_writable(tmp_path / "nowhere" / "trace.json")
         check_writable(tmp_path / "trace.json")
+        assert not (tmp_path / "trace.json").exists()

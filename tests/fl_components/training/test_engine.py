@@ -20,6 +20,7 @@ from fl_components.parameters import flatten, num_parameters
 from fl_components.training import SGD, one_thread
 from fl_components.training.chunk import Examples
 from fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine
+from fl_components.training.layers import DualForm
 from fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fl_components.values import IGNORED, ClientTask
 
@@ -28,7 +29,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"epochs": 2, "batch_size": None},
     {"steps": 5, "batch_size": 7},
     {"epochs": 1, "momentum": 0.9},
-    {"epochs": 2, "proximal": 0.3, "weight_decay": 0.1},
+    {"epochs": 2, "proximal": 0.3},
+    {"epochs": 2, "weight_decay": 0.1},
     {"epochs": 1, "max_gradient_norm": 0.2},
     {"epochs": 3, "straggler_fraction": 0.5, "label_smoothing": 0.1},
     {
@@ -66,10 +68,10 @@ def linears(*, bias: bool = True, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5, bias=bias), nn.Dropout(dropout), nn.ReLU(), nn.Linear(5, 3, bias=bias))
 
 
-def twice() -> nn.Module:
+def twice(width: int = 6) -> nn.Module:
     """The same layer at two places."""
-    layer = nn.Linear(6, 6)
-    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(6, 3))
+    layer = nn.Linear(width, width)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(width, 3))
 
 
 def frozen() -> nn.Module:
@@ -78,10 +80,21 @@ def frozen() -> nn.Module:
     return module
 
 
-def tied() -> nn.Module:
-    module = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3))
+def tied(width: int = 6) -> nn.Module:
+    module = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Linear(width, 3))
     module[2].weight = module[0].weight
     return module
+
+
+class Folding(nn.Module):
+    """Makes two rows of each of a batch's: its layer sees more rows than there are examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.last = nn.Linear(150, 100), nn.Linear(200, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.wide(x.reshape(-1, 150))).reshape(len(x), 200))
 
 
 class Data:
@@ -137,6 +150,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, tuple[int, ...], type | Non
         (),
         LayeredReplicas,
     ),
+    "wide-same-layer-twice": (lambda: twice(150), floats(150), (), LayeredReplicas),
+    "wide-tied": (lambda: tied(150), floats(150), (), LayeredReplicas),
+    "folds-rows": (Folding, floats(300), (), LayeredReplicas),
     "logistic": (lambda: built(LogisticRegression(), (2, 3)), floats(2, 3), (), LayeredReplicas),
     "mlp": (lambda: built(Mlp(hidden=(8,)), (6,)), floats(6), (), LayeredReplicas),
     "cnn": (lambda: built(Cnn(channels=(2, 3), hidden=8), (8, 8)), floats(8, 8), (), LayeredReplicas),
@@ -271,6 +287,72 @@ def test_what_a_client_comes_to_does_not_depend_on_its_chunk() -> None:
     np.testing.assert_allclose(found_ND, data.alone(rule, module, params_D)[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("sizes", [[1, 1], [1, 2], [3, 1, 4, 2]], ids=str)
+def test_clients_of_a_few_rows(sizes: list[int]) -> None:
+    """The engine learns how many rows a layer sees from the batches that it has trained."""
+    module, data = Folding(), Data(sizes, floats(300), ())
+    rule = SGD(learning_rate=0.1, batch_size=4, epochs=2)
+    params_D, engine = flatten(module), Engine(module, data.examples)
+    for _ in range(2):
+        found_ND = np.empty((len(sizes), len(params_D)), np.float32)
+        engine.train(rule, params_D, data.tasks, found_ND)
+        np.testing.assert_allclose(found_ND, data.alone(rule, module, params_D)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [6, 300])
+def test_what_is_wrong_with_one_clients_data_does_not_reach_another(features: int) -> None:
+    """Batches of different lengths are padded, and a gradient of zero times infinity is not zero."""
+    module = nn.Sequential(nn.Linear(features, 200), nn.ReLU(), nn.Linear(200, 3))
+    data = Data([17, 5, 17, 2, 6], floats(features), ())
+    data.x[:17] = 3e38  # of the client whose rows come first in every batch
+    params_D = flatten(module)
+    rule = SGD(learning_rate=0.1, batch_size=4, epochs=2)
+    found_ND = np.empty((5, len(params_D)), np.float32)
+    Engine(module, data.examples).train(rule, params_D, data.tasks, found_ND)
+    expected_ND, _ = data.alone(rule, module, params_D)
+    assert not np.isfinite(found_ND[0]).all() and np.isfinite(expected_ND[1:]).all()
+    np.testing.assert_allclose(found_ND[1:], expected_ND[1:], rtol=1e-4, atol=1e-6)
+
+
+class TestDualForm:
+    def steps(self, num_rows: list[int]) -> tuple[DualForm, Tensor]:
+        """A form that has seen these numbers of rows, step by step, and the clients' changes by the definition."""
+        generator = torch.Generator().manual_seed(0)
+        form = DualForm(torch.randn(7, 5, generator=generator), 3, sum(num_rows), 0.1)
+        deltas = torch.zeros(3, 7, 5)
+        for rows in num_rows:
+            x, g = (torch.randn(3, rows, width, generator=generator) for width in (5, 7))
+            form.gradient(x, g, needs_input=False)
+            deltas -= 0.1 * g.mT @ x
+        return form, deltas
+
+    def test_it_stands_for_each_clients_weight(self) -> None:
+        form, deltas = self.steps([2, 4, 1])
+        torch.testing.assert_close(form.deltas(), deltas)
+        x = torch.randn(3, 6, 5)
+        torch.testing.assert_close(form.multiply(x), x @ (form.weight + deltas).mT)
+        total = torch.zeros(7, 5)
+        form.add_weighted(total, torch.tensor([2.0, 0.0, 0.5]))
+        torch.testing.assert_close(total, 2 * deltas[0] + 0.5 * deltas[2])
+
+    def test_its_norms(self) -> None:
+        form, deltas = self.steps([2, 4, 1])
+        norms = deltas.double().flatten(1).norm(dim=1)
+        torch.testing.assert_close(form.squared_norms().sqrt(), norms, rtol=1e-5, atol=0)
+        assert (form.norm_bounds() > norms).all()
+
+    def test_the_bound_on_a_norm_is_met_where_there_is_one_row(self) -> None:
+        form, deltas = self.steps([1])
+        norms = deltas.double().flatten(1).norm(dim=1)
+        torch.testing.assert_close(form.norm_bounds(), norms, rtol=1e-5, atol=0)
+
+    def test_more_rows_than_it_was_told_of(self) -> None:
+        form, deltas = self.steps([3])
+        x, g = torch.randn(3, 4, 5), torch.randn(3, 4, 7)
+        form.gradient(x, g, needs_input=False)
+        torch.testing.assert_close(form.deltas(), deltas - 0.1 * g.mT @ x)
+
+
 def test_the_same_again_is_the_same_bits() -> None:
     data = Data([9, 4, 17], floats(6), ())
     rule = SGD(learning_rate=0.1, batch_size=4, epochs=2)
@@ -372,6 +454,23 @@ class TestNotes:
         engine = Engine(Centred(), Data([4], floats(6), ()).examples)
         assert engine._replicas is None
         assert "its updates differ by" in engine.note
+
+    def test_a_model_that_draws_random_numbers_of_its_own(self) -> None:
+        class Noisy(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(6, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.linear(x + 1e-9 * torch.randn_like(x))  # too little to be seen in the updates
+
+        data, module = Data([4, 4], floats(6), ()), Noisy()
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        engine = Engine(module, data.examples)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert engine._replicas is None
+        assert "it draws random numbers elsewhere than in torch.nn.Dropout" in engine.note
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fl_components.errors import ConfigError
 from fl_components.training import LocalExecution
 from fl_components.training.execution import (
     COPIES_OF_AN_UPDATE,
@@ -55,7 +56,7 @@ def test_shards_of_a_size(cohort_size: int, shard_size: int) -> None:
 def test_shards_by_default_have_about_as_much_to_do(work_N: list[float]) -> None:
     shards = LocalExecution().shards(work_N)
     assert rows(shards) == list(range(len(work_N)))
-    assert all(shard.start < shard.stop for shard in shards)
+    assert all(0 < shard.stop - shard.start <= MOST_OF_SHARD for shard in shards)
     most, share = max(work_N, default=0), sum(work_N) / max(1, len(shards))
     if sum(work_N) > WORTH_SHARING and len(work_N) <= MOST_OF_SHARD:
         assert all(sum(work_N[shard]) <= WORK_OF_SHARD + most for shard in shards)
@@ -93,6 +94,12 @@ def test_what_is_refused(field: str) -> None:
 def test_a_device_that_is_none(device: str) -> None:
     with pytest.raises(ValidationError, match="device"):
         LocalExecution.model_validate({"device": device})
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    LocalExecution().check()
+    with pytest.raises(ConfigError, match=r"execution\.device is cuda:99 and torch finds \d+ such devices"):
+        LocalExecution(device="cuda:99").check()
 
 
 def test_one_process_for_a_gpu() -> None:

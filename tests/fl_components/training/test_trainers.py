@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ class Fragile(torch.nn.Sequential):
         if os.path.exists(cause) and (x > 100).any():
             os.remove(cause)
             os.kill(os.getpid(), signal.SIGKILL)
+        if cause.startswith("pause:") and (x > 100).any():
+            Path(cause.removeprefix("pause:")).write_text(str(os.getpid()))
+            time.sleep(600)
         if cause == "raise" and (x > 100).any():
             raise ValueError("no such ward")
         return super().forward(x)
@@ -133,8 +137,10 @@ def test_processes_change_no_bit(additive: bool, counts: list[int]) -> None:
         with processes(work, num_processes) as (trainer, said):
             assert outcome(trainer, work) == expected
             assert outcome(trainer, work, other_D) == expected_later
-            for _, _ in trainer.train(RULE, other_D, tasks_of(work), 1):
-                break
+            given_up = trainer.train(RULE, other_D, tasks_of(work), 1)
+            next(given_up)
+            given_up.close()
+            assert all(process.shard is None for process in trainer._processes)  # none writes into the next round
             assert outcome(trainer, work) == expected
             assert said == []
             assert trainer.peak_memory_bytes > own.peak_memory_bytes > 50e6
@@ -223,6 +229,34 @@ class TestDeath:
             assert time.monotonic() - died < 2  # a promise (docs/durability.md), not a benchmark
             time.sleep(0.01)
 
+    def test_one_that_trains_ends_too(self, monkeypatch: Any, tmp_path: Any) -> None:
+        """Killed while a process is in the middle of a shard: it does not wait for what it is doing."""
+        script = tmp_path / "starts.py"
+        script.write_text(
+            "import sys\n"
+            f"sys.path[:] = {sys.path!r}\n"
+            f"from {__name__} import ModuleModel, ProcessTrainer, outcome, workload\n"
+            f"work = workload(ModuleModel(path='{__name__}:fragile'))\n"
+            "trainer = ProcessTrainer(work, 2, print)\n"
+            "print(*(p.popen.pid for p in trainer._processes), flush=True)\n"
+            "outcome(trainer, work)\n"
+        )
+        training = tmp_path / "training"
+        monkeypatch.setenv("FRAGILE", f"pause:{training}")
+        with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+            deadline = time.monotonic() + 60
+            while not (training.exists() and training.read_text()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert int(training.read_text()) in pids
+            parent.kill()
+            died = time.monotonic()
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() - died < 2
+            time.sleep(0.01)
+
 
 class TestGrowing:
     def trainer(
@@ -251,6 +285,25 @@ class TestGrowing:
                 assert time.monotonic() < deadline
             assert outcome(trainer, work) == expected
             assert trainer._own.is_new is False
+        finally:
+            trainer.close()
+
+    def test_they_take_over_in_the_middle_of_a_round(self, monkeypatch: Any) -> None:
+        trainer, work = self.trainer(monkeypatch, worth_s=1e9)
+        expected = outcome(trainer, work)
+        monkeypatch.setattr(executions, "WORTH_PROCESSES_S", 0.0)
+        trained_by: list[int] = []
+        trainer.on_shard = lambda name, began, ended, process: trained_by.append(process)
+        found = []
+        try:
+            for report, result in trainer.train(RULE, flatten(work.module), tasks_of(work), 1):
+                found.append((report, result.tobytes()))
+                deadline = time.monotonic() + 60
+                while trainer._processes is not None and not trainer._processes.is_ready():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+            assert found == expected
+            assert [process == os.getpid() for process in trained_by] == [True, False, False, False]
         finally:
             trainer.close()
 
