@@ -4,9 +4,9 @@
     python benchmarks/soak.py --rounds 100 --set execution.processes=2
 
 One `fedrounds train` of workload W1 (benchmarks/peers) in a new home, with everything that belongs to it: the run, its
-training processes, the embedded Prefect server. A line for each fifty rounds: the mean time from commit to commit, the
-memory (PSS: what is shared counts once) and the open files at the last sample before the block's end. Needs Linux and
-MNIST's files.
+training processes, the embedded Prefect server (a child of the run). A line for each fifty rounds: the mean time from
+commit to commit, and at the last sample before the block's end the memory (PSS: what is shared counts once), without
+the Prefect server and of it, and the open files. Needs Linux and MNIST's files.
 """
 
 from __future__ import annotations
@@ -44,24 +44,27 @@ BLOCK = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """All processes of a run at one time: seconds since the epoch, MB (10^6 bytes), open files, how many they are."""
+    """All processes of a run at one time: seconds since the epoch, MB (10^6 bytes) without and of the Prefect server,
+    open files, how many they are."""
 
     time_s: float
     memory_mb: float
+    server_mb: float
     files: int
     processes: int
 
 
-def sample(roots: Sequence[psutil.Process]) -> Sample:
-    memory, files, processes = 0, 0, 0
-    for root in roots:
+def sample(run: psutil.Process, server: int | None) -> Sample:
+    """`server` is the id of the Prefect server's process, once there is one."""
+    memory, server_memory, files, processes = 0, 0, 0, 0
+    for process in [run, *run.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
-            for process in [root, *root.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    memory += process.memory_full_info().pss
-                    files += process.num_fds()
-                    processes += 1
-    return Sample(time.time(), memory / 1e6, files, processes)
+            held = process.memory_full_info().pss
+            memory += held
+            server_memory += held if process.pid == server else 0
+            files += process.num_fds()
+            processes += 1
+    return Sample(time.time(), (memory - server_memory) / 1e6, server_memory / 1e6, files, processes)
 
 
 @contextmanager
@@ -88,12 +91,11 @@ def soak(rounds: int, mnist: str | None, overrides: Sequence[str]) -> tuple[list
         command += [word for override in overrides for word in ("--set", override)]
         with embedded_server_ended(home):
             with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as training:
-                roots = [psutil.Process(training.pid)]
+                run = psutil.Process(training.pid)
                 while training.poll() is None:
                     server = server_files(home).read_record() if home.exists() else None
-                    if len(roots) == 1 and server is not None:
-                        roots.append(psutil.Process(server.pid))
-                    samples.append(sample(roots))
+                    with suppress(psutil.NoSuchProcess):
+                        samples.append(sample(run, server.pid if server is not None else None))
                     with suppress(subprocess.TimeoutExpired):
                         training.wait(SAMPLE_INTERVAL_S)
                 if training.returncode:
@@ -115,9 +117,16 @@ def draw(committed: list[float], samples: list[Sample], file: Path) -> None:
     axes[0].plot([at - began for at in committed[1:]], [each * 1000 for each in seconds], ".", ms=2, color="#1f5f8b")
     axes[0].set(ylabel="ms from commit to commit", ylim=(0, 3 * sorted(seconds)[len(seconds) // 2] * 1000))
     within = [each for each in samples if began <= each.time_s <= committed[-1]]
-    for axis, name, label in ((axes[1], "memory_mb", "memory, MB (PSS)"), (axes[2], "files", "open files")):
-        axis.plot([each.time_s - began for each in within], [getattr(each, name) for each in within], color="#1f5f8b")
-        axis.set(ylabel=label, ylim=(0, None))
+    for axis, name, label, color in (
+        (axes[1], "memory_mb", "the run and its training processes", "#1f5f8b"),
+        (axes[1], "server_mb", "the Prefect server", "#c46a1b"),
+        (axes[2], "files", None, "#1f5f8b"),
+    ):
+        times, values = [each.time_s - began for each in within], [getattr(each, name) for each in within]
+        axis.plot(times, values, color=color, label=label)
+    axes[1].set(ylabel="memory, MB (PSS)", ylim=(0, None))
+    axes[1].legend(frameon=False)
+    axes[2].set(ylabel="open files", ylim=(0, None))
     axes[2].set(xlabel=f"seconds after the first of {len(committed)} rounds")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -133,13 +142,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     committed, samples = soak(options.rounds, options.mnist, options.overrides)
-    print("rounds     ms a round   memory MB   open files   processes")
+    print("rounds     ms a round   memory MB   Prefect server MB   open files   processes")
     for start in range(1, len(committed), BLOCK):
         stop = min(start + BLOCK, len(committed))
         block_ms = mean(after - before for before, after in pairwise(committed[start - 1 : stop])) * 1000
         last = max((each for each in samples if each.time_s <= committed[stop - 1]), key=lambda each: each.time_s)
         print(
-            f"{start + 1:>3}-{stop:<6} {block_ms:>9.0f} {last.memory_mb:>11.0f} {last.files:>12} {last.processes:>11}"
+            f"{start + 1:>3}-{stop:<6} {block_ms:>9.0f} {last.memory_mb:>11.0f} {last.server_mb:>19.0f} "
+            f"{last.files:>12} {last.processes:>11}"
         )
     if options.picture:
         draw(committed, samples, options.picture)
