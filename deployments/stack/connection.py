@@ -39,6 +39,9 @@ WATCH_INTERVAL_S = 0.25
 RETRY_INTERVAL_S = 5.0
 START_LIMIT_S = 180.0
 
+# For glibc: with an arena for each thread that asks the database, the server grew by 0.09 MB a round without end.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
 _servers: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is forgotten warns that its process runs on
 
 
@@ -252,6 +255,7 @@ class EmbeddedServer(Connection):
                 self._child = subprocess.Popen(
                     [sys.executable, "-c", _SERVE, _root(), str(self._files.folder), str(self._idle_s)],
                     cwd=self._files.folder,  # Prefect reads .env, prefect.toml and pyproject.toml of its working folder
+                    env=ONE_ARENA | os.environ,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
