@@ -115,7 +115,7 @@ def draw(committed: list[float], samples: list[Sample], file: Path) -> None:
     figure, axes = pyplot.subplots(3, 1, figsize=(8, 6), sharex=True)
     seconds = [after - before for before, after in pairwise(committed)]
     axes[0].plot([at - began for at in committed[1:]], [each * 1000 for each in seconds], ".", ms=2, color="#1f5f8b")
-    axes[0].set(ylabel="ms from commit to commit", ylim=(0, 3 * sorted(seconds)[len(seconds) // 2] * 1000))
+    axes[0].set(ylabel="ms a round", ylim=(0, 3 * sorted(seconds)[len(seconds) // 2] * 1000))
     within = [each for each in samples if began <= each.time_s <= committed[-1]]
     for axis, name, label, color in (
         (axes[1], "memory_mb", "the run and its training processes", "#1f5f8b"),
