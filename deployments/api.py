@@ -125,10 +125,28 @@ def show(run: str) -> dict[str, Any]:
 
 
 def verify_journal() -> dict[str, Any]:
-    """Check the chain of the journal: {rows, head}. Raises `JournalBroken`, naming the first row that is wrong."""
+    """Check the journal's chain and signatures, this home's anchor, and those in MLflow where it answers.
+
+    {rows, head, anchors, not_reached}. Raises `JournalBroken`, naming the first row that is wrong.
+    """
+    from tasks.tracking.anchors import anchors_in_mlflow
+
     with Store.open() as store:
-        report = store.verify_journal()
-    return {"rows": report.rows, "head": report.head}
+        anchors, problem = anchors_in_mlflow(store)
+        report = store.verify_journal(anchors)
+        return {"rows": report.rows, "head": report.head, "anchors": len(anchors), "not_reached": problem}
+
+
+def journal_key() -> dict[str, Any]:
+    """The public key with which this hub signs: {key, key_id}."""
+    with Store.open() as store:
+        return {"key": store.keys.signing.public.hex(), "key_id": store.keys.signing.id}
+
+
+def trust_key(key: str) -> dict[str, Any]:
+    """Trust another hub's public key, in hex: {key_id}. Raises `ConfigError`."""
+    with Store.open() as store:
+        return {"key_id": store.keys.trust(key)}
 
 
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
@@ -187,14 +205,30 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
     """A run as people and programs are told of it (`train --json`, `show --json`)."""
     rounds = store.rounds(run.run_id)
     return _summary(store, run, rounds) | {
-        "privacy": dict.fromkeys(("epsilon", "delta", "unit", "neighbouring", "accountant")),
-        "communication": {
-            name: int(sum(row.result["metrics"][f"communication/{name}"] for row in rounds))
-            for name in ("upload_bytes", "download_bytes")
-        },
-        "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES},
+        "privacy": _privacy(store, run, rounds),
+        "communication": {name: _total(rounds, f"communication/{name}") for name in ("upload_bytes", "download_bytes")},
+        "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES}
+        if all(row.result["seconds"] for row in rounds)
+        else None,  # withheld
         "peak_memory_mb": max((row.result["metrics"].get("memory/peak_mb", 0.0) for row in rounds), default=None),
     }
+
+
+def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+    """The run's epsilon as its last round was told of it, with all that gives it a meaning."""
+    budget = store.find_budget(run.population) if run.spent else None
+    terms = ("delta", "unit", "neighbouring", "accountant")
+    epsilon = rounds[-1].result["metrics"].get("privacy/epsilon") if rounds else None
+    return {
+        "epsilon": epsilon,
+        **{name: getattr(budget, name, None) if epsilon is not None else None for name in terms},
+    }
+
+
+def _total(rounds: Sequence[RoundRecord], metric: str) -> int | None:
+    """A metric summed over rounds; None where it is withheld."""
+    values = [row.result["metrics"].get(metric) for row in rounds]
+    return None if None in values else int(sum(values))
 
 
 def sweep_data(

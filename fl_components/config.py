@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fl_components.aggregation import Aggregation, Mean
+from fl_components.aggregation import AdditiveRule, Aggregation, Mean
 from fl_components.clients import Selection, Uniform
 from fl_components.compression import Compression, NoCompression
 from fl_components.data import Data
@@ -71,6 +71,7 @@ class FederationConfig(Rule):
         num_clients = self.data.known_num_clients()
         if num_clients is not None:
             check_cohort(self, num_clients)
+        check_claim(self, num_clients)
         if self.evaluation.every > self.rounds:
             raise ValueError(
                 f"evaluation.every is {self.evaluation.every} but rounds is {self.rounds}: the model would never be "
@@ -93,6 +94,44 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
             f"selection.min_updates is {config.selection.min_updates} but a round selects at most {most} clients: no "
             f"round could succeed; make selection.min_updates at most {most}"
         )
+
+
+def check_claim(config: FederationConfig, num_clients: int | None) -> None:
+    """The laws that a privacy claim puts on all other fields, as far as they can be told without the number of clients.
+
+    Raises ValueError.
+    """
+    privacy, selection, aggregation = config.privacy, config.selection, config.aggregation
+    if not privacy.claims:
+        return
+    if not isinstance(aggregation, AdditiveRule):
+        raise ValueError(
+            f"privacy.kind is {privacy.kind} but aggregation.kind is {aggregation.kind}: how far one client "
+            "moves it is not "
+            "known, so no noise could cover it; use aggregation.kind mean"
+        )
+    if aggregation.max_weight is None:
+        raise ValueError(
+            f"privacy.kind is {privacy.kind} but aggregation.weights is num_examples without a cap: one client "
+            "with many "
+            "examples could move the mean any distance; set aggregation.max_examples, or aggregation.weights to uniform"
+        )
+    if not config.compression.transparent:
+        raise ValueError(
+            f"privacy.kind is {privacy.kind} but compression.kind is {config.compression.kind}: what is clipped "
+            "must be what "
+            "is added up; use compression.kind none"
+        )
+    if selection.min_updates and "min_updates" in selection.model_fields_set:
+        raise ValueError(
+            f"privacy.kind is {privacy.kind} but selection.min_updates is {selection.min_updates}: a round that "
+            "ends because "
+            "few clients came tells who came; leave selection.min_updates out"
+        )
+    if num_clients is not None:
+        sampling = selection.sampling(num_clients)
+        privacy.event(sampling)
+        privacy.check(sampling.cohort_size)
 
 
 def parse_config(fields: Mapping[str, Any]) -> FederationConfig:

@@ -43,7 +43,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     optimizer = config.server_optimizer.init(len(params_D))
     participations = np.zeros(data.num_clients, np.int64)
     for round in range(1, config.rounds + 1):
-        cohort = federation.select(round, participations.__getitem__).tolist()
+        cohort = federation.select(round, participations.__getitem__, config.seed).tolist()
         participations[cohort] += 1
         training = config.training.in_round(round, config.rounds)
         deltas, weights = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fl_components.parameters import params_digest
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 Tensors = Mapping[str, NDArray[Any]]
 
 IGNORED: Final = -1
@@ -37,12 +38,27 @@ class ClientTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a cohort is drawn from `population_size` clients, as far as a privacy claim may lean on it.
+
+    "poisson": each by a coin of its own, with `rate` for heads; "fixed_size": each set of `cohort_size` equally likely;
+    "everyone": all of them; "other": in a way that no claim leans on. `cohort_size` is the expected one.
+    """
+
+    kind: Literal["poisson", "fixed_size", "everyone", "other"]
+    population_size: int
+    cohort_size: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoundPlan:
     """All that is decided about a round before any client is contacted.
 
     `base_digest` names the parameters that every update must start from; `shards` cut the cohort into what is trained
     and summed together, `waves` into whole shards that fit the memory budget; `collection` is the number of this
-    round's reservation in the ledger (0 until authorised).
+    round's reservation in the ledger (0 until authorised). `clipping_norm` is that of this round, under a privacy
+    claim.
     """
 
     run_id: str
@@ -53,6 +69,7 @@ class RoundPlan:
     waves: tuple[slice, ...]
     min_updates: int
     event: Mapping[str, Any]
+    clipping_norm: float | None = None
     collection: int = 0
 
 
@@ -106,6 +123,10 @@ class Partial:
 
     tensors: Tensors
     count: int = 0
+
+    def __add__(self, other: Partial) -> Partial:
+        tensors = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
+        return Partial(tensors, self.count + other.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,29 +196,30 @@ class ServerState:
     params_D: Float32
     server_optimizer: Tensors
     config_digest: str
+    clipping: Tensors = field(default_factory=dict)
 
     @property
     def params_digest(self) -> str:
         return params_digest(self.params_D)
 
     def to_bytes(self) -> bytes:
-        tensors = {"params": self.params_D} | {
-            f"server_optimizer.{name}": tensor for name, tensor in self.server_optimizer.items()
-        }
-        return pack(tensors, {"round": self.round, "config_digest": self.config_digest})
+        parts = {"server_optimizer": self.server_optimizer, "clipping": self.clipping}
+        tensors = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
+        return pack({"params": self.params_D, **tensors}, {"round": self.round, "config_digest": self.config_digest})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ServerState:
         tensors, header = unpack(data)
+
+        def part(prefix: str) -> Tensors:
+            return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
         return cls(
             round=header["round"],
             params_D=tensors["params"],
-            server_optimizer={
-                name.removeprefix("server_optimizer."): tensor
-                for name, tensor in tensors.items()
-                if name.startswith("server_optimizer.")
-            },
+            server_optimizer=part("server_optimizer."),
             config_digest=header["config_digest"],
+            clipping=part("clipping."),
         )
 
 
@@ -210,6 +232,9 @@ class RoundResult:
     metrics: Mapping[str, float]
     rejected: Mapping[str, int]  # reason -> how many
     seconds: Mapping[str, float]
+    withheld: Mapping[str, Any] = field(
+        default_factory=dict, compare=False
+    )  # no view gets it; not kept with the others
 
 
 def pack(tensors: Tensors, header: Mapping[str, Any]) -> bytes:

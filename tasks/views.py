@@ -16,12 +16,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.utilities.annotations import opaque
 
+from fl_components.server.claim import spending
+from fl_components.server.hub import Hub
 from fl_components.store import RoundRecord, RunRecord, Store
+from fl_components.store.ledger import from_pairs
 from fl_components.values import RoundResult
 from tasks.session import Session
 from tasks.tracking.server import run_url, tracking_uri
 
 ROUNDS_SHOWN = 20
+BAR_WIDTH = 30
 UPDATE_INTERVAL_S = 1.0
 LAST_UPDATE_S = 60.0  # how long the end of a run waits for a Prefect that does not answer
 
@@ -80,7 +84,9 @@ class RunArtifact:
             f"# {run.name} / {run.run_id}",
             "",
             f"**{run.committed_round} of {run.rounds} rounds** committed, attempt {run.attempt}. "
-            f"Parameters `{run.params_digest[:16]}`, privacy: no claim.",
+            f"Parameters `{run.params_digest[:16]}`.",
+            "",
+            *_privacy(hub),
             "",
             f"MLflow: {_mlflow_address(hub.store, run)}",
             "",
@@ -89,6 +95,25 @@ class RunArtifact:
             *(_row(row) for row in reversed(rows)),
         ]
         return "\n".join(lines)
+
+
+def _privacy(hub: Hub) -> list[str]:
+    """What is claimed, and how much of the population's budget is left, as a bar."""
+    budget = hub.store.find_budget(hub.run.population) if hub.federation.is_charged else None
+    if budget is None:
+        return ["Privacy: " + ("a larger cohort is simulated; no claim." if hub.config.privacy.claims else "no claim.")]
+    told = spending(budget, from_pairs(hub.store.run(hub.run_id).spent))
+    lines = [
+        f"Privacy: this run has come to **epsilon {told.run.epsilon:.4g}** at delta {budget.delta:g} ({budget.unit}, "
+        f"{budget.neighbouring}, "
+        f"{budget.accountant}){'; a demonstration, as the data are public' * budget.demonstration}.",
+        "",
+    ]
+    if budget.epsilon is None:
+        return [*lines, f"Its population `{budget.population}` has spent {told.population:.4g}; nothing limits it."]
+    filled = min(BAR_WIDTH, round(told.population / budget.epsilon * BAR_WIDTH)) if budget.epsilon else BAR_WIDTH
+    bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+    return [*lines, f"Population `{budget.population}`: `{bar}` {told.population:.4g} of {budget.epsilon:g} spent."]
 
 
 def _row(row: RoundRecord) -> str:

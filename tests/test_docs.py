@@ -16,6 +16,7 @@ from fl_components.config import FederationConfig, load_config, parse_config
 from fl_components.data import Data
 from fl_components.data.partition import Partition
 from fl_components.models import Model
+from fl_components.privacy import AnyClipping, Privacy
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.server_optimizers import ServerOptimizer
@@ -59,6 +60,8 @@ UNIONS: dict[str, Any] = {
     "selection": Selection,
     "selection.availability": Availability,
     "server_optimizer": ServerOptimizer,
+    "privacy": Privacy,
+    "privacy.clipping": AnyClipping,
     "execution": Execution,
 }
 

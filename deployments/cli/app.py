@@ -47,8 +47,20 @@ def build() -> App:
     app.command(commands.ui, group=SERVERS)
     app.command(commands.deploy, group=SERVERS, sort_key=2)
 
-    journal = App(name="journal", help="The chained record of every durable step.", group=RECORDS)
-    journal.command(commands.journal_verify, name="verify")
+    privacy = App(name="privacy", help="Budgets: what may be spent, what was, and what a run promises.", group=RECORDS)
+    privacy.command(commands.privacy_status, name="status", sort_key=1)
+    privacy.command(commands.privacy_plan, name="plan", sort_key=2)
+    privacy.command(commands.privacy_ledger, name="ledger", sort_key=3)
+    privacy.command(commands.privacy_statement, name="statement", sort_key=4)
+    budget = App(name="budget", help="Set what a population may spend.", sort_key=5)
+    budget.command(commands.privacy_budget_set, name="set")
+    privacy.command(budget)
+    app.command(privacy)
+
+    journal = App(name="journal", help="The chained and signed record of every durable step.", group=RECORDS)
+    journal.command(commands.journal_verify, name="verify", sort_key=1)
+    journal.command(commands.journal_key, name="key", sort_key=2)
+    journal.command(commands.journal_trust, name="trust", sort_key=3)
     app.command(journal)
     return app
 

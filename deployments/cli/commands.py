@@ -182,8 +182,88 @@ def deploy(
     return Answer(data, tables.deployment(data))
 
 
+def privacy_status(population: Annotated[str | None, Parameter(help="Without it: all of them.")] = None, /) -> Answer:
+    """Show what each population may spend, has spent, and has left."""
+    from deployments import privacy
+    from deployments.cli import tables
+
+    found = privacy.status(population)
+    return Answer(found, tables.budgets(found))
+
+
+def privacy_plan(
+    config: Config,
+    /,
+    *,
+    epsilon: Annotated[float, Parameter(help="What the run may come to.")],
+    overrides: Overrides = None,
+    picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
+) -> Answer:
+    """Find the noise, the rounds or the cohort that keep an epsilon."""
+    from deployments import privacy
+    from deployments.cli import tables
+
+    found = privacy.plan(config, overrides or (), epsilon=epsilon, picture=picture)
+    return Answer(found, tables.plan(found))
+
+
+def privacy_ledger(population: str, /) -> Answer:
+    """List the charges of a population."""
+    from deployments import privacy
+    from deployments.cli import tables
+
+    rows = privacy.ledger(population)
+    return Answer(rows, tables.ledger(rows))
+
+
+def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /) -> Answer:
+    """Print the privacy statement of a run, in Markdown."""
+    from deployments import privacy
+
+    found = privacy.statement(run)
+    return Answer(found, found["markdown"].rstrip())
+
+
+def privacy_budget_set(
+    population: str,
+    /,
+    *,
+    epsilon: Annotated[float, Parameter(help="The most that all its runs together may come to.")],
+    reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
+    delta: Annotated[float | None, Parameter(help="At which epsilon is told. Needed for a new population.")] = None,
+    unit: Annotated[str | None, Parameter(help="Whose data are protected. Without it: client.")] = None,
+    neighbouring: Annotated[
+        str | None, Parameter(help="add_or_remove (Poisson selection), replace_one or zero_out. Without it: the first.")
+    ] = None,
+) -> Answer:
+    """Let a population of private data spend; an act of an administrator."""
+    from deployments import privacy
+    from deployments.cli import tables
+
+    found = privacy.set_budget(
+        population, epsilon=epsilon, reason=reason, delta=delta, unit=unit, neighbouring=neighbouring
+    )
+    return Answer(found, tables.budgets([found]))
+
+
+def journal_key() -> Answer:
+    """Print the public key with which this hub signs its journal."""
+    from deployments import api
+
+    found = api.journal_key()
+    return Answer(found, found["key"])
+
+
+def journal_trust(key: Annotated[str, Parameter(help="What `fedrounds journal key` prints there.")], /) -> Answer:
+    """Trust the journal rows of another hub that shares this database."""
+    from deployments import api
+
+    found = api.trust_key(key)
+    return Answer(found, f"Rows signed by {found['key_id']} count from now on.")
+
+
 def journal_verify() -> Answer:
-    """Check that no row of the journal was changed, removed or put in."""
+    """Check that no row of the journal was changed, removed, put in or made anew."""
     from deployments import api
     from deployments.cli import tables
 

@@ -1,12 +1,13 @@
-"""What a partition made, as a picture."""
+"""Pictures: what a partition made, what a plan for privacy comes to, and what an audit found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fl_components.errors import ConfigError
+from fl_components.privacy.audit import AuditReport, accuses
 
 MAX_COLOURS = 20
 
@@ -28,21 +29,129 @@ def draw_partition(partition: Mapping[str, Any], name: str, file: Path) -> None:
         for axis in (labels, sizes):
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"{name}: {partition['num_clients']:,} clients", x=0.01, ha="left", fontsize=12)
-        figure.tight_layout()
-        try:
-            # With the format given, matplotlib writes this very file: it would add .png to a name without an ending.
-            figure.savefig(file, dpi=120, format=file.suffix[1:] or "png")
-        except OSError as error:
-            raise ConfigError(
-                f"the picture {file} cannot be written: {error.strerror or error}",
-                hint="give the path of a file in a folder that exists and that you may write to",
-            ) from error
-        except ValueError as error:  # a format that matplotlib does not know
-            raise ConfigError(
-                f"the picture {file} cannot be written: {error}", hint="give a path that ends in .png"
-            ) from error
+        _save(figure, file)
     finally:
         pyplot.close(figure)
+
+
+def draw_plan(plan: Mapping[str, Any], file: Path) -> None:
+    """Epsilon by round for each choice of `deployments.privacy.plan`. Raises `ConfigError` when the file cannot be
+    written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 4.5))
+    try:
+        for choice in plan["choices"]:
+            if choice["curve"]:
+                rounds, epsilons = zip(*choice["curve"], strict=True)
+                axis.plot(rounds, epsilons, label=f"{choice['free']}: {plan_in_words(choice)}")
+        axis.axhline(plan["epsilon"], color="#888888", lw=1, ls="--")
+        axis.set(xlabel="round", ylabel=f"epsilon at delta {plan['delta']:g}", xlim=(0, None), ylim=(0, None))
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(f"{plan['name']}: what keeps epsilon {plan['epsilon']:g}", x=0.01, ha="left", fontsize=12)
+        _save(figure, file)
+    finally:
+        pyplot.close(figure)
+
+
+def draw_audit(reports: Sequence[AuditReport], file: Path) -> None:
+    """The claimed epsilon of each audited release, the interval that was measured, and the lower bound without a model.
+    There is at least one report, and all have one delta, confidence, and number of canaries and of parameters. Raises
+    `ConfigError` when the file cannot be written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    claims = [report.claimed_epsilon for report in reports]
+    left, right = min(claims) / 1.8, max(claims) * 1.8
+    bottom, top = left / 4, right * 4  # what was measured may be 0, or millions: it is then at the edge
+    figure, axis = pyplot.subplots(figsize=(8, 5))
+    try:
+        axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+        axis.fill_between([left, right], [left, right], top, color="#c0392b", alpha=0.05, lw=0)
+        axis.plot([left, right], [left, right], color="#888888", lw=1, ls="--")
+        for report, claim in zip(reports, _side_by_side(claims), strict=True):
+            low, high = (min(max(end, bottom), top) for end in report.epsilon_interval)
+            low = min(low, top / 1.3)  # of what is far above, the foot is seen
+            colour = "#c0392b" if accuses(report) else "#1f5f8b"
+            axis.vlines(claim, low, high, color=colour, lw=6)
+            if report.epsilon_interval[1] > top:
+                axis.plot(claim, top, marker="^", ms=9, color=colour, clip_on=False)
+            bound = max(report.epsilon_lower_bound, bottom)
+            marker: dict[str, Any] = (
+                {"marker": "v", "ms": 6} if bound == bottom else {"marker": "_", "ms": 10, "mew": 1.8}
+            )
+            axis.plot(claim, bound, color="#444444", clip_on=False, **marker)
+        _audit_legend(axis, reports)
+        words: dict[str, Any] = {"transform": axis.transAxes, "va": "top", "fontsize": 8, "color": "#c0392b"}
+        axis.text(0.015, 0.975, "more is spent than is claimed", **words)
+        axis.set_xticks(sorted(set(claims)), [f"{claim:.3g}" for claim in sorted(set(claims))])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_locator(LogLocator(base=2))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+        delta = f"delta {reports[0].delta:g}"
+        axis.set(xlabel=f"claimed epsilon at {delta}", ylabel=f"measured epsilon at {delta}")
+        axis.spines[["top", "right"]].set_visible(False)
+        title = f"Audit with {reports[0].num_canaries:,} canaries in {reports[0].num_parameters:,} parameters"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        _save(figure, file)
+    finally:
+        pyplot.close(figure)
+
+
+def plan_in_words(choice: Mapping[str, Any]) -> str:
+    """
+    >>> plan_in_words({"noise_multiplier": 1.0, "rounds": 50, "cohort_size": 99.6})
+    'noise 1, 50 rounds, 100 clients a round'
+    """
+    clients = f"{choice['cohort_size']:.0f} clients a round"
+    return f"noise {choice['noise_multiplier']:.4g}, {choice['rounds']} rounds, {clients}"
+
+
+def _side_by_side(claims: Sequence[float]) -> list[float]:
+    """On a logarithmic axis: those with the same claim a little apart.
+
+    >>> [round(each, 2) for each in _side_by_side([1.0, 2.0, 1.0])]
+    [0.98, 2.0, 1.02]
+    """
+    places = [claims[:index].count(claim) - (claims.count(claim) - 1) / 2 for index, claim in enumerate(claims)]
+    return [claim * 1.05**place for claim, place in zip(claims, places, strict=True)]
+
+
+def _audit_legend(axis: Any, reports: Sequence[AuditReport]) -> None:
+    from matplotlib.lines import Line2D
+
+    interval = f"interval of {100 * reports[0].confidence:g} %, if the noise is Gaussian"
+    entries = [
+        Line2D([], [], color="#1f5f8b", lw=6, label=interval),
+        Line2D([], [], color="#c0392b", lw=6, label="the same, above the claim: accused"),
+        Line2D([], [], color="#444444", lw=0, marker="_", mew=1.8, ms=10, label="lower bound, for any mechanism"),
+        Line2D([], [], color="#888888", lw=1, ls="--", label="as claimed (arrows: beyond the picture)"),
+    ]
+    axis.legend(handles=entries, frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.03))
+
+
+def _save(figure: Any, file: Path) -> None:
+    figure.tight_layout()
+    try:
+        # With the format given, matplotlib writes this very file: it would add .png to a name without an ending.
+        figure.savefig(file, dpi=120, format=file.suffix[1:] or "png")
+    except OSError as error:
+        raise ConfigError(
+            f"the picture {file} cannot be written: {error.strerror or error}",
+            hint="give the path of a file in a folder that exists and that you may write to",
+        ) from error
+    except ValueError as error:  # a format that matplotlib does not know
+        raise ConfigError(
+            f"the picture {file} cannot be written: {error}", hint="give a path that ends in .png"
+        ) from error
 
 
 def _labels(axis: Any, partition: Mapping[str, Any]) -> None:

@@ -198,7 +198,112 @@ def deployment(data: Mapping[str, Any]) -> RenderableType:
 
 
 def journal(data: Mapping[str, Any]) -> RenderableType:
-    return Text.assemble(("Intact", "bold green"), f"  {data['rows']:,} rows, head {data['head'] or 'none yet'}")
+    lines = [Text.assemble(("Intact", "bold green"), f"  {data['rows']:,} rows, head {data['head'] or 'none yet'}")]
+    lines.append(Text(f"  and {data['anchors']} anchors in MLflow agree", style="dim"))
+    if data["not_reached"]:
+        lines.append(Text(f"  {data['not_reached']}", style="yellow"))
+    return Group(*lines)
+
+
+def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Each population with a bar, and its runs."""
+    if not data:
+        return Text("No population has a budget yet: `fedrounds privacy budget set` gives one.")
+    parts: list[RenderableType] = []
+    for budget in data:
+        limit, epsilon = budget["epsilon_limit"], budget["epsilon"]
+        heading = Text.assemble((budget["population"], "bold"), f"  epsilon {number(epsilon)}")
+        heading.append(" without a limit" if limit is None else f" of {limit:g}")
+        heading.append(
+            f" at delta {budget['delta']:g} ({budget['unit']}, {budget['neighbouring']}, {budget['accountant']})",
+            style="dim",
+        )
+        if budget["demonstration"]:
+            heading.append("  a demonstration on public data", style="yellow")
+        parts += [Text("")] if parts else []
+        parts.append(heading)
+        if limit:
+            parts.append(
+                Text.assemble("  ", _budget_bar(epsilon / limit), f" {number(budget['epsilon_remaining'])} left")
+            )
+        if budget["runs"]:
+            table = _columns("run", "rounds", "epsilon")
+            for run in budget["runs"]:
+                table.add_row(f"{run['run_id']} ({run['name']})", str(run["rounds"]), number(run["epsilon"]))
+            parts.append(_indented(table))
+    return Group(*parts)
+
+
+def _budget_bar(share: float) -> Text:
+    """
+    >>> _budget_bar(0.5).plain.count("█")
+    20
+    """
+    filled = min(40, round(share * 40))
+    colour = "green" if share < 0.8 else "yellow" if share < 1 else "red"
+    return Text.assemble(("█" * filled, colour), ("░" * (40 - filled), "dim"))
+
+
+def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The charges, one a line."""
+    if not data:
+        return Text("Nothing is charged to this population.")
+    table = _columns("run", "round", "collection", "state")
+    table.add_column("event")
+    for row in data:
+        table.add_row(
+            row["run_id"],
+            str(row["round"]),
+            str(row["collection"]),
+            row["state"],
+            json.dumps(row["event"], sort_keys=True),
+        )
+    return table
+
+
+def plan(data: Mapping[str, Any]) -> RenderableType:
+    """The choices that keep an epsilon."""
+    title = Text.assemble(
+        (data["name"], "bold"),
+        f"  what keeps epsilon {data['epsilon']:g} at delta {data['delta']:g} ({data['neighbouring']})",
+    )
+    table = _columns("what is free", "noise multiplier", "rounds", "clients a round", "epsilon", "noise on the mean")
+    for choice in data["choices"]:
+        over = choice["epsilon"] > data["epsilon"]
+        table.add_row(
+            choice["free"],
+            f"{choice['noise_multiplier']:.4g}",
+            f"{choice['rounds']:,}",
+            f"{choice['cohort_size']:,.0f}",
+            Text(number(choice["epsilon"]), style="red" if over else "green"),
+            f"{choice['noise_on_the_mean']:.4g} C",
+        )
+    return Group(title, _indented(table), Text(""), _curves(data))
+
+
+def _curves(data: Mapping[str, Any], width: int = 60, height: int = 12) -> RenderableType:
+    """Epsilon by round, in characters: a digit for each choice."""
+    curves = [choice["curve"] for choice in data["choices"] if choice["curve"]]
+    most_rounds = max(curve[-1][0] for curve in curves)
+    most_epsilon = max(data["epsilon"] * 1.2, min(max(curve[-1][1] for curve in curves), data["epsilon"] * 3))
+    grid = [[" "] * width for _ in range(height)]
+    limit = height - 1 - round(data["epsilon"] / most_epsilon * (height - 1))
+    grid[limit] = ["-"] * width
+    for number_, choice in enumerate(data["choices"], 1):
+        for rounds, epsilon in choice["curve"]:
+            row = height - 1 - round(epsilon / most_epsilon * (height - 1))
+            if row >= 0:
+                grid[row][min(width - 1, round(rounds / most_rounds * (width - 1)))] = str(number_)
+    lines = []
+    for row, cells in enumerate(grid):
+        label = (
+            f"{most_epsilon * (height - 1 - row) / (height - 1):8.2f} " if row in (0, limit, height - 1) else " " * 9
+        )
+        lines.append(Text(f"{label}│{''.join(cells)}"))
+    lines.append(Text(f"{' ' * 9}└{'─' * width}"))
+    lines.append(Text(f"{' ' * 10}1{'rounds':^{width - 2 - len(str(most_rounds))}}{most_rounds}", style="dim"))
+    names = "  ".join(f"{number_} {choice['free']}" for number_, choice in enumerate(data["choices"], 1))
+    return Group(*lines, Text(f"{' ' * 10}{names}", style="dim"))
 
 
 def _heading(data: Mapping[str, Any]) -> RenderableType:

@@ -19,6 +19,7 @@ class AggregationRule(Rule):
     more than it needs, so that an additive one never holds N x D.
     """
 
+    kind: str
     max_update_norm: float = Field(
         default=1000.0, gt=0, description="an update whose L2 norm is above this is refused by the server"
     )
@@ -56,6 +57,11 @@ class AdditiveRule(AggregationRule):
     shard size, never on the number of waves, processes or machines.
     """
 
+    @property
+    @abstractmethod
+    def max_weight(self) -> float | None:
+        """The largest weight that a client can have; None where nothing limits it."""
+
     @abstractmethod
     def weigh(self, num_examples_N: Float64) -> Float64:
         """Each client's weight [N], from its number of examples."""
@@ -74,8 +80,3 @@ class AdditiveRule(AggregationRule):
         """`partial` and the weighted sum of `count` updates, whose weights add up to `weight`."""
         tensors = {"sum": partial.tensors["sum"] + sum_D, "weight": partial.tensors["weight"] + weight}
         return Partial(tensors, partial.count + count)
-
-    def merge(self, first: Partial, second: Partial) -> Partial:
-        """The partial of what both hold."""
-        tensors = {name: tensor + second.tensors[name] for name, tensor in first.tensors.items()}
-        return Partial(tensors, first.count + second.count)

@@ -6,13 +6,15 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from fl_components.aggregation.base import AdditiveRule
 from fl_components.values import Float64, Partial
 
 
 class Mean(AdditiveRule):
-    """sum_i w_i delta_i / sum_i w_i, where w_i is the client's number of examples, or 1.
+    """sum_i w_i delta_i / sum_i w_i, where w_i is the client's number of examples (but no more than `max_examples`), or
+    1.
 
     >>> rule = Mean(weights="num_examples")
     >>> deltas_ND = np.array([[1.0, 0.0], [4.0, 3.0]], np.float32)
@@ -22,9 +24,16 @@ class Mean(AdditiveRule):
 
     kind: Literal["mean"] = "mean"
     weights: Literal["num_examples", "uniform"] = "num_examples"
+    max_examples: int | None = Field(default=None, ge=1)
+
+    @property
+    def max_weight(self) -> float | None:
+        return self.max_examples if self.weights == "num_examples" else 1.0
 
     def weigh(self, num_examples_N: Float64) -> Float64:
-        return num_examples_N if self.weights == "num_examples" else np.ones(len(num_examples_N))
+        if self.weights == "uniform":
+            return np.ones(len(num_examples_N))
+        return num_examples_N if self.max_examples is None else np.minimum(num_examples_N, self.max_examples)
 
     def aggregate(self, partial: Partial) -> Float64:
         mean_D: Float64 = partial.tensors["sum"] / (partial.tensors["weight"] if partial.count else 1.0)

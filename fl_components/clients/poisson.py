@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fl_components.clients.availability import Rows
 from fl_components.clients.selection import Clients, SelectionRule
+from fl_components.values import Sampling
 
 
 class Poisson(SelectionRule):
@@ -31,6 +32,9 @@ class Poisson(SelectionRule):
 
     def max_cohort_size_of(self, num_clients: int) -> int:
         return num_clients
+
+    def sampling(self, num_clients: int) -> Sampling:
+        return Sampling("poisson", num_clients, self.sampling_rate * num_clients, self.sampling_rate)
 
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
         # So many heads, and then which: the same as a coin for each client, in time that follows the cohort.

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Rows, Trace
 from fl_components.rules import Rule, union
+from fl_components.values import Sampling
 
 if TYPE_CHECKING:
     Availability = AvailabilityRule
@@ -82,6 +83,11 @@ class SelectionRule(Rule):
     def max_cohort_size_of(self, num_clients: int) -> int:
         """How many clients a round selects at most."""
         return self.cohort_size_of(num_clients)
+
+    def sampling(self, num_clients: int) -> Sampling:
+        """How the cohort is drawn from `num_clients`. What a rule does not say is "other"."""
+        size = self.cohort_size_of(num_clients)
+        return Sampling("other", num_clients, size, size / num_clients)
 
     @abstractmethod
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fl_components.clients.availability import Always, Rows
 from fl_components.clients.selection import Clients, SelectionRule
+from fl_components.values import Sampling
 
 
 class Uniform(SelectionRule):
@@ -26,6 +27,14 @@ class Uniform(SelectionRule):
 
     def cohort_size_of(self, num_clients: int) -> int:
         return num_clients if self.cohort_size is None else self.cohort_size
+
+    def sampling(self, num_clients: int) -> Sampling:
+        """Of a fixed size only where nobody is ever away: whoever fills an absent client's seat is no uniform draw."""
+        size = self.cohort_size_of(num_clients)
+        if size == num_clients:
+            return Sampling("everyone", num_clients, size, 1.0)
+        kind: Literal["fixed_size", "other"] = "fixed_size" if isinstance(self.availability, Always) else "other"
+        return Sampling(kind, num_clients, size, size / num_clients)
 
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
         size = self.cohort_size_of(clients.num_clients)

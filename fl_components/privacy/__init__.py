@@ -1,7 +1,25 @@
 """What is promised about the clients' data, and what it costs."""
 
-from fl_components.privacy.none import NoPrivacy, PrivacySpend
+from typing import TYPE_CHECKING
 
-Privacy = NoPrivacy
+from fl_components.privacy.base import PrivacyRule, PrivacySpend, neighbouring_of
+from fl_components.privacy.central import AdaptiveClipping, AnyClipping, CentralPrivacy, FixedClipping
+from fl_components.privacy.none import NoPrivacy
+from fl_components.rules import union
 
-__all__ = ["NoPrivacy", "Privacy", "PrivacySpend"]
+if TYPE_CHECKING:
+    Privacy = PrivacyRule
+else:
+    Privacy = union("privacy", NoPrivacy, CentralPrivacy)
+
+__all__ = [
+    "AdaptiveClipping",
+    "AnyClipping",
+    "CentralPrivacy",
+    "FixedClipping",
+    "NoPrivacy",
+    "Privacy",
+    "PrivacyRule",
+    "PrivacySpend",
+    "neighbouring_of",
+]

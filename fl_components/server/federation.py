@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from fl_components.aggregation import AdditiveRule
 from fl_components.clients import Clients, Strata
-from fl_components.config import FederationConfig, check_cohort, config_digest
+from fl_components.config import FederationConfig, check_claim, check_cohort, config_digest
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
+from fl_components.privacy import CentralPrivacy
+from fl_components.privacy.clipping import Clip
 from fl_components.randomness import generator
 from fl_components.shared_memory import SharedMemory, give_back_memory
-from fl_components.training import MOST_OF_SHARD, ModelSpec, Workload, evaluate
-from fl_components.values import Float32, ServerState, Weighted
+from fl_components.training import MOST_OF_SHARD, ModelSpec, Result, Workload, evaluate
+from fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
 
@@ -67,11 +69,13 @@ class Federation:
     def _strata(self) -> Callable[[str], Strata]:
         return cache(lambda name: Strata.of(self.data.attribute(name)))
 
-    def select(self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> NDArray[np.int64]:
-        """The clients of round `round`, as rows [N]. Those with the most examples come first: whoever trains together
-        then has about as much to do."""
+    def select(
+        self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]], source: int | bytes
+    ) -> NDArray[np.int64]:
+        """The clients of round `round`, as rows [N], drawn from a seed or a secret. Those with the most examples come
+        first: whoever trains together then has about as much to do."""
         clients = self.clients(round, participations)
-        rows = self.config.selection.select(clients, generator(self.config.seed, round, "selection"))
+        rows = self.config.selection.select(clients, generator(source, round, "selection"))
         lengths = self.data.train_rows.stops[rows] - self.data.train_rows.starts[rows]
         return rows[np.argsort(-lengths, kind="stable")]
 
@@ -81,9 +85,50 @@ class Federation:
         rule = self.config.aggregation
         return rule if isinstance(rule, AdditiveRule) and self.config.compression.transparent else None
 
+    @property
+    def sampling(self) -> Sampling:
+        """How a round's cohort is drawn."""
+        return self.config.selection.sampling(self.data.num_clients)
+
+    @property
+    def central(self) -> CentralPrivacy | None:
+        """The privacy rule, where the server adds the noise."""
+        rule = self.config.privacy
+        return rule if isinstance(rule, CentralPrivacy) else None
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether its rounds are paid from a population's budget. What only simulates a larger cohort is not."""
+        return self.central is not None and self.central.simulate_noise_cohort is None
+
+    @property
+    def withholds(self) -> bool:
+        """Whether what is neither public nor paid for must stay out of all views: a privacy claim about private
+        data."""
+        return self.config.privacy.claims and not self.data.public
+
+    @property
+    def num_coordinates(self) -> int:
+        """Of the sum of a cohort's updates."""
+        return self.num_parameters + self.config.privacy.claims
+
+    def clip(self, plan: RoundPlan) -> Clip | None:
+        """How a round's updates are clipped, under a claim."""
+        if self.central is None:
+            return None
+        assert plan.clipping_norm is not None
+        return Clip(plan.clipping_norm, self.central.per_layer)
+
     def workload(self) -> Workload:
         """What local training needs of this federation."""
         config, data = self.config, self.data
+        most_of_shard = config.execution.shard_size or MOST_OF_SHARD
+        if self.additive is None:
+            result: Result = (np.float32, (most_of_shard, self.num_parameters))
+        elif config.privacy.claims:
+            result = (np.float64, (self.num_coordinates,))
+        else:
+            result = (np.float32, (self.num_parameters,))
         return Workload(
             module=self.module,
             spec=ModelSpec(
@@ -91,8 +136,8 @@ class Federation:
             ),
             examples=self.examples,
             num_parameters=self.num_parameters,
-            most_of_shard=config.execution.shard_size or MOST_OF_SHARD,
-            additive=self.additive,
+            most_of_shard=most_of_shard,
+            result=result,
         )
 
     def initial_state(self, params_D: Float32 | None = None) -> ServerState:
@@ -107,6 +152,7 @@ class Federation:
             params_D=self.initial_params_D if params_D is None else params_D,
             server_optimizer=self.config.server_optimizer.init(self.num_parameters),
             config_digest=config_digest(self.config),
+            clipping=self.config.privacy.init(),
         )
 
     def trained_module(self, params_D: Float32) -> torch.nn.Module:
@@ -150,6 +196,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     data = config.data.load(config.seed)
     try:
         check_cohort(config, data.num_clients)
+        check_claim(config, data.num_clients)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tested = int(np.count_nonzero(data.test_rows.lengths))

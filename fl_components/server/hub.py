@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
+from fl_components.privacy.releases import Release, public
+from fl_components.server.claim import check_budget, prepare_population, simulated_epsilon, spending
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
-from fl_components.store import Lease, RunRecord, Store
+from fl_components.store import Budget, Lease, RunRecord, RunSecret, Store, closed, opened
+from fl_components.store.ledger import from_pairs
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fl_components.values import Collected, Float32, RoundResult, ServerState
+from fl_components.values import Collected, Float32, RoundPlan, RoundResult, ServerState
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
@@ -35,7 +41,7 @@ class Hub:
 
     `seconds` is the time spent in each stage of the round in hand; `cancelled` asks the run to stop before its next
     stage; `on_stage` is told the name of each stage as it begins, `say` what people should know;
-    `profile`, where there is one, gets the spans of time.
+    `profile`, where there is one, gets the spans of time; `secret` is there under a privacy claim.
     """
 
     store: Store
@@ -47,6 +53,7 @@ class Hub:
     profile: Profile | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    secret: RunSecret | None = None
     _round_began: float = 0.0
 
     @property
@@ -88,7 +95,47 @@ class Hub:
     def sealed(self, round: int) -> Collected | None:
         """What an earlier attempt collected and sealed for this round, if it did."""
         seal = self.store.sealed(self.run_id, round)
-        return Collected.from_bytes(seal.data) if seal is not None else None
+        if seal is None:
+            return None
+        data = seal.data if self.secret is None else opened(self.key(round, "seal"), seal.data)
+        return Collected.from_bytes(data)
+
+    def seal(self, plan: RoundPlan, collected: Collected) -> None:
+        """Make what was collected durable, under a claim so that nobody can read it once the round's key is gone."""
+        data = collected.to_bytes()
+        if self.secret is not None:
+            data = closed(self.key(plan.round, "seal"), data)
+        self.lease.seal(plan.round, plan.collection, data)
+
+    def source(self, round: int) -> int | bytes:
+        """What a round's cohort and its clients draw from: the seed, or under a claim a secret, since who was selected
+        must not be computable."""
+        return self.config.seed if self.secret is None else self.key(round, "selection and training")
+
+    def key(self, round: int, purpose: str) -> bytes:
+        """The key of one purpose in a round, under a claim."""
+        assert self.secret is not None
+        return self.secret.key(round, f"{self.run.population} {self.run_id} {purpose}")
+
+    def epsilons(self) -> dict[str, Release]:
+        """What the run has come to with the round in hand, and what its population has left."""
+        central, run = self.federation.central, self.refresh()
+        assert central is not None
+        if not self.federation.is_charged:
+            return {"privacy/epsilon_simulated": public(simulated_epsilon(self.federation, run.committed_round + 1))}
+        budget = self.store.find_budget(run.population)
+        assert budget is not None
+        told = spending(budget, from_pairs(run.spent))
+        assert told.run.epsilon is not None
+        epsilons = {"privacy/epsilon": public(told.run.epsilon), "privacy/epsilon_population": public(told.population)}
+        if told.remaining is not None:
+            epsilons["privacy/epsilon_remaining"] = public(told.remaining)
+        return epsilons
+
+    def guard(self, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
+        """Raises `BudgetExhausted` when a reservation would pass the run's own limit or what its population may
+        spend."""
+        check_budget(self.config, budget, population_spent, run_spent)
 
     def check_cancelled(self) -> None:
         """Raises `RunCancelled` when the run was asked to stop."""
@@ -100,13 +147,28 @@ class Hub:
     @cached_property
     def trainer(self) -> Trainer:
         """What trains the clients: made when the first round needs it."""
-        trainer = self.config.execution.trainer(self.federation.workload(), lambda text: self.say(text))
+        trainer = self.config.execution.trainer(self.federation.workload(), self.say_of_clients)
         trainer.on_shard = self._on_shard
         return trainer
 
     def _on_shard(self, name: str, began: float, ended: float, process: int) -> None:
         if self.profile is not None:
-            self.profile.add(name, "shard", began, ended, process)
+            self.profile.add("shard" if self.federation.withholds else name, "shard", began, ended, process)
+
+    def say_of_clients(self, text: str) -> None:
+        """Say what names clients or tells of their data: under a claim about private data to those alone who may read
+        this home."""
+        if self.federation.withholds:
+            text = f"a message about clients is withheld; it is in {self.withhold(text)}"
+        self.say(text)
+
+    def withhold(self, text: str) -> Path:
+        """Write a line into the file of what this run withholds, and return it."""
+        file = self.store.home / "withheld" / f"{self.run_id}.log"
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as out:
+            out.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+        return file
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -177,6 +239,8 @@ def open_hub(
     run = store.find_run(run_id)
     if config is not None:
         federation = assemble(config, source_folder or None)
+        if federation.is_charged:
+            prepare_population(store, federation, say)
         params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
         state = federation.initial_state(params_D)
         run = store.create_run(
@@ -202,10 +266,20 @@ def open_hub(
     lease = store.acquire(run_id, say=say)
     try:
         lease.collect_garbage()
-        return Hub(store, lease, federation, store.run(run_id), say=say)
+        secret = None
+        if federation.config.privacy.claims:
+            secret = run_secret(store, run)
+            secret.advance(store.run(run_id).committed_round + 1)  # an earlier process may have ended before it did
+        return Hub(store, lease, federation, store.run(run_id), say=say, secret=secret)
     except BaseException:
         lease.release()  # its heartbeat would hold the run for as long as this process lives
         raise
+
+
+def run_secret(store: Store, run: RunRecord) -> RunSecret:
+    """The secret of a run under a claim, made when nothing of the run is committed yet."""
+    file = store.home / "secrets" / "runs" / run.run_id
+    return RunSecret.create(file) if run.committed_round == 0 else RunSecret.open(file)
 
 
 def _check_unchanged(run: RunRecord, federation: Federation) -> None:

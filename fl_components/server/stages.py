@@ -17,10 +17,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from fl_components.aggregation import AdditiveRule
-from fl_components.errors import RunFailed, TooFewClients, UpdateRejected
+from fl_components.errors import FedroundsError, RunFailed, TooFewClients, UpdateRejected, one_line
+from fl_components.privacy.events import Nothing
+from fl_components.privacy.releases import Release, shown_and_withheld, withheld
 from fl_components.randomness import derive_key
 from fl_components.server.hub import Hub
-from fl_components.training import ShardReport
+from fl_components.training import ShardReport, Summing
 from fl_components.values import (
     ClientTask,
     Collected,
@@ -35,6 +37,9 @@ from fl_components.values import (
     Weighted,
 )
 from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
+
+OF_CLIENTS = ("train", "compress", "admit")
+"""Stages whose errors may tell of clients' data."""
 
 LOWER_RATE = "begin another run with a lower training.learning_rate"
 
@@ -52,10 +57,26 @@ def stage(function: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hu
             began = time.perf_counter()
             try:
                 return function(hub, *args, **kwargs)
+            except Exception as error:
+                if hub.federation.withholds and function.__name__ in OF_CLIENTS:
+                    raise withheld_error(
+                        hub, function.__name__, error
+                    ) from None  # nor its traceback, which has the text
+                raise
             finally:
                 hub.seconds[function.__name__] = hub.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
 
     return timed
+
+
+def withheld_error(hub: Hub, stage: str, error: Exception) -> FedroundsError:
+    """An error of the same kind, which says no more than where it is told."""
+    told = error.message if isinstance(error, FedroundsError) else one_line(error)
+    file = hub.withhold(f"stage {stage}: {told}")
+    kind = type(error) if isinstance(error, FedroundsError) else RunFailed
+    return kind(
+        f"the stage {stage} failed; why is withheld under the privacy claim", hint=f"an administrator reads {file}"
+    )
 
 
 @stage
@@ -72,13 +93,14 @@ def load(hub: Hub, round: int) -> ServerState:
 def select(hub: Hub, state: ServerState) -> RoundPlan:
     """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
     config, data, round = hub.config, hub.federation.data, state.round + 1
-    rows = hub.federation.select(round, hub.participations)
+    source = hub.source(round)
+    rows = hub.federation.select(round, hub.participations, source)
     cohort = tuple(
         ClientTask(
             client_id=data.client_ids[row],
             index=row,
             num_examples=data.num_examples(row),
-            seed=derive_key(config.seed, round, "training", data.client_ids[row]),
+            seed=derive_key(source, round, "training", data.client_ids[row]),
         )
         for row in rows.tolist()
     )
@@ -94,15 +116,17 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
         cohort=cohort,
         shards=shards,
         waves=config.execution.waves(shards, num_parameters, additive=additive),
-        min_updates=config.selection.min_updates,
-        event=config.privacy.event(),
+        min_updates=0 if config.privacy.claims else config.selection.min_updates,
+        event=(config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else Nothing()).model_dump(),
+        clipping_norm=float(state.clipping["norm"][0]) if config.privacy.claims else None,
     )
 
 
 @stage
 def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     """Write down what the round will cost, before any client is contacted; the plan gets the reservation's number."""
-    return replace(plan, collection=hub.lease.reserve(plan.round, dict(plan.event)))
+    guard = hub.guard if hub.federation.is_charged else None
+    return replace(plan, collection=hub.lease.reserve(plan.round, dict(plan.event), guard))
 
 
 @stage
@@ -113,11 +137,12 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     shards = [plan.cohort[shard] for shard in plan.shards if wave.start <= shard.start < wave.stop]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
-    trained = hub.trainer.train(training, decode_params(broadcast), shards, rounds_left)
+    summing = Summing(additive, hub.federation.clip(plan)) if additive is not None else None
+    trained = hub.trainer.train(training, decode_params(broadcast), shards, summing, rounds_left)
     batch = (
         _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
         if additive is None
-        else _add_up(additive, additive.init(hub.federation.num_parameters), trained)
+        else _add_up(additive, additive.init(hub.federation.num_coordinates), trained)
     )
     return replace(batch, download_bytes=len(broadcast) * len(tasks))
 
@@ -161,7 +186,7 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> Encod
         return encode_update(Update(client_id, plan.base_digest, rule.compress(delta_D)))
 
     if isinstance(batch, UpdateSum):
-        delta_D = batch.partial.tensors["sum"].astype(np.float32)
+        delta_D = batch.partial.tensors["sum"][: hub.federation.num_parameters].astype(np.float32)
         alike: dict[int, list[str]] = {}
         for client_id in batch.client_ids:
             alike.setdefault(len(json.dumps(client_id)), []).append(client_id)
@@ -174,7 +199,7 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> Encod
 def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collected | None) -> Collected:
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
     rule = hub.config.aggregation
-    collected = collected or Collected(rule.init(hub.federation.num_parameters))
+    collected = collected or Collected(rule.init(hub.federation.num_coordinates))
     if isinstance(batch, UpdateSum):
         return _admit_sum(hub, batch, collected)
     partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
@@ -210,10 +235,9 @@ def _admit_sum(hub: Hub, batch: UpdateSum, collected: Collected) -> Collected:
     for frame, _ in batch.frames:
         update = decode_update(frame, max_update_bytes(hub.federation.num_parameters))
         hub.config.compression.decompress(update.tensors, hub.federation.num_parameters)
-    assert hub.federation.additive is not None
     return replace(
         collected,
-        partial=hub.federation.additive.merge(collected.partial, batch.partial),
+        partial=collected.partial + batch.partial,
         train_loss=collected.train_loss + batch.loss,
         selected=collected.selected + len(batch.client_ids) + len(batch.absent),
         rejected={**collected.rejected, **batch.refused, **batch.absent},
@@ -257,18 +281,25 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
             f"selection.min_updates is {plan.min_updates} ({told})",
             hint=LOWER_RATE if {"not_finite", "norm_too_large"} & reasons.keys() else None,
         )
-    hub.lease.seal(plan.round, plan.collection, replace(collected, seconds=dict(hub.seconds)).to_bytes())
-    pseudo_gradient_D = -hub.config.aggregation.aggregate(collected.partial)
-    with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
-        params_D, optimizer = hub.config.server_optimizer.update(
-            state.params_D, pseudo_gradient_D, state.server_optimizer
+    hub.seal(plan, replace(collected, seconds=dict(hub.seconds)))
+    clipping, central = state.clipping, hub.federation.central
+    if central is None:
+        mean_D = hub.config.aggregation.aggregate(collected.partial)
+    else:  # noise only now: it must never be drawn for two different sums
+        mean_D, clipping = central.release(
+            collected.partial.tensors["sum"],
+            clipping,
+            hub.federation.sampling,
+            lambda purpose: hub.key(plan.round, f"collection {plan.collection} {purpose}"),
         )
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
+        params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
     if not np.isfinite(params_D).all():
         raise RunFailed(
             f"round {plan.round}: the server's parameters are no longer finite",
             hint="begin another run with a lower server_optimizer.learning_rate",
         )
-    return replace(state, round=plan.round, params_D=params_D, server_optimizer=optimizer)
+    return replace(state, round=plan.round, params_D=params_D, server_optimizer=optimizer, clipping=clipping)
 
 
 @stage
@@ -285,7 +316,21 @@ def commit(
     hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected, evaluated: dict[str, float]
 ) -> RoundResult:
     """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
-    result = round_result(state, collected, evaluated, hub.seconds, hub.round_seconds, hub.peak_memory_bytes)
+    claim = {}
+    if hub.federation.central is not None:
+        assert plan.clipping_norm is not None
+        claim = hub.federation.central.metrics(state.clipping, plan.clipping_norm, hub.federation.num_parameters)
+        claim |= hub.epsilons()
+    result = round_result(
+        state,
+        collected,
+        evaluated,
+        claim,
+        hub.seconds,
+        hub.round_seconds,
+        hub.peak_memory_bytes,
+        withholds=hub.federation.withholds,
+    )
     hub.lease.commit(
         plan.round,
         state=state.to_bytes(),
@@ -295,8 +340,11 @@ def commit(
             "rejected": dict(result.rejected),
             "seconds": dict(result.seconds),
         },
+        withheld=result.withheld,
         participants=[task.index for task in plan.cohort] if hub.config.selection.uses_history else (),
     )
+    if hub.secret is not None:
+        hub.secret.advance(plan.round + 1)  # what was sealed and drawn in this round is now beyond everybody's reach
     return result
 
 
@@ -304,28 +352,43 @@ def round_result(
     state: ServerState,
     collected: Collected,
     evaluated: dict[str, float],
+    claim: dict[str, Release],
     seconds: dict[str, float],
     round_s: float,
     peak_memory_bytes: int,
+    *,
+    withholds: bool,
 ) -> RoundResult:
-    """What a round's row, MLflow and people are told. Its own commit is not in `seconds`: it is not over yet.
+    """What a round's row, MLflow and people are told, and what a privacy claim withholds from them. Its own commit is
+    not in `seconds`: it is not over yet.
 
     `round_s` is the wall-clock time since the round was loaded, so what is between the stages counts as well; what an
     earlier attempt spent before its seal is added.
     """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
     rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
-    metrics = {
-        "train/loss": collected.train_loss.mean,
-        **evaluated,
-        "clients/selected": collected.selected,
-        "clients/received": collected.partial.count,
-        "clients/rejected": len(collected.rejected),
-        "communication/upload_bytes": collected.upload_bytes,
-        "communication/download_bytes": collected.download_bytes,
-        **{f"time/{name}_s": s for name, s in seconds.items()},
-        "time/round_s": round_s + sum(collected.seconds.values()),
-        "memory/peak_mb": peak_memory_bytes / 1e6,
+    metrics = claim | {
+        name: withheld(value)
+        for name, value in {
+            "train/loss": collected.train_loss.mean,
+            **evaluated,
+            "clients/selected": collected.selected,
+            "clients/received": collected.partial.count,
+            "clients/rejected": len(collected.rejected),
+            "communication/upload_bytes": collected.upload_bytes,
+            "communication/download_bytes": collected.download_bytes,
+            **{f"time/{name}_s": s for name, s in seconds.items()},
+            "time/round_s": round_s + sum(collected.seconds.values()),
+            "memory/peak_mb": peak_memory_bytes / 1e6,
+        }.items()
     }
-    finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
-    return RoundResult(state.round, state.params_digest, finite, rejected, seconds)
+    finite = {name: each for name, each in metrics.items() if np.isfinite(each.value)}
+    shown, kept = shown_and_withheld(finite, withholds=withholds)
+    return RoundResult(
+        round=state.round,
+        params_digest=state.params_digest,
+        metrics={name: float(value) for name, value in shown.items()},
+        rejected={} if withholds else rejected,
+        seconds={} if withholds else seconds,
+        withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},
+    )

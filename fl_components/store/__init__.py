@@ -10,6 +10,9 @@ from fl_components.store.lease import Lease
 from fl_components.store.records import (
     FINAL_STATES,
     FINISHED_STATES,
+    Anchor,
+    Budget,
+    BudgetTerms,
     ChargeRecord,
     JournalReport,
     JournalRow,
@@ -19,20 +22,28 @@ from fl_components.store.records import (
     SweepRecord,
     cell_name,
 )
+from fl_components.store.sealing import closed, opened
+from fl_components.store.secrets import RunSecret
 from fl_components.store.store import Store
 
 __all__ = [
     "FINAL_STATES",
     "FINISHED_STATES",
+    "Anchor",
+    "Budget",
+    "BudgetTerms",
     "ChargeRecord",
     "JournalReport",
     "JournalRow",
     "Lease",
     "RoundRecord",
     "RunRecord",
+    "RunSecret",
     "Seal",
     "Store",
     "SweepRecord",
     "cell_name",
+    "closed",
     "home",
+    "opened",
 ]

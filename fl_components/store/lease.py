@@ -11,7 +11,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, insert, literal, select, update
 
 from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
-from fl_components.store import journal
+from fl_components.store import journal, ledger
+from fl_components.store.ledger import Guard
 from fl_components.store.records import FINAL_STATES, RoundRecord
 from fl_components.store.schema import AnyRow, charges, database_clock, leases, participations, rounds, runs, seals
 
@@ -211,8 +212,11 @@ class Lease:
             self._update_run(connection, state="Running", attempt=attempt, error=None, updated_at=row.at)
         return int(attempt)
 
-    def reserve(self, round: int, event: dict[str, Any]) -> int:
+    def reserve(self, round: int, event: dict[str, Any], guard: Guard | None = None) -> int:
         """Writes down what a round will cost its population, before anything that it pays for happens.
+
+        With a `guard` (a round under a privacy claim) the charge is counted against the population's budget, if the
+        guard lets it: what it raises (`BudgetExhausted`) leaves nothing written. `StoreError` where there is no budget.
 
         Returns the number of the collection, 1 for the round's first. An open reservation of the round is returned,
         not made again; one of another event raises `StoreError`, since either could be the larger.
@@ -234,6 +238,10 @@ class Lease:
                 .select_from(charges)
                 .where(charges.c.run_id == self.run_id, charges.c.round == round)
             ).scalar_one()
+            if guard is not None:
+                budget = ledger.locked(connection, run.population)
+                spent = ledger.charge(connection, budget, ledger.from_pairs(run.spent), event, guard)
+                self._update_run(connection, spent=ledger.as_pairs(spent))
             content = {"population": run.population, "round": round, "collection": settled + 1, "event": event}
             row = self._append(connection, "charge.reserved", content)
             connection.execute(
@@ -268,10 +276,12 @@ class Lease:
         state: bytes,
         params_digest: str,
         result: dict[str, Any],
+        withheld: Mapping[str, Any] | None = None,
         participants: Sequence[int] = (),
     ) -> RoundRecord:
         """Ends a round: its state, its result, the run's pointer and the spent charge become visible at once.
 
+        `withheld` is what a privacy claim keeps from all views: for those who may read the store.
         `participants` are the distinct clients (rows of the table of clients) whose participation is to be counted.
 
         A round that is committed already is returned as it is; `StoreError` if it came to other parameters. The last
@@ -294,7 +304,9 @@ class Lease:
                 self._count(connection, round, participants)  # before the journal's head is locked against all runs
                 content = {"round": round, "collection": charge.collection, "params_digest": params_digest}
                 row = self._append(connection, "round.committed", content)
-                record = RoundRecord(self.run_id, round, charge.collection, params_digest, key, result, row.at)
+                record = RoundRecord(
+                    self.run_id, round, charge.collection, params_digest, key, result, dict(withheld or {}), row.at
+                )
                 connection.execute(
                     insert(rounds).values({name: getattr(record, name) for name in RoundRecord.__slots__})
                 )
@@ -407,7 +419,7 @@ class Lease:
                 _logger.warning("the heartbeat of run %s failed: %s", self.run_id, problem)
 
     def _append(self, connection: Connection, kind: str, content: dict[str, Any]) -> journal.Link:
-        return journal.append(connection, self.run_id, kind, {"fence": self.fence, **content})
+        return self._store._append(connection, self.run_id, kind, {"fence": self.fence, **content})
 
     def _run(self, connection: Connection) -> AnyRow:
         return connection.execute(select(runs).where(runs.c.run_id == self.run_id)).one()

@@ -45,6 +45,51 @@ class RunRecord:
     model_uri: str | None
     prefect_flow_runs: list[dict[str, Any]]
     sweep_id: str | None
+    spent: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetTerms:
+    """What a population may spend, and what the number means.
+
+    Args:
+      epsilon: the most that all its runs together may come to; None where nothing limits it.
+      delta: at which epsilon is computed.
+      unit: whose data are protected: "client" or "example".
+      neighbouring: the relation, as fl_components.privacy names it.
+      accountant: how events become an epsilon.
+      demonstration: its data are public, so that the claim protects nobody.
+    """
+
+    epsilon: float | None
+    delta: float
+    unit: str
+    neighbouring: str
+    accountant: str
+    demonstration: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A population's terms and what is reserved or spent of them: {event as canonical JSON: how often}.
+
+    `members` tells the data set that was charged from any other, and None before the first charge.
+    """
+
+    population: str
+    epsilon: float | None
+    delta: float
+    unit: str
+    neighbouring: str
+    accountant: str
+    demonstration: bool
+    members: str | None
+    spent: Mapping[str, int]
+    set_at: float
+
+    @property
+    def terms(self) -> BudgetTerms:
+        return BudgetTerms(**{name: getattr(self, name) for name in BudgetTerms.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +135,7 @@ def cell_name(values: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """A committed round. `state_key` is None once its state has been pruned."""
+    """A committed round. `state_key` is None once its state has been pruned; `withheld` is in no view."""
 
     run_id: str
     round: int
@@ -98,6 +143,7 @@ class RoundRecord:
     params_digest: str
     state_key: str | None
     result: dict[str, Any]
+    withheld: dict[str, Any]
     committed_at: float
 
 
@@ -125,7 +171,8 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class JournalRow:
-    """A line of the journal; `hash` covers all other fields, `previous` is the hash of the row before."""
+    """A line of the journal; `hash` covers the fields before it, `previous` is the hash of the row before, `signature`
+    is that of the hash by the key `key_id`."""
 
     sequence: int
     at: float
@@ -134,6 +181,18 @@ class JournalRow:
     content: dict[str, Any]
     previous: str
     hash: str
+    key_id: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What was remembered of a journal outside its database: that row `rows` had the hash `head`, and where it
+    stands."""
+
+    rows: int
+    head: str
+    where: str
 
 
 @dataclass(frozen=True, slots=True)

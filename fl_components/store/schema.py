@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Dialect,
     Double,
@@ -27,7 +28,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0002"
+VERSION: Final = "0003"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -108,6 +109,7 @@ runs = Table(
     Column("model_uri", String),
     Column("prefect_flow_runs", JsonText, nullable=False),
     Column("sweep_id", String(128)),  # of the sweep that this run is a cell of
+    Column("spent", JsonText, nullable=False),  # [[event, count], ...], as of its population
     UniqueConstraint("journal_sequence"),
     Index(None, "name"),
     Index(None, "sweep_id"),
@@ -144,6 +146,7 @@ rounds = Table(
     Column("params_digest", String(64), nullable=False),
     Column("state_key", String),
     Column("result", JsonText, nullable=False),
+    Column("withheld", JsonText, nullable=False),  # what a privacy claim keeps from all views
     Column("committed_at", Double, nullable=False),
 )
 
@@ -161,6 +164,23 @@ charges = Table(
     Column("settled_at", Double),
     UniqueConstraint("journal_sequence"),
     Index(None, "population"),
+)
+
+populations = Table(  # whose members share one privacy budget
+    "populations",
+    metadata,
+    Column("population", String, primary_key=True),
+    Column("journal_sequence", BigInteger, nullable=False),  # of the row that set its terms last
+    Column("epsilon", Double),
+    Column("delta", Double, nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("neighbouring", String(32), nullable=False),
+    Column("accountant", String(32), nullable=False),
+    Column("demonstration", Boolean, nullable=False),
+    Column("members", String(128)),
+    Column("spent", JsonText, nullable=False),  # [[event, count], ...]: what its charges add up to
+    Column("set_at", Double, nullable=False),
+    UniqueConstraint("members"),
 )
 
 seals = Table(
@@ -196,6 +216,8 @@ journal = Table(
     Column("content", Text, nullable=False),  # the text itself is hashed, so it is kept as it was written
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("signature", String(128), nullable=False),  # Ed25519 over the hash
     Index(None, "run_id", "sequence"),
 )
 

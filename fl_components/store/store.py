@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -16,11 +17,17 @@ from sqlalchemy import URL, Connection, Select, Text, and_, cast, insert, or_, s
 from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunFailed, RunNotFound, TooFewClients
 from fl_components.store import journal as journal_
 from fl_components.store import lease as lease_
+from fl_components.store import ledger
 from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database, open_database
 from fl_components.store.home import home as home_folder
+from fl_components.store.keys import KeyRing
+from fl_components.store.private_files import write_privately
 from fl_components.store.records import (
     FINISHED_STATES,
+    Anchor,
+    Budget,
+    BudgetTerms,
     ChargeRecord,
     JournalReport,
     JournalRow,
@@ -82,6 +89,8 @@ class Store:
         self.home = home
         self.heartbeat_s = heartbeat_s
         self.lapse_s = lapse_s
+        self.keys = KeyRing(home / "secrets")
+        self._anchor_file = home / "secrets" / "journal.anchor"
         self._database = database
         self._blobs = blobs
 
@@ -172,7 +181,7 @@ class Store:
                         "params_digest": params_digest,
                         "ancestor": ancestor,
                     }
-                    row = journal_.append(connection, run_id, "run.created", content)
+                    row = self._append(connection, run_id, "run.created", content)
                     connection.execute(
                         insert(runs).values(
                             run_id=run_id,
@@ -188,6 +197,7 @@ class Store:
                             initial_state_key=initial_state_key,
                             tracked_round=0,
                             prefect_flow_runs=[],
+                            spent=[],
                             sweep_id=sweep_id,
                             **content,
                         )
@@ -293,7 +303,7 @@ class Store:
             if existing is None:
                 if _find_run(connection, sweep_id) is not None:
                     raise _taken(sweep_id, "run", "sweep")
-                row = journal_.append(connection, None, "sweep.created", {"sweep_id": sweep_id, **content})
+                row = self._append(connection, None, "sweep.created", {"sweep_id": sweep_id, **content})
                 values = {"sweep_id": sweep_id, "source_folder": source_folder, **content}
                 connection.execute(insert(sweeps).values(journal_sequence=row.sequence, created_at=row.at, **values))
         if existing is not None:
@@ -342,6 +352,32 @@ class Store:
         if run_id is not None:
             query = query.where(charges.c.run_id == run_id)
         return [ChargeRecord(*row) for row in self._rows(query)]
+
+    # --- budgets ---
+
+    def set_budget(self, population: str, terms: BudgetTerms, *, reason: str, by: str) -> Budget:
+        """Registers a population, or changes what it may spend: an act of an administrator, journalled with its reason.
+
+        Terms that are the same already change nothing. Raises `ConfigError` when they would change the meaning of what
+        is spent: only epsilon may differ then.
+        """
+        with self._transaction() as connection:
+            journal_.lock(connection)  # so that of two processes that register it only one does
+            return ledger.set_budget(connection, self.keys.signing, population, terms, reason, by=by)
+
+    def find_budget(self, population: str) -> Budget | None:
+        with self._database.snapshot() as connection:
+            return ledger.find(connection, population)
+
+    def budgets(self) -> list[Budget]:
+        with self._database.snapshot() as connection:
+            return ledger.all_budgets(connection)
+
+    def bind_members(self, population: str, members: str) -> None:
+        """Remembers whose budget this is. Raises `ConfigError` when the population's charges were for another data set,
+        or this one belongs to another population; `StoreError` when it has no budget."""
+        with self._transaction() as connection:
+            ledger.bind_members(connection, self.keys.signing, population, members)
 
     # --- blobs ---
 
@@ -398,16 +434,38 @@ class Store:
                 return
             after = page[-1].sequence
 
-    def verify_journal(self) -> JournalReport:
-        """Checks every row of the journal. Raises `JournalBroken`, naming the first that is wrong."""
+    def verify_journal(self, anchors: Sequence[Anchor] = ()) -> JournalReport:
+        """Checks every row of the journal, its signatures, and that it goes on from each anchor (this home's own and
+        those that are given), and that the totals of all budgets are what their charges add up to.
+
+        Raises `JournalBroken`, naming the first that is wrong.
+        """
         with self._database.snapshot() as connection:
-            return journal_.verify(connection)
+            report = journal_.verify(connection, self.keys.trusted, [*self._own_anchor(), *anchors])
+            ledger.check_totals(connection)
+            return report
+
+    def anchor(self) -> JournalReport:
+        """Remembers the journal's head in this home, outside the database, and returns it."""
+        with self._database.snapshot() as connection:
+            report = journal_.head(connection)
+        write_privately(self._anchor_file, json.dumps(asdict(report)).encode())
+        return report
+
+    def _own_anchor(self) -> list[Anchor]:
+        if not self._anchor_file.exists():
+            return []
+        fields = json.loads(self._anchor_file.read_text())
+        return [Anchor(fields["rows"], fields["head"], f"this home ({self._anchor_file.name})")]
 
     # --- inside ---
 
     def _transaction(self) -> AbstractContextManager[Connection]:
         """Every change of the database is made in one of these."""
         return self._database.transaction()
+
+    def _append(self, connection: Connection, run_id: str | None, kind: str, content: dict[str, Any]) -> journal_.Link:
+        return journal_.append(connection, self.keys.signing, run_id, kind, content)
 
     def _rows(self, query: Select[*tuple[Any, ...]]) -> list[AnyRow]:
         with self._database.snapshot() as connection:

@@ -1,12 +1,12 @@
 """What a client does with the parameters: train them, and evaluate them. And how many clients do it at once."""
 
-from fl_components.training.engine import Additive, ShardReport
+from fl_components.training.engine import Additive, ShardReport, Summing
 from fl_components.training.evaluation import Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
 from fl_components.training.facts import engine_facts
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
-from fl_components.training.trainer import ModelSpec, Trainer, Workload, peak_memory_bytes
+from fl_components.training.trainer import ModelSpec, Result, Trainer, Workload, peak_memory_bytes
 
 Training = SGD
 
@@ -19,7 +19,9 @@ __all__ = [
     "Execution",
     "LocalExecution",
     "ModelSpec",
+    "Result",
     "ShardReport",
+    "Summing",
     "Trainer",
     "Training",
     "Workload",

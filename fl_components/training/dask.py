@@ -24,11 +24,20 @@ from numpy.typing import NDArray
 
 from fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
 from fl_components.training.chunk import Examples
-from fl_components.training.engine import Additive, Engine, ShardReport, names_of
+from fl_components.training.engine import Engine, ShardReport, Summing, names_of
 from fl_components.training.facts import engine_facts
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
-from fl_components.training.trainer import ModelSpec, Shard, Trainer, Workload, name_of, peak_memory_bytes
+from fl_components.training.trainer import (
+    ModelSpec,
+    Result,
+    Shard,
+    Trainer,
+    Workload,
+    empty,
+    name_of,
+    peak_memory_bytes,
+)
 from fl_components.values import Float32
 
 if TYPE_CHECKING:
@@ -57,8 +66,7 @@ class _Setup:
     path: tuple[str, ...]
     spec: ModelSpec
     examples: dict[str, NDArray[Any]]  # as in `Workload`
-    result_shape: tuple[int, ...]
-    additive: Additive | None
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class _Trained:
     """What a shard came to: its report, its result, when it was trained by the worker's clock, and by which process."""
 
     report: ShardReport
-    result: NDArray[np.float32]
+    result: NDArray[np.floating]
     began: float
     ended: float
     process: int
@@ -88,6 +96,7 @@ class _Job:
     """Shards to train one after the other."""
 
     rule: SGD
+    summing: Summing | None
     shards: tuple[Shard, ...]
 
 
@@ -107,8 +116,7 @@ class _Replica:
 
     engine: Engine | None
     hello: _Hello
-    result_shape: tuple[int, ...] = ()
-    additive: Additive | None = None
+    result: Result = (np.float32, ())
 
 
 _one_at_a_time = threading.Lock()  # engines are for one thread, and so is torch's number of threads
@@ -126,7 +134,7 @@ def build_engine(setup: _Setup) -> _Replica:
         return _Replica(None, _Hello(problem=_problem(error), hint=getattr(error, "hint", None)))
     facts = tuple((name, str(value)) for name, value in engine_facts().items())
     hello = _Hello(engine.note, facts, peak_memory_bytes=peak_memory_bytes())
-    return _Replica(engine, hello, setup.result_shape, setup.additive)
+    return _Replica(engine, hello, setup.result)
 
 
 def say_hello(replica: _Replica) -> _Hello:
@@ -142,9 +150,9 @@ def train_shards(replica: _Replica, params_D: Float32, job: _Job) -> _Answer:
         with _one_at_a_time, one_thread():
             start_D = _aligned(params_D).numpy()
             for shard in job.shards:
-                began, result = time.time(), np.empty(replica.result_shape, np.float32)
-                report = replica.engine.train(job.rule, start_D, shard, result, replica.additive)
-                result = result if replica.additive else result[: len(report.client_ids)]
+                began, result = time.time(), empty(replica.result)
+                report = replica.engine.train(job.rule, start_D, shard, result, job.summing)
+                result = result if job.summing else result[: len(report.client_ids)]
                 trained.append(_Trained(report, result, began, time.time(), os.getpid()))
     except Exception as error:
         return _Answer([], _problem(error), getattr(error, "hint", None))
@@ -173,9 +181,9 @@ class DaskTrainer(Trainer):
         self._cluster = _Cluster(self._client, workload, address, wait_s)
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
-    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
-        round = _Round(self._cluster, rule, params_D, shards)
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
+        round = _Round(self._cluster, rule, summing, params_D, shards)
         self._sync(round.begin)
         try:
             for turn, shard in enumerate(shards):
@@ -238,13 +246,12 @@ class _Cluster:
         self.client, self.address, self.wait_s = client, address, wait_s
         self.workers: dict[str, _Worker] = {}
         self.messages: list[str] = []
-        self.result_bytes = 4 * math.prod(workload.result_shape)
+        self.result_bytes = np.dtype(workload.result[0]).itemsize * math.prod(workload.result[1])
         self._setup = _Setup(
             tuple(os.path.abspath(each) for each in sys.path),
             workload.spec,
             {name: workload.examples[name] for name in workload.examples.places},
-            workload.result_shape,
-            workload.additive,
+            workload.result,
         )
         self._said: set[str] = set()
         self._failed_starts = 0  # in a row
@@ -302,8 +309,11 @@ class _Cluster:
 class _Round:
     """The shards of one round: waiting, with a worker, or done; and how many workers each has lost."""
 
-    def __init__(self, cluster: _Cluster, rule: SGD, params_D: Float32, shards: Sequence[Shard]) -> None:
-        self._cluster, self._rule, self._params_D, self._shards = cluster, rule, params_D, shards
+    def __init__(
+        self, cluster: _Cluster, rule: SGD, summing: Summing | None, params_D: Float32, shards: Sequence[Shard]
+    ) -> None:
+        self._cluster, self._params_D, self._shards = cluster, params_D, shards
+        self._rule, self._summing = rule, summing
         self._waiting = deque(range(len(shards)))
         self._done: dict[int, _Trained] = {}
         self._losses = [0] * len(shards)
@@ -393,7 +403,7 @@ class _Round:
                 # one killed its worker would be blamed.
                 depth = 1 if any(self._losses) else DEPTH
                 while len(worker.bundles) < depth and (bundle := self._next_bundle()):
-                    job = _Job(self._rule, tuple(self._shards[index] for index in bundle))
+                    job = _Job(self._rule, self._summing, tuple(self._shards[index] for index in bundle))
                     future = cluster.submit(worker, train_shards, worker.engine, params_D, job)
                     worker.bundles.append((bundle, future))
                 if not worker.bundles:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fl_components.errors import ModelError, one_line
 from fl_components.parameters import flatten
+from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.training.chunk import Examples, Rows, Updates, is_plain, train_chunk
 from fl_components.training.layers import NoClientForm
 from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
@@ -31,11 +32,32 @@ STRAGGLER: Final = "straggler: it did not finish its local work"
 class Additive(Protocol):
     """What the engine must know of an aggregation in order to add updates up as they come."""
 
+    @property
+    def max_weight(self) -> float | None:
+        """The largest weight that a client can have, where there is one."""
+
     def weigh(self, num_examples_N: Float64) -> Float64:
         """The weight of each client."""
 
     def refusal(self, norm: float) -> str | None:
         """Why an update of this L2 norm does not count, or None; then none of a smaller norm is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summing:
+    """How a round's updates are added up as they come.
+
+    With `clip`, what is added up are contributions (privacy/clipping.py), each times its weight over the largest
+    possible one: whole numbers, so that the sum is exact. One more coordinate, the last, counts those that were not
+    clipped: each adds 1/2, each of the others -1/2. No update is refused then; one that is not finite adds zeros.
+    """
+
+    rule: Additive
+    clip: Clip | None = None
+
+    def num_coordinates(self, num_parameters: int) -> int:
+        """Of the sum."""
+        return num_parameters + (self.clip is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,7 @@ class Engine:
         self._examples, self._device = examples, examples.x.device
         self._module = module.to(self._device)
         self._shapes = [each.shape for each in module.parameters() if each.requires_grad]
+        self._sizes = [shape.numel() for shape in self._shapes]
         with one_thread():
             self._replicas, self.note = _fastest(self._module, examples)
 
@@ -94,14 +117,15 @@ class Engine:
         rule: SGD,
         params_D: Float32,
         tasks: Sequence[ClientTask],
-        out: NDArray[np.float32],
-        additive: Additive | None = None,
+        out: NDArray[np.floating],
+        summing: Summing | None = None,
     ) -> ShardReport:
         """Train a shard of clients from the same parameters.
 
-        Without `additive`, the updates of those that sent one go into the first rows of `out` [N, D], in the order of
-        the tasks. With it, the weighted sum of those that are not refused goes into `out` [D], and N x D never exists.
-        Stragglers that are to be dropped are absent. Raises `ModelError` when the model fails.
+        Without `summing`, the updates of those that sent one go into the first rows of `out` [N, D], in the order of
+        the tasks. With it, the weighted sum of those that are not refused goes into `out` [D] (float64 [D + 1] where
+        contributions are summed), and N x D never exists. Stragglers that are to be dropped are absent. Raises
+        `ModelError` when the model fails.
         """
         absent = {}
         if rule.drop_stragglers:
@@ -109,24 +133,31 @@ class Engine:
         present = [task for task in tasks if task.client_id not in absent]
         losses, refused = [Weighted()] * len(present), dict[str, str]()
         weights_N = np.array([each.num_examples for each in present], np.float64)
-        weights_N = additive.weigh(weights_N).copy() if additive is not None else weights_N
+        weights_N = summing.rule.weigh(weights_N).copy() if summing is not None else weights_N
+        if summing is not None and summing.clip is not None:
+            out[:] = 0
         with one_thread():  # all of it: a second thread, once awake, spins for a while
-            total_D = torch.zeros(len(params_D), device=self._device)
+            total_D = torch.zeros(len(params_D) if summing is None else len(out), device=self._device)
             for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), present):
                 for position, loss in zip(positions, found, strict=True):
                     losses[position] = loss
-                if additive is None:
+                if summing is None:
                     out[positions] = updates.stack().cpu().numpy()
                     continue
-                if any(additive.refusal(bound) for bound in updates.norm_bounds().tolist()):
+                if summing.clip is not None:
+                    assert summing.rule.max_weight is not None
+                    shares_C = torch.from_numpy(weights_N[positions] / summing.rule.max_weight)
+                    add_contributions(out, updates.stack(), shares_C, summing.clip, self._sizes)
+                    continue
+                if any(summing.rule.refusal(bound) for bound in updates.norm_bounds().tolist()):
                     for position, norm in zip(positions, updates.norms().tolist(), strict=True):
-                        reason = additive.refusal(norm)
+                        reason = summing.rule.refusal(norm)
                         if reason is not None:
                             refused[present[position].client_id] = reason
                             weights_N[position] = 0
                 weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
                 updates.add_weighted(total_D, weights_C)
-        if additive is not None:
+        if summing is not None and summing.clip is None:
             out[:] = total_D.cpu().numpy()
         return ShardReport(
             client_ids=tuple(task.client_id for task in present),
@@ -134,7 +165,7 @@ class Engine:
             absent=absent,
             refused=refused,
             weight=float(weights_N.sum()),
-            count=len(present) - len(refused) if additive else 0,
+            count=len(present) - len(refused) if summing else 0,
         )
 
     def _chunks(

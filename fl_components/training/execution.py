@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from fl_components.errors import ConfigError, FedroundsError
 from fl_components.rules import Rule, union
 from fl_components.training.dask import DaskTrainer
-from fl_components.training.engine import ShardReport
+from fl_components.training.engine import ShardReport, Summing
 from fl_components.training.processes import ProcessTrainer
 from fl_components.training.sgd import SGD
 from fl_components.training.trainer import OwnTrainer, Shard, Trainer, Workload
@@ -178,21 +178,21 @@ class GrowingTrainer(Trainer):
         self._shard_s = 0.0  # of the last shard; the first one of all is not typical
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
-    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         self._own.on_shard = self.on_shard
         for index, shard in enumerate(shards):
             processes = self._ready()
             if processes is not None:
                 processes.on_shard = self.on_shard
-                yield from processes.train(rule, params_D, shards[index:], rounds_left)
+                yield from processes.train(rule, params_D, shards[index:], summing, rounds_left)
                 return
             left_s = self._shard_s * (rounds_left * len(shards) - index)
             num_processes = min(self._num_processes, len(shards))
             if self._processes is None and left_s > WORTH_PROCESSES_S and num_processes > 1:
                 self._start(num_processes)
             began, first = time.perf_counter(), self._own.is_new
-            (trained,) = self._own.train(rule, params_D, [shard], rounds_left)
+            (trained,) = self._own.train(rule, params_D, [shard], summing, rounds_left)
             self._shard_s = 0.0 if first else time.perf_counter() - began
             yield trained
 

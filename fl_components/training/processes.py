@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
 from fl_components.shared_memory import Place, SharedMemory
 from fl_components.training.chunk import Examples
-from fl_components.training.engine import Additive, Engine, ShardReport, names_of
+from fl_components.training.engine import Engine, ShardReport, Summing, names_of
 from fl_components.training.sgd import SGD
 from fl_components.training.trainer import (
     ModelSpec,
@@ -69,7 +69,6 @@ class _Setup:
     """The first message to a process: all that stays."""
 
     spec: ModelSpec
-    additive: Additive | None
     examples: tuple[int, dict[str, Place]]
     exchange: tuple[int, dict[str, Place]]
 
@@ -79,6 +78,7 @@ class _Job:
     """A shard to train from the parameters in the exchange; its result goes into that slot of the exchange."""
 
     rule: SGD
+    summing: Summing | None
     tasks: Shard
     slot: int
 
@@ -145,11 +145,10 @@ class ProcessTrainer(Trainer):
         self._examples = workload.examples
         self._exchange = SharedMemory.create(
             {"params": (np.float32, (workload.num_parameters,))}
-            | {f"slot{slot}": (np.float32, workload.result_shape) for slot in range(self._slots)}
+            | {f"slot{slot}": workload.result for slot in range(self._slots)}
         )
         self._setup = _Setup(
             workload.spec,
-            workload.additive,
             (self._examples.fd, dict(self._examples.places)),
             (self._exchange.fd, dict(self._exchange.places)),
         )
@@ -179,15 +178,15 @@ class ProcessTrainer(Trainer):
         return all(process.ready for process in self._processes)
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
-    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         self._exchange["params"][:] = params_D
         self._fill_up()
         round, free = _Round(shards), deque(range(self._slots))
         try:
             for turn in range(len(shards)):
                 while turn not in round.done:
-                    self._hand_out(rule, round, free)
+                    self._hand_out(rule, summing, round, free)
                     talking = {process.connection: process for process in self._processes}
                     for connection in wait(list(talking)):
                         assert isinstance(connection, Connection)
@@ -200,7 +199,7 @@ class ProcessTrainer(Trainer):
                 if process.shard is not None:  # the round was given up: nothing may write into the next one's slots
                     self._end(process)
 
-    def _hand_out(self, rule: SGD, round: _Round, free: deque[int]) -> None:
+    def _hand_out(self, rule: SGD, summing: Summing | None, round: _Round, free: deque[int]) -> None:
         """Give each idle process the next shard, as long as there is a slot for its result."""
         for process in self._processes:
             if process.shard is not None or not process.ready or not round.waiting:
@@ -213,7 +212,7 @@ class ProcessTrainer(Trainer):
             process.shard = round.waiting.popleft()
             # A process that died while it was idle is found out when its connection is read.
             with suppress(OSError):
-                process.connection.send(_Job(rule, round.shards[shard], round.slots[shard]))
+                process.connection.send(_Job(rule, summing, round.shards[shard], round.slots[shard]))
 
     def _receive(self, process: _Process, round: _Round) -> None:
         """Take in what a process says, or that it died."""
@@ -295,7 +294,7 @@ def serve(fd: int) -> None:
         while True:
             job: _Job = connection.recv()
             began = time.time()
-            report = engine.train(job.rule, exchange["params"], job.tasks, exchange[f"slot{job.slot}"], setup.additive)
+            report = engine.train(job.rule, exchange["params"], job.tasks, exchange[f"slot{job.slot}"], job.summing)
             connection.send(_Answer(report, memory_bytes=private_memory_bytes(), began=began, ended=time.time()))
     except EOFError:
         return

@@ -21,11 +21,12 @@ from fl_components.models import ModelRule, build_seeded
 from fl_components.parameters import constants_digest
 from fl_components.shared_memory import SharedMemory
 from fl_components.training.chunk import Examples
-from fl_components.training.engine import Additive, Engine, ShardReport
+from fl_components.training.engine import Engine, ShardReport, Summing
 from fl_components.training.sgd import SGD
 from fl_components.values import ClientTask, Float32
 
 Shard = Sequence[ClientTask]
+Result = tuple[type[np.floating], tuple[int, ...]]
 OnShard = Callable[[str, float, float, int], object]
 
 
@@ -60,7 +61,7 @@ class Workload:
       examples: all clients' training examples, x [M, ...] and y [M, ...]; client i has the rows starts[i]:stops[i].
       num_parameters: D.
       most_of_shard: the most clients that any shard has.
-      additive: the aggregation, where updates may be added up as they come.
+      result: of a shard, its type and shape: the sum of its updates [D], or the updates [most_of_shard, D].
     """
 
     module: torch.nn.Module
@@ -68,12 +69,7 @@ class Workload:
     examples: SharedMemory
     num_parameters: int
     most_of_shard: int
-    additive: Additive | None
-
-    @property
-    def result_shape(self) -> tuple[int, ...]:
-        """Of what a shard comes to: the sum of its updates [D], or the updates [most_of_shard, D]."""
-        return (self.num_parameters,) if self.additive is not None else (self.most_of_shard, self.num_parameters)
+    result: Result
 
     def engine(self, device: str = "cpu") -> Engine:
         """An engine in this process."""
@@ -92,8 +88,8 @@ class Trainer(ABC):
 
     @abstractmethod
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
-    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         """Each shard's report and result, in the order of the shards. Asking for the next one overwrites a result.
 
         `rounds_left` counts this one: what is worth while for many rounds may not be for one. Raises `ModelError`, and
@@ -140,18 +136,24 @@ class OwnTrainer(Trainer):
         return self._engine is None
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], rounds_left: int
-    ) -> Iterator[tuple[ShardReport, NDArray[np.float32]]]:
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+    ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         if self._engine is None:
             self._engine = self._workload.engine(self._device)
             if self._engine.note:
                 self._say(self._engine.note)
-        result = np.empty(self._workload.result_shape, np.float32)
+        result = empty(self._workload.result)
         for shard in shards:
             began = time.time()
-            report = self._engine.train(rule, params_D, shard, result, self._workload.additive)
+            report = self._engine.train(rule, params_D, shard, result, summing)
             self.on_shard(name_of(shard), began, time.time(), os.getpid())
             yield report, result
+
+
+def empty(result: Result) -> NDArray[np.floating]:
+    """Room for what a shard comes to."""
+    dtype, shape = result
+    return np.empty(shape, dtype)
 
 
 def name_of(shard: Shard) -> str:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from fl_components.errors import ConfigError, Unreachable
 from fl_components.models.base import REGISTERED_MODEL
 from fl_components.parameters import constants_digest, flatten, params_digest
+from fl_components.server.statement import in_short, statement
 from fl_components.store import RunRecord, home
 from tasks.tracking import server
 from tasks.tracking.run_view import RUN_ID_TAG, RunView
@@ -96,7 +97,7 @@ def register(view: RunView, run: RunRecord, model: LoggableModel, folder: Path) 
         logged = _log(view.client, view.mlflow_run_id, view.experiment_id, folder)
         _check(view.client, logged, model)
         view.lease.note()  # what came before took seconds
-        return _register(view.client, run, view.mlflow_run_id, logged, model)
+        return _register(view, run, logged, model)
     except Exception as error:
         if server.is_refusal(error):
             raise NotRegistered(f"MLflow refuses it: {server.reason(error)}") from error
@@ -206,15 +207,13 @@ def _inputs(example: NDArray[np.generic], batch_size: int) -> NDArray[np.generic
     return np.random.default_rng(0).standard_normal(shape).astype(example.dtype)
 
 
-def _register(
-    client: MlflowClient, run: RunRecord, mlflow_run_id: str, logged: LoggedModel, model: LoggableModel
-) -> str:
-    name = model.name
+def _register(view: RunView, run: RunRecord, logged: LoggedModel, model: LoggableModel) -> str:
+    name, client, mlflow_run_id = model.name, view.client, view.mlflow_run_id
     tags = {
         RUN_ID_TAG: run.run_id,
         "params_digest": run.params_digest,
         "constants_digest": constants_digest(model.module),
-        "privacy": "none",
+        "privacy": in_short(statement(view.store, run)),
     }
     try:
         client.create_registered_model(name)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from fl_components.server.statement import in_short, markdown, statement
 from fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
 from tasks.tracking import server
 from tasks.tracking.sweep_view import CREATED_TAG, PARENT_TAG, show_sweep
@@ -26,6 +27,9 @@ STATUS: Final = {
     "Cancelled": "KILLED",
 }
 """MLflow's status for each state that a run ends in."""
+
+ANCHOR_TAG: Final = "fedrounds.journal"
+"""How many rows the journal had when the run ended, and the hash of the last."""
 
 RUN_ID_TAG: Final = "fedrounds.run_id"
 
@@ -87,6 +91,14 @@ class RunView:
 
     def tag(self, key: str, value: str) -> None:
         self.client.set_tag(self.mlflow_run_id, key, _cut(value, _MAX_TAG_LENGTH))
+
+    def state_privacy(self) -> None:
+        """Attach the privacy statement, and anchor the journal's head, which a restored store will not have."""
+        found = statement(self.store, self.store.run(self.lease.run_id))
+        self.tag("privacy", in_short(found))
+        self.client.log_text(self.mlflow_run_id, markdown(found), "privacy_statement.md")
+        head = self.store.anchor()
+        self.tag(ANCHOR_TAG, f"{head.rows} {head.head}")
 
     def close(self) -> None:
         """End the MLflow run as the training ended, at the time at which it did. `LeaseLost` if it is another's now."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fl_components.errors import DataError, FedroundsError, LeaseHeld, LeaseLost, ModelError, one_line
-from fl_components.store import Lease, RunRecord, Store
+from fl_components.store import FINISHED_STATES, Lease, RunRecord, Store
 from tasks.tracking import server
 from tasks.tracking.model import LoggableModel, NotRegistered, export, find_registered, register
 from tasks.tracking.run_view import STATUS, DeletedInMlflow, RunView
@@ -265,7 +265,7 @@ def _finish(
     run = view.store.run(view.lease.run_id)
     if run.state not in STATUS:
         return
-    if run.state == "Completed" and run.model_uri is None and model is not None:
+    if run.state in FINISHED_STATES and run.model_uri is None and model is not None:
         try:
             model_uri = _register(view, run, model, working)
         except NotRegistered as error:
@@ -275,6 +275,7 @@ def _finish(
             if model_uri is not None:
                 view.lease.note(model_uri=model_uri)
                 view.tag("registered_model", model_uri)
+    view.state_privacy()
     view.close()
 
 
@@ -355,5 +356,6 @@ def _report(
     store: Store, run_id: str, model: Callable[..., Any] | None, error: str | None, *, superseded: bool = False
 ) -> TrackingReport:
     run = store.run(run_id)
-    model_pending = error is not None and model is not None and run.state == "Completed" and run.model_uri is None
+    finished = run.state in FINISHED_STATES
+    model_pending = error is not None and model is not None and finished and run.model_uri is None
     return TrackingReport(run.committed_round - run.tracked_round, model_pending, error, superseded)

@@ -38,7 +38,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MAL
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment, in which nothing is configured but `variables`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURES)}
-    return kept | {"PYTHONPATH": str(ROOT)} | variables
+    return (
+        kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])} | variables
+    )
 
 
 Cases = dict[str, dict[str, Any]]
@@ -48,12 +50,12 @@ Cases = dict[str, dict[str, Any]]
 def run_cases(tmp_path: Path) -> Callable[..., Cases]:
     """Runs processes.py; what it told of each case, by the case's name."""
 
-    def run(*arguments: str) -> Cases:
+    def run(*arguments: str, config: str = "federation.yaml") -> Cases:
         program, folder = ROOT / "tests" / "faults" / "processes.py", tmp_path / "stores"
         folder.mkdir()
         found = subprocess.run(
             [sys.executable, program, arguments[0], folder, *arguments[1:]],
-            env=clean_environment(PREFECT_HOME=str(tmp_path / "prefect"), **ONE_THREAD),
+            env=clean_environment(PREFECT_HOME=str(tmp_path / "prefect"), **ONE_THREAD) | {"FAULTS_CONFIG": config},
             cwd=tmp_path,
             capture_output=True,
             text=True,

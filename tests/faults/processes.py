@@ -32,13 +32,17 @@ import sqlalchemy.dialects.sqlite  # noqa: F401
 
 from fl_components.config import load_config
 from fl_components.errors import FedroundsError
+from fl_components.privacy import CentralPrivacy, neighbouring_of
+from fl_components.privacy.accountants import renyi_divergences
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.store import Store, blobs
+from fl_components.store.private_files import write_privately
 from flows.round import walk
 
-CONFIG = load_config(Path(__file__).with_name("federation.yaml"))
+CONFIG = load_config(Path(__file__).with_name(os.environ.get("FAULTS_CONFIG", "federation.yaml")))
 RUN_ID = "run"
+SECRET = {"round": 1, "key": "5e" * 32}  # of the run under a claim: a training draws one, and no two were the same
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses
 
 
@@ -48,6 +52,10 @@ class Place:
     def __init__(self, home: Path, database_url: str | None, heartbeat_s: float, lapse_s: float) -> None:
         self.home, self._database_url = home, database_url
         self._heartbeat_s, self._lapse_s = heartbeat_s, lapse_s
+
+    @property
+    def secret(self) -> Path:
+        return self.home / "secrets" / "runs" / RUN_ID
 
     def open(self) -> Store:
         return Store.open(
@@ -65,6 +73,7 @@ class Places:
             self._sql(f"CREATE DATABASE {self._template}")
         place = self._place(self._template)
         assert in_child(lambda: place.open().close()) == 0
+        write_privately(place.secret, json.dumps(SECRET).encode())
 
     @contextmanager
     def new(self) -> Iterator[Place]:
@@ -113,6 +122,8 @@ def outcome(place: Place) -> dict[str, Any]:
                 for each in rounds
             ],
             "charges": [[each.round, each.collection, each.state] for each in store.charges(run_id=RUN_ID)],
+            "spent": [run.spent, [dict(budget.spent) for budget in store.budgets()]],
+            "secret's round": json.loads(place.secret.read_text())["round"],
             "seals": [each.round for each in rounds if store.sealed(RUN_ID, each.round)],
             "journal": {
                 kind: [row.content.get("round") for row in journal if row.kind == kind]
@@ -351,6 +362,9 @@ def main() -> int:
     options = parser.parse_args()
     data = CONFIG.data.load(CONFIG.seed)
     type(CONFIG.data).load = lambda *_: data  # type: ignore[method-assign, assignment]  # the same for all: read once
+    if isinstance(CONFIG.privacy, CentralPrivacy):  # what an event costs is computed once
+        sampling = CONFIG.selection.sampling(data.num_clients)
+        renyi_divergences(CONFIG.privacy.event(sampling), neighbouring_of(sampling))
     gc.freeze()  # or the first collection of each child copies all of the parent's memory
     beat = (0.2, 1.0) if options.mode == "stops" else (5.0, 30.0)
     places = Places(options.folder, options.postgres_url, *beat)

@@ -53,6 +53,43 @@ def test_a_kill_before_or_after_any_write_changes_nothing(run_cases: Callable[..
     assert instants["after a deletion"] >= 3
 
 
+def check_private(cases: Cases, kills: int) -> None:
+    """As `check`; and nothing is charged twice or left out, and no key outlives its round."""
+    expected = dict(cases["undisturbed"]["outcome"])
+    (((_, count),), (budget,)) = expected["spent"]
+    assert (count, list(budget.values()), expected["secret's round"]) == (3, [3], 4)
+    assert len({metrics["privacy/clipping_norm"] for *_, metrics in expected["rounds"]}) == 3
+    assert [metrics["privacy/epsilon"] for *_, metrics in expected["rounds"]] == sorted(
+        metrics["privacy/epsilon"] for *_, metrics in expected["rounds"]
+    )
+    check(cases, kills)
+
+
+def test_a_kill_under_a_privacy_claim_changes_nothing(run_cases: Callable[..., Cases]) -> None:
+    """The same noise, and the same epsilon: what was reserved is not reserved again, what was sealed not collected
+    again."""
+    check_private(run_cases("kills", "--every", "3", config="private.yaml"), kills=1)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_write_under_a_privacy_claim(run_cases: Callable[..., Cases]) -> None:
+    cases = run_cases("kills", config="private.yaml")
+    check_private(dict(cases), kills=1)
+    forgetting = [name for name in cases if name.partition(" ")[2].startswith("?: after the rename")]
+    assert len(forgetting) == 3  # the key of each round, after its commit
+
+
+@pytest.mark.slow
+def test_a_second_kill_under_a_privacy_claim(run_cases: Callable[..., Cases]) -> None:
+    check_private(run_cases("double-kills", "--every", "8", config="private.yaml"), kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_a_kill_under_a_privacy_claim_on_postgresql(run_cases: Callable[..., Cases], postgres_url: str) -> None:
+    check_private(run_cases("kills", "--every", "3", "--postgres-url", postgres_url, config="private.yaml"), kills=1)
+
+
 def test_a_second_kill_during_the_resume_changes_nothing_either(run_cases: Callable[..., Cases]) -> None:
     check(run_cases("double-kills", "--every", "12"), kills=2)
 

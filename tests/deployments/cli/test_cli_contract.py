@@ -71,6 +71,7 @@ SWEEP: dict[str, Any] = {
     "prefect_flow_run_url": "http://127.0.0.1:24680/runs/flow-run/01998c5a-93f9-7d5e-8b30-2f7e8a1c0d11",
 }
 SHOWN = RUN | {"history": [{"round": 1, "metrics": {"train/loss": 0.5}, "seconds": {"train": 6.2}}]}
+JOURNAL = {"rows": 120, "head": "abc123", "anchors": 2, "not_reached": None}
 CHECKED = {
     "name": "heart-disease",
     "population": "heart-disease",
@@ -133,7 +134,13 @@ class FakeInterface(ModuleType):
         return {"type": "object"}
 
     def verify_journal(self):  # type: ignore[no-untyped-def]
-        return {"rows": 120, "head": "abc123"}
+        return JOURNAL
+
+    def journal_key(self):  # type: ignore[no-untyped-def]
+        return {"key": "aa" * 32, "key_id": "bb" * 8}
+
+    def trust_key(self, key):  # type: ignore[no-untyped-def]
+        return {"key_id": "bb" * 8}
 
 
 @pytest.fixture
@@ -171,7 +178,9 @@ def one_object(out: str) -> dict[str, Any]:
         ("config check heart.yaml", CHECKED),
         ("config show heart.yaml", {"name": "heart-disease", "data": {"kind": "heart_disease"}}),
         ("config schema", {"type": "object"}),
-        ("journal verify", {"rows": 120, "head": "abc123"}),
+        ("journal verify", JOURNAL),
+        ("journal key", {"key": "aa" * 32, "key_id": "bb" * 8}),
+        ("journal trust aa", {"key_id": "bb" * 8}),
     ],
 )
 def test_every_command_gives_one_object(

@@ -3,29 +3,171 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from fl_components.privacy import NoPrivacy, PrivacySpend
+from fl_components.privacy import (
+    AdaptiveClipping,
+    CentralPrivacy,
+    FixedClipping,
+    NoPrivacy,
+    PrivacyRule,
+    neighbouring_of,
+)
+from fl_components.privacy.clipping import UNITS, kept_units
+from fl_components.privacy.events import Gaussian, Nothing, PoissonSampled, SampledWithoutReplacement, parse_event
+from fl_components.values import Sampling
 
-CASES = [NoPrivacy()]
+CASES = [
+    NoPrivacy(),
+    CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5)),
+    CentralPrivacy(noise_multiplier=0.8, clipping=AdaptiveClipping(), delta=1e-6),
+]
+
+POISSON = Sampling("poisson", 1000, 100.0, 0.1)
+FIXED_SIZE = Sampling("fixed_size", 1000, 100, 0.1)
+EVERYONE = Sampling("everyone", 1000, 1000, 1.0)
 
 
 @pytest.mark.parametrize("rule", CASES, ids=repr)
+@pytest.mark.parametrize("sampling", [POISSON, FIXED_SIZE, EVERYONE], ids=lambda sampling: sampling.kind)
 class TestPrivacyRule:
-    def test_its_event_can_be_kept_and_says_what_it_is(self, rule: NoPrivacy) -> None:
-        event = rule.event()
-        assert json.loads(json.dumps(event)) == event
-        assert isinstance(event["kind"], str)
-        assert rule.event() == event
+    def test_its_event_can_be_kept_and_read_back(self, rule: PrivacyRule, sampling: Sampling) -> None:
+        event = rule.event(sampling)
+        assert parse_event(json.loads(json.dumps(event.model_dump()))) == event
+        assert rule.event(sampling) == event
+        assert rule.claims == (event != Nothing())
 
-    def test_an_epsilon_never_stands_alone(self, rule: NoPrivacy) -> None:
-        for rounds in (0, 1, 1000):
-            spend = rule.spend(rounds)
-            named = (spend.delta, spend.unit, spend.neighbouring, spend.accountant)
-            assert (spend.epsilon is None) == (None in named)
+    def test_its_state_can_be_kept(self, rule: PrivacyRule, sampling: Sampling) -> None:
+        rule.check(sampling.cohort_size)
+        for tensor in rule.init().values():
+            assert isinstance(tensor, np.ndarray)
+        assert rule.claims == ("norm" in rule.init())
 
 
-def test_no_privacy_claims_nothing() -> None:
-    assert NoPrivacy().spend(10) == PrivacySpend(None, None, None, None, None)
-    assert NoPrivacy().event() == {"kind": "none"}
+@pytest.mark.parametrize(
+    ("sampling", "event", "neighbouring"),
+    [
+        (POISSON, PoissonSampled(sampling_rate=0.1, event=Gaussian(noise_multiplier=1.0)), "add_or_remove"),
+        (
+            FIXED_SIZE,
+            SampledWithoutReplacement(population_size=1000, sample_size=100, event=Gaussian(noise_multiplier=1.0)),
+            "replace_one",
+        ),
+        (EVERYONE, Gaussian(noise_multiplier=1.0), "zero_out"),
+    ],
+    ids=lambda each: getattr(each, "kind", None),
+)
+def test_each_way_to_draw_has_its_event_and_relation(sampling: Sampling, event: Any, neighbouring: str) -> None:
+    assert CASES[1].event(sampling) == event
+    assert neighbouring_of(sampling) == neighbouring
+
+
+def test_a_draw_that_no_claim_leans_on() -> None:
+    with pytest.raises(ValueError, match=r"no privacy accounting is known; use selection\.kind poisson"):
+        CASES[1].event(Sampling("other", 1000, 100, 0.1))
+
+
+class TestAdaptiveClipping:
+    def test_the_norm_follows_the_quantile(self) -> None:
+        """Andrew et al. 2021, section 2.1: C <- C exp(-eta (b - gamma))."""
+        rule = AdaptiveClipping(initial_norm=0.1, quantile=0.5, learning_rate=0.2)
+        state = rule.update(rule.init(), 0.8)
+        assert state["norm"][0] == pytest.approx(0.1 * np.exp(-0.2 * 0.3))
+        assert state["unclipped_fraction"][0] == 0.8
+
+    def test_it_settles_at_the_median(self) -> None:
+        norms, rule = np.random.default_rng(0).lognormal(0, 1, 10_000), AdaptiveClipping(initial_norm=50.0)
+        state = rule.init()
+        for _ in range(200):
+            state = rule.update(state, float((norms <= state["norm"][0]).mean()))
+        assert state["norm"][0] == pytest.approx(np.median(norms), rel=0.02)
+
+    def test_the_two_releases_together_cost_what_one_costs(self) -> None:
+        """Andrew et al. 2021, theorem 1, with their default of n / 20."""
+        rule = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping())
+        assert rule.sum_noise_multiplier(100) ** -2 + (2 * 100 / 20) ** -2 == pytest.approx(1.0)
+        fixed = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=1.0))
+        assert fixed.sum_noise_multiplier(100) == 1.0
+
+    @pytest.mark.parametrize(("noise", "cohort"), [(1.0, 10), (2.0, 20), (10.0, 99)])
+    def test_a_cohort_that_is_too_small_for_the_default(self, noise: float, cohort: int) -> None:
+        """n <= 10 z: the count alone would cost more than the round may."""
+        rule = CentralPrivacy(noise_multiplier=noise, clipping=AdaptiveClipping())
+        with pytest.raises(ValueError, match=r"set privacy\.clipping\.count_noise above .*, or select more than"):
+            rule.check(cohort)
+        rule.check(10 * noise + 1)
+        CentralPrivacy(noise_multiplier=noise, clipping=AdaptiveClipping(count_noise=noise)).check(cohort)
+
+
+class TestRelease:
+    def sums(self, num_parameters: int = 20_000) -> Any:
+        sum_D1 = np.zeros(num_parameters + 1)
+        sum_D1[:100] = 40 * UNITS / 10
+        sum_D1[-1] = 12.5
+        return sum_D1
+
+    def test_the_mean_over_the_expected_cohort_with_noise(self) -> None:
+        rule = CentralPrivacy(noise_multiplier=2.0, clipping=FixedClipping(norm=0.5))
+        mean_D, state = rule.release(self.sums(), rule.init(), POISSON, lambda purpose: purpose.encode().ljust(32))
+        deviation = 2.0 * 0.5 / 100  # of the noise on the sum, over the expected cohort
+        assert state["noise"][0] == pytest.approx(deviation, rel=1e-3)
+        assert mean_D[100:].std() == pytest.approx(deviation, rel=0.03)
+        assert mean_D[:100].mean() == pytest.approx(4 * 0.5 / 100, abs=5 * deviation / 10)
+        units = mean_D * 100 / 0.5 * kept_units(20_000)
+        np.testing.assert_allclose(units, np.rint(units), atol=1e-3)  # whole units: on the grid, like the sum
+
+    def test_the_count_has_noise_of_its_own(self) -> None:
+        rule = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping(initial_norm=0.5))
+        fractions = []
+        for seed in range(400):
+            key_of = lambda purpose, seed=seed: f"{seed} {purpose}".encode().ljust(32)[:32]  # noqa: E731
+            _, state = rule.release(self.sums(10), rule.init(), POISSON, key_of)
+            fractions.append(float(state["unclipped_fraction"][0]))
+        assert np.mean(fractions) == pytest.approx(12.5 / 100 + 0.5, abs=0.01)
+        assert np.std(fractions) == pytest.approx(5 / 100, rel=0.15)
+
+    def test_the_same_keys_are_the_same_noise_and_each_purpose_has_its_own(self) -> None:
+        rule, purposes = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping()), []
+
+        def key_of(purpose: str) -> bytes:
+            purposes.append(purpose)
+            return purpose.encode().ljust(32)
+
+        first, again = (rule.release(self.sums(), rule.init(), POISSON, key_of)[0].tobytes() for _ in range(2))
+        assert first == again
+        assert len(purposes) == 4 and len(set(purposes)) == 2
+
+    def test_nobody_came_is_noise_alone(self) -> None:
+        rule = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=1.0))
+        mean_D, state = rule.release(np.zeros(1001), rule.init(), POISSON, lambda _: bytes(32))
+        assert np.abs(mean_D).max() > 0
+        assert rule.metrics(state, 1.0, 1000)["privacy/signal_to_noise"].value < 0.3
+
+    def test_a_simulated_cohort_has_the_signal_to_noise_of_the_large_one(self) -> None:
+        small = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=1.0), simulate_noise_cohort=1000)
+        large = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=1.0))
+        _, simulated = small.release(np.zeros(11), small.init(), POISSON, lambda _: bytes(32))
+        _, real = large.release(
+            np.zeros(11), large.init(), Sampling("poisson", 10_000, 1000.0, 0.1), lambda _: bytes(32)
+        )
+        assert simulated["noise"][0] == pytest.approx(real["noise"][0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"noise_seed": 1}, "privacy has no seed for its noise"),
+        ({"seed": 1}, "privacy has no seed for its noise"),
+        ({"clipping": {"kind": "adaptive"}, "per_layer": True}, "one count cannot steer the norms of several layers"),
+        ({"noise_multiplier": 0}, "noise_multiplier"),
+        ({"delta": 0}, "delta"),
+        ({"delta": 1}, "delta"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        CentralPrivacy.model_validate({"noise_multiplier": 1.0, "clipping": {"kind": "fixed", "norm": 1.0}} | fields)

@@ -284,7 +284,9 @@ class TestRoundResult:
     def test_values_that_are_not_finite_are_left_out(self) -> None:
         collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
         evaluated = {"eval/loss": float("inf"), "eval/accuracy": 0.5}
-        result = stages.round_result(self.state, collected, evaluated, {}, round_s=7.0, peak_memory_bytes=3_000_000)
+        result = stages.round_result(
+            self.state, collected, evaluated, {}, {}, round_s=7.0, peak_memory_bytes=3_000_000, withholds=False
+        )
         assert result.metrics == {
             "eval/accuracy": 0.5,
             "clients/selected": 2,
@@ -301,7 +303,9 @@ class TestRoundResult:
     def test_seconds_of_a_sealed_attempt_are_kept(self) -> None:
         collected = Collected(Partial({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
-        result = stages.round_result(self.state, collected, {}, seconds, round_s=3.0, peak_memory_bytes=0)
+        result = stages.round_result(
+            self.state, collected, {}, {}, seconds, round_s=3.0, peak_memory_bytes=0, withholds=False
+        )
         assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
         assert result.metrics["time/round_s"] == 3 + 1 + 8
         assert result.metrics["time/train_s"] == 8

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from fl_components.errors import JournalBroken
-from fl_components.store import JournalReport, RoundRecord, RunRecord, Store
+from fl_components.store import Anchor, JournalReport, RoundRecord, RunRecord, Store
 from fl_components.store.journal import GENESIS, Link, check_chain, link, verify
+from fl_components.store.keys import SigningKey
+from fl_components.store.schema import journal
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -30,11 +34,15 @@ ROWS = st.lists(
 )
 
 
+KEY = SigningKey(bytes(32))
+TRUSTED = {KEY.id: KEY.public}
+
+
 def chain(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> tuple[list[Link], JournalReport]:
     links: list[Link] = []
     previous = GENESIS
     for sequence, (at, run_id, kind, content) in enumerate(rows, start=1):
-        links.append(link(sequence, at, run_id, kind, content, previous))
+        links.append(link(KEY, sequence, at, run_id, kind, content, previous))
         previous = links[-1].hash
     return links, JournalReport(len(links), previous)
 
@@ -43,7 +51,7 @@ def chain(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> tuple
 @settings(deadline=None, max_examples=60)
 def test_an_untouched_chain_verifies(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> None:
     links, report = chain(rows)
-    check_chain(links, report)
+    check_chain(links, report, TRUSTED)
 
 
 @given(ROWS, st.data())
@@ -76,7 +84,7 @@ def test_any_change_is_found(rows: list[tuple[float, str | None, str, dict[str, 
         case "cut":
             tampered = links[:at]
     with pytest.raises(JournalBroken):
-        check_chain(tampered, report)
+        check_chain(tampered, report, TRUSTED)
 
 
 @pytest.fixture
@@ -127,6 +135,11 @@ TAMPERINGS = [
     ("UPDATE journal SET run_id = NULL WHERE sequence = 5", "row 5 has been changed"),
     ("UPDATE journal SET hash = previous WHERE sequence = 5", "row 5 has been changed"),
     ("UPDATE journal SET previous = hash WHERE sequence = 5", "row 5 does not follow"),
+    ("UPDATE journal SET signature = '00' WHERE sequence = 5", "signature of journal row 5 is wrong"),
+    (
+        "UPDATE journal SET key_id = 'f' WHERE sequence = 5",
+        "row 5 is signed by the key f, which this home does not trust",
+    ),
     ("DELETE FROM journal WHERE sequence = 4", "row 4 is missing"),
     ("DELETE FROM journal WHERE sequence = 8", "has 7 rows"),
     ("DELETE FROM journal", "has 0 rows"),
@@ -139,7 +152,8 @@ TAMPERINGS = [
         "row 4 has been changed",
     ),
     (
-        "INSERT INTO journal SELECT 9, at, run_id, kind, content, hash, hash FROM journal WHERE sequence = 8",
+        "INSERT INTO journal SELECT 9, at, run_id, kind, content, hash, hash, key_id, signature FROM journal "
+        "WHERE sequence = 8",
         "row 9 has been changed",
     ),
 ]
@@ -150,8 +164,79 @@ def test_tampering_is_found_and_named(worked: tuple[Store, JournalReport]) -> No
     for statement, message in TAMPERINGS:
         with pytest.raises(JournalBroken, match=message), store._transaction() as connection:
             assert connection.execute(text(statement.replace(":", r"\:"))).rowcount > 0, statement
-            verify(connection)  # raises, so that the transaction is rolled back and the next one starts afresh
+            verify(
+                connection, store.keys.trusted
+            )  # raises, so that the transaction is rolled back and the next one starts afresh
         assert store.verify_journal() == report
+
+
+def remade(store: Store, key: SigningKey, rows: int) -> None:
+    """The first rows of the journal, hashed and signed anew with another content, as if nothing else had ever been."""
+    with store._transaction() as connection:
+        links = [
+            Link(*row)
+            for row in connection.execute(text("SELECT * FROM journal ORDER BY sequence LIMIT :n"), {"n": rows})
+        ]
+        connection.execute(text("DELETE FROM journal"))
+        previous = GENESIS
+        for old in links:
+            content = json.loads(old.content) | ({"round": 7} if old.sequence == 3 else {})
+            new = link(key, old.sequence, old.at, old.run_id, old.kind, content, previous)
+            connection.execute(journal.insert().values(new._asdict()))
+            previous = new.hash
+        connection.execute(text("UPDATE journal_head SET rows = :n, hash = :h"), {"n": rows, "h": previous})
+
+
+class TestMadeAnew:
+    """By somebody who can write to the database and knows how the chain is made."""
+
+    def test_with_another_key(self, worked: tuple[Store, JournalReport]) -> None:
+        store, _ = worked
+        remade(store, SigningKey(b"7" * 32), 8)
+        with pytest.raises(JournalBroken, match=r"row 1 is signed by the key .*, which this home does not trust"):
+            store.verify_journal()
+
+    def test_with_the_hubs_own_key_but_not_the_anchor(self, worked: tuple[Store, JournalReport]) -> None:
+        store, _ = worked
+        store.anchor()
+        remade(store, store.keys.signing, 8)
+        with pytest.raises(JournalBroken, match=r"row 8 is not the one that this home \(journal.anchor\) has"):
+            store.verify_journal()
+
+    @pytest.mark.parametrize("rows", [0, 5, 7])
+    def test_a_cut_tail_with_a_head_to_match(self, worked: tuple[Store, JournalReport], rows: int) -> None:
+        """Which is also what a restored backup looks like."""
+        store, _ = worked
+        store.anchor()
+        before = list(store.journal())
+        with store._transaction() as connection:
+            connection.execute(text("DELETE FROM journal WHERE sequence > :n"), {"n": rows})
+            head = before[rows - 1].hash if rows else GENESIS
+            connection.execute(text("UPDATE journal_head SET rows = :n, hash = :h"), {"n": rows, "h": head})
+        with pytest.raises(JournalBroken, match=f"has {rows} rows, but this home .* has its row 8"):
+            store.verify_journal()
+
+    def test_an_anchor_from_elsewhere(self, worked: tuple[Store, JournalReport]) -> None:
+        store, report = worked
+        rows = list(store.journal())
+        for row in rows:
+            assert store.verify_journal([Anchor(row.sequence, row.hash, "MLflow")]) == report
+        with pytest.raises(JournalBroken, match="row 4 is not the one that MLflow has"):
+            store.verify_journal([Anchor(2, rows[1].hash, "MLflow"), Anchor(4, rows[4].hash, "MLflow")])
+        with pytest.raises(JournalBroken, match="has 8 rows, but MLflow has its row 9"):
+            store.verify_journal([Anchor(9, rows[4].hash, "MLflow")])
+
+    def test_two_hubs_share_a_database(
+        self, tmp_path: Path, worked: tuple[Store, JournalReport], database_url: str
+    ) -> None:
+        ours, _ = worked
+        with Store.open(tmp_path / "theirs", database_url=database_url, blobs_url=ours._blobs.url) as theirs:
+            with theirs.acquire("r") as lease:
+                lease.begin_attempt()
+            with pytest.raises(JournalBroken, match="row 9 is signed by the key"):
+                ours.verify_journal()
+            ours.keys.trust(theirs.keys.signing.public.hex())
+            assert ours.verify_journal().rows == 9
 
 
 def test_a_transaction_that_fails_leaves_no_row(worked: tuple[Store, JournalReport]) -> None:

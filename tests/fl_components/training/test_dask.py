@@ -28,7 +28,7 @@ from fl_components.training import dask as module
 from fl_components.training.dask import DaskTrainer
 from fl_components.training.trainer import OwnTrainer
 from flows.round import walk
-from tests.fl_components.training.test_trainers import RULE, outcome, tasks_of, workload
+from tests.fl_components.training.test_trainers import RULE, outcome, summing_of, tasks_of, workload
 from tests.support import wait_until
 
 PRELOAD = ("--preload", "fl_components.training.dask")  # all import torch at the same time, not when they need it
@@ -206,10 +206,10 @@ class TestWorkers:
         with cluster(tmp_path) as started:
             yield started
 
-    @pytest.mark.parametrize("additive", [True, False])
-    def test_workers_change_no_bit(self, far: Cluster, additive: bool) -> None:
+    @pytest.mark.parametrize("how", ["sum", "contributions", "each"])
+    def test_workers_change_no_bit(self, far: Cluster, how: str) -> None:
         """One, two of them, one of which comes late; also after a round that was given up."""
-        work = workload(additive=additive)
+        work = workload(how=how)
         expected = outcome(OwnTrainer(work, print), work)
         with trainer(work, far.address) as (far_trainer, said):
             far.add_worker("--no-nanny")
@@ -218,7 +218,7 @@ class TestWorkers:
             far.wait_for(2)
             while len(engines(far_trainer)) < 2:
                 assert outcome(far_trainer, work) == expected
-            for _ in far_trainer.train(RULE, flatten(work.module), tasks_of(work), 1):
+            for _ in far_trainer.train(RULE, flatten(work.module), tasks_of(work), summing_of(work), 1):
                 break
             assert outcome(far_trainer, work) == expected
             assert said == []
@@ -278,7 +278,7 @@ class TestWorkers:
         work = workload()
         far.add_worker("--no-nanny")
         with trainer(work, far.address, wait_s=3.0) as (far_trainer, _):
-            rounds = far_trainer.train(RULE, flatten(work.module), tasks_of(work), 1)
+            rounds = far_trainer.train(RULE, flatten(work.module), tasks_of(work), summing_of(work), 1)
             with pytest.raises(Unreachable):
                 for _ in range(100):
                     next(rounds)

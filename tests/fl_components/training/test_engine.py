@@ -17,9 +17,10 @@ from fl_components.aggregation import Mean
 from fl_components.errors import ModelError
 from fl_components.models import Cnn, Gru, LogisticRegression, Mlp, ModelRule, ResNet, Transformer, build_seeded
 from fl_components.parameters import flatten, num_parameters
+from fl_components.privacy.clipping import Clip, add_contributions, kept_units
 from fl_components.training import SGD, one_thread
 from fl_components.training.chunk import Examples
-from fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine
+from fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summing
 from fl_components.training.layers import DualForm
 from fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fl_components.values import IGNORED, ClientTask
@@ -218,7 +219,9 @@ class TestManyAtOnce:
         norms = np.linalg.norm(expected_ND.astype(np.float64), axis=1)
         limit = float(np.sort(norms)[-2:].mean())  # the longest one is refused
         total_D = np.empty(len(params_D), np.float32)
-        report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, Mean(max_update_norm=limit))
+        report = Engine(module, data.examples).train(
+            rule, params_D, data.tasks, total_D, Summing(Mean(max_update_norm=limit))
+        )
         longest = int(norms.argmax())
         reason = f"norm_too_large: {norms[longest]:.4g} is above aggregation.max_update_norm {limit:g}"
         assert report.refused == {f"c{longest}": reason}
@@ -226,6 +229,54 @@ class TestManyAtOnce:
         weights_N[longest] = 0
         np.testing.assert_allclose(total_D, weights_N @ expected_ND, rtol=1e-4, atol=1e-5)
         assert (report.weight, report.count) == (weights_N.sum(), 4)
+
+
+@pytest.mark.parametrize("case", ["linears", "wide", "cnn", "gru", "looks-at-numbers"])
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_contributions_added_up(case: str, per_layer: bool) -> None:
+    """What clients come to alone, clipped by the definition, and how many were not clipped."""
+    make, x_of, labels, _ = CASES[case]
+    module = make()
+    data = Data([9, 4, 17, 1, 4], x_of, labels)
+    params_D = flatten(module)
+    rule = SGD(learning_rate=0.1, batch_size=4, epochs=1)
+    deltas_ND = data.alone(rule, module, params_D)[0].astype(np.float64)
+    norms = np.linalg.norm(deltas_ND, axis=1)
+    clip = Clip(float(np.median(norms)) * 1.01, per_layer)
+    weights = Mean(max_examples=5)
+    sum_D1 = np.full(len(params_D) + 1, np.nan)
+    report = Engine(module, data.examples).train(rule, params_D, data.tasks, sum_D1, Summing(weights, clip))
+    assert (report.client_ids, report.refused) == (tuple(task.client_id for task in data.tasks), {})
+    expected_D, unclipped = np.zeros(len(params_D)), 0
+    edges = np.cumsum([0, *(each.numel() for each in module.parameters())]) if per_layer else [0, len(params_D)]
+    bound = clip.norm / np.sqrt(len(edges) - 1)
+    for delta_D, task in zip(deltas_ND, data.tasks, strict=True):
+        lengths = [np.linalg.norm(delta_D[start:stop]) for start, stop in pairwise(edges)]
+        unclipped += all(length <= bound for length in lengths)
+        for (start, stop), length in zip(pairwise(edges), lengths, strict=True):
+            expected_D[start:stop] += delta_D[start:stop] * min(1.0, bound / length) * min(task.num_examples, 5) / 5
+    assert sum_D1[-1] == unclipped - 5 / 2
+    assert (sum_D1[:-1] == np.rint(sum_D1[:-1])).all()
+    found_D = sum_D1[:-1] * clip.norm / kept_units(len(params_D))
+    np.testing.assert_allclose(found_D, expected_D, rtol=2e-3, atol=clip.norm * 2e-5)
+
+
+def test_contributions_do_not_depend_on_the_order() -> None:
+    """Nor on who is trained with whom: the sum is of whole numbers. (Which whole numbers, the last bits of a training
+    say.)"""
+    module = linears()
+    data, rule = Data([5] * 40, floats(6), ()), SGD(learning_rate=0.1, batch_size=4, epochs=1)
+    engine, params_D, clip = Engine(module, data.examples), flatten(module), Clip(0.05)
+    deltas_ND = np.empty((40, len(params_D)), np.float32)
+    engine.train(rule, params_D, data.tasks, deltas_ND)
+    sums = set()
+    for seed in range(5):
+        sum_D1, order = np.zeros(len(params_D) + 1), np.random.default_rng(seed).permutation(40)
+        for rows in np.array_split(order, seed + 1):
+            deltas_CD = torch.from_numpy(deltas_ND[rows])
+            add_contributions(sum_D1, deltas_CD, torch.ones(len(rows)), clip, [len(params_D)])
+        sums.add(sum_D1.tobytes())
+    assert len(sums) == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -363,7 +414,7 @@ def test_the_same_again_is_the_same_bits() -> None:
         engine = Engine(module, data.examples)
         for _ in range(2):
             total_D = np.empty(num_parameters(module), np.float32)
-            engine.train(rule, flatten(module), data.tasks, total_D, Mean())
+            engine.train(rule, flatten(module), data.tasks, total_D, Summing(Mean()))
             bits.add(total_D.tobytes())
     assert len(bits) == 1
 
@@ -378,7 +429,7 @@ class TestRefused:
             params_D = flatten(module)
             rule = SGD(learning_rate=0.1, batch_size=4, epochs=1)
             total_D = np.empty(num_parameters(module), np.float32)
-            report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, Mean())
+            report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, Summing(Mean()))
             assert report.refused == {"c1": "not_finite: the update holds NaN or infinity"}
             expected_ND, _ = data.alone(rule, module, params_D)
             assert not np.isfinite(expected_ND[1]).all()
@@ -400,7 +451,9 @@ def test_no_clients() -> None:
     data = Data([4], floats(6), ())
     module = linears()
     total_D = np.ones(53, np.float32)
-    report = Engine(module, data.examples).train(SGD(learning_rate=0.1, epochs=1), flatten(module), [], total_D, Mean())
+    report = Engine(module, data.examples).train(
+        SGD(learning_rate=0.1, epochs=1), flatten(module), [], total_D, Summing(Mean())
+    )
     assert (report.client_ids, report.weight, report.count) == ((), 0, 0)
     assert not total_D.any()
 

@@ -21,8 +21,9 @@ from fl_components.aggregation import Mean
 from fl_components.errors import ModelError, RunFailed
 from fl_components.models import Mlp, ModelRule, ModuleModel, build_seeded
 from fl_components.parameters import constants_digest, flatten
+from fl_components.privacy.clipping import Clip
 from fl_components.shared_memory import SharedMemory
-from fl_components.training import SGD, LocalExecution, ModelSpec, Trainer, Workload
+from fl_components.training import SGD, LocalExecution, ModelSpec, Result, Summing, Trainer, Workload
 from fl_components.training import execution as executions
 from fl_components.training.processes import MOST_ATTEMPTS, ProcessTrainer
 from fl_components.training.trainer import OwnTrainer
@@ -63,13 +64,19 @@ def unsteady() -> torch.nn.Module:
     return module
 
 
-def workload(rule: ModelRule | None = None, *, additive: bool = True, num_clients: int = 10) -> Workload:
+def workload(rule: ModelRule | None = None, *, how: str = "sum", num_clients: int = 10) -> Workload:
     rule = rule or Mlp(hidden=(5,))
     module = build_seeded(rule, (6,), (3,), seed=1)
     generator = np.random.default_rng(0)
     stops = np.cumsum(generator.integers(1, 20, num_clients))
     x = generator.standard_normal((stops[-1], 6)).astype(np.float32)
     starts = np.concatenate([[0], stops[:-1]])
+    num_parameters = len(flatten(module))
+    results: dict[str, Result] = {
+        "sum": (np.float32, (num_parameters,)),
+        "contributions": (np.float64, (num_parameters + 1,)),
+        "each": (np.float32, (SHARD_SIZE, num_parameters)),
+    }
     x[starts[4], 0] = 101.0
     return Workload(
         module=module,
@@ -77,9 +84,9 @@ def workload(rule: ModelRule | None = None, *, additive: bool = True, num_client
         examples=SharedMemory.holding(
             {"x": x, "y": generator.integers(0, 3, len(x)), "starts": starts, "stops": stops}
         ),
-        num_parameters=len(flatten(module)),
+        num_parameters=num_parameters,
         most_of_shard=SHARD_SIZE,
-        additive=Mean() if additive else None,
+        result=results[how],
     )
 
 
@@ -91,12 +98,19 @@ def tasks_of(work: Workload) -> list[list[ClientTask]]:
     return [tasks[start : start + SHARD_SIZE] for start in range(0, len(tasks), SHARD_SIZE)]
 
 
+def summing_of(work: Workload) -> Summing | None:
+    dtype, shape = work.result
+    if dtype is np.float64:
+        return Summing(Mean(weights="uniform"), Clip(0.1))
+    return Summing(Mean()) if len(shape) == 1 else None
+
+
 def outcome(trainer: Trainer, work: Workload, params_D: Any = None, rounds_left: int = 1) -> list[tuple[Any, bytes]]:
     """Each shard's report, and the bytes of its result."""
     params_D = flatten(work.module) if params_D is None else params_D
     return [
-        (report, (result if work.additive else result[: len(report.client_ids)]).tobytes())
-        for report, result in trainer.train(RULE, params_D, tasks_of(work), rounds_left)
+        (report, (result if result.ndim == 1 else result[: len(report.client_ids)]).tobytes())
+        for report, result in trainer.train(RULE, params_D, tasks_of(work), summing_of(work), rounds_left)
     ]
 
 
@@ -121,11 +135,12 @@ def processes(work: Workload, num_processes: int = 2) -> Iterator[tuple[ProcessT
 
 
 @pytest.mark.parametrize(
-    ("additive", "counts"), [(True, [2]), (False, [2]), pytest.param(True, [1, 3, 5], marks=pytest.mark.slow)]
+    ("how", "counts"),
+    [("sum", [2]), ("contributions", [2]), ("each", [2]), pytest.param("sum", [1, 3, 5], marks=pytest.mark.slow)],
 )
-def test_processes_change_no_bit(additive: bool, counts: list[int]) -> None:
+def test_processes_change_no_bit(how: str, counts: list[int]) -> None:
     """Nor does it matter what was trained before, or that a round was given up."""
-    work = workload(additive=additive)
+    work = workload(how=how)
     other_D = np.random.default_rng(5).standard_normal(work.num_parameters).astype(np.float32)
     own = OwnTrainer(work, print)
     expected, expected_later = outcome(own, work), outcome(own, work, other_D)
@@ -137,7 +152,7 @@ def test_processes_change_no_bit(additive: bool, counts: list[int]) -> None:
         with processes(work, num_processes) as (trainer, said):
             assert outcome(trainer, work) == expected
             assert outcome(trainer, work, other_D) == expected_later
-            given_up = trainer.train(RULE, other_D, tasks_of(work), 1)
+            given_up = trainer.train(RULE, other_D, tasks_of(work), summing_of(work), 1)
             next(given_up)
             given_up.close()
             assert all(process.shard is None for process in trainer._processes)  # none writes into the next round
@@ -296,7 +311,7 @@ class TestGrowing:
         trainer.on_shard = lambda name, began, ended, process: trained_by.append(process)
         found = []
         try:
-            for report, result in trainer.train(RULE, flatten(work.module), tasks_of(work), 1):
+            for report, result in trainer.train(RULE, flatten(work.module), tasks_of(work), summing_of(work), 1):
                 found.append((report, result.tobytes()))
                 deadline = time.monotonic() + 60
                 while trainer._processes is not None and not trainer._processes.is_ready():

@@ -1,0 +1,197 @@
+"""What was promised and what was spent: the functions behind `fedrounds privacy`."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from fl_components.errors import ConfigError
+from fl_components.store import Budget, BudgetTerms, RunRecord, Store
+
+POINTS: Final = 60  # of a curve
+
+
+def status(population: str | None = None) -> list[dict[str, Any]]:
+    """Each population's budget, what is spent of it, and by which runs. Raises `StoreError` for one that has none."""
+    from fl_components.store.ledger import unregistered
+
+    with Store.open() as store:
+        budgets = [each for each in store.budgets() if population in (None, each.population)]
+        if population is not None and not budgets:
+            raise unregistered(population)
+        runs = [run for run in store.runs() if run.spent]
+        return [_status(budget, [run for run in runs if run.population == budget.population]) for budget in budgets]
+
+
+def _status(budget: Budget, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    from fl_components.server.claim import spending
+    from fl_components.store.ledger import from_pairs
+
+    told = spending(budget, {})
+    return {
+        "population": budget.population,
+        "epsilon": told.population,
+        "epsilon_limit": budget.epsilon,
+        "epsilon_remaining": told.remaining,
+        "delta": budget.delta,
+        "unit": budget.unit,
+        "neighbouring": budget.neighbouring,
+        "accountant": budget.accountant,
+        "demonstration": budget.demonstration,
+        "events": [{"event": json.loads(text), "count": count} for text, count in budget.spent.items()],
+        "runs": [
+            {
+                "run_id": run.run_id,
+                "name": run.name,
+                "state": run.state,
+                "rounds": run.committed_round,
+                "epsilon": spending(budget, from_pairs(run.spent)).run.epsilon,
+            }
+            for run in runs
+        ],
+    }
+
+
+def set_budget(
+    population: str,
+    *,
+    epsilon: float,
+    reason: str,
+    delta: float | None = None,
+    unit: str | None = None,
+    neighbouring: str | None = None,
+) -> dict[str, Any]:
+    """Register a population, or change what it may spend; what is not given stays as it is.
+
+    The reason and the account that gave it are journalled. Raises `ConfigError`.
+    """
+    from fl_components.privacy.accountants import NAME
+    from fl_components.server.statement import RELATIONS_IN_WORDS, UNITS_IN_WORDS
+
+    if not reason.strip():
+        raise ConfigError("no reason is given", hint="--reason 'who decided it, and why': it is kept in the journal")
+    if epsilon < 0:
+        raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number of 0 or more")
+    with Store.open() as store:
+        before = store.find_budget(population)
+        if before is None and delta is None:
+            raise ConfigError(
+                f"population {population!r} is new and delta is not given",
+                hint="--delta D, smaller than one over its number of clients",
+            )
+        terms = BudgetTerms(
+            epsilon=epsilon,
+            delta=delta if delta is not None else before.delta,  # type: ignore[union-attr]
+            unit=unit or (before.unit if before else "client"),
+            neighbouring=neighbouring or (before.neighbouring if before else "add_or_remove"),
+            accountant=before.accountant if before else NAME,
+            demonstration=before.demonstration if before else False,
+        )
+        if not 0 < terms.delta < 1:
+            raise ConfigError(f"delta is {terms.delta:g}", hint="give a number between 0 and 1")
+        for name, known in (("unit", UNITS_IN_WORDS), ("neighbouring", RELATIONS_IN_WORDS)):
+            if getattr(terms, name) not in known:
+                raise ConfigError(f"{name} is {getattr(terms, name)!r}; known are {', '.join(known)}")
+        return _status(store.set_budget(population, terms, reason=reason, by=getpass.getuser()), ())
+
+
+def ledger(population: str) -> list[dict[str, Any]]:
+    """The charges of a population in the order in which they were reserved."""
+    with Store.open() as store:
+        return [
+            {
+                "run_id": charge.run_id,
+                "round": charge.round,
+                "collection": charge.collection,
+                "event": charge.event,
+                "state": charge.state,
+                "reserved_at": charge.reserved_at,
+            }
+            for charge in store.charges(population=population)
+            if charge.event != {"kind": "none"}
+        ]
+
+
+def statement(run: str) -> dict[str, Any]:
+    """The privacy statement of a run. Raises `RunNotFound`."""
+    from fl_components.server.statement import markdown, statement
+
+    with Store.open() as store:
+        found = statement(store, store.run(run))
+    return found | {"markdown": markdown(found)}
+
+
+def plan(
+    config: str, overrides: Sequence[str] = (), *, epsilon: float, picture: str | Path | None = None
+) -> dict[str, Any]:
+    """What keeps `epsilon` with this configuration: the noise for its rounds and cohort, or the rounds for its noise
+    and cohort, or the cohort for its noise and rounds. Never less private than asked.
+
+    Each choice has the curve of epsilon by round, and the noise on a coordinate of the mean in clipping norms. Raises
+    `ConfigError`.
+    """
+    from fl_components.config import load_config
+    from fl_components.privacy import CentralPrivacy, neighbouring_of
+    from fl_components.privacy.accountants import rdp_epsilon
+    from fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
+    from fl_components.privacy.events import Event
+    from fl_components.server.federation import assemble
+    from fl_components.values import Sampling
+
+    resolved = load_config(config, overrides)
+    central = resolved.privacy
+    if not isinstance(central, CentralPrivacy):
+        raise ConfigError("there is nothing to plan: privacy.kind is none", hint="set privacy.kind to central")
+    num_clients = resolved.data.known_num_clients()
+    if num_clients is None:
+        num_clients = assemble(resolved, str(Path(config).resolve().parent)).data.num_clients
+    sampling, relation = (
+        resolved.selection.sampling(num_clients),
+        neighbouring_of(resolved.selection.sampling(num_clients)),
+    )
+
+    def event(noise: float | None = None, drawn: Sampling = sampling) -> Event:
+        rule = central if noise is None else central.model_copy(update={"noise_multiplier": noise})
+        return rule.event(drawn)
+
+    def at_rate(rate: float) -> Sampling:
+        return Sampling(sampling.kind, num_clients, rate * num_clients, rate)
+
+    def choice(what: str, noise: float, rounds: int, drawn: Sampling) -> dict[str, Any]:
+        cost = event(noise, drawn)
+        steps = sorted({max(1, round(rounds * point / POINTS)) for point in range(1, POINTS + 1)})
+        curve = [[step, rdp_epsilon({cost: step}, relation, central.delta)] for step in steps] if rounds else []
+        return {
+            "free": what,
+            "noise_multiplier": noise,
+            "rounds": rounds,
+            "cohort_size": drawn.cohort_size,
+            "epsilon": curve[-1][1] if curve else 0.0,
+            "noise_on_the_mean": noise / drawn.cohort_size,
+            "curve": curve,
+        }
+
+    target = (relation, epsilon, central.delta)
+    choices = [choice("nothing (as configured)", central.noise_multiplier, resolved.rounds, sampling)]
+    noise = least_noise(lambda noise: {event(noise): resolved.rounds}, *target)
+    choices.append(choice("noise_multiplier", noise, resolved.rounds, sampling))
+    rounds = most_rounds(lambda rounds: {event(): rounds}, *target)
+    choices.append(choice("rounds", central.noise_multiplier, rounds, sampling))
+    if sampling.kind == "poisson":
+        rate = largest_rate(lambda rate: {event(None, at_rate(rate)): resolved.rounds}, *target)
+        choices.append(choice("cohort", central.noise_multiplier, resolved.rounds, at_rate(rate)))
+    found = {
+        "name": resolved.name,
+        "epsilon": epsilon,
+        "delta": central.delta,
+        "neighbouring": relation,
+        "choices": choices,
+    }
+    if picture is not None:
+        from deployments.cli.picture import draw_plan
+
+        draw_plan(found, Path(picture))
+    return found

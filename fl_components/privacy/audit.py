@@ -1,0 +1,281 @@
+"""An audit of central differential privacy: canary clients join one release, and how well they are found in what it
+gives away tells how much noise there was (Andrew et al. 2023, "One-shot empirical privacy estimation for federated
+learning", https://arxiv.org/abs/2302.03098).
+
+A canary's update is a random direction as long as clipping allows. Of M canaries each joins by a fair coin, and nobody
+else does: a release without any draw of a cohort. Two answers come of it.
+
+**An interval by a Gaussian model.** The k canaries that joined have the sum A, which the audit knows; its length is
+about sqrt(k) C. Where the noise is Gaussian with deviation z C in each of D coordinates, the release points along
+A + z C G. The part of G along A is one normal deviate g, and the rest of it has the length of a chi variable with D - 1
+degrees of freedom, so the cotangent of the angle between A and the release, times sqrt(D - 1), is
+
+    t = (|A| / (z C) + g) / (chi / sqrt(D - 1)),
+
+a noncentral t, whatever A is: an interval for its noncentrality |A| / (z C) is one for the noise multiplier z, and so
+for epsilon. The mean of the canaries' cosines is the same statistic: each has the length C, so it is the cosine of that
+angle times |A| / (k C), about 1 / sqrt(k + D z^2). Canaries that did not join have a mean of about 0.
+
+Its power is that of telling sqrt(k) / z from twice that, where the deviation is sqrt(1 + t^2 / 2D): k decides, and D
+hardly matters while it is much larger than k / z^2.
+
+**A lower bound without a model.** The canaries with the largest cosines are guessed to have joined, those with the
+smallest not to have. What is (epsilon, delta)-private lets nobody guess many coins (Steinke, Nasr and Jagielski 2023,
+"Privacy auditing with one (1) training run", https://arxiv.org/abs/2305.08846). It holds for any mechanism, and is
+loose: the canaries of one release are in each other's way, and epsilon is paid for the least likely outputs, of which
+one release shows few. So it takes no part in the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fl_components.errors import ConfigError
+from fl_components.privacy.central import CentralPrivacy, KeyOf
+from fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
+from fl_components.randomness import generator
+from fl_components.values import Float32, Float64, Sampling
+
+CHUNK: Final = 8
+"""Canaries that exist at once."""
+
+LEAST_CANARIES: Final = 50
+LEAST_PARAMETERS: Final = 1000
+
+GUESSED: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Of the canaries, how many are guessed: each share is a test of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What an audit found: plain values, all finite.
+
+    Args:
+      claimed_epsilon, delta, noise_multiplier: of one release without sampling; a client contributes something or zero.
+      num_canaries, num_joined: that were drawn, and that the coin let join.
+      mean_cosine: between the release and each canary that joined.
+      mean_cosine_interval, epsilon_interval: both ends at once at `confidence`, if the noise is Gaussian.
+      epsilon_lower_bound: at `confidence`, whatever the mechanism is.
+      verdict: in words.
+    """
+
+    claimed_epsilon: float
+    delta: float
+    noise_multiplier: float
+    num_canaries: int
+    num_joined: int
+    num_parameters: int
+    confidence: float
+    mean_cosine: float
+    mean_cosine_interval: tuple[float, float]
+    epsilon_interval: tuple[float, float]
+    epsilon_lower_bound: float
+    verdict: str
+
+
+def accuses(report: AuditReport) -> bool:
+    """Whether less is claimed than the least epsilon that the Gaussian model finds believable."""
+    return report.claimed_epsilon < report.epsilon_interval[0]
+
+
+def audit(
+    rule: CentralPrivacy,
+    sizes: Sequence[int],
+    key_of: KeyOf,
+    *,
+    num_canaries: int = 1000,
+    confidence: float = 0.999,
+) -> AuditReport:
+    """Audit the release of a rule, in memory for `CHUNK` canaries: they are drawn again where they are needed again.
+
+    Args:
+      sizes: of the D parameters, how many each tensor has.
+      key_of: the key of a purpose, 32 bytes: the canaries, their coins and the release's own noise. Never the keys of a
+        round: the audit knows its sum, so what it releases tells the noise.
+
+    The sum is what is audited. Adaptive clipping's count, which the claim pays for as well, is not. Raises
+    `ConfigError` when there are too few canaries or parameters to say anything, and for a simulated cohort, whose noise
+    is not there.
+
+    >>> from fl_components.privacy.central import FixedClipping
+    >>> rule = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5))
+    >>> report = audit(rule, [2000], lambda purpose: purpose.encode().ljust(32), num_canaries=200)
+    >>> print(report.verdict)
+    not accused: an epsilon of 4.38 is claimed, ...
+    """
+    num_parameters = sum(sizes)
+    if num_canaries < LEAST_CANARIES or num_parameters < LEAST_PARAMETERS:
+        raise ConfigError(
+            f"{num_canaries} canaries in {num_parameters} parameters are too few for an audit",
+            hint=f"draw at least {LEAST_CANARIES} canaries, for a model of at least {LEAST_PARAMETERS} parameters",
+        )
+    if rule.simulate_noise_cohort is not None:
+        raise ConfigError(
+            "privacy.simulate_noise_cohort scales the noise down: the release is not as private as its epsilon says",
+            hint="leave the field out of the privacy that is audited",
+        )
+    clipping, everyone = rule.init(), Sampling("everyone", num_canaries, num_canaries, 1.0)
+    clip = Clip(float(clipping["norm"][0]), rule.per_layer)
+    joined_M = generator(key_of("coins of the canaries"), 0, "coins").random(num_canaries) < 0.5
+    key = key_of("canaries")
+
+    sum_D1 = np.zeros(num_parameters + 1)
+    for _, deltas_CD in _canaries(key, np.flatnonzero(joined_M), clip, sizes):
+        add_contributions(sum_D1, torch.from_numpy(deltas_CD), _equal_shares(deltas_CD), clip, sizes)
+    released_D, _ = rule.release(sum_D1, clipping, everyone, key_of)
+
+    lengths_M, products_M = np.zeros((2, num_canaries))
+    for rows, deltas_CD in _canaries(key, np.arange(num_canaries), clip, sizes):
+        units_CD, _ = contributions(torch.from_numpy(deltas_CD), _equal_shares(deltas_CD), clip, sizes)
+        lengths_M[rows] = torch.linalg.vector_norm(units_CD, dim=1, dtype=torch.float64).numpy()
+        products_M[rows] = [float(units_D.double() @ torch.from_numpy(released_D)) for units_D in units_CD]
+    released = float(np.linalg.norm(released_D)) or 1.0  # nothing is along a release of zeros
+    cosines_M = products_M / (lengths_M * released)
+
+    length = float(np.linalg.norm(sum_D1[:-1]))
+    low, high = noncentrality_interval(statistic(released_D, sum_D1[:-1]), num_parameters, confidence)
+    fullest = length / float(lengths_M[joined_M].sum())  # the mean cosine of a release without noise
+    claimed = _epsilon(1 / rule.noise_multiplier, rule.delta)
+    epsilons = _epsilon(low * UNITS / length, rule.delta), _epsilon(high * UNITS / length, rule.delta)
+    return AuditReport(
+        claimed_epsilon=claimed,
+        delta=rule.delta,
+        noise_multiplier=rule.noise_multiplier,
+        num_canaries=num_canaries,
+        num_joined=int(joined_M.sum()),
+        num_parameters=num_parameters,
+        confidence=confidence,
+        mean_cosine=float(cosines_M[joined_M].mean()),
+        mean_cosine_interval=(
+            fullest * low / math.hypot(low, math.sqrt(num_parameters - 1)),
+            fullest * high / math.hypot(high, math.sqrt(num_parameters - 1)),
+        ),
+        epsilon_interval=epsilons,
+        epsilon_lower_bound=guessing_bound(cosines_M, joined_M, rule.delta, confidence),
+        verdict=_in_words(claimed, epsilons, rule.delta, confidence),
+    )
+
+
+def statistic(released_D: Float64, sum_D: Float64) -> float:
+    """sqrt(D - 1) times the cotangent of the angle between a release, in any unit, and a sum in whole units.
+
+    At most what noise of half a unit would make it: such noise is rounded away, and nothing tells it from none.
+
+    >>> float(statistic(np.array([3.0, 4.0]), np.array([7.0, 0.0])))
+    0.75
+    """
+    length, degrees = float(np.linalg.norm(sum_D)), len(sum_D) - 1
+    along = float(released_D @ sum_D) / length
+    across = float(
+        np.linalg.norm(released_D - sum_D * (along / length))
+    )  # not by Pythagoras: it may be next to nothing
+    most = 2 * length
+    if abs(along) * math.sqrt(degrees) >= most * across:
+        return math.copysign(most, along) if along else 0.0
+    return along * math.sqrt(degrees) / across
+
+
+def noncentrality_interval(t: float, num_parameters: int, confidence: float) -> tuple[float, float]:
+    """The noncentralities under which a noncentral t with D - 1 degrees of freedom is neither so large nor so small.
+
+    By Johnson and Welch (1940, "Applications of the non-central t-distribution"): a chi variable with n degrees of
+    freedom, over sqrt(n), is next to normal with mean 1 - 1/4n and deviation 1 / sqrt(2n). From 1,000 parameters on
+    both ends are right to 0.04 deviations, and too low rather than too high.
+
+    >>> [round(end, 2) for end in noncentrality_interval(10.0, 20_000, 0.999)]
+    [6.71, 13.29]
+    """
+    degrees = num_parameters - 1
+    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(1 + t * t / (2 * degrees))
+    middle = t * (1 - 1 / (4 * degrees))
+    return middle - margin, middle + margin
+
+
+def guessing_bound(cosines_M: Float64, joined_M: NDArray[np.bool_], delta: float, confidence: float) -> float:
+    """The largest epsilon that is refuted by how many of M fair coins were guessed right; 0 if none is.
+
+    For each of `GUESSED` that many coins are guessed, half of them to be heads: those with the largest cosines. Clopper
+    and Pearson's limit, with Bonferroni's correction for having tried them all.
+
+    >>> round(guessing_bound(np.linspace(-1, 1, 200), np.arange(200) >= 100, 1e-5, 0.999), 2)
+    2.38
+    """
+    order_M, best = np.argsort(-cosines_M, kind="stable"), 0.0
+    for share in GUESSED:
+        half = int(share * len(cosines_M) / 2)
+        if half:
+            right = int(joined_M[order_M[:half]].sum()) + int((~joined_M[order_M[-half:]]).sum())
+            p_value = _p_value_of(len(cosines_M), 2 * half, right, delta)
+            best = max(best, _largest_refuted(p_value, (1 - confidence) / len(GUESSED)))
+    return best
+
+
+def _p_value_of(coins: int, guesses: int, right: int, delta: float) -> Callable[[float], float]:
+    """Of an epsilon: the most likely that any (epsilon, delta)-private mechanism makes so many right guesses or more
+    (Steinke et al., their main theorem): as many as a binomial variable, and what delta lets each coin add to it."""
+    counts = np.arange(guesses + 1)
+    log_factorials = np.concatenate([[0.0], np.log(counts[1:]).cumsum()])
+    log_choices = log_factorials[-1] - log_factorials - log_factorials[::-1]
+
+    def p_value(epsilon: float) -> float:
+        log_wrong = -float(np.logaddexp(0, epsilon))  # of 1 / (1 + e^epsilon); right is e^epsilon as likely
+        masses = np.exp(log_choices + counts * (log_wrong + epsilon) + (guesses - counts) * log_wrong)
+        fewer = masses[:right][::-1].cumsum() / np.arange(1, right + 1)
+        return float(masses[right:].sum() + 2 * coins * delta * fewer.max(initial=0.0))
+
+    return p_value
+
+
+def _largest_refuted(p_value: Callable[[float], float], level: float) -> float:
+    """By bisection. A private mechanism is one with any larger epsilon too: what is refuted refutes all below it."""
+    if p_value(0.0) > level:
+        return 0.0
+    low, high = 0.0, 64.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
+    return low
+
+
+def _epsilon(sensitivity: float, delta: float) -> float:
+    """The exact epsilon of normal noise whose deviation is 1 (Balle and Wang 2018, https://arxiv.org/abs/1805.06530)."""
+    from dp_accounting import get_epsilon_gaussian
+
+    return float(get_epsilon_gaussian(1 / sensitivity, delta)) if sensitivity > 0 else 0.0
+
+
+def _canaries(
+    key: bytes, rows: NDArray[np.int64], clip: Clip, sizes: Sequence[int]
+) -> Iterator[tuple[NDArray[np.int64], Float32]]:
+    """At most CHUNK of these canaries at a time, and their updates, float32 [C, D]: the same for a key and a row, and
+    in the same memory each time, to be used up before the next."""
+    parts = list(sizes) if clip.per_layer else [sum(sizes)]
+    buffer = np.empty((CHUNK, sum(sizes)), np.float32)
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        deltas_CD = buffer[: len(chunk)]
+        for row, delta_D in zip(chunk, deltas_CD, strict=True):
+            generator(key, 0, "canary", str(row)).standard_normal(out=delta_D, dtype=np.float32)
+            for part in np.split(delta_D, np.cumsum(parts)[:-1]):
+                part *= clip.norm / math.sqrt(len(parts)) / float(np.linalg.norm(part))
+        yield chunk, deltas_CD
+
+
+def _equal_shares(deltas_CD: NDArray[Any]) -> torch.Tensor:
+    return torch.ones(len(deltas_CD), dtype=torch.float64)
+
+
+def _in_words(claimed: float, epsilons: tuple[float, float], delta: float, confidence: float) -> str:
+    low, high = epsilons
+    found = (
+        f"if the noise is Gaussian, it is between {low:.3g} and {high:.3g} at a confidence of {100 * confidence:g} %"
+    )
+    return f"{'accused' if claimed < low else 'not accused'}: an epsilon of {claimed:.3g} is claimed, and {found}"

@@ -1,0 +1,93 @@
+"""The other way round: from an epsilon to the noise, the rounds or the sampling rate that keep it.
+
+Never less private than asked: each search returns the end of its interval that keeps the epsilon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from fl_components.errors import ConfigError
+from fl_components.privacy.accountants import Spent, rdp_epsilon
+from fl_components.privacy.events import Neighbouring
+
+PRECISION: Final = 1e-4  # relative
+MOST_NOISE: Final = 1e6
+MOST_ROUNDS: Final = 10**9
+
+
+def least_noise(
+    spent_with: Callable[[float], Spent], neighbouring: Neighbouring, epsilon: float, delta: float
+) -> float:
+    """The smallest noise multiplier with which what is spent stays within `epsilon`.
+
+    Raises `ConfigError` when no noise is enough (delta is too small for the orders of the accountant).
+
+    >>> from fl_components.privacy.events import Gaussian
+    >>> round(least_noise(lambda noise: {Gaussian(noise_multiplier=noise): 1}, "zero_out", 4.7285, 1e-5), 3)
+    1.0
+    """
+    high = 1.0
+    while rdp_epsilon(spent_with(high), neighbouring, delta) > epsilon:
+        high *= 2
+        if high > MOST_NOISE:
+            raise ConfigError(
+                f"no noise keeps an epsilon of {epsilon:g} at a delta of {delta:g}",
+                hint="ask for a larger epsilon or delta, for fewer rounds or a smaller cohort",
+            )
+    low = high / 2
+    while low > 1e-3 and rdp_epsilon(spent_with(low), neighbouring, delta) <= epsilon:
+        low, high = low / 2, low
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        if rdp_epsilon(spent_with(middle), neighbouring, delta) > epsilon:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def most_rounds(spent_after: Callable[[int], Spent], neighbouring: Neighbouring, epsilon: float, delta: float) -> int:
+    """The most rounds after which what is spent stays within `epsilon`; 0 where the first one would pass it.
+
+    >>> from fl_components.privacy.events import Gaussian
+    >>> most_rounds(lambda rounds: {Gaussian(noise_multiplier=1.0): rounds}, "zero_out", 4.8, 1e-5)
+    1
+    """
+    low, high = 0, 1
+    while high < MOST_ROUNDS and rdp_epsilon(spent_after(high), neighbouring, delta) <= epsilon:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if rdp_epsilon(spent_after(middle), neighbouring, delta) <= epsilon:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def largest_rate(
+    spent_with: Callable[[float], Spent], neighbouring: Neighbouring, epsilon: float, delta: float
+) -> float:
+    """The largest sampling rate with which what is spent stays within `epsilon`.
+
+    Raises `ConfigError` when none does.
+    """
+    if rdp_epsilon(spent_with(1.0), neighbouring, delta) <= epsilon:
+        return 1.0
+    low, high = 0.5, 1.0
+    while rdp_epsilon(spent_with(low), neighbouring, delta) > epsilon:
+        low, high = low / 2, low
+        if low < 1e-9:
+            raise ConfigError(
+                f"no sampling rate keeps an epsilon of {epsilon:g} at a delta of {delta:g}",
+                hint="ask for a larger epsilon or delta, for fewer rounds or more noise",
+            )
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        if rdp_epsilon(spent_with(middle), neighbouring, delta) <= epsilon:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,244 @@
+"""Central differential privacy: the server clips each client's update and adds noise to the sum (McMahan et al. 2018,
+"Learning differentially private recurrent language models", https://arxiv.org/abs/1710.06963). It protects a client
+(all that a client holds) against whoever sees the models, and trusts the server that adds the noise."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fl_components.privacy.base import PrivacyRule
+from fl_components.privacy.clipping import UNITS, kept_units
+from fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
+from fl_components.privacy.noise import gaussian
+from fl_components.privacy.releases import Release, charged
+from fl_components.rules import Rule, union
+from fl_components.values import Float64, Sampling, Tensors
+
+Clipping = Tensors
+"""The state of the clipping."""
+
+KeyOf = Callable[[str], bytes]
+"""The key of a purpose."""
+
+SAMPLED = "use selection.kind poisson, or uniform over all clients"
+
+
+class ClippingRule(Rule):
+    """Base of the clipping rules: how long a contribution may be."""
+
+    @abstractmethod
+    def init(self) -> Clipping:
+        """The state before the first round; `norm` in it, float64 [1], is the clipping norm."""
+
+    @abstractmethod
+    def in_words(self) -> str:
+        """For a privacy statement: "clipped to ..."."""
+
+    def count_deviation(self, expected_cohort_size: float) -> float | None:
+        """The deviation of the noise on the count of unclipped updates; None where nobody counts."""
+        return None
+
+    def update(self, state: Clipping, noisy_fraction: float) -> Clipping:
+        """The state after a round in which this fraction of the expected cohort was not clipped, noise included."""
+        return state
+
+
+class FixedClipping(ClippingRule):
+    """The same clipping norm in all rounds.
+
+    >>> float(FixedClipping(norm=0.5).init()["norm"][0])
+    0.5
+    """
+
+    kind: Literal["fixed"] = "fixed"
+    norm: float = Field(gt=0)
+
+    def in_words(self) -> str:
+        return f"a fixed L2 norm of {self.norm:g}"
+
+    def init(self) -> Clipping:
+        return {"norm": np.array([self.norm])}
+
+
+class AdaptiveClipping(ClippingRule):
+    """A clipping norm that follows a quantile of the updates' norms: C <- C exp(-rate (b - quantile)), where b is the
+    noisy fraction of updates that were not clipped (Andrew et al. 2021, "Differentially private learning with adaptive
+    clipping", https://arxiv.org/abs/1905.03871, algorithm 1).
+
+    Args:
+      initial_norm: C in the first round.
+      quantile: which of the norms C is to meet.
+      learning_rate: of the logarithm of C.
+      count_noise: the deviation of the noise on the count; by default a twentieth of the expected cohort, as there.
+    """
+
+    kind: Literal["adaptive"] = "adaptive"
+    initial_norm: float = Field(default=0.1, gt=0)
+    quantile: float = Field(default=0.5, ge=0, le=1)
+    learning_rate: float = Field(default=0.2, gt=0)
+    count_noise: float | None = Field(default=None, gt=0)
+
+    def in_words(self) -> str:
+        return f"an L2 norm that follows the {self.quantile:g} quantile of the updates (Andrew et al. 2021)"
+
+    def init(self) -> Clipping:
+        return {"norm": np.array([self.initial_norm])}
+
+    def count_deviation(self, expected_cohort_size: float) -> float | None:
+        return self.count_noise if self.count_noise is not None else expected_cohort_size / 20
+
+    def update(self, state: Clipping, noisy_fraction: float) -> Clipping:
+        norm = state["norm"] * math.exp(-self.learning_rate * (noisy_fraction - self.quantile))
+        return {"norm": norm, "unclipped_fraction": np.array([noisy_fraction])}
+
+
+if TYPE_CHECKING:
+    AnyClipping = ClippingRule
+else:
+    AnyClipping = union("clipping", FixedClipping, AdaptiveClipping)
+
+
+class CentralPrivacy(PrivacyRule):
+    """Gaussian noise on the sum of clipped updates.
+
+    Args:
+      noise_multiplier: z: what a round releases is as private as noise of deviation z times the clipping norm makes it.
+        With adaptive clipping the count shares it: the sum's own noise is then a little larger.
+      clipping: how long an update may be.
+      per_layer: clip each parameter for itself, to the clipping norm over the square root of their number.
+      delta: at which epsilon is told. Smaller than one over the number of clients, or it says little.
+      epsilon: the most that this run may spend, within what its population has left.
+      simulate_noise_cohort: a study of a larger cohort: the noise of one of this size is scaled down to the cohort that
+        is trained, so that signal and noise are as they would be. The epsilon is that of the larger cohort: simulated,
+        in no ledger, and no model of it is promoted.
+    """
+
+    kind: Literal["central"] = "central"
+    claims: ClassVar[bool] = True
+    noise_multiplier: float = Field(gt=0)
+    clipping: AnyClipping
+    per_layer: bool = False
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    epsilon: float | None = Field(default=None, gt=0)
+    simulate_noise_cohort: int | None = Field(default=None, ge=1)
+
+    unit: ClassVar[str] = "client"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_seed(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and fields.keys() & {"seed", "noise_seed"}:
+            raise ValueError(
+                "privacy has no seed for its noise: it is drawn from a secret of the run, since whoever knew the "
+                "seed could "
+                "subtract the noise; leave the field out"
+            )
+        return fields
+
+    @model_validator(mode="after")
+    def _one_norm_follows_one_quantile(self) -> CentralPrivacy:
+        if self.per_layer and isinstance(self.clipping, AdaptiveClipping):
+            raise ValueError(
+                "privacy.per_layer is true and privacy.clipping.kind is adaptive: one count cannot steer the "
+                "norms of several "
+                "layers; use fixed clipping, or per_layer: false"
+            )
+        return self
+
+    def init(self) -> Clipping:
+        return self.clipping.init()
+
+    def check(self, expected_cohort_size: float) -> None:
+        self.sum_noise_multiplier(expected_cohort_size)
+
+    def event(self, sampling: Sampling) -> Event:
+        release = Gaussian(noise_multiplier=self.noise_multiplier)
+        match sampling.kind:
+            case "poisson":
+                return PoissonSampled(sampling_rate=sampling.rate, event=release)
+            case "fixed_size":
+                return SampledWithoutReplacement(
+                    population_size=sampling.population_size, sample_size=int(sampling.cohort_size), event=release
+                )
+            case "everyone":
+                return release
+            case _:
+                raise ValueError(
+                    f"selection draws its cohort in a way for which no privacy accounting is known; {SAMPLED}"
+                )
+
+    def sum_noise_multiplier(self, expected_cohort_size: float) -> float:
+        """The deviation of the noise on the sum, in clipping norms.
+
+        A round that also releases the count of unclipped updates (each counts 1/2 or -1/2, so its sensitivity is 1/2)
+        has the two together cost what one Gaussian of `noise_multiplier` costs: z_sum^-2 + (2 s)^-2 = z^-2, where s is
+        the count's deviation (Andrew et al. 2021, theorem 1). Raises ValueError when s alone costs more.
+
+        >>> rule = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping())
+        >>> round(rule.sum_noise_multiplier(100), 4)
+        1.005
+        """
+        deviation = self.clipping.count_deviation(expected_cohort_size)
+        if deviation is None:
+            return self.noise_multiplier
+        left = self.noise_multiplier**-2 - (2 * deviation) ** -2
+        if left <= 0:
+            raise ValueError(
+                f"privacy.clipping counts unclipped updates with noise of deviation {deviation:g}, which alone "
+                "costs more "
+                f"than privacy.noise_multiplier {self.noise_multiplier:g} allows; set "
+                "privacy.clipping.count_noise above "
+                f"{self.noise_multiplier / 2:g}, or select more than {10 * self.noise_multiplier:g} clients a round"
+            )
+        return float(left**-0.5)
+
+    def release(
+        self, sum_D1: Float64, clipping: Clipping, sampling: Sampling, key_of: KeyOf
+    ) -> tuple[Float64, Clipping]:
+        """What a round gives away of the contributions' exact sum, float64 [D + 1] (training/engine.py, `Summing`):
+        their mean with noise, float64 [D], and the state of the clipping after the round.
+
+        The denominator is the expected size of the cohort, which is public; what was received is not. `key_of` gives
+        the key of a purpose in this round, the same again for the same collection and never for another.
+        """
+        norm, expected = float(clipping["norm"][0]), sampling.cohort_size
+        smaller = expected / self.simulate_noise_cohort if self.simulate_noise_cohort is not None else 1.0
+        num_parameters = len(sum_D1) - 1
+        deviation = self.sum_noise_multiplier(expected) * smaller
+        noise_D = gaussian(key_of("noise of the sum"), deviation * UNITS, num_parameters)
+        unit = norm / kept_units(num_parameters)
+        mean_D = (sum_D1[:-1].astype(np.int64) + noise_D).astype(np.float64)
+        mean_D *= unit / expected
+        count_deviation = self.clipping.count_deviation(expected)
+        fraction = None
+        if count_deviation is not None:
+            steps = 1 << 20  # the count is in halves: these are small beside its noise
+            noise = gaussian(key_of("noise of the count"), count_deviation * smaller * steps, 1)[0]
+            fraction = (int(sum_D1[-1] * steps) + int(noise)) / steps / expected + 0.5
+        after = clipping if fraction is None else self.clipping.update(clipping, fraction)
+        seen = {
+            "mean_norm": np.array([np.linalg.norm(mean_D)]),
+            "noise": np.array([deviation * UNITS * unit / expected]),
+        }
+        return mean_D, {**after, **seen}
+
+    def metrics(self, state: Clipping, clipping_norm: float, num_parameters: int) -> dict[str, Release]:
+        """What may be shown of a round after `release`: the noise of each coordinate of the mean, and how much longer
+        the mean is than noise alone would make it."""
+        noise, mean_norm = float(state["noise"][0]), float(state["mean_norm"][0])
+        excess = (mean_norm / noise) ** 2 / num_parameters - 1
+        metrics = {
+            "privacy/clipping_norm": charged(clipping_norm),
+            "privacy/noise_stddev": charged(noise),
+            "privacy/update_norm": charged(mean_norm),
+            "privacy/signal_to_noise": charged(math.sqrt(max(excess, 0.0))),
+        }
+        if "unclipped_fraction" in state:
+            metrics["privacy/unclipped_fraction"] = charged(float(state["unclipped_fraction"][0]))
+        return metrics

@@ -1,0 +1,162 @@
+"""The ledger: what each population may spend and has spent, across all runs, and who allowed it.
+
+A charge is counted when it is reserved, in the transaction that checks the budget: two runs cannot overspend together.
+The totals stand beside the charges, so that the ten-thousandth round costs what the first did; `check_totals` holds
+them equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from fl_components.errors import ConfigError, JournalBroken, StoreError
+from fl_components.store import journal
+from fl_components.store.keys import SigningKey
+from fl_components.store.records import Budget, BudgetTerms
+from fl_components.store.schema import AnyRow, canonical_json, charges, populations
+
+Events: TypeAlias = "Mapping[str, int]"
+"""How often each event was reserved or spent; an event is its canonical JSON text."""
+
+Guard: TypeAlias = Callable[[Budget, Events, Events], None]
+"""Decides on a reservation. Gets the budget, and what its population and the run will have spent with it; raises
+`BudgetExhausted`."""
+
+_COLUMNS = [populations.c[name] for name in Budget.__slots__]
+
+
+def find(connection: Connection, population: str) -> Budget | None:
+    return _budget(connection.execute(select(*_COLUMNS).where(populations.c.population == population)).one_or_none())
+
+
+def all_budgets(connection: Connection) -> list[Budget]:
+    rows = connection.execute(select(*_COLUMNS).order_by(populations.c.population))
+    return [budget for budget in map(_budget, rows) if budget is not None]
+
+
+def locked(connection: Connection, population: str) -> Budget:
+    """The budget, locked against other reservations for the rest of the transaction. Raises `StoreError`."""
+    row = connection.execute(
+        select(*_COLUMNS).where(populations.c.population == population).with_for_update()
+    ).one_or_none()
+    budget = _budget(row)
+    if budget is None:
+        raise unregistered(population)
+    return budget
+
+
+def unregistered(population: str) -> StoreError:
+    command = f"`fedrounds privacy budget set {population} --epsilon E --delta D --reason ...`"
+    return StoreError(f"population {population!r} has no privacy budget", hint=f"an administrator sets one: {command}")
+
+
+def set_budget(
+    connection: Connection, key: SigningKey, population: str, terms: BudgetTerms, reason: str, *, by: str
+) -> Budget:
+    """Register a population, or change what it may spend. Raises `ConfigError` where that would change the meaning of
+    what is spent already."""
+    before = find(connection, population)
+    if before is not None and before.terms == terms:
+        return before
+    if before is not None and before.spent:
+        fixed = {
+            name: (old, new)
+            for name, old, new in (
+                (name, getattr(before.terms, name), getattr(terms, name)) for name in BudgetTerms.__slots__
+            )
+            if name != "epsilon" and old != new
+        }
+        if fixed:
+            told = ", ".join(f"{name} ({old}, now {new})" for name, (old, new) in fixed.items())
+            raise ConfigError(
+                f"population {population!r} has spent under other terms: {told}",
+                hint="only epsilon may change once something is spent; another population is a new beginning only if "
+                "none of its clients is in this one",
+            )
+    content = {"population": population, **asdict(terms), "reason": reason, "by": by}
+    row = journal.append(connection, key, None, "budget.set", content)
+    values = {**asdict(terms), "journal_sequence": row.sequence, "set_at": row.at}
+    if before is None:
+        connection.execute(insert(populations).values(population=population, spent=[], members=None, **values))
+    else:
+        connection.execute(update(populations).where(populations.c.population == population).values(**values))
+    found = find(connection, population)
+    assert found is not None
+    return found
+
+
+def bind_members(connection: Connection, key: SigningKey, population: str, members: str) -> None:
+    """Remember whose budget this is: `members` tells one data set from another, and nothing of what is in it.
+
+    Raises `ConfigError` when the population's runs have used another data set, or another population this one.
+    """
+    budget = locked(connection, population)
+    if budget.members == members:
+        return
+    if budget.members is not None:
+        raise ConfigError(
+            f"population {population!r} has been charged for another data set",
+            hint="clients that are in both are one population: put the data back as they were, or set a budget for a "
+            "population that holds all of them",
+        )
+    other = connection.execute(
+        select(populations.c.population).where(populations.c.members == members)
+    ).scalar_one_or_none()
+    if other is not None:
+        raise ConfigError(
+            f"the data of population {population!r} belong to population {other!r}, which has a budget of its own",
+            hint=f"use population: {other}",
+        )
+    journal.append(connection, key, None, "population.bound", {"population": population})
+    connection.execute(update(populations).where(populations.c.population == population).values(members=members))
+
+
+def charge(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any], guard: Guard) -> Events:
+    """Count one more event against a locked budget, if `guard` lets it. Returns what the run has spent with it."""
+    text = canonical_json(event)
+    population_after, run_after = _plus(budget.spent, text), _plus(run_spent, text)
+    guard(budget, population_after, run_after)
+    _write(connection, budget.population, population_after)
+    return run_after
+
+
+def check_totals(connection: Connection) -> None:
+    """Raises `JournalBroken` unless each population's total is what its charges add up to."""
+    for budget in all_budgets(connection):
+        rows = connection.execute(
+            select(charges.c.event, func.count())
+            .where(charges.c.population == budget.population)
+            .group_by(charges.c.event)
+        )
+        found = {canonical_json(event): count for event, count in rows if event != {"kind": "none"}}
+        if found != dict(budget.spent):
+            raise JournalBroken(
+                f"population {budget.population!r} has spent something else than its charges add up to",
+                hint=journal.RESTORE,
+            )
+
+
+def as_pairs(spent: Events) -> list[list[Any]]:
+    """As it is kept: [[event, count], ...], sorted."""
+    return [[text, count] for text, count in sorted(spent.items())]
+
+
+def from_pairs(pairs: Iterable[tuple[str, int]]) -> Events:
+    return {text: count for text, count in pairs}
+
+
+def _plus(spent: Events, text: str) -> Events:
+    return Counter(spent) + Counter([text])
+
+
+def _write(connection: Connection, population: str, spent: Events) -> None:
+    connection.execute(update(populations).where(populations.c.population == population).values(spent=as_pairs(spent)))
+
+
+def _budget(row: AnyRow | None) -> Budget | None:
+    return None if row is None else Budget(**{**row._asdict(), "spent": from_pairs(row.spent)})

@@ -1,0 +1,141 @@
+"""Epsilons against published values, and the traps in which each accountant gives a false one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_components.privacy.accountants import ORDERS, pld_epsilon, rdp_epsilon, renyi_divergences
+from fl_components.privacy.events import (
+    Event,
+    Gaussian,
+    Neighbouring,
+    Nothing,
+    PoissonSampled,
+    Repeated,
+    SampledWithoutReplacement,
+    parse_event,
+)
+
+
+def poisson(q: float, z: float) -> Event:
+    return PoissonSampled(sampling_rate=q, event=Gaussian(noise_multiplier=z))
+
+
+def fixed_size(population: int, cohort: int, z: float) -> Event:
+    return SampledWithoutReplacement(population_size=population, sample_size=cohort, event=Gaussian(noise_multiplier=z))
+
+
+@pytest.mark.parametrize(
+    ("noise", "epochs", "rdp", "pld"),
+    [(1.3, 15, 0.954, 0.864), (1.1, 60, 2.597, 2.382), (0.7, 45, 6.319, 5.639)],
+)
+def test_dp_sgd_on_mnist(noise: float, epochs: int, rdp: float, pld: float) -> None:
+    """The three settings of TensorFlow Privacy's MNIST tutorial (lots of 256, delta 1e-5), by today's conversion."""
+    spent = {poisson(256 / 60_000, noise): epochs * 60_000 // 256}
+    assert rdp_epsilon(spent, "add_or_remove", 1e-5) == pytest.approx(rdp, abs=1e-3)
+    assert pld_epsilon(spent, "add_or_remove", 1e-5) == pytest.approx(pld, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("neighbouring", "rdp", "pld"),
+    [("zero_out", 4.7285, 4.377), ("add_or_remove", 4.7285, 4.377), ("replace_one", None, 9.997)],
+)
+def test_one_gaussian(neighbouring: Neighbouring, rdp: float | None, pld: float) -> None:
+    """Noise multiplier 1, delta 1e-5. The exact values are those of Balle and Wang 2018 (arXiv 1805.06530, theorem
+    8)."""
+    spent: Mapping[Event, int] = {Gaussian(noise_multiplier=1.0): 1}
+    assert pld_epsilon(spent, neighbouring, 1e-5) == pytest.approx(pld, abs=1e-3)
+    if rdp is not None:
+        assert rdp_epsilon(spent, neighbouring, 1e-5) == pytest.approx(rdp, abs=1e-3)
+
+
+def test_a_client_that_is_replaced_moves_the_sum_twice_as_far() -> None:
+    """jax_privacy's first sharp edge: the accountant must be told half the noise."""
+    replaced = rdp_epsilon({Gaussian(noise_multiplier=2.0): 1}, "replace_one", 1e-5)
+    assert replaced == rdp_epsilon({Gaussian(noise_multiplier=1.0): 1}, "zero_out", 1e-5)
+
+
+def test_ten_of_a_thousand_without_replacement() -> None:
+    """Never 2.101 (as if a coin had been flipped for each client), never 3.576 (as if the sensitivity were C)."""
+    assert rdp_epsilon({fixed_size(1000, 10, 1.0): 1000}, "replace_one", 1e-5) == pytest.approx(20.99, abs=5e-3)
+    assert rdp_epsilon({poisson(0.01, 1.0): 1000}, "add_or_remove", 1e-5) == pytest.approx(2.101, abs=1e-3)
+    assert pld_epsilon({fixed_size(1000, 10, 1.0): 1000}, "replace_one", 1e-5) is None
+
+
+def test_a_cohort_collected_twice_is_one_draw() -> None:
+    """Two Gaussians over one Poisson draw: the second cohort is no second coin."""
+    once = PoissonSampled(sampling_rate=0.1, event=Gaussian(noise_multiplier=1.0))
+    twice = PoissonSampled(sampling_rate=0.1, event=Repeated(event=Gaussian(noise_multiplier=1.0), count=2))
+    as_one_draw = rdp_epsilon({once: 9, twice: 1}, "add_or_remove", 1e-5)
+    assert as_one_draw > rdp_epsilon({once: 11}, "add_or_remove", 1e-5)
+
+
+events = st.one_of(
+    st.builds(Gaussian, noise_multiplier=st.floats(0.3, 20)),
+    st.builds(
+        PoissonSampled,
+        sampling_rate=st.floats(0.001, 1),
+        event=st.builds(Gaussian, noise_multiplier=st.floats(0.3, 20)),
+    ),
+)
+
+
+class TestProperties:
+    @pytest.mark.parametrize("examples", [4, pytest.param(100, marks=pytest.mark.slow)])
+    def test_rdp_is_never_below_pld(self, examples: int) -> None:
+        @settings(max_examples=examples, deadline=None)
+        @given(event=events, count=st.integers(1, 200))
+        def holds(event: Event, count: int) -> None:
+            self.rdp_is_not_below_pld(event, count)
+
+        holds()
+
+    def rdp_is_not_below_pld(self, event: Event, count: int) -> None:
+        for neighbouring in ("add_or_remove", "zero_out"):
+            pld = pld_epsilon({event: count}, neighbouring, 1e-5)
+            assert pld is not None
+            assert rdp_epsilon({event: count}, neighbouring, 1e-5) >= pld * (1 - 1e-3)
+
+    @settings(max_examples=8, deadline=None)
+    @given(event=events, count=st.integers(0, 10_000), more=st.integers(1, 100))
+    def test_more_releases_cost_more(self, event: Event, count: int, more: int) -> None:
+        before = rdp_epsilon({event: count}, "add_or_remove", 1e-6)
+        assert 0 <= before <= rdp_epsilon({event: count + more}, "add_or_remove", 1e-6)
+
+    @given(event=events)
+    def test_an_event_is_json_and_back(self, event: Event) -> None:
+        assert parse_event(event.model_dump(mode="json")) == event
+        assert hash(parse_event(event.model_dump())) == hash(event)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert rdp_epsilon({}, "add_or_remove", 1e-5) == rdp_epsilon({Nothing(): 5}, "add_or_remove", 1e-5) == 0
+    assert pld_epsilon({Nothing(): 5}, "add_or_remove", 1e-5) == 0
+
+
+def test_the_orders_are_fixed() -> None:
+    divergences = renyi_divergences(poisson(0.01, 0.4), "add_or_remove")
+    assert divergences.shape == (len(ORDERS),) and not np.isnan(divergences).any()
+    with pytest.raises(ValueError, match="read-only"):
+        divergences[0] = 0
+
+
+def test_by_the_definition_of_the_gaussian() -> None:
+    """alpha / (2 z^2) at every order (Mironov 2017, proposition 7)."""
+    np.testing.assert_allclose(renyi_divergences(Gaussian(noise_multiplier=3.0), "zero_out"), np.array(ORDERS) / 18)
+    assert math.isfinite(rdp_epsilon({Gaussian(noise_multiplier=0.05): 1}, "zero_out", 1e-5))
+
+
+def test_opacus_says_the_same() -> None:
+    opacus = pytest.importorskip("opacus.accountants")
+    for accountant, ours in ((opacus.RDPAccountant, rdp_epsilon), (opacus.PRVAccountant, pld_epsilon)):
+        theirs = accountant()
+        theirs.history = [(1.1, 0.01, 1000)]
+        expected = theirs.get_epsilon(1e-5)
+        assert ours({poisson(0.01, 1.1): 1000}, "add_or_remove", 1e-5) == pytest.approx(expected, rel=1e-2)

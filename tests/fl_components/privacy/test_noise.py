@@ -1,0 +1,66 @@
+"""Noise: the distribution that is claimed, the same for a key and for no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fl_components.privacy.noise import MOST_DEVIATION, gaussian
+
+KEY = bytes(range(32))
+
+
+def test_it_is_normal() -> None:
+    """Kolmogorov and Smirnov's distance of a million draws; the first moments; the tails."""
+    noise = gaussian(KEY, 1e6, 1_000_000)
+    assert stats.kstest(noise / 1e6, "norm").pvalue > 1e-3
+    assert abs(noise.mean()) < 4e3 and noise.std() == pytest.approx(1e6, rel=4e-3)
+    assert stats.kurtosis(noise) == pytest.approx(0, abs=0.03)
+    assert 3.0e-5 < (np.abs(noise) > 4e6).mean() < 1.0e-4  # 6.3e-5
+
+
+def test_neighbours_are_not_correlated() -> None:
+    """The two draws of a pair, and one draw and the next."""
+    noise = gaussian(KEY, 1e3, 1 << 19).astype(np.float64)
+    for lag in (1, 1 << 17, 1 << 18):
+        assert abs(np.corrcoef(noise[:-lag], noise[lag:])[0, 1]) < 0.01
+
+
+def test_small_deviations_are_rounded() -> None:
+    """In whole units: P(0) is the mass between -1/2 and 1/2."""
+    noise = gaussian(KEY, 0.8, 200_000)
+    assert (noise == 0).mean() == pytest.approx(stats.norm.cdf(0.5 / 0.8) - stats.norm.cdf(-0.5 / 0.8), abs=0.005)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(0, 1000), key=st.binary(min_size=32, max_size=32))
+def test_a_key_gives_the_same_draws_and_another_gives_others(size: int, key: bytes) -> None:
+    noise = gaussian(key, 1e9, size)
+    assert noise.shape == (size,) and noise.dtype == np.int64
+    assert np.array_equal(noise, gaussian(key, 1e9, size))
+    other = bytes([key[0] ^ 1]) + key[1:]
+    assert size < 2 or not np.array_equal(noise, gaussian(other, 1e9, size))
+
+
+def test_the_first_draws_by_hand() -> None:
+    """RFC 8439's stream for this key, and the transform, written out with Python's numbers."""
+    import math
+    import struct
+
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+    stream = Cipher(algorithms.ChaCha20(KEY, bytes(16)), mode=None).encryptor().update(bytes(16))
+    first, second = struct.unpack("<QQ", stream)
+    radius, angle = math.sqrt(-2 * math.log((first + 1) / 2**64)), 2 * math.pi * second / 2**64
+    expected = [round(1e6 * radius * math.cos(angle)), round(1e6 * radius * math.sin(angle))]
+    assert gaussian(KEY, 1e6, 2).tolist() == expected
+
+
+def test_none_and_too_much() -> None:
+    assert not gaussian(KEY, 0.0, 100).any()
+    assert np.abs(gaussian(KEY, MOST_DEVIATION, 1000).astype(np.float64)).max() < 2.0**62
+    with pytest.raises(ValueError, match="is not between"):
+        gaussian(KEY, MOST_DEVIATION * 2, 1)

@@ -1,0 +1,185 @@
+"""Budgets: set by somebody with a reason, never overspent, and never for other clients than they were set for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
+from fl_components.store import Budget, BudgetTerms, RunRecord, Store
+
+TERMS = BudgetTerms(
+    epsilon=3.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
+)
+EVENT = {"kind": "gaussian", "noise_multiplier": 1.0}
+TEXT = '{"kind":"gaussian","noise_multiplier":1.0}'
+
+
+def three_in_all(budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
+    """A guard that counts: one event costs an epsilon of 1."""
+    if budget.epsilon is not None and sum(population_spent.values()) > budget.epsilon:
+        raise BudgetExhausted("too much")
+
+
+def set_budget(store: Store, population: str = "p", **changes: Any) -> Budget:
+    return store.set_budget(population, replace(TERMS, **changes), reason="the board agreed", by="ada")
+
+
+def go_through(store: Store, run_id: str, rounds: int) -> int:
+    """How many of these rounds the budget allows."""
+    done = 0
+    with store.acquire(run_id) as lease:
+        for round in range(1, rounds + 1):
+            try:
+                lease.seal(round, lease.reserve(round, EVENT, three_in_all), b"sum")
+            except BudgetExhausted:
+                break
+            lease.commit(round, state=b"state", params_digest=f"{round:064d}", result={"metrics": {}})
+            done += 1
+    return done
+
+
+class TestSpending:
+    def test_runs_share_what_their_population_has(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store)
+        for run_id in ("a", "b", "c"):
+            new_run(run_id)
+        assert [go_through(store, run_id, 2) for run_id in ("a", "b", "c")] == [2, 1, 0]
+        budget = store.find_budget("p")
+        assert budget is not None and budget.spent == {TEXT: 3}
+        assert [store.run(run_id).spent for run_id in ("a", "b", "c")] == [[[TEXT, 2]], [[TEXT, 1]], []]
+        assert len(store.charges(population="p")) == 3
+        store.verify_journal()
+
+    def test_other_populations_have_their_own(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store), set_budget(store, "q", epsilon=1.0)
+        new_run("a"), new_run("b", population="q")
+        assert [go_through(store, "a", 2), go_through(store, "b", 2)] == [2, 1]
+
+    def test_a_refused_reservation_leaves_nothing(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store, epsilon=0.0)
+        new_run("a")
+        before = store.verify_journal()
+        assert go_through(store, "a", 1) == 0
+        assert store.verify_journal() == before and store.charges() == [] and store.run("a").spent == []
+
+    def test_again_it_is_the_same_reservation_and_costs_nothing(
+        self, store: Store, new_run: Callable[..., RunRecord]
+    ) -> None:
+        set_budget(store, epsilon=1.0)
+        new_run("a")
+        for _ in range(3):
+            with store.acquire("a") as lease:
+                assert lease.reserve(1, EVENT, three_in_all) == 1
+        assert store.find_budget("p").spent == {TEXT: 1}  # type: ignore[union-attr]
+
+    def test_no_budget_no_round(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        new_run("a")
+        with store.acquire("a") as lease, pytest.raises(StoreError, match="population 'p' has no privacy budget") as e:
+            lease.reserve(1, EVENT, three_in_all)
+        assert "fedrounds privacy budget set p" in str(e.value.hint)
+
+    def test_two_processes_cannot_overspend_together(
+        self, home: Path, database_url: str, store: Store, new_run: Callable[..., RunRecord], start_process: Any
+    ) -> None:
+        """They reserve at the same time, again and again, on one population."""
+        set_budget(store, epsilon=25.0)
+        program = (
+            "import sys; from pathlib import Path; from fl_components.store import Store\n"
+            "from tests.fl_components.store.test_ledger import EVENT, three_in_all\n"
+            "from fl_components.errors import BudgetExhausted\n"
+            "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2]); done = 0\n"
+            "with store.acquire(sys.argv[3]) as lease:\n"
+            "    print('ready', flush=True); input()\n"
+            "    try:\n"
+            "        for round in range(1, 100):\n"
+            "            lease.seal(round, lease.reserve(round, EVENT, three_in_all), b'')\n"
+            "            lease.commit(round, state=b's', params_digest=str(round), result={'metrics': {}}); done += 1\n"
+            "    except BudgetExhausted: print(done, flush=True)\n"
+        )
+        processes = []
+        for run_id in ("a", "b", "c"):
+            new_run(run_id, rounds=100)
+            processes.append(start_process(program, home, database_url, run_id))
+        assert [process.answer() for process in processes] == ["ready"] * 3
+        for process in processes:
+            process.tell("")
+        assert sum(int(process.answer()) for process in processes) == 25
+        assert store.find_budget("p").spent == {TEXT: 25}  # type: ignore[union-attr]
+        store.verify_journal()
+
+    def test_a_total_that_was_changed_is_found(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store)
+        new_run("a")
+        go_through(store, "a", 2)
+        with store._transaction() as connection:
+            connection.execute(text("UPDATE populations SET spent = '[]'"))
+        with pytest.raises(JournalBroken, match="something else than its charges add up to"):
+            store.verify_journal()
+
+
+class TestTerms:
+    def test_who_allowed_it_and_why_is_in_the_journal(self, store: Store) -> None:
+        set_budget(store)
+        (row,) = store.journal()
+        assert row.kind == "budget.set"
+        assert (row.content["epsilon"], row.content["reason"], row.content["by"]) == (3.0, "the board agreed", "ada")
+
+    def test_the_same_again_changes_nothing(self, store: Store) -> None:
+        assert set_budget(store) == set_budget(store)
+        assert len(list(store.journal())) == 1
+
+    def test_it_may_be_raised(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store)
+        new_run("a")
+        go_through(store, "a", 5)
+        raised = set_budget(store, epsilon=4.0)
+        assert (raised.epsilon, raised.spent) == (4.0, {TEXT: 3})
+        assert [row.kind for row in store.journal() if row.run_id is None] == ["budget.set", "budget.set"]
+
+    @pytest.mark.parametrize(
+        "changes", [{"delta": 1e-4}, {"neighbouring": "zero_out"}, {"unit": "example"}, {"demonstration": True}]
+    )
+    def test_what_was_spent_keeps_its_meaning(
+        self, store: Store, new_run: Callable[..., RunRecord], changes: dict[str, Any]
+    ) -> None:
+        set_budget(store)
+        set_budget(store, **changes)  # nothing is spent yet
+        set_budget(store)
+        new_run("a")
+        go_through(store, "a", 1)
+        (name,) = changes
+        with pytest.raises(ConfigError, match=rf"has spent under other terms: {name} \("):
+            set_budget(store, **changes)
+
+    def test_budgets_are_listed(self, store: Store) -> None:
+        set_budget(store, "q"), set_budget(store, "p")
+        assert [budget.population for budget in store.budgets()] == ["p", "q"]
+        assert store.find_budget("r") is None
+
+
+class TestMembers:
+    def test_a_budget_is_for_one_data_set(self, store: Store) -> None:
+        set_budget(store)
+        store.bind_members("p", "key:one")
+        store.bind_members("p", "key:one")
+        with pytest.raises(ConfigError, match="'p' has been charged for another data set"):
+            store.bind_members("p", "key:two")
+
+    def test_a_data_set_has_one_budget(self, store: Store) -> None:
+        set_budget(store), set_budget(store, "q")
+        store.bind_members("p", "key:one")
+        with pytest.raises(ConfigError, match="data of population 'q' belong to population 'p'") as caught:
+            store.bind_members("q", "key:one")
+        assert caught.value.hint == "use population: p"
+
+    def test_the_journal_has_no_trace_of_the_data(self, store: Store) -> None:
+        set_budget(store)
+        store.bind_members("p", "key:one")
+        assert "key:one" not in json.dumps([row.content for row in store.journal()])
