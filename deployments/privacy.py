@@ -175,9 +175,9 @@ def plan(
         }
 
     target = (relation, epsilon, central.delta)
-    choices = [choice("nothing (as configured)", central.noise_multiplier, resolved.rounds, sampling)]
+    choices = [choice("as configured", central.noise_multiplier, resolved.rounds, sampling)]
     noise = least_noise(lambda noise: {event(noise): resolved.rounds}, *target)
-    choices.append(choice("noise_multiplier", noise, resolved.rounds, sampling))
+    choices.append(choice("noise", noise, resolved.rounds, sampling))
     rounds = most_rounds(lambda rounds: {event(): rounds}, *target)
     choices.append(choice("rounds", central.noise_multiplier, rounds, sampling))
     if sampling.kind == "poisson":

@@ -91,6 +91,7 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
     with cancellation_watched(flow_run_id, hub.cancelled):
         for round in range(hub.run.committed_round + 1, hub.config.rounds + 1):
             hub.check_cancelled()
+            hub.check_budget()
             with settings.model_copy():
                 state = rounds.run(f"round-{round:04d}", f"{attempt}/{round}", run_id=hub.run_id, round=round)
             if state.type in (StateType.CANCELLING, StateType.CANCELLED):

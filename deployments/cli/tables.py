@@ -267,7 +267,7 @@ def plan(data: Mapping[str, Any]) -> RenderableType:
         (data["name"], "bold"),
         f"  what keeps epsilon {data['epsilon']:g} at delta {data['delta']:g} ({data['neighbouring']})",
     )
-    table = _columns("what is free", "noise multiplier", "rounds", "clients a round", "epsilon", "noise on the mean")
+    table = _columns("free", "noise", "rounds", "clients a round", "epsilon", "noise on the mean")
     for choice in data["choices"]:
         over = choice["epsilon"] > data["epsilon"]
         table.add_row(

@@ -23,7 +23,7 @@ from fl_components.server.claim import check_budget, prepare_population, simulat
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
 from fl_components.store import Budget, Lease, RunRecord, RunSecret, Store, closed, opened
-from fl_components.store.ledger import from_pairs
+from fl_components.store.ledger import from_pairs, plus
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
 from fl_components.values import Collected, Float32, RoundPlan, RoundResult, ServerState
 
@@ -131,6 +131,20 @@ class Hub:
         if told.remaining is not None:
             epsilons["privacy/epsilon_remaining"] = public(told.remaining)
         return epsilons
+
+    def check_budget(self) -> None:
+        """Raises `BudgetExhausted` when the next round would be refused: before it is begun, so that no view shows it
+        as one that failed. The reservation itself decides (`guard`)."""
+        run = self.refresh()
+        spent = from_pairs(run.spent)
+        if (
+            not self.federation.is_charged or sum(spent.values()) > run.committed_round
+        ):  # the next one is reserved already
+            return
+        budget = self.store.find_budget(run.population)
+        assert budget is not None
+        event = self.config.privacy.event(self.federation.sampling).model_dump()
+        self.guard(budget, plus(budget.spent, event), plus(spent, event))
 
     def guard(self, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
         """Raises `BudgetExhausted` when a reservation would pass the run's own limit or what its population may

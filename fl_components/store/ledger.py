@@ -118,8 +118,7 @@ def bind_members(connection: Connection, key: SigningKey, population: str, membe
 
 def charge(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any], guard: Guard) -> Events:
     """Count one more event against a locked budget, if `guard` lets it. Returns what the run has spent with it."""
-    text = canonical_json(event)
-    population_after, run_after = _plus(budget.spent, text), _plus(run_spent, text)
+    population_after, run_after = plus(budget.spent, event), plus(run_spent, event)
     guard(budget, population_after, run_after)
     _write(connection, budget.population, population_after)
     return run_after
@@ -150,8 +149,9 @@ def from_pairs(pairs: Iterable[tuple[str, int]]) -> Events:
     return {text: count for text, count in pairs}
 
 
-def _plus(spent: Events, text: str) -> Events:
-    return Counter(spent) + Counter([text])
+def plus(spent: Events, event: dict[str, Any]) -> Events:
+    """With one event more."""
+    return Counter(spent) + Counter([canonical_json(event)])
 
 
 def _write(connection: Connection, population: str, spent: Events) -> None:

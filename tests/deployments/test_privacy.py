@@ -1,0 +1,215 @@
+"""The functions behind `fedrounds privacy`, on a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import privacy
+from deployments.cli import main
+from fl_components.config import parse_config
+from fl_components.errors import ConfigError, StoreError
+from fl_components.privacy.accountants import rdp_epsilon
+from fl_components.privacy.events import Gaussian, PoissonSampled
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from flows.round import walk
+
+FIELDS: dict[str, Any] = {
+    "name": "ward",
+    "population": "wards",
+    "rounds": 4,
+    "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 20}},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.1, "batch_size": 32, "epochs": 1},
+    "selection": {"kind": "poisson", "sampling_rate": 0.5},
+    "aggregation": {"weights": "uniform"},
+    "privacy": {
+        "kind": "central",
+        "noise_multiplier": 1.5,
+        "clipping": {"kind": "fixed", "norm": 0.5},
+        "delta": 1e-3,
+    },
+}
+EVENT = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.5))
+
+
+@pytest.fixture
+def trained(home: Path) -> Iterator[Store]:
+    """A store in which two runs of one population have committed two rounds and one."""
+    with Store.open() as store:
+        for run_id, rounds in (("a", 2), ("b", 1)):
+            with open_hub(store, run_id, config=parse_config(FIELDS)) as hub:
+                for round in range(1, rounds + 1):
+                    walk(stages, hub, round)
+        yield store
+
+
+def epsilon(rounds: int) -> float:
+    return rdp_epsilon({EVENT: rounds}, "add_or_remove", 1e-3)
+
+
+class TestStatus:
+    def test_what_is_spent_by_whom(self, trained: Store) -> None:
+        (found,) = privacy.status()
+        assert found["population"] == "wards" and found["demonstration"]
+        assert found["epsilon"] == pytest.approx(epsilon(3))
+        assert (found["epsilon_limit"], found["epsilon_remaining"]) == (None, None)
+        assert {run["run_id"]: run["epsilon"] for run in found["runs"]} == {
+            "a": pytest.approx(epsilon(2)),
+            "b": pytest.approx(epsilon(1)),
+        }
+        assert privacy.status("wards") == [found]
+
+    def test_nobody_has_a_budget(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert privacy.status() == []
+        with pytest.raises(StoreError, match="population 'nowhere' has no privacy budget"):
+            privacy.status("nowhere")
+        assert main(["privacy", "status"]) == 0
+        assert "No population has a budget yet" in capsys.readouterr().out
+
+    def test_a_large_ledger_is_told_quickly(self, trained: Store) -> None:
+        """By its totals: whatever the number of charges, each different event is looked at once."""
+        with trained._transaction() as connection:
+            from sqlalchemy import text
+
+            spent = json.dumps([[json.dumps(EVENT.model_dump(), sort_keys=True, separators=(",", ":")), 100_000]])
+            connection.execute(text("UPDATE populations SET spent = :spent"), {"spent": spent})
+        assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(100_000))
+
+
+class TestBudget:
+    def test_it_is_set_raised_and_journalled(self, home: Path) -> None:
+        first = privacy.set_budget("icu", epsilon=2.0, delta=1e-6, reason="the board agreed")
+        assert (first["epsilon"], first["epsilon_limit"], first["epsilon_remaining"]) == (0.0, 2.0, 2.0)
+        raised = privacy.set_budget("icu", epsilon=3.0, reason="again")
+        assert (raised["epsilon_limit"], raised["delta"]) == (3.0, 1e-6)
+        with Store.open() as store:
+            assert [row.content["reason"] for row in store.journal()] == ["the board agreed", "again"]
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"epsilon": 1.0, "delta": 1e-6, "reason": " "}, "no reason is given"),
+            ({"epsilon": -1.0, "delta": 1e-6, "reason": "x"}, "epsilon is -1"),
+            ({"epsilon": 1.0, "reason": "x"}, "is new and delta is not given"),
+            ({"epsilon": 1.0, "delta": 2.0, "reason": "x"}, "delta is 2"),
+            ({"epsilon": 1.0, "delta": 1e-6, "reason": "x", "unit": "ward"}, "unit is 'ward'; known are client"),
+            ({"epsilon": 1.0, "delta": 1e-6, "reason": "x", "neighbouring": "any"}, "neighbouring is 'any'"),
+        ],
+    )
+    def test_what_is_refused(self, home: Path, fields: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            privacy.set_budget("icu", **fields)
+        assert privacy.status() == []
+
+
+def test_the_ledger_is_in_order(trained: Store) -> None:
+    rows = privacy.ledger("wards")
+    assert [(row["run_id"], row["round"], row["state"]) for row in rows] == [
+        ("a", 1, "spent"),
+        ("a", 2, "spent"),
+        ("b", 1, "spent"),
+    ]
+    assert rows[0]["event"] == EVENT.model_dump()
+    assert privacy.ledger("nowhere") == []
+
+
+class TestStatement:
+    def test_three_numbers_and_what_they_rest_on(self, trained: Store) -> None:
+        found = privacy.statement("a")
+        assert found["epsilon"]["run"] == found["epsilon"]["lineage"] == pytest.approx(epsilon(2))
+        assert found["epsilon"]["population"] == pytest.approx(epsilon(3))
+        assert 0 < found["epsilon"]["run_tightest"] <= found["epsilon"]["run"]
+        assert (found["unit"], found["neighbouring"], found["delta"]) == ("client", "add_or_remove", 1e-3)
+        for words in (
+            "# Privacy statement of run a (ward)",
+            "A demonstration: the data are public",
+            "with or without one client (add_or_remove)",
+            "a fixed L2 norm of 0.5, each with the same weight",
+            "an independent coin for each client",
+            "Not covered",
+        ):
+            assert words in found["markdown"]
+
+    def test_a_model_answers_for_its_ancestors(self, trained: Store) -> None:
+        with trained.acquire("a") as lease:
+            lease.finish("Completed")
+        model = FIELDS["model"] | {"start_from": "latest"}
+        with open_hub(trained, "c", config=parse_config(FIELDS | {"model": model})) as hub:
+            walk(stages, hub, 1)
+        found = privacy.statement("c")
+        assert found["lineage"] == ["c", "a"]
+        assert found["epsilon"]["run"] == pytest.approx(epsilon(1))
+        assert found["epsilon"]["lineage"] == pytest.approx(epsilon(3))
+        assert found["epsilon"]["population"] == pytest.approx(epsilon(4))
+
+    @pytest.mark.parametrize(
+        ("rule", "words"),
+        [
+            ({"kind": "none"}, "Nothing is claimed."),
+            (FIELDS["privacy"] | {"simulate_noise_cohort": 900}, "larger cohort"),
+        ],
+    )
+    def test_no_claim(self, home: Path, rule: dict[str, Any], words: str) -> None:
+        with Store.open() as store, open_hub(store, "r", config=parse_config(FIELDS | {"privacy": rule})) as hub:
+            walk(stages, hub, 1)
+        found = privacy.statement("r")
+        assert found["claim"] is False and words in found["markdown"]
+
+
+class TestPlan:
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> str:
+        file = tmp_path / "ward.yaml"
+        file.write_text(json.dumps(FIELDS | {"rounds": 50}))
+        return str(file)
+
+    def test_each_choice_keeps_what_was_asked(self, config: str, home: Path, tmp_path: Path) -> None:
+        found = privacy.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
+        configured, noise, rounds, cohort = found["choices"]
+        assert configured["epsilon"] == pytest.approx(epsilon(50)) and configured["epsilon"] > 4
+        for choice in (noise, rounds, cohort):
+            assert 0.9 * 4 < choice["epsilon"] <= 4
+        assert (noise["rounds"], noise["cohort_size"]) == (50, 10) and noise["noise_multiplier"] > 1.5
+        assert (rounds["noise_multiplier"], rounds["cohort_size"]) == (1.5, 10) and rounds["rounds"] < 50
+        assert (cohort["noise_multiplier"], cohort["rounds"]) == (1.5, 50) and cohort["cohort_size"] < 10
+        for choice in found["choices"]:
+            assert [each for _, each in choice["curve"]] == sorted(each for _, each in choice["curve"])
+        assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_people_see_a_table_and_a_curve(self, config: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["privacy", "plan", config, "--epsilon", "4"]) == 0
+        out = capsys.readouterr().out
+        assert "what keeps epsilon 4 at delta 0.001 (add_or_remove)" in out
+        assert "as configured" in out and "└" in out
+
+    def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
+        with pytest.raises(ConfigError, match="there is nothing to plan"):
+            privacy.plan(config, ["privacy={kind: none}"], epsilon=1.0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "privacy status",
+        "privacy status wards",
+        "privacy ledger wards",
+        "privacy statement a",
+        "journal verify",
+        "journal key",
+    ],
+)
+def test_each_command_says_something_to_people_and_one_object_to_programs(
+    line: str, trained: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 0
+    assert len(capfd.readouterr().out.splitlines()) >= 1
+    assert main([*line.split(), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["schema"], found["status"]) == (1, "ok")

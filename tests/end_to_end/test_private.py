@@ -1,0 +1,121 @@
+"""A training that ends where its budget does, and what each view then says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_components.privacy.accountants import rdp_epsilon
+from fl_components.privacy.events import Gaussian, PoissonSampled
+from fl_components.store import Store
+from tests.end_to_end.test_train import Served
+from tests.support import Fedrounds, clean_environment, data_of, prefect
+
+WARDS = """
+import numpy as np
+
+def load():
+    wards = {}
+    for ward in range(40):
+        x = np.random.default_rng(ward).normal(size=(30, 4)).astype("float32")
+        y = (x.sum(1) > 0).astype("int64")
+        wards[f"ward-{ward}"] = (x[:20], y[:20], x[20:], y[20:])
+    return wards
+"""
+FIELDS: dict[str, Any] = {
+    "name": "wards",
+    "population": "hospital",
+    "rounds": 6,
+    "data": {"kind": "function", "path": "our_wards:load", "num_classes": 2},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.5, "epochs": 1},
+    "selection": {"kind": "poisson", "sampling_rate": 0.5},
+    "aggregation": {"weights": "uniform"},
+    "privacy": {
+        "kind": "central",
+        "noise_multiplier": 1.0,
+        "clipping": {"kind": "fixed", "norm": 1.0},
+        "delta": 1e-3,
+    },
+}
+
+
+def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "our_wards.py").write_text(WARDS)
+    config = tmp_path / "wards.yaml"
+    config.write_text(json.dumps(FIELDS))
+
+    refused = fedrounds("train", config, "--json")
+    assert refused.returncode == 1
+    assert "population 'hospital' has no privacy budget" in json.loads(refused.stdout)["error"]["message"]
+
+    event = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.0))
+    three = rdp_epsilon({event: 3}, "add_or_remove", 1e-3)
+    limit = ["--epsilon", f"{three + 1e-6}", "--delta", "1e-3", "--reason", "a test"]
+    data_of(fedrounds("privacy", "budget", "set", "hospital", *limit, "--json"))
+
+    ended = fedrounds("train", config, "--run-id", "r", "--json")
+    assert ended.returncode == 5, ended.stderr
+    error = json.loads(ended.stdout)["error"]
+    assert error["code"] == "budget_exhausted" and "population 'hospital'" in error["message"]
+    assert "fedrounds privacy budget set hospital" in error["hint"]
+
+    data = data_of(fedrounds("show", "r", "--json"))
+    assert (data["state"], data["committed_round"]) == ("BudgetExhausted", 3)
+    assert data["privacy"]["epsilon"] == pytest.approx(three)
+    assert data["model_uri"] == "models:/wards/1"
+    assert (data["seconds"], data["communication"]) == (None, {"upload_bytes": None, "download_bytes": None})
+    assert all(name.startswith("privacy/") for name in data["metrics"])
+    (status,) = data_of(fedrounds("privacy", "status", "--json"))
+    assert status["epsilon"] <= status["epsilon_limit"]
+    assert data_of(fedrounds("journal", "verify", "--json"))["anchors"] == 1
+
+    with Served(home) as api_url:
+        flow_run = prefect(api_url, f"/flow_runs/{data['prefect_flow_run_id']}")
+        assert (flow_run["state"]["type"], flow_run["state"]["name"]) == ("COMPLETED", "BudgetExhausted")
+        asked = {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}}
+        (artifact,) = prefect(api_url, "/artifacts/filter", asked)
+        assert "Population `hospital`: `██████████████████████████████`" in artifact["data"]
+        assert "ward-" not in json.dumps(prefect(api_url, "/logs/filter", {}))
+
+    shown = mlflow_of(home, data["mlflow_run_id"])
+    assert shown["status"] == "FINISHED"
+    assert shown["epsilons"] == pytest.approx([rdp_epsilon({event: n}, "add_or_remove", 1e-3) for n in (1, 2, 3)])
+    assert (
+        shown["tags"]["privacy"].startswith("epsilon ") and shown["version_tags"]["privacy"] == shown["tags"]["privacy"]
+    )
+    assert "| The population in all |" in shown["statement"]
+    assert not [name for name in shown["metrics"] if not name.startswith("privacy/")]
+
+    with Store.open(home) as store:
+        assert all("eval/accuracy" in row.withheld["metrics"] for row in store.rounds("r"))
+
+
+def mlflow_of(home: Path, mlflow_run_id: str) -> dict[str, Any]:
+    """In a process of its own: importing mlflow here would slow all other tests of this process."""
+    script = """
+import json, sys
+from mlflow import MlflowClient
+from mlflow.artifacts import load_text
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+client = MlflowClient()
+run = client.get_run(sys.argv[2])
+version = client.get_model_version_by_alias("wards", "challenger")
+print(json.dumps({
+    "status": run.info.status, "tags": run.data.tags, "version_tags": version.tags, "metrics": list(run.data.metrics),
+    "epsilons": [metric.value for metric in client.get_metric_history(sys.argv[2], "privacy/epsilon")],
+    "statement": load_text(f"runs:/{sys.argv[2]}/privacy_statement.md"),
+}))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script, f"sqlite:///{home / 'mlflow.db'}", mlflow_run_id],
+        env=clean_environment(home), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seen: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return seen
