@@ -148,8 +148,7 @@ def state_name(error: BaseException | None) -> str:
         return "Completed"
     if was_stopped(error):
         return "Cancelled"
-    named = {TooFewClients: "TooFewClients", BudgetExhausted: "BudgetExhausted"}
-    return named.get(type(error), "Failed")
+    return type(error).__name__ if isinstance(error, TooFewClients | BudgetExhausted) else "Failed"
 
 
 def final_state(client: SyncPrefectClient, flow_run_id: UUID, error: BaseException | None, done: str) -> State[Any]:
