@@ -129,12 +129,13 @@ def audit(
 
     sum_D1 = np.zeros(num_parameters + 1)
     for _, deltas_CD in _canaries(key, np.flatnonzero(joined_M), clip, sizes):
-        add_contributions(sum_D1, torch.from_numpy(deltas_CD), _equal_shares(deltas_CD), clip, sizes)
+        add_contributions(sum_D1, _parts(deltas_CD, sizes), _equal_shares(deltas_CD), clip)
     released_D, _ = rule.release(sum_D1, clipping, everyone, key_of)
 
     lengths_M, products_M = np.zeros((2, num_canaries))
     for rows, deltas_CD in _canaries(key, np.arange(num_canaries), clip, sizes):
-        units_CD, _ = contributions(torch.from_numpy(deltas_CD), _equal_shares(deltas_CD), clip, sizes)
+        contributions(_parts(deltas_CD, sizes), _equal_shares(deltas_CD), clip)
+        units_CD = torch.from_numpy(deltas_CD)
         lengths_M[rows] = torch.linalg.vector_norm(units_CD, dim=1, dtype=torch.float64).numpy()
         products_M[rows] = [float(units_D.double() @ torch.from_numpy(released_D)) for units_D in units_CD]
     released = float(np.linalg.norm(released_D)) or 1.0  # nothing is along a release of zeros
@@ -267,6 +268,11 @@ def _canaries(
             for part in np.split(delta_D, np.cumsum(parts)[:-1]):
                 part *= clip.norm / math.sqrt(len(parts)) / float(np.linalg.norm(part))
         yield chunk, deltas_CD
+
+
+def _parts(deltas_CD: Float32, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
+    """The same memory, in a piece for each tensor."""
+    return torch.from_numpy(deltas_CD).split_with_sizes(list(sizes), dim=1)
 
 
 def _equal_shares(deltas_CD: NDArray[Any]) -> torch.Tensor:

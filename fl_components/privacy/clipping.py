@@ -23,14 +23,18 @@ UNITS: Final = 1 << 19
 EXACT_IN_FLOAT32: Final = (1 << 24) // UNITS
 
 
+BLOCK: Final = 256
+"""Coordinates whose squares are added up in float32: whatever the order, the sum is right to `BLOCK` * 2^-24 of it."""
+
+
 def kept_units(num_parameters: int) -> float:
-    """The length to which an update of the clipping norm is scaled. Rounding D coordinates to the nearest whole number
-    then adds at most half the square root of D, and float32 arithmetic less than the unit that is left.
+    """The length to which an update of the clipping norm is scaled. What is left is for rounding D coordinates to whole
+    numbers (at most half the square root of D), and for what float32 makes of a norm and of a product.
 
     >>> kept_units(199_210) / UNITS  # how much of the clipping norm is used
-    0.9995724396946757
+    0.9995419...
     """
-    return UNITS - math.sqrt(num_parameters) / 2 - 1
+    return UNITS * (1 - 2 * BLOCK * 2.0**-24) - math.sqrt(num_parameters) / 2 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,37 +46,50 @@ class Clip:
     per_layer: bool = False
 
 
-def contributions(deltas_CD: Tensor, shares_C: Tensor, clip: Clip, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Updates float32 [C, D], changed in place, as contributions: whole numbers whose L2 norm is at most `UNITS`.
+def contributions(parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> Tensor:
+    """Make updates contributions, in place: whole numbers whose L2 norm is at most `UNITS`.
 
     Args:
+      parts: the updates in pieces, float32 [C, d] each; with `per_layer` each piece is a layer.
       shares_C: each client's weight over the largest possible one, float64 [C] in [0, 1].
-      sizes: of the D parameters, how many each tensor has.
 
-    Also which were not clipped, bool [C]. An update that is not finite contributes zero, and counts as clipped.
+    Returns which were not clipped, bool [C]. An update that is not finite contributes zero, and counts as clipped.
     """
-    kept, unclipped_C = kept_units(deltas_CD.shape[1]), torch.ones(len(deltas_CD), dtype=torch.bool)
-    parts = deltas_CD.split_with_sizes(list(sizes), dim=1) if clip.per_layer else (deltas_CD,)
-    share = 1 / math.sqrt(len(parts))  # of the norm, for each part
-    norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts]
-    finite_C = torch.isfinite(torch.stack(norms).sum(0))
+    kept = kept_units(sum(part.shape[1] for part in parts))
+    squares = [_squared_norms(part) for part in parts]
+    finite_C = torch.isfinite(torch.stack(squares).sum(0))
     if not finite_C.all():
-        deltas_CD[~finite_C] = 0
-    for part, norms_C in zip(parts, norms, strict=True):
-        norms_C = torch.where(finite_C, norms_C, 0)
+        for part in parts:
+            part[~finite_C] = 0
+    share = 1 / math.sqrt(len(parts)) if clip.per_layer else 1.0  # of the norm, for each layer
+    norms = squares if clip.per_layer else [torch.stack(squares).sum(0)] * len(parts)
+    unclipped_C = finite_C.clone()
+    for part, squares_C in zip(parts, norms, strict=True):
+        norms_C = torch.where(finite_C, squares_C, 0).sqrt_()
+        unclipped_C &= norms_C <= clip.norm * share
         scales_C = shares_C.to(norms_C) * (kept * share) / norms_C.clamp(min=clip.norm * share)
-        part.mul_(scales_C.to(torch.float32)[:, None])
-        unclipped_C &= (norms_C <= clip.norm * share).cpu()
-    return deltas_CD.round_(), unclipped_C & finite_C.cpu()
+        part.mul_(scales_C.to(torch.float32)[:, None]).round_()
+    return unclipped_C.cpu()
 
 
-def add_contributions(
-    sum_D1: NDArray[np.floating], deltas_CD: Tensor, shares_C: Tensor, clip: Clip, sizes: Sequence[int]
-) -> None:
-    """Add the contributions of updates (float32 [C, D], used up) to a sum, float64 [D + 1], whose last coordinate gets
-    1/2 for each client that was not clipped and -1/2 for each of the others. Exact: the order of calls does not
-    matter."""
-    units_CD, unclipped_C = contributions(deltas_CD, shares_C, clip, sizes)
-    for start in range(0, len(units_CD), EXACT_IN_FLOAT32):
-        sum_D1[:-1] += units_CD[start : start + EXACT_IN_FLOAT32].sum(0).cpu().numpy()
+def _squared_norms(part: Tensor) -> Tensor:
+    """Of each row, float64 [C]: squares are added up in float32 within blocks, where that is fast and its error is
+    bounded, and the blocks in float64."""
+    whole = part.shape[1] // BLOCK * BLOCK
+    blocks = [part[:, :whole].view(len(part), -1, BLOCK), part[:, whole:].unsqueeze(1)]
+    squares = torch.stack([torch.linalg.vector_norm(each, dim=2).double().square_().sum(1) for each in blocks]).sum(0)
+    if torch.isfinite(squares).all():
+        return squares
+    norms: Tensor = torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)  # too long for a float32's square
+    return norms.square_()
+
+
+def add_contributions(sum_D1: NDArray[np.floating], parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> None:
+    """Add the contributions of updates (in pieces, used up) to a sum, float64 [D + 1], whose last coordinate gets 1/2
+    for each client that was not clipped and -1/2 for each of the others. Exact: the order of calls does not matter."""
+    unclipped_C, start = contributions(parts, shares_C, clip), 0
+    for part in parts:
+        into = sum_D1[start : (start := start + part.shape[1])]
+        for row in range(0, len(part), EXACT_IN_FLOAT32):
+            into += part[row : row + EXACT_IN_FLOAT32].sum(0).cpu().numpy()
     sum_D1[-1] += float(unclipped_C.sum()) - len(unclipped_C) / 2

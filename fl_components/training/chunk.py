@@ -73,10 +73,13 @@ class Updates:
                 total_D[start:stop].addmv_(counted.T, weights_C)
             start = stop
 
+    def parts(self) -> list[Tensor]:
+        """The updates themselves in pieces, float32 [C, d] each: one for each parameter. May be written to."""
+        return [(part.deltas() if isinstance(part, DualForm) else part).flatten(1) for part in self._parts]
+
     def stack(self) -> Tensor:
         """The updates themselves, float32 [C, D]."""
-        parts = [part.deltas() if isinstance(part, DualForm) else part for part in self._parts]
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+        return torch.cat(self.parts(), dim=1)
 
 
 def _squares(part: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class Engine:
                 if summing.clip is not None:
                     assert summing.rule.max_weight is not None
                     shares_C = torch.from_numpy(weights_N[positions] / summing.rule.max_weight)
-                    add_contributions(out, updates.stack(), shares_C, summing.clip, self._sizes)
+                    add_contributions(out, updates.parts(), shares_C, summing.clip)
                     continue
                 if any(summing.rule.refusal(bound) for bound in updates.norm_bounds().tolist()):
                     for position, norm in zip(positions, updates.norms().tolist(), strict=True):
@@ -202,7 +202,8 @@ class Engine:
             rows = slice(examples.starts[task.index], examples.stops[task.index])
             start_D = params_D.cpu().numpy()
             delta_D, loss = rule.train(self._module, start_D, examples.x[rows], examples.y[rows], task.seed)
-            return Updates([torch.from_numpy(delta_D[None]).to(params_D.device)]), [loss]
+            delta_1D = torch.from_numpy(delta_D[None]).to(params_D.device)
+            return Updates(delta_1D.split_with_sizes(self._sizes, dim=1)), [loss]
         generators = [torch.Generator().manual_seed(torch_seed(task.seed)) for task in tasks]
         return train_chunk(self._replicas, rule, params_D, self._examples, steps, generators)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -165,15 +165,15 @@ class TestGaussianModel:
         joined, everybody, rows = [], [], []
         add, contribute = auditing.add_contributions, auditing.contributions
 
-        def spy_on_adding(sum_D1: Float64, deltas_CD: torch.Tensor, *rest: Any) -> None:
-            rows.append(len(deltas_CD))
-            joined.append(deltas_CD.double().numpy().copy())
-            add(sum_D1, deltas_CD, *rest)
+        def spy_on_adding(sum_D1: Float64, parts: Sequence[torch.Tensor], *rest: Any) -> None:
+            rows.append(len(parts[0]))
+            joined.append(torch.cat(list(parts), 1).double().numpy())
+            add(sum_D1, parts, *rest)
 
-        def spy_on_all(deltas_CD: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            rows.append(len(deltas_CD))
-            everybody.append(deltas_CD.double().numpy().copy())
-            return contribute(deltas_CD, *rest)
+        def spy_on_all(parts: Sequence[torch.Tensor], *rest: Any) -> torch.Tensor:
+            rows.append(len(parts[0]))
+            everybody.append(torch.cat(list(parts), 1).double().numpy())
+            return contribute(parts, *rest)
 
         monkeypatch.setattr(auditing, "add_contributions", spy_on_adding)
         monkeypatch.setattr(auditing, "contributions", spy_on_all)

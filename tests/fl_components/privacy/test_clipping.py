@@ -20,8 +20,9 @@ updates = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 40)), e
 def clipped(deltas_CD: np.ndarray, norm: float, sizes: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Contributions of equal weight; `sizes` asks for clipping layer by layer."""
     shares_C = torch.ones(len(deltas_CD), dtype=torch.float64)
-    clip = Clip(norm, per_layer=sizes is not None)
-    return contributions(torch.from_numpy(deltas_CD.copy()), shares_C, clip, sizes or [deltas_CD.shape[1]])
+    units_CD = torch.from_numpy(deltas_CD.copy())
+    parts = units_CD.split_with_sizes(sizes or [deltas_CD.shape[1]], dim=1)
+    return units_CD, contributions(parts, shares_C, Clip(norm, per_layer=sizes is not None))
 
 
 def squared_norm(units_D: torch.Tensor) -> int:
@@ -37,7 +38,9 @@ def test_the_exact_norm_is_at_most_the_clipping_norm(
     size = deltas_CD.shape[1]
     units_CD, unclipped_C = clipped(deltas_CD, clipping_norm, [size // 2, size - size // 2] if per_layer else None)
     norms = np.linalg.norm(deltas_CD.astype(np.float64), axis=1)
-    assert per_layer or unclipped_C.tolist() == (norms <= clipping_norm).tolist()
+    for unclipped, norm in zip(unclipped_C.tolist(), norms, strict=True):
+        near = abs(norm - clipping_norm) < 1e-5 * clipping_norm  # where float32 may see it on the other side
+        assert per_layer or near or unclipped == (norm <= clipping_norm)
     assert units_CD.dtype == torch.float32
     for units_D, delta_D in zip(units_CD, deltas_CD, strict=True):
         assert squared_norm(units_D) <= UNITS**2

@@ -274,7 +274,7 @@ def test_contributions_do_not_depend_on_the_order() -> None:
         sum_D1, order = np.zeros(len(params_D) + 1), np.random.default_rng(seed).permutation(40)
         for rows in np.array_split(order, seed + 1):
             deltas_CD = torch.from_numpy(deltas_ND[rows])
-            add_contributions(sum_D1, deltas_CD, torch.ones(len(rows)), clip, [len(params_D)])
+            add_contributions(sum_D1, [deltas_CD], torch.ones(len(rows)), clip)
         sums.add(sum_D1.tobytes())
     assert len(sums) == 1
 
