@@ -124,6 +124,31 @@ def statement(run: str) -> dict[str, Any]:
     return found | {"markdown": markdown(found)}
 
 
+def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = None) -> dict[str, Any]:
+    """Measure how much noise the mechanism of a run really adds, as the Prefect flow `privacy-audit`.
+
+    Nothing of the run's clients is touched, and nothing is charged. Raises `RunNotFound`, `ConfigError` for a run
+    without a claim, `Unreachable`.
+    """
+    from deployments.stack.connection import client_settings, connect
+
+    with Store.open() as store:
+        store.run(run)
+    with connect() as connection:
+        from fl_components.privacy.audit import AuditReport
+        from flows.audit import privacy_audit
+
+        connection.wait()
+        with client_settings(connection):
+            state = privacy_audit(run, num_canaries, return_state=True)
+            found: Any = state.result(raise_on_failure=state.name != "Accused")
+    if picture is not None:
+        from deployments.cli.picture import draw_audit
+
+        draw_audit([AuditReport(**{name: found[name] for name in AuditReport.__slots__})], Path(picture))
+    return dict(found)
+
+
 def plan(
     config: str, overrides: Sequence[str] = (), *, epsilon: float, picture: str | Path | None = None
 ) -> dict[str, Any]:

@@ -224,6 +224,22 @@ def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /
     return Answer(found, found["markdown"].rstrip())
 
 
+def privacy_audit(
+    run: Annotated[str, Parameter(help="The id of a run under a privacy claim.")],
+    /,
+    *,
+    canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
+    picture: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
+) -> Answer:
+    """Measure how much noise a run's mechanism really adds, with canary clients."""
+    _need_server("privacy audit")
+    from deployments import privacy
+    from deployments.cli import tables
+
+    found = privacy.audit(run, num_canaries=canaries, picture=picture)
+    return Answer(found, tables.audit(found))
+
+
 def privacy_budget_set(
     population: str,
     /,

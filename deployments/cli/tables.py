@@ -261,6 +261,23 @@ def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def audit(data: Mapping[str, Any]) -> RenderableType:
+    """The verdict, and what it rests on."""
+    low, high = data["epsilon_interval"]
+    facts = _grid()
+    facts.add_row("claimed", f"epsilon {number(data['claimed_epsilon'])} at delta {data['delta']:g}, one release")
+    facts.add_row(
+        "measured",
+        f"epsilon {number(low)} to {number(high)} at {100 * data['confidence']:g} %, if the noise is Gaussian",
+    )
+    facts.add_row("at least", f"epsilon {number(data['epsilon_lower_bound'])}, whatever the mechanism is")
+    facts.add_row(
+        "canaries", f"{data['num_joined']} of {data['num_canaries']} joined, {data['num_parameters']:,} parameters"
+    )
+    verdict = Text("Accused", style="bold red") if data["accused"] else Text("Not accused", style="bold green")
+    return Group(Text.assemble(verdict, f"  run {data['run_id']}"), _indented(facts))
+
+
 def plan(data: Mapping[str, Any]) -> RenderableType:
     """The choices that keep an epsilon."""
     title = Text.assemble(

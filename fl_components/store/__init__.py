@@ -23,7 +23,7 @@ from fl_components.store.records import (
     cell_name,
 )
 from fl_components.store.sealing import closed, opened
-from fl_components.store.secrets import RunSecret
+from fl_components.store.secrets import RunSecret, derived_key
 from fl_components.store.store import Store
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "SweepRecord",
     "cell_name",
     "closed",
+    "derived_key",
     "home",
     "opened",
 ]

@@ -68,7 +68,7 @@ class RunSecret:
             return
         key = self._key
         for _ in range(self._round, round):
-            key = _derive(key, b"the next round")
+            key = derived_key(key, "the next round")
         _write(self._file, round, key)
         self._round, self._key = round, key
 
@@ -83,14 +83,15 @@ class RunSecret:
                 hint="the database was restored from a backup; what came after it was released all the same. "
                 "Begin another run, and verify the journal",
             )
-        return _derive(self._key, purpose.encode())
+        return derived_key(self._key, purpose)
 
 
-def _derive(key: bytes, purpose: bytes) -> bytes:
+def derived_key(key: bytes, purpose: str) -> bytes:
+    """The key of one purpose, made from another one by a one-way function (HKDF with SHA-256)."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"fedrounds " + purpose).derive(key)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"fedrounds " + purpose.encode()).derive(key)
 
 
 def _write(file: Path, round: int, key: bytes) -> None:

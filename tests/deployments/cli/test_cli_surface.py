@@ -44,6 +44,7 @@ def test_the_surface_is_frozen() -> None:
         "journal key",
         "journal trust KEY",
         "journal verify",
+        "privacy audit RUN [--canaries] [--picture]",
         "privacy budget set POPULATION --epsilon --reason [--delta] [--unit] [--neighbouring]",
         "privacy ledger POPULATION",
         "privacy plan CONFIG --epsilon [--set] [--picture]",
