@@ -358,7 +358,8 @@ class _Round:
         while self._error is None:
             problem = ""
             try:
-                addresses = await asyncio.wait_for(cluster.addresses(), cluster.wait_s)
+                async with asyncio.timeout(cluster.wait_s):  # wait_for can swallow a cancellation (Python 3.11)
+                    addresses = await cluster.addresses()
             except Exception as error:
                 addresses, problem = set(), one_line(error)
             if addresses:
