@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -318,12 +318,25 @@ class _Round:
         self._done: dict[int, _Trained] = {}
         self._losses = [0] * len(shards)
         self._taken = 0
+        self._over = False
         self._error: Exception | None = None
         self._changed = asyncio.Event()
         self._serving: dict[_Worker, asyncio.Task[None]] = {}
 
     async def begin(self) -> None:
-        self._watching = asyncio.ensure_future(self._watch())
+        self._watching = self._going_on(self._watch())
+
+    def _going_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """What has to go on for as long as the round does: without it `take` would wait for ever."""
+        task = asyncio.ensure_future(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not self._over and self._error is None and task in (self._watching, *self._serving.values()):
+                why = "it was cancelled" if task.cancelled() else one_line(task.exception() or Exception("it returned"))
+                self._fail(RunFailed(f"the driver of the Dask workers ended: {why}", hint="resume the run"))
+
+        task.add_done_callback(ended)
+        return task
 
     async def take(self, turn: int) -> _Trained:
         """A shard's outcome. The shards are asked for in their order."""
@@ -337,7 +350,7 @@ class _Round:
 
     async def end(self) -> None:
         """Nothing more is wanted. What a worker is at, it ends, and nobody hears of it."""
-        tasks = [self._watching, *self._serving.values()]
+        self._over, tasks = True, [self._watching, *self._serving.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -372,7 +385,7 @@ class _Round:
             cluster.welcome(addresses - cluster.workers.keys())
             for worker in cluster.workers.values():
                 if worker not in self._serving:
-                    self._serving[worker] = asyncio.ensure_future(self._serve(worker))
+                    self._serving[worker] = self._going_on(self._serve(worker))
             await asyncio.sleep(LOOK_S)
 
     def _nobody(self, problem: str) -> FedroundsError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -197,6 +199,60 @@ def test_without_dask_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"execution\.(dask\.)?address"):
         config({"kind": "dask", "address": address})
+
+
+class Watched:
+    """What a round asks of a cluster while it looks who is there; `gate` lets the answer through."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Any] = {}
+        self.wait_s, self.gate, self.client = 60.0, asyncio.Event(), self
+        self.status = "running"
+        self.answer: Callable[[], set[str]] = lambda: {"a"}
+
+    async def addresses(self) -> set[str]:
+        await self.gate.wait()
+        return self.answer()
+
+    def welcome(self, addresses: set[str]) -> None:
+        """Nobody is prepared."""
+
+
+class TestRound:
+    """Its end waits for what it has begun, so that must end too; and what ends too early must not be waited for."""
+
+    @pytest.mark.parametrize("turns", range(6))
+    def test_it_ends_also_where_an_answer_comes_at_that_moment(self, turns: int) -> None:
+        """asyncio.wait_for of Python 3.11 would swallow the cancellation between two turns of the loop."""
+
+        async def scenario() -> None:
+            watched: Any = Watched()
+            round = module._Round(watched, RULE, None, np.zeros(1, np.float32), [])
+            await round.begin()
+            await asyncio.sleep(0)
+            watched.gate.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.wait_for(round.end(), 5)
+
+        asyncio.run(scenario())
+
+    def test_a_watcher_that_is_cancelled_by_somebody_else_is_not_waited_for(self) -> None:
+        async def scenario() -> None:
+            watched: Any = Watched()
+            watched.gate.set()
+
+            def cancelled() -> set[str]:
+                raise asyncio.CancelledError
+
+            watched.answer = cancelled
+            round = module._Round(watched, RULE, None, np.zeros(1, np.float32), [[]])
+            await round.begin()
+            with pytest.raises(RunFailed, match="the driver of the Dask workers ended: it was cancelled"):
+                await asyncio.wait_for(round.take(0), 5)
+            await asyncio.wait_for(round.end(), 5)
+
+        asyncio.run(scenario())
 
 
 @pytest.mark.slow
