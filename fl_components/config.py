@@ -106,27 +106,24 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
         return
     if not isinstance(aggregation, AdditiveRule):
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but aggregation.kind is {aggregation.kind}: how far one client "
-            "moves it is not "
-            "known, so no noise could cover it; use aggregation.kind mean"
+            f"privacy.kind is {privacy.kind} but aggregation.kind is {aggregation.kind}: how far one client moves it "
+            "is not known, so no noise could cover it; use aggregation.kind mean"
         )
     if aggregation.max_weight is None:
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but aggregation.weights is num_examples without a cap: one client "
-            "with many "
-            "examples could move the mean any distance; set aggregation.max_examples, or aggregation.weights to uniform"
+            f"privacy.kind is {privacy.kind} but aggregation.weights is num_examples without a cap: one client with "
+            "many examples could move the mean any distance; set aggregation.max_examples, or aggregation.weights to "
+            "uniform"
         )
     if not config.compression.transparent:
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but compression.kind is {config.compression.kind}: what is clipped "
-            "must be what "
-            "is added up; use compression.kind none"
+            f"privacy.kind is {privacy.kind} but compression.kind is {config.compression.kind}: what is clipped must "
+            "be what is added up; use compression.kind none"
         )
     if selection.min_updates and "min_updates" in selection.model_fields_set:
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but selection.min_updates is {selection.min_updates}: a round that "
-            "ends because "
-            "few clients came tells who came; leave selection.min_updates out"
+            f"privacy.kind is {privacy.kind} but selection.min_updates is {selection.min_updates}: a round that ends "
+            "because few clients came tells who came; leave selection.min_updates out"
         )
     if num_clients is not None:
         sampling = selection.sampling(num_clients)

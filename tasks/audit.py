@@ -15,6 +15,7 @@ from fl_components.server.federation import assemble
 from fl_components.store import RunRecord, Store, derived_key
 from fl_components.training import one_thread
 from tasks.tracking import server
+from tasks.tracking.run_view import experiment_of
 
 AUDIT_TAG = "fedrounds.audit_of"
 
@@ -35,9 +36,9 @@ def audit_mechanism(run: RunRecord, num_canaries: int) -> AuditReport:
 def show_audit(store: Store, run: RunRecord, report: AuditReport) -> str:
     """Keep a report in MLflow, as a run of the audited run's experiment; returns its id."""
     with server.quiet():
-        client = server.connect(server.tracking_uri(store.home))
-        experiment = client.get_experiment_by_name(run.name)
-        experiment_id = experiment.experiment_id if experiment is not None else client.create_experiment(run.name)
+        uri = server.tracking_uri(store.home)
+        client = server.connect(uri)
+        experiment_id = experiment_of(client, run.name, server.artifact_location(uri, store.home))
         tags = {AUDIT_TAG: run.run_id, "verdict": report.verdict, "accused": str(accuses(report)).lower()}
         shown = client.create_run(experiment_id, run_name=f"audit of {run.run_id}", tags=tags).info.run_id
         values = {

@@ -41,6 +41,25 @@ with connect(idle_s=0.5) as connection:
 """
 
 
+PRIVATE: dict[str, Any] = {
+    "name": "ward",
+    "population": "wards",
+    "rounds": 5,
+    "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 20}},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.1, "batch_size": 32, "epochs": 1},
+    "selection": {"kind": "poisson", "sampling_rate": 0.5},
+    "aggregation": {"weights": "uniform"},
+    "privacy": {
+        "kind": "central",
+        "noise_multiplier": 1.5,
+        "clipping": {"kind": "fixed", "norm": 0.5},
+        "delta": 1e-3,
+    },
+}
+"""The configuration of a small run under a privacy claim."""
+
+
 def clean_environment(home: Path) -> dict[str, str]:
     """This environment with nothing configured but the home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURES)}
@@ -114,6 +133,21 @@ def prefect(api_url: str, path: str, body: dict[str, Any] | None = None, method:
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.loads(response.read() or b"null")
+
+
+def told_by_mlflow(home: Path, script: str, *arguments: str) -> Any:
+    """What a script prints as its last line, in JSON; `client` in it asks the home's MLflow, `sys.argv[1:]` are the
+    arguments. In a process of its own: importing mlflow here would slow all other tests of this process."""
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    lines = ["import json, sys, mlflow", f"mlflow.set_tracking_uri({uri!r})", "client = mlflow.MlflowClient()", script]
+    answer = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), *arguments],
+        env=clean_environment(home),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def missing(component: str) -> NoReturn:

@@ -66,7 +66,8 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
 def pld_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float | None:
     """Epsilon at `delta` of all that was spent, by privacy loss distributions (pessimistic, so never too small).
 
-    None where they are not known for an event: sampling without replacement, and a draw that was released twice.
+    None where they are not known for an event (sampling without replacement, and a draw that was released twice), and
+    where their arithmetic ends: for a sampling rate next to 1.
     """
     from dp_accounting.pld import PLDAccountant
 
@@ -75,7 +76,10 @@ def pld_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
         if not accountant.supports(event.dp_event()):
             return None
         if count:
-            accountant.compose(event.dp_event(), count)
+            try:
+                accountant.compose(event.dp_event(), count)
+            except ValueError:
+                return None
     return float(accountant.get_epsilon(delta))
 
 

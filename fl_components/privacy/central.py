@@ -135,9 +135,8 @@ class CentralPrivacy(PrivacyRule):
     def _no_seed(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping) and fields.keys() & {"seed", "noise_seed"}:
             raise ValueError(
-                "privacy has no seed for its noise: it is drawn from a secret of the run, since whoever knew the "
-                "seed could "
-                "subtract the noise; leave the field out"
+                "privacy has no seed for its noise: it is drawn from a secret of the run, since whoever knew the seed "
+                "could subtract the noise; leave the field out"
             )
         return fields
 
@@ -145,9 +144,8 @@ class CentralPrivacy(PrivacyRule):
     def _one_norm_follows_one_quantile(self) -> CentralPrivacy:
         if self.per_layer and isinstance(self.clipping, AdaptiveClipping):
             raise ValueError(
-                "privacy.per_layer is true and privacy.clipping.kind is adaptive: one count cannot steer the "
-                "norms of several "
-                "layers; use fixed clipping, or per_layer: false"
+                "privacy.per_layer is true and privacy.clipping.kind is adaptive: one count cannot steer the norms of "
+                "several layers; use fixed clipping, or per_layer: false"
             )
         return self
 
@@ -155,7 +153,11 @@ class CentralPrivacy(PrivacyRule):
         return self.clipping.init()
 
     def check(self, expected_cohort_size: float) -> None:
-        self.sum_noise_multiplier(expected_cohort_size)
+        self.sum_noise_multiplier(self._claimed_cohort(expected_cohort_size))
+
+    def _claimed_cohort(self, expected_cohort_size: float) -> float:
+        """The size of the cohort that the noise is for."""
+        return expected_cohort_size if self.simulate_noise_cohort is None else self.simulate_noise_cohort
 
     def event(self, sampling: Sampling) -> Event:
         release = Gaussian(noise_multiplier=self.noise_multiplier)
@@ -190,11 +192,10 @@ class CentralPrivacy(PrivacyRule):
         left = self.noise_multiplier**-2 - (2 * deviation) ** -2
         if left <= 0:
             raise ValueError(
-                f"privacy.clipping counts unclipped updates with noise of deviation {deviation:g}, which alone "
-                "costs more "
-                f"than privacy.noise_multiplier {self.noise_multiplier:g} allows; set "
-                "privacy.clipping.count_noise above "
-                f"{self.noise_multiplier / 2:g}, or select more than {10 * self.noise_multiplier:g} clients a round"
+                f"privacy.clipping counts unclipped updates with noise of deviation {deviation:g}, which alone costs "
+                f"more than privacy.noise_multiplier {self.noise_multiplier:g} allows; set "
+                f"privacy.clipping.count_noise above {self.noise_multiplier / 2:g}, or select more than "
+                f"{10 * self.noise_multiplier:g} clients a round"
             )
         return float(left**-0.5)
 
@@ -208,14 +209,14 @@ class CentralPrivacy(PrivacyRule):
         the key of a purpose in this round, the same again for the same collection and never for another.
         """
         norm, expected = float(clipping["norm"][0]), sampling.cohort_size
-        smaller = expected / self.simulate_noise_cohort if self.simulate_noise_cohort is not None else 1.0
-        num_parameters = len(sum_D1) - 1
-        deviation = self.sum_noise_multiplier(expected) * smaller
+        claimed, num_parameters = self._claimed_cohort(expected), len(sum_D1) - 1
+        smaller = expected / claimed
+        deviation = self.sum_noise_multiplier(claimed) * smaller
         noise_D = gaussian(key_of("noise of the sum"), deviation * UNITS, num_parameters)
         unit = norm / kept_units(num_parameters)
         mean_D = (sum_D1[:-1].astype(np.int64) + noise_D).astype(np.float64)
         mean_D *= unit / expected
-        count_deviation = self.clipping.count_deviation(expected)
+        count_deviation = self.clipping.count_deviation(claimed)
         fraction = None
         if count_deviation is not None:
             steps = 1 << 20  # the count is in halves: these are small beside its noise

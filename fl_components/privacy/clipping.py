@@ -22,7 +22,6 @@ UNITS: Final = 1 << 19
 
 EXACT_IN_FLOAT32: Final = (1 << 24) // UNITS
 
-
 BLOCK: Final = 256
 """Coordinates whose squares are added up in float32: whatever the order, the sum is right to `BLOCK` * 2^-24 of it."""
 

@@ -74,9 +74,8 @@ def check_budget(
         epsilon = _epsilon(spent, budget)
         if limit is not None and epsilon > limit:
             raise BudgetExhausted(
-                f"the next round would bring {whose} to an epsilon of {epsilon:.4g} at delta {budget.delta:g}, "
-                "and its limit "
-                f"is {limit:g}",
+                f"the next round would bring {whose} to an epsilon of {epsilon:.4g} at delta {budget.delta:g}, and its "
+                f"limit is {limit:g}",
                 hint=hint,
             )
 
@@ -108,9 +107,8 @@ def prepare_population(store: Store, federation: Federation, say: Callable[[str]
     num_clients = federation.data.num_clients
     if central.delta > 1 / num_clients:
         say(
-            f"privacy.delta is {central.delta:g}, more than one in {num_clients} clients: a mechanism that gives "
-            "one of them "
-            f"away could claim as much; set it below {1 / num_clients:g}"
+            f"privacy.delta is {central.delta:g}, more than one in {num_clients} clients: a mechanism that gives one "
+            f"of them away could claim as much; set it below {1 / num_clients:g}"
         )
 
 

@@ -137,9 +137,8 @@ class Hub:
         as one that failed. The reservation itself decides (`guard`)."""
         run = self.refresh()
         spent = from_pairs(run.spent)
-        if (
-            not self.federation.is_charged or sum(spent.values()) > run.committed_round
-        ):  # the next one is reserved already
+        reserved = sum(spent.values()) > run.committed_round  # the next round, by an attempt that ended
+        if reserved or not self.federation.is_charged:
             return
         budget = self.store.find_budget(run.population)
         assert budget is not None

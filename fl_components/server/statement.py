@@ -25,18 +25,15 @@ RELATIONS_IN_WORDS: Final = {
 
 SAMPLING_IN_WORDS: Final = {
     "add_or_remove": "each round's cohort is drawn by an independent coin for each client of a fixed table, from "
-    "a secret, "
-    "before anybody asks who is there; who was drawn is withheld",
+    "a secret, before anybody asks who is there; who was drawn is withheld",
     "replace_one": "each round's cohort is a set of a fixed size, each equally likely, drawn from a secret; who "
-    "was drawn is "
-    "withheld",
+    "was drawn is withheld",
     "zero_out": "every client takes part in every round; no amplification by sampling is claimed",
 }
 
 WITHHELD: Final = (
-    "training loss, who was selected, how many came and how many were refused and why, bytes and seconds that "
-    "depend on them, "
-    "the memory used, the exact norms, and every metric of clients' own test examples"
+    "training loss, who was selected, how many came and how many were refused and why, bytes and seconds that depend "
+    "on them, the memory used, the exact norms, and every metric of clients' own test examples"
 )
 
 NOT_COVERED: Final = (
@@ -60,8 +57,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
             "name": run.name,
             "claim": False,
             "simulated": "the noise is that of a larger cohort, scaled down: its epsilon belongs to a federation "
-            "of that size, "
-            "and these clients are not protected by it",
+            "of that size, and these clients are not protected by it",
         }
     budget = store.find_budget(run.population)
     assert budget is not None
@@ -87,8 +83,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         "mechanism": _mechanism(config, central),
         "sampling": SAMPLING_IN_WORDS[budget.neighbouring],
         "accountant": "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, "
-        "Kamath and Steinke "
-        "2020; it decides, and it stays valid when later runs are chosen after seeing earlier ones",
+        "Kamath and Steinke 2020; it decides, and it stays valid when later runs are chosen after seeing earlier ones",
         "tightest_by": "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance",
         "releases": "the model after each round, the clipping norm, and metrics computed from these and public "
         "data alone",

@@ -88,15 +88,14 @@ def check_chain(
             )
     if (sequence, previous) != (report.rows, report.head):
         raise JournalBroken(
-            f"the journal has {sequence} rows ending in {previous[:12]}, "
-            f"its head says {report.rows} ending in {report.head[:12]}",
+            f"the journal has {sequence} rows ending in {previous[:12]}, its head says {report.rows} ending in "
+            f"{report.head[:12]}",
             hint=RESTORE,
         )
     for anchor in anchored.values():
         raise JournalBroken(
-            f"the journal has {sequence} rows, but {anchor.where} has its row {anchor.rows}: its tail was cut, "
-            "or an older "
-            "database was put in its place",
+            f"the journal has {sequence} rows, but {anchor.where} has its row {anchor.rows}: its tail was cut, or an "
+            "older database was put in its place",
             hint=RESTORE,
         )
 
@@ -143,6 +142,13 @@ def head(connection: Connection) -> JournalReport:
     if len(heads) != 1:
         raise JournalBroken(f"the journal has {len(heads)} heads instead of one", hint="restore a backup")
     return JournalReport(*heads[0])
+
+
+def hash_of(connection: Connection, sequence: int) -> str | None:
+    """The hash of a row (0: of none); None where there is no such row."""
+    if sequence == 0:
+        return GENESIS
+    return connection.execute(select(journal_table.c.hash).where(journal_table.c.sequence == sequence)).scalar()
 
 
 def _links(rows: Iterable[AnyRow]) -> Iterator[Link]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -27,7 +27,7 @@ Guard: TypeAlias = Callable[[Budget, Events, Events], None]
 """Decides on a reservation. Gets the budget, and what its population and the run will have spent with it; raises
 `BudgetExhausted`."""
 
-_COLUMNS = [populations.c[name] for name in Budget.__slots__]
+_COLUMNS = [populations.c[each.name] for each in fields(Budget)]
 
 
 def find(connection: Connection, population: str) -> Budget | None:
@@ -64,17 +64,12 @@ def set_budget(
     if before is not None and before.terms == terms:
         return before
     if before is not None and before.spent:
-        fixed = {
-            name: (old, new)
-            for name, old, new in (
-                (name, getattr(before.terms, name), getattr(terms, name)) for name in BudgetTerms.__slots__
-            )
-            if name != "epsilon" and old != new
-        }
+        old, new = asdict(before.terms), asdict(terms)
+        differing = [f"{name} ({old[name]}, now {new[name]})" for name in old if old[name] != new[name]]
+        fixed = [each for each in differing if not each.startswith("epsilon ")]
         if fixed:
-            told = ", ".join(f"{name} ({old}, now {new})" for name, (old, new) in fixed.items())
             raise ConfigError(
-                f"population {population!r} has spent under other terms: {told}",
+                f"population {population!r} has spent under other terms: {', '.join(fixed)}",
                 hint="only epsilon may change once something is spent; another population is a new beginning only if "
                 "none of its clients is in this one",
             )

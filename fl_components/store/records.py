@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 FINAL_STATES: Final = ("Completed", "Failed", "Cancelled", "TooFewClients", "BudgetExhausted")
@@ -70,26 +70,20 @@ class BudgetTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(BudgetTerms):
     """A population's terms and what is reserved or spent of them: {event as canonical JSON: how often}.
 
     `members` tells the data set that was charged from any other, and None before the first charge.
     """
 
     population: str
-    epsilon: float | None
-    delta: float
-    unit: str
-    neighbouring: str
-    accountant: str
-    demonstration: bool
     members: str | None
     spent: Mapping[str, int]
     set_at: float
 
     @property
     def terms(self) -> BudgetTerms:
-        return BudgetTerms(**{name: getattr(self, name) for name in BudgetTerms.__slots__})
+        return BudgetTerms(*(getattr(self, each.name) for each in fields(BudgetTerms)))
 
 
 @dataclass(frozen=True, slots=True)

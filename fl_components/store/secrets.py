@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fl_components.errors import StoreError
-from fl_components.store.private_files import temporary, write_privately
+from fl_components.store.private_files import remove_leftovers, write_privately
 
 KEY_BYTES: Final = 32
 
@@ -48,7 +48,7 @@ class RunSecret:
     def open(cls, file: Path) -> RunSecret:
         """Raises `StoreError` when the file is not there or not whole."""
         try:
-            temporary(file).unlink(missing_ok=True)  # of a process that was killed: one day an old key
+            remove_leftovers(file)  # one day an old key would be in them
             fields = json.loads(file.read_text())
             return cls(file, int(fields["round"]), bytes.fromhex(fields["key"]))
         except FileNotFoundError as error:

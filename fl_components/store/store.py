@@ -446,10 +446,13 @@ class Store:
             return report
 
     def anchor(self) -> JournalReport:
-        """Remembers the journal's head in this home, outside the database, and returns it."""
+        """Remembers the journal's head in this home, outside the database, and returns it. An earlier one that is no
+        row of the journal stays: `verify_journal` is to find it."""
         with self._database.snapshot() as connection:
             report = journal_.head(connection)
-        write_privately(self._anchor_file, json.dumps(asdict(report)).encode())
+            kept = all(journal_.hash_of(connection, each.rows) == each.head for each in self._own_anchor())
+        if kept:
+            write_privately(self._anchor_file, json.dumps(asdict(report)).encode())
         return report
 
     def _own_anchor(self) -> list[Anchor]:

@@ -124,7 +124,7 @@ class RunView:
                         f"mlflow runs restore --run-id {shown.info.run_id}"
                     )
                 return shown
-        experiment_id = self._experiment_id(run.name, artifacts)
+        experiment_id = experiment_of(self.client, run.name, artifacts)
         candidates = self.client.search_runs([experiment_id], filter_string=f"tags.`{RUN_ID_TAG}` = '{run.run_id}'")
         for shown in candidates:
             if shown.data.tags.get(CREATED_TAG) == repr(run.created_at):
@@ -136,18 +136,6 @@ class RunView:
             tags={RUN_ID_TAG: run.run_id, CREATED_TAG: repr(run.created_at)},
             run_name=_cut(name, _MAX_NAME_LENGTH),
         )
-
-    def _experiment_id(self, name: str, artifacts: str | None) -> str:
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return self.client.create_experiment(name, artifact_location=artifacts)
-            except Exception:
-                experiment = self.client.get_experiment_by_name(name)  # another process made it just now
-                if experiment is None:
-                    raise
-        _refuse_deleted_experiment(experiment)
-        return experiment.experiment_id
 
     def _log_configuration(self, run: RunRecord) -> None:
         """Parameters and tags. At every opening, as a killed process may not have; equal values change nothing."""
@@ -168,6 +156,20 @@ class RunView:
             params=[Param(key, value) for key, value in params.items()],
             tags=[RunTag(key, _cut(value, _MAX_TAG_LENGTH)) for key, value in tags.items() if value],
         )
+
+
+def experiment_of(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    """The id of the experiment of that name, made where there is none. Raises `DeletedInMlflow`."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except Exception:
+            experiment = client.get_experiment_by_name(name)  # another process made it just now
+            if experiment is None:
+                raise
+    _refuse_deleted_experiment(experiment)
+    return str(experiment.experiment_id)
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -19,23 +19,9 @@ from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.store import Store
 from flows.round import walk
+from tests.support import PRIVATE
 
-FIELDS: dict[str, Any] = {
-    "name": "ward",
-    "population": "wards",
-    "rounds": 4,
-    "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 20}},
-    "model": {"kind": "logistic_regression"},
-    "training": {"learning_rate": 0.1, "batch_size": 32, "epochs": 1},
-    "selection": {"kind": "poisson", "sampling_rate": 0.5},
-    "aggregation": {"weights": "uniform"},
-    "privacy": {
-        "kind": "central",
-        "noise_multiplier": 1.5,
-        "clipping": {"kind": "fixed", "norm": 0.5},
-        "delta": 1e-3,
-    },
-}
+FIELDS = PRIVATE | {"rounds": 4}
 EVENT = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.5))
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +11,7 @@ from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.store import Store
 from tests.end_to_end.test_train import Served
-from tests.support import Fedrounds, clean_environment, data_of, prefect
+from tests.support import PRIVATE, Fedrounds, data_of, prefect, told_by_mlflow
 
 WARDS = """
 import numpy as np
@@ -27,21 +24,20 @@ def load():
         wards[f"ward-{ward}"] = (x[:20], y[:20], x[20:], y[20:])
     return wards
 """
-FIELDS: dict[str, Any] = {
+SHOWN = """
+run = client.get_run(sys.argv[1])
+version = client.get_model_version_by_alias("wards", "challenger")
+print(json.dumps({
+    "status": run.info.status, "tags": run.data.tags, "version_tags": version.tags, "metrics": list(run.data.metrics),
+    "epsilons": [metric.value for metric in client.get_metric_history(sys.argv[1], "privacy/epsilon")],
+    "statement": mlflow.artifacts.load_text(f"runs:/{sys.argv[1]}/privacy_statement.md"),
+}))
+"""
+FIELDS = PRIVATE | {
     "name": "wards",
     "population": "hospital",
     "rounds": 6,
     "data": {"kind": "function", "path": "our_wards:load", "num_classes": 2},
-    "model": {"kind": "logistic_regression"},
-    "training": {"learning_rate": 0.5, "epochs": 1},
-    "selection": {"kind": "poisson", "sampling_rate": 0.5},
-    "aggregation": {"weights": "uniform"},
-    "privacy": {
-        "kind": "central",
-        "noise_multiplier": 1.0,
-        "clipping": {"kind": "fixed", "norm": 1.0},
-        "delta": 1e-3,
-    },
 }
 
 
@@ -54,7 +50,7 @@ def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, hom
     assert refused.returncode == 1
     assert "population 'hospital' has no privacy budget" in json.loads(refused.stdout)["error"]["message"]
 
-    event = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.0))
+    event = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.5))
     three = rdp_epsilon({event: 3}, "add_or_remove", 1e-3)
     limit = ["--epsilon", f"{three + 1e-6}", "--delta", "1e-3", "--reason", "a test"]
     data_of(fedrounds("privacy", "budget", "set", "hospital", *limit, "--json"))
@@ -83,7 +79,7 @@ def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, hom
         assert "Population `hospital`: `██████████████████████████████`" in artifact["data"]
         assert "ward-" not in json.dumps(prefect(api_url, "/logs/filter", {}))
 
-    shown = mlflow_of(home, data["mlflow_run_id"])
+    shown = told_by_mlflow(home, SHOWN, data["mlflow_run_id"])
     assert shown["status"] == "FINISHED"
     assert shown["epsilons"] == pytest.approx([rdp_epsilon({event: n}, "add_or_remove", 1e-3) for n in (1, 2, 3)])
     assert (
@@ -94,28 +90,3 @@ def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, hom
 
     with Store.open(home) as store:
         assert all("eval/accuracy" in row.withheld["metrics"] for row in store.rounds("r"))
-
-
-def mlflow_of(home: Path, mlflow_run_id: str) -> dict[str, Any]:
-    """In a process of its own: importing mlflow here would slow all other tests of this process."""
-    script = """
-import json, sys
-from mlflow import MlflowClient
-from mlflow.artifacts import load_text
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-client = MlflowClient()
-run = client.get_run(sys.argv[2])
-version = client.get_model_version_by_alias("wards", "challenger")
-print(json.dumps({
-    "status": run.info.status, "tags": run.data.tags, "version_tags": version.tags, "metrics": list(run.data.metrics),
-    "epsilons": [metric.value for metric in client.get_metric_history(sys.argv[2], "privacy/epsilon")],
-    "statement": load_text(f"runs:/{sys.argv[2]}/privacy_statement.md"),
-}))
-"""
-    answer = subprocess.run(
-        [sys.executable, "-c", script, f"sqlite:///{home / 'mlflow.db'}", mlflow_run_id],
-        env=clean_environment(home), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    seen: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    return seen

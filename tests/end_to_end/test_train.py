@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from fl_components.config import load_config
 from fl_components.simulate import simulate
 from fl_components.store import Store
 from fl_components.values import ServerState
-from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect
+from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect, told_by_mlflow
 
 STAGES = ["load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit", "track"]
 DATA = {  # the object of docs/operations.md
@@ -108,23 +106,15 @@ def check_prefect(api_url: str, data: dict[str, Any]) -> None:
 
 
 def check_mlflow(home: Path, data: dict[str, Any]) -> None:
-    """In a process of its own: importing mlflow here would slow all other tests of this process."""
     script = """
-import json, sys
-from mlflow import MlflowClient
-client = MlflowClient(tracking_uri=sys.argv[1])
-run = client.get_run(sys.argv[2])
+run = client.get_run(sys.argv[1])
 version = client.get_model_version_by_alias("heart-disease", "challenger")
 print(json.dumps({
     "status": run.info.status, "params": run.data.params, "tags": run.data.tags, "version_tags": version.tags,
-    "steps": [metric.step for metric in client.get_metric_history(sys.argv[2], "eval/accuracy")],
+    "steps": [metric.step for metric in client.get_metric_history(sys.argv[1], "eval/accuracy")],
 }))
 """
-    answer = subprocess.run(
-        [sys.executable, "-c", script, f"sqlite:///{home / 'mlflow.db'}", data["mlflow_run_id"]],
-        env=clean_environment(home), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    seen = json.loads(answer.stdout.splitlines()[-1])
+    seen = told_by_mlflow(home, script, data["mlflow_run_id"])
     assert seen["status"] == "FINISHED"
     assert seen["steps"] == [1, 2, 3]
     assert seen["params"]["training.learning_rate"] == "0.1"

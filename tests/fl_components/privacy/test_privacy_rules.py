@@ -17,6 +17,7 @@ from fl_components.privacy import (
     PrivacyRule,
     neighbouring_of,
 )
+from fl_components.privacy.central import ClippingRule
 from fl_components.privacy.clipping import UNITS, kept_units
 from fl_components.privacy.events import Gaussian, Nothing, PoissonSampled, SampledWithoutReplacement, parse_event
 from fl_components.values import Sampling
@@ -147,14 +148,17 @@ class TestRelease:
         assert np.abs(mean_D).max() > 0
         assert rule.metrics(state, 1.0, 1000)["privacy/signal_to_noise"].value < 0.3
 
-    def test_a_simulated_cohort_has_the_signal_to_noise_of_the_large_one(self) -> None:
-        small = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=1.0), simulate_noise_cohort=1000)
-        large = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=1.0))
+    @pytest.mark.parametrize("clipping", [FixedClipping(norm=1.0), AdaptiveClipping(initial_norm=1.0)], ids=repr)
+    def test_a_simulated_cohort_has_the_signal_to_noise_of_the_large_one(self, clipping: ClippingRule) -> None:
+        small = CentralPrivacy(noise_multiplier=1.0, clipping=clipping, simulate_noise_cohort=1000)
+        large = CentralPrivacy(noise_multiplier=1.0, clipping=clipping)
+        small.check(5)  # a cohort that would be too small to count in, if it were not for a large one
         _, simulated = small.release(np.zeros(11), small.init(), POISSON, lambda _: bytes(32))
         _, real = large.release(
             np.zeros(11), large.init(), Sampling("poisson", 10_000, 1000.0, 0.1), lambda _: bytes(32)
         )
         assert simulated["noise"][0] == pytest.approx(real["noise"][0])
+        assert simulated["norm"][0] == pytest.approx(real["norm"][0])  # the count's noise, of the same key, as well
 
 
 @pytest.mark.parametrize(

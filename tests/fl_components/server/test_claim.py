@@ -20,26 +20,14 @@ from fl_components.server.hub import Hub, open_hub
 from fl_components.store import BudgetTerms, Store
 from fl_components.values import Collected, RoundResult, ServerState
 from flows.round import walk
+from tests.support import PRIVATE
 
 NUM_CLIENTS = 9
-FIELDS: dict[str, Any] = {
-    "name": "ward",
-    "population": "wards",
-    "rounds": 5,
+FIELDS = PRIVATE | {
     "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": NUM_CLIENTS}},
-    "model": {"kind": "logistic_regression"},
-    "training": {"learning_rate": 0.1, "batch_size": 32, "epochs": 1},
-    "selection": {"kind": "poisson", "sampling_rate": 0.5},
-    "aggregation": {"weights": "uniform"},
-    "privacy": {
-        "kind": "central",
-        "noise_multiplier": 1.5,
-        "clipping": {"kind": "fixed", "norm": 0.5},
-        "delta": 1e-3,
-    },
     "execution": {"processes": 1, "shard_size": 3},
 }
-PRIVATE = {"kind": "function", "path": f"{__name__}:wards", "num_classes": 2}
+WARDS = {"kind": "function", "path": f"{__name__}:wards", "num_classes": 2}
 TERMS = BudgetTerms(
     epsilon=100.0, delta=1e-3, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
 )
@@ -101,7 +89,7 @@ class TestSpending:
     def test_a_population_ends_where_its_budget_does(self, begin: Begin, store: Store) -> None:
         epsilon = rdp_epsilon({EVENT: 3}, "add_or_remove", 1e-3)
         store.set_budget("wards", BudgetTerms(**{**_fields(TERMS), "epsilon": epsilon}), reason="x", by="ada")
-        first, second = begin("a", data=PRIVATE), begin("b", data=PRIVATE)
+        first, second = begin("a", data=WARDS), begin("b", data=WARDS)
         walk(stages, first, 1), walk(stages, first, 2), walk(stages, second, 1)
         for hub, round in ((first, 3), (second, 2)):
             with pytest.raises(BudgetExhausted, match="the next round would bring population 'wards' to an epsilon of"):
@@ -139,10 +127,10 @@ def _fields(terms: BudgetTerms) -> dict[str, Any]:
 class TestPopulations:
     def test_private_data_need_a_budget_that_somebody_has_set(self, begin: Begin, store: Store) -> None:
         with pytest.raises(StoreError, match="population 'wards' has no privacy budget"):
-            begin(data=PRIVATE)
+            begin(data=WARDS)
         assert store.runs() == []
         store.set_budget("wards", TERMS, reason="the board agreed", by="ada")
-        begin(data=PRIVATE)
+        begin(data=WARDS)
 
     def test_public_data_register_a_demonstration(self, begin: Begin, store: Store) -> None:
         begin()
@@ -152,13 +140,13 @@ class TestPopulations:
     def test_private_data_never_hide_behind_a_demonstration(self, begin: Begin) -> None:
         begin().close()
         with pytest.raises(ConfigError, match="is a demonstration on public data, and data function are private"):
-            begin("s", data=PRIVATE)
+            begin("s", data=WARDS)
 
     def test_another_data_set_is_another_population(self, begin: Begin, store: Store) -> None:
         store.set_budget("wards", TERMS, reason="x", by="ada")
-        begin("a", data=PRIVATE).close()
+        begin("a", data=WARDS).close()
         with pytest.raises(ConfigError, match="has been charged for another data set"):
-            begin("b", data=PRIVATE | {"path": f"{__name__}:other_wards"})
+            begin("b", data=WARDS | {"path": f"{__name__}:other_wards"})
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -170,7 +158,7 @@ class TestPopulations:
     def test_other_terms_are_refused(self, begin: Begin, store: Store, changes: dict[str, Any], words: str) -> None:
         store.set_budget("wards", TERMS, reason="x", by="ada")
         with pytest.raises(ConfigError, match=words):
-            begin(data=PRIVATE, **changes)
+            begin(data=WARDS, **changes)
 
     def test_a_delta_that_promises_little_is_remarked_on(self, store: Store) -> None:
         heard: list[str] = []
@@ -283,7 +271,7 @@ class TestReleases:
         if store.find_budget("wards") is None:
             store.set_budget("wards", TERMS, reason="x", by="ada")
         hub = begin(
-            run_id, data=PRIVATE | {"path": f"{__name__}:{path}"}, selection={"kind": "poisson", "sampling_rate": 1}
+            run_id, data=WARDS | {"path": f"{__name__}:{path}"}, selection={"kind": "poisson", "sampling_rate": 1}
         )
         results = [walk(stages, hub, round) for round in (1, 2, 3)]
         return results, json.dumps([row.content for row in store.journal(run_id)], sort_keys=True)
@@ -318,7 +306,7 @@ class TestReleases:
         seen = []
         for path in ("wards", "other_wards"):
             with Store.open(tmp_path / path) as store, ExitStack() as stack:
-                config = parse_config(FIELDS | {"data": PRIVATE | {"path": f"{__name__}:{path}"}})
+                config = parse_config(FIELDS | {"data": WARDS | {"path": f"{__name__}:{path}"}})
                 store.set_budget("wards", TERMS, reason="x", by="ada")
                 secret = store.home / "secrets" / "runs" / "r"
                 secret.parent.mkdir(parents=True)
@@ -339,7 +327,7 @@ class TestReleases:
 
     def test_messages_and_errors_name_nobody(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         store.set_budget("wards", TERMS, reason="x", by="ada")
-        hub, heard = begin(data=PRIVATE), list[str]()
+        hub, heard = begin(data=WARDS), list[str]()
         hub.say = heard.append
         hub.say_of_clients("a training process died; its shard is trained again: clients ward-3, ward-4")
         file = store.home / "withheld" / "r.log"

@@ -216,6 +216,32 @@ class TestMadeAnew:
         with pytest.raises(JournalBroken, match=f"has {rows} rows, but this home .* has its row 8"):
             store.verify_journal()
 
+    def test_an_anchor_that_tells_is_not_overwritten(
+        self, worked: tuple[Store, JournalReport], new_run: Callable[..., RunRecord]
+    ) -> None:
+        """By the next training's, after an older database was put in its place."""
+        store, _ = worked
+        store.anchor()
+        before = list(store.journal())
+        with store._transaction() as connection:
+            connection.execute(text("DELETE FROM journal WHERE sequence > 5"))
+            connection.execute(text("UPDATE journal_head SET rows = 5, hash = :h"), {"h": before[4].hash})
+        store.anchor()
+        for n in range(9):
+            new_run(f"later-{n}")
+            store.anchor()
+        with pytest.raises(JournalBroken, match="row 8 is not the one that this home"):
+            store.verify_journal()
+
+    def test_it_moves_on_with_a_journal_that_goes_on(
+        self, worked: tuple[Store, JournalReport], new_run: Callable[..., RunRecord]
+    ) -> None:
+        store, _ = worked
+        store.anchor()
+        new_run("later")
+        assert store.anchor().rows == store._own_anchor()[0].rows == 9
+        assert store.verify_journal().rows == 9
+
     def test_an_anchor_from_elsewhere(self, worked: tuple[Store, JournalReport]) -> None:
         store, report = worked
         rows = list(store.journal())

@@ -62,7 +62,7 @@ def test_after_it_has_moved_on_no_byte_of_an_old_key_is_left(file: Path) -> None
 
 def test_what_a_killed_process_left_goes(file: Path) -> None:
     RunSecret.create(file)
-    left = file.with_name("run.next")
+    left = file.with_name("run.next-0a1b")
     left.write_text('{"round": 2, "key": "00"}')
     RunSecret.open(file)
     assert not left.exists()
