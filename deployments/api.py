@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fl_components.errors import RunNotFound
-from fl_components.store import RoundRecord, RunRecord, Store, SweepRecord
+from fl_components.errors import RunNotFound, Unreachable
+from fl_components.store import Anchor, RoundRecord, RunRecord, Store, SweepRecord
 
 if TYPE_CHECKING:
     from deployments.stack.connection import Connection
@@ -125,16 +125,42 @@ def show(run: str) -> dict[str, Any]:
 
 
 def verify_journal() -> dict[str, Any]:
-    """Check the journal's chain and signatures, this home's anchor, and those in MLflow where it answers.
+    """Check the journal's chain and signatures, that the other tables are what it says, and that it goes on from the
+    anchors in this home, in MLflow, and in Prefect where a server runs already.
 
-    {rows, head, anchors, not_reached}. Raises `JournalBroken`, naming the first row that is wrong.
+    {rows, head, anchors, not_reached}: how many anchors agree, and why others could not be asked. Raises
+    `JournalBroken`, naming the first row that is wrong.
     """
-    from tasks.tracking.anchors import anchors_in_mlflow
+    from tasks.anchors import anchors_in_mlflow
 
     with Store.open() as store:
-        anchors, problem = anchors_in_mlflow(store)
-        report = store.verify_journal(anchors)
-        return {"rows": report.rows, "head": report.head, "anchors": len(anchors), "not_reached": problem}
+        in_mlflow, mlflow_problem = anchors_in_mlflow(store)
+        in_prefect, prefect_problem = _anchors_in_prefect(store)
+        report = store.verify_journal([*in_mlflow, *in_prefect])
+        return {
+            "rows": report.rows,
+            "head": report.head,
+            "anchors": len(in_mlflow) + len(in_prefect),
+            "not_reached": [each for each in (mlflow_problem, prefect_problem) if each is not None],
+        }
+
+
+def _anchors_in_prefect(store: Store) -> tuple[list[Anchor], str | None]:
+    from deployments.stack.connection import client_settings, connect, is_running
+
+    if not is_running(store.home):
+        return [], "Prefect was not asked: no server runs (`fedrounds ui` starts one)"
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    from tasks.anchors import anchors_in_prefect
+
+    try:
+        with connect(store.home) as connection, client_settings(connection), get_client(sync_client=True) as client:
+            connection.wait()
+            return anchors_in_prefect(client, store), None
+    except (Unreachable, httpx.HTTPError) as error:
+        return [], f"Prefect could not be asked: {error}"
 
 
 def journal_key() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fl_components.errors import ConfigError
 from fl_components.store import Budget, BudgetTerms, RunRecord, Store
 
 POINTS: Final = 60  # of a curve
+REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
 
 
 def status(population: str | None = None) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ def set_budget(
     from fl_components.server.statement import RELATIONS_IN_WORDS, UNITS_IN_WORDS
 
     if not reason.strip():
-        raise ConfigError("no reason is given", hint="--reason 'who decided it, and why': it is kept in the journal")
+        raise ConfigError("no reason is given", hint=REASON)
     if epsilon < 0:
         raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number of 0 or more")
     with Store.open() as store:
@@ -124,16 +125,38 @@ def statement(run: str) -> dict[str, Any]:
     return found | {"markdown": markdown(found)}
 
 
+def void(run: str, *, reason: str) -> dict[str, Any]:
+    """Give back what a run that stopped has reserved for a round of which nothing came.
+
+    Raises `RunNotFound`; `ConfigError` when nothing is reserved; `StoreError` when the round is sealed or has failed;
+    `LeaseHeld` when a process works on it.
+    """
+    if not reason.strip():
+        raise ConfigError("no reason is given", hint=REASON)
+    with Store.open() as store:
+        with store.acquire(run) as lease:
+            round = lease.void(reason, by=getpass.getuser())
+        if round is None:
+            raise ConfigError(f"run {run} has nothing reserved", hint="`fedrounds privacy ledger` shows what is")
+        record = store.run(run)
+        budget = store.find_budget(record.population)
+        return {"run_id": run, "round": round, "population": record.population} | (
+            {"budget": _status(budget, ())} if budget is not None else {}
+        )
+
+
 def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = None) -> dict[str, Any]:
-    """Measure how much noise the mechanism of a run really adds, as the Prefect flow `privacy-audit`.
+    """Measure how much noise the mechanism of a run (or of an experiment's newest) really adds, as the Prefect flow
+    `privacy-audit`.
 
     Nothing of the run's clients is touched, and nothing is charged. Raises `RunNotFound`, `ConfigError` for a run
     without a claim, `Unreachable`.
     """
     from deployments.stack.connection import client_settings, connect
+    from tasks.audit import find_run
 
     with Store.open() as store:
-        store.run(run)
+        find_run(store, run)
     with connect() as connection:
         from fl_components.privacy.audit import AuditReport
         from flows.audit import privacy_audit

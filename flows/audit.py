@@ -11,23 +11,23 @@ from prefect.states import Completed, Failed
 
 from fl_components.privacy.audit import accuses
 from fl_components.store import Store
-from tasks.audit import audit_mechanism, show_audit
+from tasks.audit import audit_mechanism, find_run, show_audit
 
 
-@flow(name="privacy-audit", flow_run_name="audit of {run_id}", persist_result=False, validate_parameters=False)
-def privacy_audit(run_id: str, num_canaries: int = 1000) -> State[Any]:
+@flow(name="privacy-audit", flow_run_name="audit of {run}", persist_result=False, validate_parameters=False)
+def privacy_audit(run: str, num_canaries: int = 1000) -> State[Any]:
     """Measure how much noise the mechanism of a run really adds.
 
     Args:
-        run_id: the run under a privacy claim.
+        run: the id of a run under a privacy claim, or the name of an experiment: its newest run.
         num_canaries: how many are drawn; about half of them join. More see more.
     """
     with Store.open() as store:
-        run = store.run(run_id)
+        audited = find_run(store, run)
         decorate: Any = task(cache_policy=NO_CACHE, persist_result=False)
-        report = decorate(audit_mechanism)(run, num_canaries)
-        shown = decorate(show_audit)(store, run, report)
-    found = {"run_id": run_id, "accused": accuses(report), "mlflow_run_id": shown, **asdict(report)}
+        report = decorate(audit_mechanism)(audited, num_canaries)
+        shown = decorate(show_audit)(store, audited, report)
+    found = {"run_id": audited.run_id, "accused": accuses(report), "mlflow_run_id": shown, **asdict(report)}
     if accuses(report):
         return Failed(name="Accused", message=report.verdict, data=found)
     return Completed(message=report.verdict, data=found)

@@ -20,6 +20,12 @@ from tasks.tracking.run_view import experiment_of
 AUDIT_TAG = "fedrounds.audit_of"
 
 
+def find_run(store: Store, run: str) -> RunRecord:
+    """The run of that id, or the newest run of the experiment of that name. Raises `RunNotFound`."""
+    found = store.find_run(run) or next(iter(store.runs(name=run, limit=1)), None)
+    return found or store.run(run)
+
+
 def audit_mechanism(run: RunRecord, num_canaries: int) -> AuditReport:
     """Audit one release of the run's mechanism at the size of its model, in a shadow of it: no client but canaries,
     whose updates are random, so that nothing is charged. Keys are fresh ones. Raises `ConfigError` for a run without a

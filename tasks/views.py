@@ -21,6 +21,7 @@ from fl_components.server.hub import Hub
 from fl_components.store import RoundRecord, RunRecord, Store
 from fl_components.store.ledger import from_pairs
 from fl_components.values import RoundResult
+from tasks.anchors import anchor_line
 from tasks.session import Session
 from tasks.tracking.server import run_url, tracking_uri
 
@@ -89,6 +90,8 @@ class RunArtifact:
             *_privacy(hub),
             "",
             f"MLflow: {_mlflow_address(hub.store, run)}",
+            "",
+            anchor_line(hub.store),
             "",
             "| round | train loss | eval loss | accuracy | received | upload | seconds |",
             "|---:|---:|---:|---:|---:|---:|---:|",

@@ -52,11 +52,13 @@ def build() -> App:
     privacy.command(commands.privacy_plan, name="plan", sort_key=2)
     privacy.command(commands.privacy_ledger, name="ledger", sort_key=3)
     privacy.command(commands.privacy_statement, name="statement", sort_key=4)
-    privacy.command(commands.privacy_audit, name="audit", sort_key=5)
+    privacy.command(commands.privacy_void, name="void", sort_key=5)
     budget = App(name="budget", help="Set what a population may spend.", sort_key=6)
     budget.command(commands.privacy_budget_set, name="set")
     privacy.command(budget)
     app.command(privacy)
+
+    app.command(commands.audit, group=RECORDS)
 
     journal = App(name="journal", help="The chained and signed record of every durable step.", group=RECORDS)
     journal.command(commands.journal_verify, name="verify", sort_key=1)

@@ -169,7 +169,10 @@ def deploy(
     cron: Annotated[
         str | None, Parameter(help='When to train, in UTC. Without it: "0 3 * * *", each night at 3.')
     ] = None,
-    active: Annotated[bool, Parameter(negative=(), help="Switch the schedule on at once.")] = False,
+    audit: Annotated[
+        str | None, Parameter(help='When to audit the newest run\'s privacy too, for instance "0 4 * * 1".')
+    ] = None,
+    active: Annotated[bool, Parameter(negative=(), help="Switch the schedules on at once.")] = False,
     name: Annotated[str | None, Parameter(help="The deployment's name. Without it: the file's.")] = None,
     screen: OnScreen,
 ) -> Answer:
@@ -178,8 +181,24 @@ def deploy(
     from deployments.cli import tables
     from deployments.stack.deploy import deploy
 
-    data = deploy(config, overrides=overrides or (), cron=cron, active=active, name=name, say=screen.show)
+    data = deploy(config, overrides=overrides or (), cron=cron, audit=audit, active=active, name=name, say=screen.show)
     return Answer(data, tables.deployment(data))
+
+
+def audit(
+    run: Annotated[str, Parameter(help="The id of a run under a privacy claim, or an experiment's name: its newest.")],
+    /,
+    *,
+    canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
+    picture: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
+) -> Answer:
+    """Measure how much noise a run's mechanism really adds, with canary clients."""
+    _need_server("audit")
+    from deployments import privacy
+    from deployments.cli import tables
+
+    found = privacy.audit(run, num_canaries=canaries, picture=picture)
+    return Answer(found, tables.audit(found))
 
 
 def privacy_status(population: Annotated[str | None, Parameter(help="Without it: all of them.")] = None, /) -> Answer:
@@ -224,20 +243,17 @@ def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /
     return Answer(found, found["markdown"].rstrip())
 
 
-def privacy_audit(
-    run: Annotated[str, Parameter(help="The id of a run under a privacy claim.")],
+def privacy_void(
+    run: Annotated[str, Parameter(help="The id of a run that stopped.")],
     /,
     *,
-    canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
-    picture: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
+    reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
 ) -> Answer:
-    """Measure how much noise a run's mechanism really adds, with canary clients."""
-    _need_server("privacy audit")
+    """Give back what is reserved for a round of which nothing came; an act of an administrator."""
     from deployments import privacy
-    from deployments.cli import tables
 
-    found = privacy.audit(run, num_canaries=canaries, picture=picture)
-    return Answer(found, tables.audit(found))
+    found = privacy.void(run, reason=reason)
+    return Answer(found, f"What round {found['round']} of run {run} had reserved is {found['population']}'s again.")
 
 
 def privacy_budget_set(

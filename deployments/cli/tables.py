@@ -194,14 +194,18 @@ def deployment(data: Mapping[str, Any]) -> RenderableType:
         "run it by": "a worker, which fedrounds up starts",
     }
     lines += [Text.assemble((f"  {label:<13} ", "dim"), value) for label, value in facts.items() if value]
+    if data["audit"] is not None:
+        audit = data["audit"]
+        lines.append(Text.assemble((audit["name"], "bold"), f" audits the newest run of {audit['run']}"))
+        lines.append(Text.assemble(("  schedule      ", "dim"), f"{audit['cron']} (UTC)"))
+        lines.append(Text.assemble(("  page          ", "dim"), audit["url"]))
     return Group(*lines)
 
 
 def journal(data: Mapping[str, Any]) -> RenderableType:
     lines = [Text.assemble(("Intact", "bold green"), f"  {data['rows']:,} rows, head {data['head'] or 'none yet'}")]
-    lines.append(Text(f"  and {data['anchors']} anchors in MLflow agree", style="dim"))
-    if data["not_reached"]:
-        lines.append(Text(f"  {data['not_reached']}", style="yellow"))
+    lines.append(Text(f"  and {data['anchors']} anchors in MLflow and Prefect agree", style="dim"))
+    lines += [Text(f"  {problem}", style="yellow") for problem in data["not_reached"]]
     return Group(*lines)
 
 

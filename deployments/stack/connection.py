@@ -95,6 +95,11 @@ def connect(home: Path | None = None, say: Say = silent, *, idle_s: float = 60.0
     return EmbeddedServer(home, say, idle_s=idle_s)
 
 
+def is_running(home: Path) -> bool:
+    """Whether `connect` would find a server: one that is configured, or the home's own, which runs already."""
+    return configured_api_url() is not None or is_locked(server_files(home).server_lock)
+
+
 def configured_api_url() -> str | None:
     """The Prefect API that the user configured: in PREFECT_API_URL, or in the active profile; else None."""
     if api_url := os.environ.get("PREFECT_API_URL"):

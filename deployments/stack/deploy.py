@@ -1,20 +1,22 @@
-"""`fedrounds deploy`: a scheduled training, registered as `deployments/prefect.yaml` describes it."""
+"""`fedrounds deploy`: scheduled trainings and audits, registered as `deployments/prefect.yaml` describes them."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deployments.stack.connection import Say, client_settings, connect, silent
+from deployments.stack.connection import Connection, Say, client_settings, connect, silent
 from fl_components.errors import ConfigError, Unreachable
 from fl_components.store.home import home as default_home
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.schedules import CronSchedule
 
 PREFECT_FILE = Path(__file__).resolve().parents[1] / "prefect.yaml"
 WORK_POOL = "fedrounds"
@@ -25,6 +27,7 @@ def deploy(
     *,
     overrides: Sequence[str] = (),
     cron: str | None = None,
+    audit: str | None = None,
     active: bool = False,
     name: str | None = None,
     home: Path | None = None,
@@ -36,69 +39,116 @@ def deploy(
         config: the configuration file; each run reads it again.
         overrides: "field.path=value" settings, after the file's own and `model.start_from=latest`.
         cron: when to run (UTC); by default every night at 3.
-        active: whether the schedule is switched on at once.
+        audit: when to audit the privacy mechanism of the experiment's newest run as well (UTC), as the deployment
+            `privacy-audit/NAME`; None registers no audit.
+        active: whether the schedules are switched on at once.
         name: by default the configuration file's name without its suffix.
 
-    Returns: name, deployment_id, url (of its page in Prefect's UI), work_pool, cron, active, config, overrides.
+    Returns: name, deployment_id, url (of its page in Prefect's UI), work_pool, cron, active, config, overrides, and the
+    same of the audit, with `run`, or None.
 
-    Raises `ConfigError` if there is no such file or `cron` is not a schedule, `Unreachable` if the Prefect server does
-    not answer or refuses the deployment. Runs start only while a worker is there: `fedrounds up`.
+    Raises `ConfigError` if there is no such file, a schedule is none or there is nothing to audit, `Unreachable` if the
+    Prefect server does not answer or refuses the deployment. Runs start only while a worker is there: `fedrounds up`.
     """
     config_path = Path(config).expanduser().absolute()
     if not config_path.is_file():
         raise ConfigError(f"there is no configuration file {config_path}", hint="give the path of a YAML file")
     document = yaml.safe_load(PREFECT_FILE.read_text())
-    (definition,) = document["deployments"]
-    (schedule,) = definition["schedules"]
-    parameters = {"config": str(config_path), "overrides": [*definition["parameters"]["overrides"], *overrides]}
-
+    training, auditing = document["deployments"]
+    name = name or config_path.stem
+    experiment = _experiment_under_a_claim(config_path, overrides) if audit is not None else None
     with connect(home, say) as connection:
-        import httpx
-        from prefect.client.orchestration import get_client
-        from prefect.client.schemas.actions import DeploymentScheduleCreate
-        from prefect.client.schemas.objects import ConcurrencyOptions
-        from prefect.client.schemas.schedules import CronSchedule
-        from prefect.utilities.callables import parameter_schema
-        from prefect.utilities.urls import url_for
+        timings = [_timing(each, cron) for each, cron in ((training, cron), (auditing, audit))]
+        with _registering(connection) as client:
+            settings = [*training["parameters"]["overrides"], *overrides]
+            parameters = {"config": str(config_path), "overrides": settings}
+            found = _register(client, document["pull"], training, timings[0], name, parameters, active=active)
+            audited = None
+            if experiment is not None:
+                parameters = {"run": experiment}
+                audited = _register(client, document["pull"], auditing, timings[1], name, parameters, active=active)
+    return found | {"audit": audited}
 
-        try:
-            timing = CronSchedule(cron=cron or schedule["cron"], timezone=schedule["timezone"])
-        except ValueError as error:
-            raise ConfigError(
-                f"{cron!r} is not a cron schedule", hint='five fields, for instance "0 3 * * *" for every night at 3'
-            ) from error
-        module, _, function = definition["entrypoint"].rpartition(".")
-        flow = getattr(importlib.import_module(module), function)
-        limit = definition["concurrency_limit"]
-        try:
-            with client_settings(connection), get_client(sync_client=True) as client:
-                _ensure_work_pool(client)
-                deployment_id = client.create_deployment(
-                    flow_id=client.create_flow(flow),
-                    name=name or config_path.stem,
-                    description=definition["description"],
-                    entrypoint=definition["entrypoint"],
-                    pull_steps=document["pull"],
-                    tags=definition["tags"],
-                    parameters=parameters,
-                    parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
-                    enforce_parameter_schema=definition["enforce_parameter_schema"],
-                    schedules=[DeploymentScheduleCreate(schedule=timing, active=active)],
-                    concurrency_limit=limit["limit"],
-                    concurrency_options=ConcurrencyOptions(collision_strategy=limit["collision_strategy"]),
-                    work_pool_name=definition["work_pool"]["name"],
-                    paused=False,
-                )
-                url = url_for("deployment", obj_id=deployment_id)
-        except httpx.HTTPError as error:
-            raise Unreachable(
-                f"the Prefect server did not take the deployment: {error}",
-                hint="look at PREFECT_API_KEY or PREFECT_API_AUTH_STRING if it asks for one",
-            ) from error
+
+def _experiment_under_a_claim(config: Path, overrides: Sequence[str]) -> str:
+    from fl_components.config import load_config  # with which PyTorch comes
+
+    resolved = load_config(config, overrides)
+    if not resolved.privacy.claims:
+        raise ConfigError(
+            f"{config} claims nothing that could be audited: privacy.kind is {resolved.privacy.kind}",
+            hint="deploy it without an audit, or set privacy.kind to central",
+        )
+    return resolved.name
+
+
+def _timing(definition: dict[str, Any], cron: str | None) -> CronSchedule:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    (schedule,) = definition["schedules"]
+    try:
+        return CronSchedule(cron=cron or schedule["cron"], timezone=schedule["timezone"])
+    except ValueError as error:
+        raise ConfigError(
+            f"{cron!r} is not a cron schedule", hint='five fields, for instance "0 3 * * *" for every night at 3'
+        ) from error
+
+
+@contextmanager
+def _registering(connection: Connection) -> Iterator[SyncPrefectClient]:
+    """A client of the server, in which the work pool is there."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        with client_settings(connection), get_client(sync_client=True) as client:
+            _ensure_work_pool(client)
+            yield client
+    except httpx.HTTPError as error:
+        raise Unreachable(
+            f"the Prefect server did not take the deployment: {error}",
+            hint="look at PREFECT_API_KEY or PREFECT_API_AUTH_STRING if it asks for one",
+        ) from error
+
+
+def _register(
+    client: SyncPrefectClient,
+    pull: list[dict[str, Any]],
+    definition: dict[str, Any],
+    timing: CronSchedule,
+    name: str,
+    parameters: dict[str, Any],
+    *,
+    active: bool,
+) -> dict[str, Any]:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.objects import ConcurrencyOptions
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.urls import url_for
+
+    module, _, function = definition["entrypoint"].rpartition(".")
+    flow = getattr(importlib.import_module(module), function)
+    limit = definition["concurrency_limit"]
+    deployment_id = client.create_deployment(
+        flow_id=client.create_flow(flow),
+        name=name,
+        description=definition["description"],
+        entrypoint=definition["entrypoint"],
+        pull_steps=pull,
+        tags=definition["tags"],
+        parameters=parameters,
+        parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
+        enforce_parameter_schema=definition["enforce_parameter_schema"],
+        schedules=[DeploymentScheduleCreate(schedule=timing, active=active)],
+        concurrency_limit=limit["limit"],
+        concurrency_options=ConcurrencyOptions(collision_strategy=limit["collision_strategy"]),
+        work_pool_name=definition["work_pool"]["name"],
+        paused=False,
+    )
     return {
-        "name": f"{flow.name}/{name or config_path.stem}",
+        "name": f"{flow.name}/{name}",
         "deployment_id": str(deployment_id),
-        "url": url,
+        "url": url_for("deployment", obj_id=deployment_id),
         "work_pool": definition["work_pool"]["name"],
         "cron": timing.cron,
         "active": active,

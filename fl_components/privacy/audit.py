@@ -19,6 +19,11 @@ angle times |A| / (k C), about 1 / sqrt(k + D z^2). Canaries that did not join h
 Its power is that of telling sqrt(k) / z from twice that, where the deviation is sqrt(1 + t^2 / 2D): k decides, and D
 hardly matters while it is much larger than k / z^2.
 
+**The count of adaptive clipping** is a release of its own, of one number. Its noise is drawn `COUNTS` times around a
+count of nobody, each time under other keys, and the mean square is a chi-square variable: an interval for its
+deviation s. A client moves the count by 1/2, so the two releases together are as private as one with noise of
+(z^-2 + (2 s)^-2)^-1/2 (Andrew et al. 2021, theorem 1).
+
 **A lower bound without a model.** The canaries with the largest cosines are guessed to have joined, those with the
 smallest not to have. What is (epsilon, delta)-private lets nobody guess many coins (Steinke, Nasr and Jagielski 2023,
 "Privacy auditing with one (1) training run", https://arxiv.org/abs/2305.08846). It holds for any mechanism, and is
@@ -39,13 +44,15 @@ import torch
 from numpy.typing import NDArray
 
 from fl_components.errors import ConfigError
-from fl_components.privacy.central import CentralPrivacy, KeyOf
+from fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
 from fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
 from fl_components.randomness import generator
 from fl_components.values import Float32, Float64, Sampling
 
 CHUNK: Final = 8
 """Canaries that exist at once."""
+
+COUNTS: Final = 1000
 
 LEAST_CANARIES: Final = 50
 LEAST_PARAMETERS: Final = 1000
@@ -101,9 +108,8 @@ def audit(
       key_of: the key of a purpose, 32 bytes: the canaries, their coins and the release's own noise. Never the keys of a
         round: the audit knows its sum, so what it releases tells the noise.
 
-    The sum is what is audited. Adaptive clipping's count, which the claim pays for as well, is not. Raises
-    `ConfigError` when there are too few canaries or parameters to say anything, and for a simulated cohort, whose noise
-    is not there.
+    Raises `ConfigError` when there are too few canaries or parameters to say anything, and for a simulated cohort,
+    whose noise is not there.
 
     >>> from fl_components.privacy.central import FixedClipping
     >>> rule = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5))
@@ -142,10 +148,15 @@ def audit(
     cosines_M = products_M / (lengths_M * released)
 
     length = float(np.linalg.norm(sum_D1[:-1]))
-    low, high = noncentrality_interval(statistic(released_D, sum_D1[:-1]), num_parameters, confidence)
+    counts = _count_interval(rule, clipping, everyone, key_of, (1 + confidence) / 2)
+    each_confidence = confidence if counts == (0.0, 0.0) else (1 + confidence) / 2  # both hold at once
+    low, high = noncentrality_interval(statistic(released_D, sum_D1[:-1]), num_parameters, each_confidence)
     fullest = length / float(lengths_M[joined_M].sum())  # the mean cosine of a release without noise
     claimed = _epsilon(1 / rule.noise_multiplier, rule.delta)
-    epsilons = _epsilon(low * UNITS / length, rule.delta), _epsilon(high * UNITS / length, rule.delta)
+    epsilons = (
+        _epsilon(math.hypot(max(low, 0) * UNITS / length, counts[0]), rule.delta),
+        _epsilon(math.hypot(high * UNITS / length, counts[1]), rule.delta),
+    )
     return AuditReport(
         claimed_epsilon=claimed,
         delta=rule.delta,
@@ -163,6 +174,25 @@ def audit(
         epsilon_lower_bound=guessing_bound(cosines_M, joined_M, rule.delta, confidence),
         verdict=_in_words(claimed, epsilons, rule.delta, confidence),
     )
+
+
+def _count_interval(
+    rule: CentralPrivacy, clipping: Clipping, sampling: Sampling, key_of: KeyOf, confidence: float
+) -> tuple[float, float]:
+    """How far a client moves the count of unclipped updates, in deviations of its noise; 0 where nobody counts.
+
+    The quantiles of chi-square are Wilson and Hilferty's (1931), right to 1e-4 for so many degrees of freedom.
+    """
+    if rule.clipping.count_deviation(sampling.cohort_size) is None:
+        return 0.0, 0.0
+    squares = 0.0
+    for draw in range(COUNTS):
+        _, state = rule.release(np.zeros(1), clipping, sampling, lambda purpose, draw=draw: key_of(f"{purpose} {draw}"))  # type: ignore[misc]
+        squares += ((float(state["unclipped_fraction"][0]) - 0.5) * sampling.cohort_size) ** 2
+    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2 / (9 * COUNTS))
+    least, most = ((1 - 2 / (9 * COUNTS) + sign * margin) ** 3 for sign in (-1, 1))  # chi-square over its degrees
+    deviation = math.sqrt(squares / COUNTS)
+    return 0.5 * math.sqrt(least) / deviation, 0.5 * math.sqrt(most) / deviation
 
 
 def statistic(released_D: Float64, sum_D: Float64) -> float:

@@ -75,7 +75,7 @@ def _squared_norms(part: Tensor) -> Tensor:
     """Of each row, float64 [C]: squares are added up in float32 within blocks, where that is fast and its error is
     bounded, and the blocks in float64."""
     whole = part.shape[1] // BLOCK * BLOCK
-    blocks = [part[:, :whole].view(len(part), -1, BLOCK), part[:, whole:].unsqueeze(1)]
+    blocks = [part[:, :whole].view(len(part), whole // BLOCK, BLOCK), part[:, whole:].unsqueeze(1)]
     squares = torch.stack([torch.linalg.vector_norm(each, dim=2).double().square_().sum(1) for each in blocks]).sum(0)
     if torch.isfinite(squares).all():
         return squares

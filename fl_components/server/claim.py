@@ -81,11 +81,13 @@ def check_budget(
 
 
 def prepare_population(store: Store, federation: Federation, say: Callable[[str], None]) -> None:
-    """See that the population of a run under a claim has a budget, on the same terms, for these clients.
+    """See that the population of a run that is charged has a budget, on the same terms, for these clients.
 
     Public data register a demonstration population. Raises `StoreError` when there is no budget for private data, and
     `ConfigError` when it is another one's.
     """
+    if not federation.is_charged:
+        return
     config, central = federation.config, federation.central
     assert central is not None
     terms = terms_of(central, federation.sampling, demonstration=federation.data.public)
@@ -118,7 +120,7 @@ def members_of(store: Store, federation: Federation) -> str:
     data = federation.data
     for array in (data.x_train, data.y_train, data.train_rows.starts, data.train_rows.stops):
         code.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return f"{store.keys.signing.id}:{code.hexdigest()}"
+    return code.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

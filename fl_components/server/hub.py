@@ -252,8 +252,7 @@ def open_hub(
     run = store.find_run(run_id)
     if config is not None:
         federation = assemble(config, source_folder or None)
-        if federation.is_charged:
-            prepare_population(store, federation, say)
+        prepare_population(store, federation, say)
         params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
         state = federation.initial_state(params_D)
         run = store.create_run(
@@ -272,6 +271,7 @@ def open_hub(
         )
     elif run is not None:
         federation = assemble(parse_config(run.config), run.source_folder or None)
+        prepare_population(store, federation, say)
     else:
         raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
     _check_unchanged(run, federation)

@@ -251,6 +251,35 @@ class Lease:
             )
         return settled + 1
 
+    def void(self, reason: str, *, by: str) -> int | None:
+        """Takes what is reserved for the round in hand off its population's budget again: an act of an administrator,
+        journalled with its reason. Returns the round; None when nothing is reserved.
+
+        Only while nothing can have come of the reservation. `StoreError` where something may: the round is sealed, so
+        that noise may have been drawn, or the run has failed in it, which is seen. A later attempt reserves afresh.
+        """
+        with self._fenced() as connection:
+            run = self._run(connection)
+            round = run.committed_round + 1
+            charge = self._open_charge(connection, round)
+            if charge is None:
+                return None
+            sealed, failed = self._seal_key(connection, round) is not None, run.state == "Failed"
+            if sealed or failed:
+                raise StoreError(
+                    f"round {round} of run {self.run_id} {'is sealed' if sealed else 'has failed'}: something of it "
+                    "may be known, so its charge stays",
+                    hint=f"`fedrounds resume {self.run_id}` makes use of what is paid for",
+                )
+            spent = ledger.from_pairs(run.spent)
+            if sum(spent.values()) > run.committed_round:  # else it was reserved under no claim
+                spent = ledger.give_back(connection, ledger.locked(connection, run.population), spent, charge.event)
+                self._update_run(connection, spent=ledger.as_pairs(spent))
+            content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
+            row = self._append(connection, "charge.voided", content)
+            self._settle(connection, charge, "voided", row.at)
+        return int(round)
+
     def seal(self, round: int, collection: int, data: bytes) -> None:
         """Makes what the round admitted durable. A round that is sealed already keeps its first seal."""
         with self._writing:
@@ -310,15 +339,7 @@ class Lease:
                 connection.execute(
                     insert(rounds).values({name: getattr(record, name) for name in RoundRecord.__slots__})
                 )
-                connection.execute(
-                    update(charges)
-                    .where(
-                        charges.c.run_id == self.run_id,
-                        charges.c.round == round,
-                        charges.c.collection == charge.collection,
-                    )
-                    .values(state="spent", settled_at=row.at)
-                )
+                self._settle(connection, charge, "spent", row.at)
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
                 unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
@@ -462,6 +483,17 @@ class Lease:
                 charges.c.run_id == self.run_id, charges.c.round == round, charges.c.state == "reserved"
             )
         ).one_or_none()
+
+    def _settle(self, connection: Connection, charge: AnyRow, state: str, at: float) -> None:
+        connection.execute(
+            update(charges)
+            .where(
+                charges.c.run_id == self.run_id,
+                charges.c.round == charge.round,
+                charges.c.collection == charge.collection,
+            )
+            .values(state=state, settled_at=at)
+        )
 
     def _check_reserved(self, connection: Connection, round: int, collection: int | None = None) -> AnyRow:
         charge = self._open_charge(connection, round)

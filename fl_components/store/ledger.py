@@ -1,8 +1,8 @@
 """The ledger: what each population may spend and has spent, across all runs, and who allowed it.
 
 A charge is counted when it is reserved, in the transaction that checks the budget: two runs cannot overspend together.
-The totals stand beside the charges, so that the ten-thousandth round costs what the first did; `check_totals` holds
-them equal.
+The totals stand beside the charges, so that the ten-thousandth round costs what the first did. Each act is a row of the
+journal, to which `reconciliation` holds all of it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
-from fl_components.errors import ConfigError, JournalBroken, StoreError
+from fl_components.errors import ConfigError, StoreError
 from fl_components.store import journal
 from fl_components.store.keys import SigningKey
 from fl_components.store.records import Budget, BudgetTerms
-from fl_components.store.schema import AnyRow, canonical_json, charges, populations
+from fl_components.store.schema import AnyRow, canonical_json, members, populations
 
 Events: TypeAlias = "Mapping[str, int]"
 """How often each event was reserved or spent; an event is its canonical JSON text."""
@@ -77,7 +77,7 @@ def set_budget(
     row = journal.append(connection, key, None, "budget.set", content)
     values = {**asdict(terms), "journal_sequence": row.sequence, "set_at": row.at}
     if before is None:
-        connection.execute(insert(populations).values(population=population, spent=[], members=None, **values))
+        connection.execute(insert(populations).values(population=population, spent=[], **values))
     else:
         connection.execute(update(populations).where(populations.c.population == population).values(**values))
     found = find(connection, population)
@@ -85,30 +85,32 @@ def set_budget(
     return found
 
 
-def bind_members(connection: Connection, key: SigningKey, population: str, members: str) -> None:
-    """Remember whose budget this is: `members` tells one data set from another, and nothing of what is in it.
+def bind_members(connection: Connection, key: SigningKey, population: str, digest: str) -> None:
+    """Remember whose budget this is: `digest` tells this hub's data set from others, and nothing of what is in it.
 
-    Raises `ConfigError` when the population's runs have used another data set, or another population this one.
+    Each hub that shares the database has data of its own, and names them by its own key. Raises `ConfigError` when the
+    population's runs have used another data set here, or another population this one.
     """
-    budget = locked(connection, population)
-    if budget.members == members:
+    locked(connection, population)
+    bound = select(members.c.population, members.c.digest)
+    here = connection.execute(bound.where(members.c.population == population, members.c.key_id == key.id)).one_or_none()
+    if here is not None and here.digest == digest:
         return
-    if budget.members is not None:
+    if here is not None:
         raise ConfigError(
             f"population {population!r} has been charged for another data set",
             hint="clients that are in both are one population: put the data back as they were, or set a budget for a "
             "population that holds all of them",
         )
-    other = connection.execute(
-        select(populations.c.population).where(populations.c.members == members)
-    ).scalar_one_or_none()
+    other = connection.execute(bound.where(members.c.digest == digest)).one_or_none()
     if other is not None:
         raise ConfigError(
-            f"the data of population {population!r} belong to population {other!r}, which has a budget of its own",
-            hint=f"use population: {other}",
+            f"the data of population {population!r} belong to population {other.population!r}, which has a budget of "
+            "its own",
+            hint=f"use population: {other.population}",
         )
     journal.append(connection, key, None, "population.bound", {"population": population})
-    connection.execute(update(populations).where(populations.c.population == population).values(members=members))
+    connection.execute(insert(members).values(population=population, key_id=key.id, digest=digest))
 
 
 def charge(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any], guard: Guard) -> Events:
@@ -119,20 +121,10 @@ def charge(connection: Connection, budget: Budget, run_spent: Events, event: dic
     return run_after
 
 
-def check_totals(connection: Connection) -> None:
-    """Raises `JournalBroken` unless each population's total is what its charges add up to."""
-    for budget in all_budgets(connection):
-        rows = connection.execute(
-            select(charges.c.event, func.count())
-            .where(charges.c.population == budget.population)
-            .group_by(charges.c.event)
-        )
-        found = {canonical_json(event): count for event, count in rows if event != {"kind": "none"}}
-        if found != dict(budget.spent):
-            raise JournalBroken(
-                f"population {budget.population!r} has spent something else than its charges add up to",
-                hint=journal.RESTORE,
-            )
+def give_back(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any]) -> Events:
+    """Take a reserved event off a locked budget again. Returns what the run has spent without it."""
+    _write(connection, budget.population, minus(budget.spent, event))
+    return minus(run_spent, event)
 
 
 def as_pairs(spent: Events) -> list[list[Any]]:
@@ -147,6 +139,11 @@ def from_pairs(pairs: Iterable[tuple[str, int]]) -> Events:
 def plus(spent: Events, event: dict[str, Any]) -> Events:
     """With one event more."""
     return Counter(spent) + Counter([canonical_json(event)])
+
+
+def minus(spent: Events, event: dict[str, Any]) -> Events:
+    """With one event less."""
+    return Counter(spent) - Counter([canonical_json(event)])
 
 
 def _write(connection: Connection, population: str, spent: Events) -> None:

@@ -71,13 +71,9 @@ class BudgetTerms:
 
 @dataclass(frozen=True, slots=True)
 class Budget(BudgetTerms):
-    """A population's terms and what is reserved or spent of them: {event as canonical JSON: how often}.
-
-    `members` tells the data set that was charged from any other, and None before the first charge.
-    """
+    """A population's terms and what is reserved or spent of them: {event as canonical JSON: how often}."""
 
     population: str
-    members: str | None
     spent: Mapping[str, int]
     set_at: float
 
@@ -143,7 +139,10 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class ChargeRecord:
-    """A line of a population's ledger. `state` is "reserved" until its round commits, then "spent": both count."""
+    """A line of a population's ledger.
+
+    `state` is "reserved" until its round commits, then "spent": both count. What was "voided" does not.
+    """
 
     population: str
     run_id: str

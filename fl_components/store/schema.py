@@ -177,10 +177,17 @@ populations = Table(  # whose members share one privacy budget
     Column("neighbouring", String(32), nullable=False),
     Column("accountant", String(32), nullable=False),
     Column("demonstration", Boolean, nullable=False),
-    Column("members", String(128)),
     Column("spent", JsonText, nullable=False),  # [[event, count], ...]: what its charges add up to
     Column("set_at", Double, nullable=False),
-    UniqueConstraint("members"),
+)
+
+members = Table(  # whose budgets these are: a data set of each hub, told by a digest under the hub's key
+    "members",
+    metadata,
+    Column("population", ForeignKey("populations.population"), primary_key=True),
+    Column("key_id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    UniqueConstraint("digest"),
 )
 
 seals = Table(

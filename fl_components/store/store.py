@@ -23,6 +23,7 @@ from fl_components.store.database import Database, open_database
 from fl_components.store.home import home as home_folder
 from fl_components.store.keys import KeyRing
 from fl_components.store.private_files import write_privately
+from fl_components.store.reconciliation import reconcile
 from fl_components.store.records import (
     FINISHED_STATES,
     Anchor,
@@ -373,11 +374,11 @@ class Store:
         with self._database.snapshot() as connection:
             return ledger.all_budgets(connection)
 
-    def bind_members(self, population: str, members: str) -> None:
-        """Remembers whose budget this is. Raises `ConfigError` when the population's charges were for another data set,
-        or this one belongs to another population; `StoreError` when it has no budget."""
+    def bind_members(self, population: str, digest: str) -> None:
+        """Remembers whose budget this is. Raises `ConfigError` when the population's charges were for another data set
+        of this hub, or this one belongs to another population; `StoreError` when it has no budget."""
         with self._transaction() as connection:
-            ledger.bind_members(connection, self.keys.signing, population, members)
+            ledger.bind_members(connection, self.keys.signing, population, digest)
 
     # --- blobs ---
 
@@ -435,15 +436,20 @@ class Store:
             after = page[-1].sequence
 
     def verify_journal(self, anchors: Sequence[Anchor] = ()) -> JournalReport:
-        """Checks every row of the journal, its signatures, and that it goes on from each anchor (this home's own and
-        those that are given), and that the totals of all budgets are what their charges add up to.
+        """Checks every row of the journal, its signatures, that it goes on from each anchor (this home's own and those
+        that are given), and that budgets, charges, totals and committed rounds are what it says.
 
         Raises `JournalBroken`, naming the first that is wrong.
         """
         with self._database.snapshot() as connection:
             report = journal_.verify(connection, self.keys.trusted, [*self._own_anchor(), *anchors])
-            ledger.check_totals(connection)
+            reconcile(connection)
             return report
+
+    def journal_head(self) -> JournalReport:
+        """How many rows the journal has, and the last one's hash; nothing is checked."""
+        with self._database.snapshot() as connection:
+            return journal_.head(connection)
 
     def anchor(self) -> JournalReport:
         """Remembers the journal's head in this home, outside the database, and returns it. An earlier one that is no

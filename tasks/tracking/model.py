@@ -58,7 +58,7 @@ def find_registered(client: MlflowClient, run: RunRecord, mlflow_run_id: str, na
     """The URI of the version that this run registered before it was killed, with its alias; else None."""
     for version in client.search_model_versions(f"name = '{name}' and run_id = '{mlflow_run_id}'"):
         if version.tags.get(RUN_ID_TAG) == run.run_id:
-            return _challenge(client, name, version.version)
+            return _challenge(client, run, name, version.version)
     return None
 
 
@@ -230,13 +230,15 @@ def _register(view: RunView, run: RunRecord, logged: LoggedModel, model: Loggabl
     client.set_logged_model_tags(  # what MLflow's pages link by
         logged.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
     )
-    return _challenge(client, name, version.version)
+    return _challenge(client, run, name, version.version)
 
 
-def _challenge(client: MlflowClient, name: str, version: str | int) -> str:
-    """Give the version the alias `challenger`, unless a newer one has it."""
+def _challenge(client: MlflowClient, run: RunRecord, name: str, version: str | int) -> str:
+    """Give the version the alias `challenger`, unless a newer one has it or its privacy is that of another federation:
+    a model of a simulated cohort is never promoted."""
     holder = client.get_registered_model(name).aliases.get(CHALLENGER)
-    if holder is None or int(holder) < int(version):
+    simulated = run.config.get("privacy", {}).get("simulate_noise_cohort") is not None
+    if not simulated and (holder is None or int(holder) < int(version)):
         client.set_registered_model_alias(name, CHALLENGER, str(version))
     return f"models:/{name}/{version}"
 

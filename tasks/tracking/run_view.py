@@ -87,27 +87,32 @@ class RunView:
             self.client.log_batch(self.mlflow_run_id, metrics=metrics)
             self.lease.note(tracked_round=batch[-1].round)
             self.cursor, self._best = batch[-1].round, best
+            self._anchor()
         return self.cursor - first
 
     def tag(self, key: str, value: str) -> None:
         self.client.set_tag(self.mlflow_run_id, key, _cut(value, _MAX_TAG_LENGTH))
 
     def state_privacy(self) -> None:
-        """Attach the privacy statement, and anchor the journal's head, which a restored store will not have."""
+        """Attach the privacy statement."""
         found = statement(self.store, self.store.run(self.lease.run_id))
         self.tag("privacy", in_short(found))
         self.client.log_text(self.mlflow_run_id, markdown(found), "privacy_statement.md")
-        head = self.store.anchor()
-        self.tag(ANCHOR_TAG, f"{head.rows} {head.head}")
 
     def close(self) -> None:
         """End the MLflow run as the training ended, at the time at which it did. `LeaseLost` if it is another's now."""
         self.lease.note()
         run = self.store.run(self.lease.run_id)
+        self._anchor()
         self.tag("state", run.state)
         self.client.set_terminated(self.mlflow_run_id, status=STATUS[run.state], end_time=_milliseconds(run.updated_at))
         if self._sweep is not None:
             show_sweep(self.client, self.store, self._sweep, self.experiment_id)
+
+    def _anchor(self) -> None:
+        """Remember the journal's head in MLflow and in the home: a store that was restored will not have it."""
+        head = self.store.anchor()
+        self.tag(ANCHOR_TAG, f"{head.rows} {head.head}")
 
     def _find_or_create(self, run: RunRecord, artifacts: str | None) -> Run:
         if run.mlflow_run_id is not None:

@@ -12,7 +12,7 @@ import pytest
 from deployments import privacy
 from deployments.cli import main
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError, StoreError
+from fl_components.errors import ConfigError, RunNotFound, StoreError
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.server import stages
@@ -104,6 +104,39 @@ def test_the_ledger_is_in_order(trained: Store) -> None:
     ]
     assert rows[0]["event"] == EVENT.model_dump()
     assert privacy.ledger("nowhere") == []
+
+
+class TestVoid:
+    def test_what_a_run_reserved_and_never_used_is_given_back(self, trained: Store) -> None:
+        with trained.acquire("b") as lease:
+            lease.reserve(2, EVENT.model_dump(), lambda *_: None)
+        assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(4))
+        found = privacy.void("b", reason="the ward left before anything was trained")
+        assert (found["round"], found["population"]) == (2, "wards")
+        assert found["budget"]["epsilon"] == pytest.approx(epsilon(3))
+        assert [row["state"] for row in privacy.ledger("wards")] == ["spent"] * 3 + ["voided"]
+        trained.verify_journal()
+
+    def test_the_run_goes_on_with_another_collection(self, trained: Store) -> None:
+        """So the noise of the round has another key than any that the voided one could have had."""
+        with open_hub(trained, "b") as hub:
+            stages.authorise(hub, stages.select(hub, stages.load(hub, 2)))
+        privacy.void("b", reason="x")
+        with open_hub(trained, "b") as hub:
+            walk(stages, hub, 2)
+        assert [(row["collection"], row["state"]) for row in privacy.ledger("wards")][3:] == [
+            (1, "voided"),
+            (2, "spent"),
+        ]
+        assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(4))
+
+    def test_what_is_refused(self, trained: Store) -> None:
+        with pytest.raises(ConfigError, match="run b has nothing reserved"):
+            privacy.void("b", reason="x")
+        with pytest.raises(ConfigError, match="no reason is given"):
+            privacy.void("b", reason=" ")
+        with pytest.raises(RunNotFound):
+            privacy.void("nobody", reason="x")
 
 
 class TestStatement:

@@ -15,7 +15,7 @@ def test_an_honest_mechanism_is_not_accused(fedrounds: Fedrounds, home: Path, tm
     config = tmp_path / "private.yaml"
     config.write_text(json.dumps(PRIVATE | {"rounds": 1, "model": {"kind": "mlp", "hidden": [32]}}))
     data_of(fedrounds("train", config, "--run-id", "r", "--json"))
-    found = data_of(fedrounds("privacy", "audit", "r", "--canaries", "400", "--picture", tmp_path / "a.png", "--json"))
+    found = data_of(fedrounds("audit", "r", "--canaries", "400", "--picture", tmp_path / "a.png", "--json"))
     assert (found["run_id"], found["accused"], found["num_canaries"]) == ("r", False, 400)
     low, high = found["epsilon_interval"]
     assert low < found["claimed_epsilon"] < high
@@ -31,6 +31,6 @@ def test_an_honest_mechanism_is_not_accused(fedrounds: Fedrounds, home: Path, tm
     assert shown["metrics"]["audit/claimed_epsilon"] == pytest.approx(found["claimed_epsilon"])
 
     data_of(fedrounds("train", HEART, "--set", "rounds=1", "--run-id", "open", "--json"))
-    refused = fedrounds("privacy", "audit", "open", "--json")
+    refused = fedrounds("audit", "open", "--json")
     assert refused.returncode == 2
     assert "run open claims nothing" in json.loads(refused.stdout)["error"]["message"]

@@ -27,6 +27,7 @@ from tasks.tracking.model import LoggableModel, load_start_parameters
 from tasks.tracking.run_view import RunView
 from tasks.tracking.server import run_url, tracking_uri
 from tasks.tracking.tracker import Tracker, catch_up
+from tests.support import PRIVATE
 
 TIMEOUT_S = 60.0
 ACCURACY = [0.5, 0.75, 0.625, 0.875, 0.8125]
@@ -620,6 +621,16 @@ def test_the_model_is_registered_and_predicts_at_any_batch_size(store: Store) ->
         with torch.no_grad():
             wanted = model.module(torch.from_numpy(inputs)).numpy()
         np.testing.assert_allclose(loaded.predict(inputs), wanted, atol=1e-5)
+
+
+def test_a_model_of_a_simulated_cohort_is_registered_but_never_the_challenger(store: Store) -> None:
+    """Its epsilon is another federation's: whoever promotes by the alias must not meet it."""
+    model = make_model()
+    make_run(store, config=PRIVATE | {"privacy": PRIVATE["privacy"] | {"simulate_noise_cohort": 450}})
+    train(store, "r1", range(1, 2), "Completed", digest_of(model), model=lambda: model)
+    (version,) = client(store).search_model_versions("name = 'digits'")
+    assert version.tags["privacy"] == "simulated: no claim"
+    assert client(store).get_registered_model("digits").aliases == {}
 
 
 def test_a_training_starts_from_a_registered_model(store: Store) -> None:

@@ -71,7 +71,7 @@ SWEEP: dict[str, Any] = {
     "prefect_flow_run_url": "http://127.0.0.1:24680/runs/flow-run/01998c5a-93f9-7d5e-8b30-2f7e8a1c0d11",
 }
 SHOWN = RUN | {"history": [{"round": 1, "metrics": {"train/loss": 0.5}, "seconds": {"train": 6.2}}]}
-JOURNAL = {"rows": 120, "head": "abc123", "anchors": 2, "not_reached": None}
+JOURNAL = {"rows": 120, "head": "abc123", "anchors": 2, "not_reached": []}
 CHECKED = {
     "name": "heart-disease",
     "population": "heart-disease",
@@ -459,6 +459,12 @@ def test_deploy_gives_what_was_registered(
         "active": True,
         "config": "/home/me/heart.yaml",
         "overrides": ["model.start_from=latest", "rounds=5"],
+        "audit": {
+            "name": "privacy-audit/nightly",
+            "run": "heart",
+            "cron": "0 5 * * 1",
+            "url": "http://127.0.0.1/audit",
+        },
     }
 
     def deploy(config: str, *, say: Callable[[str], None], **options: Any) -> dict[str, Any]:
@@ -468,15 +474,18 @@ def test_deploy_gives_what_was_registered(
 
     monkeypatch.setattr("deployments.stack.deploy.deploy", deploy)
     line = ["deploy", "heart.yaml", "--set", "rounds=5", "--cron", "0 4 * * *", "--active", "--name", "nightly"]
+    line += ["--audit", "0 5 * * 1"]
     assert main([*line, "--json"]) == 0
     out, err = capfd.readouterr()
     assert one_object(out)["data"] == registered
     assert err == "starting the local Prefect server\n"
-    options = {"overrides": ["rounds=5"], "cron": "0 4 * * *", "active": True, "name": "nightly"}
+    options = {"overrides": ["rounds=5"], "cron": "0 4 * * *", "active": True, "name": "nightly", "audit": "0 5 * * 1"}
     assert asked == {"config": "heart.yaml", **options}
     assert main(line) == 0
     out = capfd.readouterr().out
     for words in ("federated-training/nightly trains /home/me/heart.yaml", "0 4 * * * (UTC), on", registered["url"]):
+        assert words in out
+    for words in ("privacy-audit/nightly audits the newest run of heart", "0 5 * * 1 (UTC)", "http://127.0.0.1/audit"):
         assert words in out
 
 

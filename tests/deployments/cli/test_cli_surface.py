@@ -37,19 +37,20 @@ def surface(app: App, *path: str) -> list[str]:
 
 def test_the_surface_is_frozen() -> None:
     assert surface(build()) == [
+        "audit RUN [--canaries] [--picture]",
         "config check CONFIG [--set] [--data] [--picture]",
         "config schema",
         "config show CONFIG [--set]",
-        "deploy CONFIG [--set] [--cron] [--active] [--name]",
+        "deploy CONFIG [--set] [--cron] [--audit] [--active] [--name]",
         "journal key",
         "journal trust KEY",
         "journal verify",
-        "privacy audit RUN [--canaries] [--picture]",
         "privacy budget set POPULATION --epsilon --reason [--delta] [--unit] [--neighbouring]",
         "privacy ledger POPULATION",
         "privacy plan CONFIG --epsilon [--set] [--picture]",
         "privacy statement RUN",
         "privacy status [POPULATION]",
+        "privacy void RUN --reason",
         "resume [RUN]",
         "runs [--limit]",
         "show RUN",

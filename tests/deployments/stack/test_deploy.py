@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from deployments.stack import deploy as deploy_module
 from deployments.stack.connection import client_settings, connect
 from deployments.stack.deploy import PREFECT_FILE, deploy, enter_home
 from fl_components.errors import ConfigError
+from tests.support import PRIVATE
 
 
 def read_back(home: Path, deployment_id: str) -> dict[str, Any]:
@@ -87,8 +89,28 @@ def test_deploy_registers_an_idle_nightly_training(shared_home: Path, stand_in: 
         "work_pool": "fedrounds",
         "cron": "0 3 * * *",
         "active": False,
+        "audit": None,
         **parameters,
     }
+
+
+def test_an_audit_of_the_newest_run_can_be_scheduled_beside_it(shared_home: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ward.yaml"
+    config.write_text(json.dumps(PRIVATE))
+    deployed = deploy(config, audit="0 5 * * 2", active=True, home=shared_home)
+    audit = deployed["audit"]
+    assert (audit["name"], audit["cron"], audit["run"]) == ("privacy-audit/ward", "0 5 * * 2", PRIVATE["name"])
+    kept = read_back(shared_home, audit["deployment_id"])
+    assert set(kept["schema"]["properties"]) == {"run", "num_canaries"}
+    assert (kept["entrypoint"], kept["parameters"]) == ("flows.audit.privacy_audit", {"run": PRIVATE["name"]})
+    assert (kept["cron"], kept["active"]) == ("0 5 * * 2", True)
+
+
+def test_nothing_claimed_is_nothing_to_audit(shared_home: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ward.yaml"
+    config.write_text(json.dumps(PRIVATE | {"privacy": {"kind": "none"}}))
+    with pytest.raises(ConfigError, match="claims nothing that could be audited"):
+        deploy(config, audit="0 5 * * 2", home=shared_home)
 
 
 def test_deploying_again_replaces(shared_home: Path, stand_in: Path, config: Path) -> None:
@@ -104,7 +126,9 @@ def test_deploying_again_replaces(shared_home: Path, stand_in: Path, config: Pat
 
 def test_prefects_own_command_line_registers_the_same(shared_home: Path, stand_in: Path, config: Path) -> None:
     with connect(shared_home) as connection:
-        environment = {**os.environ, **connection.environment(), "FEDROUNDS_CONFIG": str(config)}
+        environment = {**os.environ, **connection.environment(), "FEDROUNDS_CONFIG": str(config)} | {
+            "FEDROUNDS_EXPERIMENT": "heart-disease"
+        }
     deployment_id = deploy(config, name="training", home=shared_home)["deployment_id"]
     ours = read_back(shared_home, deployment_id)
     _delete(shared_home, deployment_id)
@@ -144,8 +168,8 @@ def test_a_schedule_that_is_none_is_refused(shared_home: Path, stand_in: Path, c
 
 def test_the_shipped_file_names_what_exists(tmp_path: Path) -> None:
     document = yaml.safe_load(PREFECT_FILE.read_text())
-    (definition,) = document["deployments"]
-    assert definition["entrypoint"] == "flows.training.federated_training"
+    entrypoints = [each["entrypoint"] for each in document["deployments"]]
+    assert entrypoints == ["flows.training.federated_training", "flows.audit.privacy_audit"]
     assert document["pull"] == [{f"{enter_home.__module__}.{enter_home.__name__}": {}}]
     os.environ["FEDROUNDS_HOME"] = str(tmp_path / "home")
     assert enter_home() == {"directory": str(tmp_path / "home" / "work")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class TestSpending:
 
     def test_a_population_ends_where_its_budget_does(self, begin: Begin, store: Store) -> None:
         epsilon = rdp_epsilon({EVENT: 3}, "add_or_remove", 1e-3)
-        store.set_budget("wards", BudgetTerms(**{**_fields(TERMS), "epsilon": epsilon}), reason="x", by="ada")
+        store.set_budget("wards", replace(TERMS, epsilon=epsilon), reason="x", by="ada")
         first, second = begin("a", data=WARDS), begin("b", data=WARDS)
         walk(stages, first, 1), walk(stages, first, 2), walk(stages, second, 1)
         for hub, round in ((first, 3), (second, 2)):
@@ -120,10 +121,6 @@ class TestSpending:
         )
 
 
-def _fields(terms: BudgetTerms) -> dict[str, Any]:
-    return {name: getattr(terms, name) for name in BudgetTerms.__slots__}
-
-
 class TestPopulations:
     def test_private_data_need_a_budget_that_somebody_has_set(self, begin: Begin, store: Store) -> None:
         with pytest.raises(StoreError, match="population 'wards' has no privacy budget"):
@@ -147,6 +144,23 @@ class TestPopulations:
         begin("a", data=WARDS).close()
         with pytest.raises(ConfigError, match="has been charged for another data set"):
             begin("b", data=WARDS | {"path": f"{__name__}:other_wards"})
+
+    def test_a_resume_with_another_data_set_is_refused(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        begin(data=WARDS).close()
+        monkeypatch.setattr(f"{__name__}.wards", lambda: {**other_wards()})
+        with pytest.raises(ConfigError, match="has been charged for another data set"):
+            open_hub(store, "r")
+
+    def test_a_resume_on_other_terms_is_refused(self, begin: Begin, store: Store) -> None:
+        """Nothing was spent, so an administrator could change them in between."""
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        begin(data=WARDS).close()
+        store.set_budget("wards", replace(TERMS, neighbouring="replace_one"), reason="x", by="ada")
+        with pytest.raises(ConfigError, match="neighbouring is add_or_remove, its budget's is replace_one"):
+            open_hub(store, "r")
 
     @pytest.mark.parametrize(
         ("changes", "words"),

@@ -114,13 +114,106 @@ class TestSpending:
         assert store.find_budget("p").spent == {TEXT: 25}  # type: ignore[union-attr]
         store.verify_journal()
 
-    def test_a_total_that_was_changed_is_found(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+
+class TestVoiding:
+    """What was reserved for a round of which nothing came can be given back, by somebody with a reason."""
+
+    def test_it_is_off_the_budget_and_the_run_goes_on(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store, epsilon=2.0)
+        new_run("a")
+        assert go_through(store, "a", 1) == 1
+        with store.acquire("a") as lease:
+            lease.reserve(2, EVENT, three_in_all)
+            assert lease.void("the wrong file", by="ada") == 2
+        assert store.find_budget("p").spent == dict(store.run("a").spent) == {TEXT: 1}  # type: ignore[union-attr]
+        assert [charge.state for charge in store.charges()] == ["spent", "voided"]
+        (row,) = [row for row in store.journal("a") if row.kind == "charge.voided"]
+        assert (row.content["round"], row.content["reason"], row.content["by"]) == (2, "the wrong file", "ada")
+        with store.acquire("a") as lease:
+            assert lease.reserve(2, EVENT, three_in_all) == 2  # another collection: with other keys
+            lease.seal(2, 2, b"sum")
+            lease.commit(2, state=b"s", params_digest="d", result={"metrics": {}})
+        assert [charge.state for charge in store.charges()] == ["spent", "voided", "spent"]
+        store.verify_journal()
+
+    def test_there_may_be_nothing_to_void(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store)
+        new_run("a")
+        with store.acquire("a") as lease:
+            assert lease.void("x", by="ada") is None
+        go_through(store, "a", 2)
+        with store.acquire("a") as lease:
+            assert lease.void("x", by="ada") is None
+
+    def test_not_after_the_seal(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        """From there on noise may have been drawn, and what it was added to seen."""
+        set_budget(store)
+        new_run("a")
+        with store.acquire("a") as lease:
+            lease.seal(1, lease.reserve(1, EVENT, three_in_all), b"sum")
+            with pytest.raises(StoreError, match="round 1 of run a is sealed: something of it may be known"):
+                lease.void("x", by="ada")
+        assert store.find_budget("p").spent == {TEXT: 1}  # type: ignore[union-attr]
+
+    def test_not_where_the_run_failed(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        """That it failed may tell of somebody's data."""
+        set_budget(store)
+        new_run("a")
+        with store.acquire("a") as lease:
+            lease.reserve(1, EVENT, three_in_all)
+            lease.finish("Failed", error={"code": "run_failed", "message": "m", "hint": None})
+            with pytest.raises(StoreError, match="has failed"):
+                lease.void("x", by="ada")
+
+    def test_a_round_without_a_claim(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        new_run("a")
+        with store.acquire("a") as lease:
+            lease.reserve(1, {"kind": "none"})
+            assert lease.void("x", by="ada") == 1
+        store.verify_journal()
+
+
+class TestReconciliation:
+    """The tables beside the journal are not signed: what was changed in them shows beside it."""
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ("UPDATE populations SET spent = '[]'", "totals of populations differ from what the journal says: p"),
+            ("UPDATE runs SET spent = '[]'", "totals of runs differ .*: a"),
+            ("UPDATE populations SET epsilon = 9", "budgets differ .*: p"),
+            ("UPDATE populations SET delta = 0.1", "budgets differ .*: p"),
+            ("UPDATE charges SET event = '{}' WHERE round = 1", "charges differ .*: a round 1 collection 1"),
+            ("UPDATE charges SET state = 'voided' WHERE round = 2", "charges differ .*: a round 2 collection 1"),
+            ("UPDATE charges SET population = 'q'", "charges differ"),
+            ("DELETE FROM charges WHERE round = 2", "charges differ .*: a round 2 collection 1"),
+            ("UPDATE rounds SET params_digest = 'd' WHERE round = 1", "rounds differ .*: a round 1"),
+            ("DELETE FROM members", "bindings differ .*: p"),
+        ],
+    )
+    def test_a_changed_row_is_found(
+        self, store: Store, new_run: Callable[..., RunRecord], change: str, told: str
+    ) -> None:
+        set_budget(store)
+        store.bind_members("p", "one")
+        new_run("a")
+        go_through(store, "a", 2)
+        store.verify_journal()
+        with store._transaction() as connection:
+            connection.execute(text(change))
+        with pytest.raises(JournalBroken, match=told):
+            store.verify_journal()
+
+    def test_so_is_a_ledger_that_was_cut_with_its_totals(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        """Everything but the journal agrees that less was spent."""
         set_budget(store)
         new_run("a")
         go_through(store, "a", 2)
         with store._transaction() as connection:
-            connection.execute(text("UPDATE populations SET spent = '[]'"))
-        with pytest.raises(JournalBroken, match="something else than its charges add up to"):
+            connection.execute(text("DELETE FROM charges WHERE round = 2"))
+            for table in ("populations", "runs"):
+                connection.execute(text(f"UPDATE {table} SET spent = :spent"), {"spent": json.dumps([[TEXT, 1]])})
+        with pytest.raises(JournalBroken, match="charges differ"):
             store.verify_journal()
 
 
@@ -167,19 +260,33 @@ class TestTerms:
 class TestMembers:
     def test_a_budget_is_for_one_data_set(self, store: Store) -> None:
         set_budget(store)
-        store.bind_members("p", "key:one")
-        store.bind_members("p", "key:one")
+        store.bind_members("p", "one")
+        store.bind_members("p", "one")
         with pytest.raises(ConfigError, match="'p' has been charged for another data set"):
-            store.bind_members("p", "key:two")
+            store.bind_members("p", "two")
 
     def test_a_data_set_has_one_budget(self, store: Store) -> None:
         set_budget(store), set_budget(store, "q")
-        store.bind_members("p", "key:one")
+        store.bind_members("p", "one")
         with pytest.raises(ConfigError, match="data of population 'q' belong to population 'p'") as caught:
-            store.bind_members("q", "key:one")
+            store.bind_members("q", "one")
         assert caught.value.hint == "use population: p"
+
+    def test_each_hub_that_shares_the_database_has_its_own(
+        self, tmp_path: Path, home: Path, database_url: str, store: Store
+    ) -> None:
+        """Their keys differ, so that their digests say nothing of each other."""
+        set_budget(store)
+        store.bind_members("p", "one")
+        with Store.open(tmp_path / "another", database_url=database_url) as other:
+            other.bind_members("p", "uno")
+            with pytest.raises(ConfigError, match="another data set"):
+                other.bind_members("p", "due")
+            store.keys.trust(other.keys.signing.public.hex())
+        store.bind_members("p", "one")
+        store.verify_journal()
 
     def test_the_journal_has_no_trace_of_the_data(self, store: Store) -> None:
         set_budget(store)
-        store.bind_members("p", "key:one")
-        assert "key:one" not in json.dumps([row.content for row in store.journal()])
+        store.bind_members("p", "digest of one")
+        assert "digest of one" not in json.dumps([row.content for row in store.journal()])

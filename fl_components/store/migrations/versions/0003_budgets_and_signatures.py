@@ -22,11 +22,18 @@ def upgrade() -> None:
         sa.Column("neighbouring", sa.String(32), nullable=False),
         sa.Column("accountant", sa.String(32), nullable=False),
         sa.Column("demonstration", sa.Boolean(), nullable=False),
-        sa.Column("members", sa.String(128)),
         sa.Column("spent", sa.Text(), nullable=False),
         sa.Column("set_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("population", name="pk_populations"),
-        sa.UniqueConstraint("members", name="uq_populations_members"),
+    )
+    op.create_table(
+        "members",
+        sa.Column("population", sa.String(), nullable=False),
+        sa.Column("key_id", sa.String(16), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.ForeignKeyConstraint(["population"], ["populations.population"], name="fk_members_population_populations"),
+        sa.PrimaryKeyConstraint("population", "key_id", name="pk_members"),
+        sa.UniqueConstraint("digest", name="uq_members_digest"),
     )
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("spent", sa.Text(), nullable=False, server_default="[]"))

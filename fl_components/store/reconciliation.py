@@ -1,0 +1,111 @@
+"""Whether the store is what its journal says: the journal's rows are signed, those of the other tables are not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from fl_components.errors import JournalBroken
+from fl_components.store import ledger
+from fl_components.store.journal import RESTORE
+from fl_components.store.records import BudgetTerms
+from fl_components.store.schema import canonical_json, charges, members, rounds, runs
+from fl_components.store.schema import journal as journal_table
+
+_KINDS: Final = ("budget.set", "population.bound", "charge.reserved", "charge.voided", "round.committed")
+
+
+def reconcile(connection: Connection) -> None:
+    """Raises `JournalBroken`, naming what differs, unless budgets, charges, totals and committed rounds are what the
+    journal says. The journal itself is to be verified before."""
+    told, stored = _told(connection), _stored(connection)
+    for book in fields(_Books):
+        expected, found = getattr(told, book.name), getattr(stored, book.name)
+        if expected != found:
+            differing = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+            raise JournalBroken(
+                f"{book.name.replace('_', ' ')} differ from what the journal says: {', '.join(sorted(differing)[:3])}",
+                hint=RESTORE,
+            )
+
+
+@dataclass
+class _Books:
+    """All that the journal vouches for, each by whom or what it is about."""
+
+    budgets: dict[str, BudgetTerms] = field(default_factory=dict)
+    bindings: dict[str, int] = field(default_factory=dict)  # of populations to hubs' data
+    charges: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    totals_of_runs: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    rounds: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def _told(connection: Connection) -> _Books:
+    """By the journal."""
+    books = _Books()
+    query = select(journal_table.c.run_id, journal_table.c.kind, journal_table.c.content)
+    for run_id, kind, text in connection.execute(
+        query.where(journal_table.c.kind.in_(_KINDS)).order_by(journal_table.c.sequence)
+    ):
+        content = json.loads(text)
+        if kind == "budget.set":
+            terms = BudgetTerms(**{each.name: content[each.name] for each in fields(BudgetTerms)})
+            books.budgets[content["population"]] = terms
+        elif kind == "population.bound":
+            books.bindings[content["population"]] = books.bindings.get(content["population"], 0) + 1
+        else:
+            charge = _charge(run_id, content["round"], content["collection"])
+            if kind == "charge.reserved":
+                books.charges[charge] = (content["population"], canonical_json(content["event"]), "reserved")
+            else:
+                state = "voided" if kind == "charge.voided" else "spent"
+                books.charges[charge] = (*books.charges[charge][:2], state)
+            if kind == "round.committed":
+                books.rounds[_round(run_id, content["round"])] = (content["collection"], content["params_digest"])
+    spent: dict[str, Counter[str]] = defaultdict(Counter)
+    by_runs: dict[str, Counter[str]] = defaultdict(Counter)
+    for charge, (population, event, state) in books.charges.items():
+        if population in books.budgets and state != "voided" and json.loads(event).get("kind") != "none":
+            spent[population][event] += 1
+            by_runs[charge.partition(" ")[0]][event] += 1
+    books.totals_of_populations, books.totals_of_runs = {**spent}, {**by_runs}
+    return books
+
+
+def _stored(connection: Connection) -> _Books:
+    """By the other tables."""
+    budgets = ledger.all_budgets(connection)
+    return _Books(
+        budgets={each.population: each.terms for each in budgets},
+        bindings=dict(Counter(connection.scalars(select(members.c.population)))),
+        charges={
+            _charge(row.run_id, row.round, row.collection): (row.population, canonical_json(row.event), row.state)
+            for row in connection.execute(select(charges))
+        },
+        totals_of_populations={each.population: each.spent for each in budgets if each.spent},
+        totals_of_runs={
+            row.run_id: ledger.from_pairs(row.spent)
+            for row in connection.execute(select(runs.c.run_id, runs.c.spent))
+            if row.spent
+        },
+        rounds={
+            _round(row.run_id, row.round): (row.collection, row.params_digest)
+            for row in connection.execute(
+                select(rounds.c.run_id, rounds.c.round, rounds.c.collection, rounds.c.params_digest)
+            )
+        },
+    )
+
+
+def _round(run_id: str, round: int) -> str:
+    return f"{run_id} round {round}"
+
+
+def _charge(run_id: str, round: int, collection: int) -> str:
+    return f"{_round(run_id, round)} collection {collection}"

@@ -1,0 +1,74 @@
+"""Anchors of the journal: what its head was, kept where a restored or shortened store does not reach.
+
+MLflow has one in each run's tags, and Prefect one in each run's page; both are renewed while the run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from fl_components.store import Anchor, Store
+from tasks.tracking import server
+from tasks.tracking.run_view import ANCHOR_TAG
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import Artifact
+
+_LINE: Final = re.compile(r"^Journal: (\d+) rows, the last `([0-9a-f]{64})`, hub `([0-9a-f]+)`\.$", re.MULTILINE)
+_PAGE: Final = 200
+
+
+def anchor_line(store: Store) -> str:
+    """The journal's head as a line of a page in Prefect."""
+    head = store.journal_head()
+    return f"Journal: {head.rows} rows, the last `{head.head}`, hub `{store.keys.signing.id}`."
+
+
+def anchors_in_prefect(client: SyncPrefectClient, store: Store) -> list[Anchor]:
+    """Those in the pages of all runs of this store that a Prefect server shows."""
+    found = []
+    for page in _pages(client):
+        match = _LINE.search(page.data if isinstance(page.data, str) else "")
+        if match is not None and match[3] in store.keys.trusted:  # else another store's, on the same server
+            found.append(Anchor(int(match[1]), match[2], f"Prefect (page {page.key})"))
+    return found
+
+
+def _pages(client: SyncPrefectClient) -> Iterator[Artifact]:
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    wanted, offset = ArtifactFilter(key=ArtifactFilterKey(like_="run-%")), 0
+    while True:
+        pages = client.read_artifacts(artifact_filter=wanted, limit=_PAGE, offset=offset)
+        yield from pages
+        if len(pages) < _PAGE:
+            return
+        offset += _PAGE
+
+
+def anchors_in_mlflow(store: Store) -> tuple[list[Anchor], str | None]:
+    """Those of all runs that MLflow shows, and why it could not be asked, where it could not."""
+    shown = {run.run_id: run.mlflow_run_id for run in store.runs() if run.mlflow_run_id is not None}
+    if not shown:
+        return [], None
+    uri = server.tracking_uri(store.home)
+    anchors = []
+    with server.quiet():
+        try:
+            client = server.connect(uri)
+            for run_id, mlflow_run_id in shown.items():
+                try:
+                    tag = client.get_run(mlflow_run_id).data.tags.get(ANCHOR_TAG, "")
+                except Exception as error:
+                    if server.is_missing(error):
+                        continue
+                    raise
+                rows, _, head = tag.partition(" ")
+                if rows.isdecimal():
+                    anchors.append(Anchor(int(rows), head, f"MLflow (run {run_id})"))
+        except Exception as error:
+            return anchors, f"MLflow at {server.public_uri(uri)} could not be asked: {server.reason(error)}"
+    return anchors, None
