@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +75,7 @@ def set_budget(
 
     if not reason.strip():
         raise ConfigError("no reason is given", hint=REASON)
-    if epsilon < 0:
+    if not 0 <= epsilon < math.inf:
         raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number of 0 or more")
     with Store.open() as store:
         before = store.find_budget(population)
@@ -96,7 +97,9 @@ def set_budget(
         for name, known in (("unit", UNITS_IN_WORDS), ("neighbouring", RELATIONS_IN_WORDS)):
             if getattr(terms, name) not in known:
                 raise ConfigError(f"{name} is {getattr(terms, name)!r}; known are {', '.join(known)}")
-        return _status(store.set_budget(population, terms, reason=reason, by=getpass.getuser()), ())
+        budget = store.set_budget(population, terms, reason=reason, by=getpass.getuser())
+        store.anchor()
+        return _status(budget, ())
 
 
 def ledger(population: str) -> list[dict[str, Any]]:
@@ -138,6 +141,7 @@ def void(run: str, *, reason: str) -> dict[str, Any]:
             round = lease.void(reason, by=getpass.getuser())
         if round is None:
             raise ConfigError(f"run {run} has nothing reserved", hint="`fedrounds privacy ledger` shows what is")
+        store.anchor()
         record = store.run(run)
         budget = store.find_budget(record.population)
         return {"run_id": run, "round": round, "population": record.population} | (

@@ -29,6 +29,9 @@ from fl_components.rules import Added, Rule
 from fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fl_components.training import Evaluation, Execution, LocalExecution, Training
 
+MANY = 10**9
+"""Clients, where their number is not known."""
+
 
 class FederationConfig(Rule):
     """One experiment: what is learnt, from whom, how, and for how many rounds.
@@ -125,10 +128,12 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
             f"privacy.kind is {privacy.kind} but selection.min_updates is {selection.min_updates}: a round that ends "
             "because few clients came tells who came; leave selection.min_updates out"
         )
-    if num_clients is not None:
-        sampling = selection.sampling(num_clients)
-        privacy.event(sampling)
-        privacy.check(sampling.cohort_size)
+    if num_clients is None:
+        privacy.event(selection.sampling(MANY))  # whether a claim leans on the draw is the same for any number
+        return
+    sampling = selection.sampling(num_clients)
+    privacy.event(sampling)
+    privacy.check(sampling.cohort_size)
 
 
 def parse_config(fields: Mapping[str, Any]) -> FederationConfig:

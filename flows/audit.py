@@ -25,7 +25,7 @@ def privacy_audit(run: str, num_canaries: int = 1000) -> State[Any]:
     with Store.open() as store:
         audited = find_run(store, run)
         decorate: Any = task(cache_policy=NO_CACHE, persist_result=False)
-        report = decorate(audit_mechanism)(audited, num_canaries)
+        report = decorate(audit_mechanism)(store, audited, num_canaries)
         shown = decorate(show_audit)(store, audited, report)
     found = {"run_id": audited.run_id, "accused": accuses(report), "mlflow_run_id": shown, **asdict(report)}
     if accuses(report):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from fl_components.store import Anchor, Store
 from tasks.tracking import server
-from tasks.tracking.run_view import ANCHOR_TAG
+from tasks.tracking.run_view import ANCHOR_TAG, RUN_ID_TAG
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import Artifact
 
@@ -50,25 +52,30 @@ def _pages(client: SyncPrefectClient) -> Iterator[Artifact]:
 
 
 def anchors_in_mlflow(store: Store) -> tuple[list[Anchor], str | None]:
-    """Those of all runs that MLflow shows, and why it could not be asked, where it could not."""
-    shown = {run.run_id: run.mlflow_run_id for run in store.runs() if run.mlflow_run_id is not None}
-    if not shown:
-        return [], None
+    """Those in all runs of this hub that MLflow shows, also of runs that the store does not know (any more), and why it
+    could not be asked, where it could not."""
     uri = server.tracking_uri(store.home)
+    if not server.is_there(uri):
+        return [], None
     anchors = []
     with server.quiet():
         try:
             client = server.connect(uri)
-            for run_id, mlflow_run_id in shown.items():
-                try:
-                    tag = client.get_run(mlflow_run_id).data.tags.get(ANCHOR_TAG, "")
-                except Exception as error:
-                    if server.is_missing(error):
-                        continue
-                    raise
-                rows, _, head = tag.partition(" ")
-                if rows.isdecimal():
-                    anchors.append(Anchor(int(rows), head, f"MLflow (run {run_id})"))
+            for run in _runs(client, store.keys.signing.id):
+                rows, head, _ = run.data.tags[ANCHOR_TAG].split()
+                anchors.append(Anchor(int(rows), head, f"MLflow (run {run.data.tags.get(RUN_ID_TAG)})"))
         except Exception as error:
             return anchors, f"MLflow at {server.public_uri(uri)} could not be asked: {server.reason(error)}"
     return anchors, None
+
+
+def _runs(client: MlflowClient, hub: str) -> Iterator[Run]:
+    ids = [each.experiment_id for each in client.search_experiments()]
+    token: str | None = None
+    while ids:
+        wanted = f"tags.`{ANCHOR_TAG}` LIKE '% {hub}'"
+        page = client.search_runs(ids, filter_string=wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

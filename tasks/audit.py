@@ -11,7 +11,7 @@ from fl_components.config import parse_config
 from fl_components.errors import ConfigError
 from fl_components.privacy import CentralPrivacy
 from fl_components.privacy.audit import AuditReport, accuses, audit
-from fl_components.server.federation import assemble
+from fl_components.server.hub import federation_of
 from fl_components.store import RunRecord, Store, derived_key
 from fl_components.training import one_thread
 from tasks.tracking import server
@@ -26,17 +26,18 @@ def find_run(store: Store, run: str) -> RunRecord:
     return found or store.run(run)
 
 
-def audit_mechanism(run: RunRecord, num_canaries: int) -> AuditReport:
+def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> AuditReport:
     """Audit one release of the run's mechanism at the size of its model, in a shadow of it: no client but canaries,
     whose updates are random, so that nothing is charged. Keys are fresh ones. Raises `ConfigError` for a run without a
     claim."""
     config = parse_config(run.config)
     if not isinstance(config.privacy, CentralPrivacy):
         raise ConfigError(f"run {run.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")
-    module = assemble(config, run.source_folder or None).module
-    sizes = [each.numel() for each in module.parameters() if each.requires_grad]
+    federation = federation_of(store, run)
+    sizes = [each.numel() for each in federation.module.parameters() if each.requires_grad]
+    rule = config.privacy.counting_for(federation.sampling.cohort_size)
     with one_thread():
-        return audit(config.privacy, sizes, partial(derived_key, secrets.token_bytes(32)), num_canaries=num_canaries)
+        return audit(rule, sizes, partial(derived_key, secrets.token_bytes(32)), num_canaries=num_canaries)
 
 
 def show_audit(store: Store, run: RunRecord, report: AuditReport) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_components.config import load_config, parse_config
+from fl_components.config import load_config
 from fl_components.errors import ConfigError
-from fl_components.server.federation import Federation, assemble
-from fl_components.server.hub import Hub, Start, open_hub, start_fresh_or_latest
+from fl_components.server.federation import Federation
+from fl_components.server.hub import Hub, Start, federation_of, open_hub, start_fresh_or_latest
 from fl_components.store import RunRecord, Store, SweepRecord
 from fl_components.values import Float32, ServerState
 from tasks.progress import Listener, Progress, nobody_listens
@@ -70,8 +70,7 @@ class Session:
 
 def loggable_model(store: Store, run: RunRecord) -> LoggableModel:
     """The same for a run that this process does not hold: its data and model are loaded anew."""
-    federation = assemble(parse_config(run.config), run.source_folder or None)
-    return _loggable(federation, ServerState.from_bytes(store.state_blob(run.run_id)))
+    return _loggable(federation_of(store, run), ServerState.from_bytes(store.state_blob(run.run_id)))
 
 
 def _loggable(federation: Federation, state: ServerState) -> LoggableModel:

@@ -13,6 +13,12 @@ class DataRule(Rule):
 
     kind: str
 
+    @property
+    def is_public(self) -> bool:
+        """Whether anyone may download the data, as their rule says before they are loaded: `public` is a constant of
+        it, or a field."""
+        return bool(getattr(self, "public", False))
+
     @abstractmethod
     def known_num_clients(self) -> int | None:
         """How many clients there are, where that is known before loading."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,7 @@ class Digits(DataRule):
     """
 
     kind: Literal["digits"] = "digits"
+    public: ClassVar[bool] = True
     partition: Partition = Iid(num_clients=10)
     test_fraction: float = Field(default=0.2, ge=0.0, lt=1.0)
 
@@ -59,5 +60,5 @@ class Digits(DataRule):
             y_test=y[test],
             test_rows=RowRanges.consecutive(num_test),
             num_classes=10,
-            public=True,
+            public=self.public,
         )

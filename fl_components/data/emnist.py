@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import FederatedData
@@ -23,6 +23,7 @@ class Emnist(DataRule):
     """
 
     kind: Literal["emnist"] = "emnist"
+    public: ClassVar[bool] = True
     split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"
     partition: Partition = Iid(num_clients=100)
     folder: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class Femnist(DataRule):
     """
 
     kind: Literal["femnist"] = "femnist"
+    public: ClassVar[bool] = True
     partition: Partition = Natural()
     folder: str | None = None
 

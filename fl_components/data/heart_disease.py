@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,7 @@ class HeartDisease(DataRule):
     """
 
     kind: Literal["heart_disease"] = "heart_disease"
+    public: ClassVar[bool] = True
     normalisation: Literal["public_constants", "per_client"] = "public_constants"
     folder: str | None = None
 
@@ -78,7 +79,7 @@ class HeartDisease(DataRule):
         return FederatedData.from_clients(
             {hospital: self._prepare(folder / f"processed.{hospital}.data") for hospital in HOSPITALS},
             num_classes=2,
-            public=True,
+            public=self.public,
         )
 
     def _prepare(self, file: Path) -> ClientExamples:

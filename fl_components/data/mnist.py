@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import FederatedData
@@ -23,6 +23,7 @@ class Mnist(DataRule):
     """
 
     kind: Literal["mnist"] = "mnist"
+    public: ClassVar[bool] = True
     partition: Partition = Iid(num_clients=100)
     folder: str | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ class Shakespeare(DataRule):
     """
 
     kind: Literal["shakespeare"] = "shakespeare"
+    public: ClassVar[bool] = True
     sequence_length: int = Field(default=80, ge=2)
     test_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     min_characters: int = Field(default=2, ge=2)
@@ -67,7 +68,7 @@ class Shakespeare(DataRule):
                 clients[speaker] = _windows(tokens, len(tokens) - num_test, self.sequence_length)
         if not clients:
             raise DataError(f"{file}: no speaker has enough text", hint="set data.min_characters lower")
-        return FederatedData.from_clients(clients, num_classes=len(vocabulary), public=True)
+        return FederatedData.from_clients(clients, num_classes=len(vocabulary), public=self.public)
 
 
 def _speakers(file: Path, text: str) -> dict[str, str]:

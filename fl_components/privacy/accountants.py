@@ -9,6 +9,7 @@ single run whose releases were fixed in advance.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,9 @@ ORDERS: Final = (*(1 + step / 10 for step in range(1, 100)), *range(11, 64), 128
 
 NAME: Final = "RDP"
 
+MOST_BY_LOSSES: Final = 100.0
+"""An epsilon by Renyi differential privacy, which promises nothing."""
+
 Spent = Mapping[Event, int]
 """How often each event happened."""
 
@@ -38,8 +42,13 @@ def renyi_divergences(event: Event, neighbouring: Neighbouring) -> Float64:
     from dp_accounting.rdp import RdpAccountant
 
     scale = 0.5 if neighbouring == "replace_one" else 1.0
-    with _quiet():  # it warns of each order that does not converge
-        divergences: Float64 = RdpAccountant(ORDERS, _relation(neighbouring)).compose(event.dp_event(scale)).rdp
+    accountant = RdpAccountant(ORDERS, _relation(neighbouring))
+    with _quiet(), np.errstate(all="ignore"):  # it warns of each order that does not converge
+        try:
+            found: Float64 = accountant.compose(event.dp_event(scale)).rdp
+        except ArithmeticError:
+            found = np.full(len(ORDERS), np.inf)
+    divergences = np.where(found >= 0, found, np.inf)  # where its arithmetic ends it says NaN, or less than nothing
     divergences.setflags(write=False)
     return divergences
 
@@ -60,6 +69,8 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     for event, count in spent.items():
         if count:
             total += count * renyi_divergences(event, neighbouring)
+    if not np.isfinite(total).any():
+        return math.inf
     return float(compute_epsilon(ORDERS, total, delta)[0]) if total.any() else 0.0
 
 
@@ -67,18 +78,22 @@ def pld_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     """Epsilon at `delta` of all that was spent, by privacy loss distributions (pessimistic, so never too small).
 
     None where they are not known for an event (sampling without replacement, and a draw that was released twice), and
-    where their arithmetic ends: for a sampling rate next to 1.
+    where their arithmetic ends: for a sampling rate next to 1, and beyond `MOST_BY_LOSSES`, where it takes minutes.
     """
     from dp_accounting.pld import PLDAccountant
 
-    accountant = PLDAccountant(_relation(neighbouring))
+    known = rdp_epsilon(spent, neighbouring, delta)
+    if known > MOST_BY_LOSSES:
+        return None
+    step = 1e-4 if known < 10 else 1e-3  # between losses that are told apart
+    accountant = PLDAccountant(_relation(neighbouring), value_discretization_interval=step)
     for event, count in spent.items():
         if not accountant.supports(event.dp_event()):
             return None
         if count:
             try:
                 accountant.compose(event.dp_event(), count)
-            except ValueError:
+            except (ValueError, ArithmeticError):
                 return None
     return float(accountant.get_epsilon(delta))
 

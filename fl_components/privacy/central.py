@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,6 +27,16 @@ KeyOf = Callable[[str], bytes]
 """The key of a purpose."""
 
 SAMPLED = "use selection.kind poisson, or uniform over all clients"
+
+LEAST_NORM: Final = 1e-6
+MOST_NORM: Final = 1e6
+"""Within these the arithmetic of float32 is what the margins of clipping.py were worked out for."""
+
+LEAST_NOISE: Final = 1e-3
+MOST_NOISE: Final = 1e6
+"""Within these so is that of the accountant, and of the noise."""
+
+MOST_STEP: Final = 30.0  # of the logarithm of a norm in one round: more leaves the norms above anyway
 
 
 class ClippingRule(Rule):
@@ -57,7 +67,7 @@ class FixedClipping(ClippingRule):
     """
 
     kind: Literal["fixed"] = "fixed"
-    norm: float = Field(gt=0)
+    norm: float = Field(ge=LEAST_NORM, le=MOST_NORM)
 
     def in_words(self) -> str:
         return f"a fixed L2 norm of {self.norm:g}"
@@ -79,10 +89,10 @@ class AdaptiveClipping(ClippingRule):
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    initial_norm: float = Field(default=0.1, gt=0)
+    initial_norm: float = Field(default=0.1, ge=LEAST_NORM, le=MOST_NORM)
     quantile: float = Field(default=0.5, ge=0, le=1)
     learning_rate: float = Field(default=0.2, gt=0)
-    count_noise: float | None = Field(default=None, gt=0)
+    count_noise: float | None = Field(default=None, gt=0, le=MOST_NOISE)
 
     def in_words(self) -> str:
         return f"an L2 norm that follows the {self.quantile:g} quantile of the updates (Andrew et al. 2021)"
@@ -94,7 +104,8 @@ class AdaptiveClipping(ClippingRule):
         return self.count_noise if self.count_noise is not None else expected_cohort_size / 20
 
     def update(self, state: Clipping, noisy_fraction: float) -> Clipping:
-        norm = state["norm"] * math.exp(-self.learning_rate * (noisy_fraction - self.quantile))
+        step = np.clip(-self.learning_rate * (noisy_fraction - self.quantile), -MOST_STEP, MOST_STEP)
+        norm = np.clip(state["norm"] * np.exp(step), LEAST_NORM, MOST_NORM)
         return {"norm": norm, "unclipped_fraction": np.array([noisy_fraction])}
 
 
@@ -121,7 +132,7 @@ class CentralPrivacy(PrivacyRule):
 
     kind: Literal["central"] = "central"
     claims: ClassVar[bool] = True
-    noise_multiplier: float = Field(gt=0)
+    noise_multiplier: float = Field(ge=LEAST_NOISE, le=MOST_NOISE)
     clipping: AnyClipping
     per_layer: bool = False
     delta: float = Field(default=1e-5, gt=0, lt=1)
@@ -175,6 +186,13 @@ class CentralPrivacy(PrivacyRule):
                     f"selection draws its cohort in a way for which no privacy accounting is known; {SAMPLED}"
                 )
 
+    def counting_for(self, expected_cohort_size: float) -> CentralPrivacy:
+        """The same rule, whose count of unclipped updates has the noise that it has in a cohort of this size."""
+        deviation = self.clipping.count_deviation(self._claimed_cohort(expected_cohort_size))
+        if deviation is None:
+            return self
+        return self.model_copy(update={"clipping": self.clipping.model_copy(update={"count_noise": deviation})})
+
     def sum_noise_multiplier(self, expected_cohort_size: float) -> float:
         """The deviation of the noise on the sum, in clipping norms.
 
@@ -190,10 +208,10 @@ class CentralPrivacy(PrivacyRule):
         if deviation is None:
             return self.noise_multiplier
         left = self.noise_multiplier**-2 - (2 * deviation) ** -2
-        if left <= 0:
+        if left <= 1e-6 * self.noise_multiplier**-2:
             raise ValueError(
                 f"privacy.clipping counts unclipped updates with noise of deviation {deviation:g}, which alone costs "
-                f"more than privacy.noise_multiplier {self.noise_multiplier:g} allows; set "
+                f"all that privacy.noise_multiplier {self.noise_multiplier:g} allows; set "
                 f"privacy.clipping.count_noise above {self.noise_multiplier / 2:g}, or select more than "
                 f"{10 * self.noise_multiplier:g} clients a round"
             )

@@ -77,10 +77,10 @@ def _squared_norms(part: Tensor) -> Tensor:
     whole = part.shape[1] // BLOCK * BLOCK
     blocks = [part[:, :whole].view(len(part), whole // BLOCK, BLOCK), part[:, whole:].unsqueeze(1)]
     squares = torch.stack([torch.linalg.vector_norm(each, dim=2).double().square_().sum(1) for each in blocks]).sum(0)
-    if torch.isfinite(squares).all():
-        return squares
-    norms: Tensor = torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)  # too long for a float32's square
-    return norms.square_()
+    rest = ~torch.isfinite(squares)
+    if rest.any():  # too long for a float32's square; the others' norms must not depend on that
+        squares[rest] = torch.linalg.vector_norm(part[rest], dim=1, dtype=torch.float64).square_()
+    return squares
 
 
 def add_contributions(sum_D1: NDArray[np.floating], parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> None:

@@ -7,6 +7,7 @@ import hmac
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def check_budget(
         ("this run", config.privacy.epsilon, run_spent, "another run may go on from its model, within the same budget"),
     ):
         epsilon = _epsilon(spent, budget)
-        if limit is not None and epsilon > limit:
+        if limit is not None and not epsilon <= limit:
             raise BudgetExhausted(
                 f"the next round would bring {whose} to an epsilon of {epsilon:.4g} at delta {budget.delta:g}, and its "
                 f"limit is {limit:g}",
@@ -81,31 +82,40 @@ def check_budget(
 
 
 def prepare_population(store: Store, federation: Federation, say: Callable[[str], None]) -> None:
-    """See that the population of a run that is charged has a budget, on the same terms, for these clients.
+    """See that what a run learns from its clients is paid for: that its population has a budget, on the same terms, and
+    that these clients are no other population's.
 
     Public data register a demonstration population. Raises `StoreError` when there is no budget for private data, and
-    `ConfigError` when it is another one's.
+    `ConfigError` when it is another one's, or the run would draw on a population's data without being charged.
     """
+    config, public = federation.config, federation.data.public
+    digests = members_of(store, federation) if store.has_members() or not public else []
+    owner = next(iter(store.bound(digests).values()), None)
+    budget = store.find_budget(config.population)
+    if not federation.is_charged or public:
+        if owner is None and budget is not None and not budget.demonstration and not public:
+            owner = config.population
+        if owner is not None:
+            raise ConfigError(_why_not(federation, owner), hint=f"use population: {owner}, with privacy.kind central")
     if not federation.is_charged:
         return
-    config, central = federation.config, federation.central
+    central = federation.central
     assert central is not None
-    terms = terms_of(central, federation.sampling, demonstration=federation.data.public)
-    budget = store.find_budget(config.population)
-    if budget is None and federation.data.public:
+    terms = terms_of(central, federation.sampling, demonstration=public)
+    if budget is None and public:
         reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
         budget = store.set_budget(config.population, terms, reason=reason, by="fedrounds")
     if budget is None:
         raise unregistered(config.population)
     check_terms(config.population, terms, budget)
-    if budget.demonstration and not federation.data.public:
+    if budget.demonstration != public:
+        kind, found = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
         raise ConfigError(
-            f"population {config.population!r} is a demonstration on public data, and data {config.data.kind} "
-            "are private",
-            hint="name another population, and have an administrator set its budget",
+            f"population {config.population!r} is {kind}, and data {config.data.kind} are {found}",
+            hint="name another population" + (", and have an administrator set its budget" * (not public)),
         )
-    if not federation.data.public:
-        store.bind_members(config.population, members_of(store, federation))
+    if not public:
+        store.bind_members(config.population, digests)
     num_clients = federation.data.num_clients
     if central.delta > 1 / num_clients:
         say(
@@ -114,13 +124,35 @@ def prepare_population(store: Store, federation: Federation, say: Callable[[str]
         )
 
 
-def members_of(store: Store, federation: Federation) -> str:
-    """What tells these clients' training data from others to this hub, and to nobody else anything."""
-    code = hmac.new(store.keys.signing.secret, digestmod="sha256")
-    data = federation.data
-    for array in (data.x_train, data.y_train, data.train_rows.starts, data.train_rows.stops):
-        code.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return code.hexdigest()
+def _why_not(federation: Federation, owner: str) -> str:
+    config = federation.config
+    if federation.data.public:
+        return f"data {config.data.kind} are declared public, and belong to population {owner!r}, which has a budget"
+    which = "privacy.kind is none" if federation.central is None else "privacy.simulate_noise_cohort is set"
+    return (
+        f"population {owner!r} has a privacy budget and this run would not be charged to it ({which}): its model would "
+        "give away what the budget is there to keep"
+    )
+
+
+MOST_GROUPS: Final = 1000
+
+
+def members_of(store: Store, federation: Federation) -> list[str]:
+    """What tells these clients' training data from others' to this hub, and to nobody else anything: a digest for each
+    client, or for each of some `MOST_GROUPS` groups of neighbours where there are more."""
+    data, found = federation.data, []
+    ranges = list(zip(data.train_rows.starts, data.train_rows.stops, strict=True))
+    size = -(-len(ranges) // MOST_GROUPS)
+    for first in range(0, len(ranges), size):
+        code = hmac.new(store.keys.signing.secret, digestmod="sha256")
+        group = [(start, stop) for start, stop in ranges[first : first + size] if start < stop]
+        for start, stop in group:
+            for array in (data.x_train[start:stop], data.y_train[start:stop]):
+                code.update(np.ascontiguousarray(array).view(np.uint8).data)
+        if group:  # of nothing there is nothing to tell
+            found.append(code.hexdigest())
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ class Federation:
 
     @cached_property
     def _strata(self) -> Callable[[str], Strata]:
-        return cache(lambda name: Strata.of(self.data.attribute(name)))
+        data = self.data  # not self: a circle would keep the data of a run that is over until somebody collects garbage
+        return cache(lambda name: Strata.of(data.attribute(name)))
 
     def select(
         self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]], source: int | bytes

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +19,7 @@ from fl_components.privacy.releases import Release, public
 from fl_components.server.claim import check_budget, prepare_population, simulated_epsilon, spending
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
+from fl_components.server.withheld import withheld_error, withhold
 from fl_components.store import Budget, Lease, RunRecord, RunSecret, Store, closed, opened
 from fl_components.store.ledger import from_pairs, plus
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
@@ -172,16 +170,8 @@ class Hub:
         """Say what names clients or tells of their data: under a claim about private data to those alone who may read
         this home."""
         if self.federation.withholds:
-            text = f"a message about clients is withheld; it is in {self.withhold(text)}"
+            text = f"a message about clients is withheld; it is in {withhold(self.store.home, self.run_id, text)}"
         self.say(text)
-
-    def withhold(self, text: str) -> Path:
-        """Write a line into the file of what this run withholds, and return it."""
-        file = self.store.home / "withheld" / f"{self.run_id}.log"
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as out:
-            out.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
-        return file
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -251,7 +241,7 @@ def open_hub(
     """
     run = store.find_run(run_id)
     if config is not None:
-        federation = assemble(config, source_folder or None)
+        federation = _assembled(store, run_id, config, source_folder)
         prepare_population(store, federation, say)
         params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
         state = federation.initial_state(params_D)
@@ -270,7 +260,7 @@ def open_hub(
             sweep_id=sweep_id,
         )
     elif run is not None:
-        federation = assemble(parse_config(run.config), run.source_folder or None)
+        federation = federation_of(store, run)
         prepare_population(store, federation, say)
     else:
         raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
@@ -289,9 +279,26 @@ def open_hub(
         raise
 
 
+def federation_of(store: Store, run: RunRecord) -> Federation:
+    """The federation of a run that exists, loaded anew. Raises what `assemble` raises."""
+    return _assembled(store, run.run_id, parse_config(run.config), run.source_folder)
+
+
+def _assembled(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
+    try:
+        return assemble(config, source_folder or None)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not config.privacy.claims or config.data.is_public:
+            raise
+        raise withheld_error(store.home, run_id, "loading the clients' data", error) from None
+
+
 def run_secret(store: Store, run: RunRecord) -> RunSecret:
-    """The secret of a run under a claim, made when nothing of the run is committed yet."""
-    file = store.home / "secrets" / "runs" / run.run_id
+    """The secret of a run under a claim, made when nothing of the run is committed yet. Its file is this run's alone:
+    another database may know another run of that id."""
+    file = store.home / "secrets" / "runs" / f"{run.run_id}@{run.created_at!r}"
     return RunSecret.create(file) if run.committed_round == 0 else RunSecret.open(file)
 
 

@@ -17,11 +17,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from fl_components.aggregation import AdditiveRule
-from fl_components.errors import FedroundsError, RunFailed, TooFewClients, UpdateRejected, one_line
+from fl_components.errors import FedroundsError, RunFailed, TooFewClients, UpdateRejected
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, shown_and_withheld, withheld
 from fl_components.randomness import derive_key
 from fl_components.server.hub import Hub
+from fl_components.server.withheld import withheld_error
 from fl_components.training import ShardReport, Summing
 from fl_components.values import (
     ClientTask,
@@ -38,8 +39,8 @@ from fl_components.values import (
 )
 from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
 
-OF_CLIENTS = ("train", "compress", "admit")
-"""Stages whose errors may tell of clients' data."""
+OF_CLIENTS = ("train", "compress", "admit", "evaluate")
+"""Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""
 
 LOWER_RATE = "begin another run with a lower training.learning_rate"
 
@@ -58,25 +59,15 @@ def stage(function: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hu
             try:
                 return function(hub, *args, **kwargs)
             except Exception as error:
-                if hub.federation.withholds and function.__name__ in OF_CLIENTS:
-                    raise withheld_error(
-                        hub, function.__name__, error
-                    ) from None  # nor its traceback, which has the text
-                raise
+                foreseen = isinstance(error, FedroundsError) and function.__name__ not in OF_CLIENTS
+                if foreseen or not hub.federation.withholds:
+                    raise
+                what = f"the stage {function.__name__}"
+                raise withheld_error(hub.store.home, hub.run_id, what, error) from None  # its traceback has the text
             finally:
                 hub.seconds[function.__name__] = hub.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
 
     return timed
-
-
-def withheld_error(hub: Hub, stage: str, error: Exception) -> FedroundsError:
-    """An error of the same kind, which says no more than where it is told."""
-    told = error.message if isinstance(error, FedroundsError) else one_line(error)
-    file = hub.withhold(f"stage {stage}: {told}")
-    kind = type(error) if isinstance(error, FedroundsError) else RunFailed
-    return kind(
-        f"the stage {stage} failed; why is withheld under the privacy claim", hint=f"an administrator reads {file}"
-    )
 
 
 @stage

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from fl_components.aggregation import AdditiveRule
 from fl_components.config import FederationConfig, parse_config
-from fl_components.privacy import CentralPrivacy
+from fl_components.privacy import AdaptiveClipping, CentralPrivacy
 from fl_components.privacy.accountants import pld_epsilon
 from fl_components.privacy.events import as_neighbouring
 from fl_components.server.claim import events_of, spending
@@ -37,7 +37,10 @@ WITHHELD: Final = (
 )
 
 NOT_COVERED: Final = (
-    "how long rounds take by Prefect's own clock",
+    "when rounds begin and end, by the clocks of Prefect, MLflow and the journal",
+    "that a run fails, where some client's data make its training fail",
+    "how many clients there are: the expected cohort, by which sums are divided, is taken as public",
+    "the last bits of clients that are simulated together in one process, which may differ by who is among them",
     "what a client's own machine shows of it",
     "the choice of the configuration, where earlier results on these data led to it outside this ledger",
     "the server that adds the noise: it sees each update, and is trusted",
@@ -85,8 +88,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         "accountant": "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, "
         "Kamath and Steinke 2020; it decides, and it stays valid when later runs are chosen after seeing earlier ones",
         "tightest_by": "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance",
-        "releases": "the model after each round, the clipping norm, and metrics computed from these and public "
-        "data alone",
+        "releases": _releases(central),
         "withheld": None if budget.demonstration else WITHHELD,
         "not_covered": list(NOT_COVERED),
     }
@@ -102,6 +104,13 @@ def _mechanism(config: FederationConfig, central: CentralPrivacy) -> str:
         f"{clipped}, rounded to a fixed grid and added up exactly; Gaussian noise of {central.noise_multiplier:g} "
         "times that norm, from a cryptographic stream whose key is destroyed when the round is committed, is added to "
         "the sum; the denominator is the expected cohort"
+    )
+
+
+def _releases(central: CentralPrivacy) -> str:
+    count = ", the noisy fraction of updates that were not clipped" * isinstance(central.clipping, AdaptiveClipping)
+    return (
+        f"the model after each round, the clipping norm{count}, and metrics computed from these and public data alone"
     )
 
 
@@ -139,8 +148,10 @@ def in_short(found: dict[str, Any]) -> str:
     """
     if not found["claim"]:
         return "simulated: no claim" if "simulated" in found else "none"
-    epsilon = found["epsilon"]["run"]
+    epsilon, lineage = found["epsilon"]["run"], found["epsilon"]["lineage"]
     told = f"epsilon {epsilon:.4g} at delta {found['delta']:g} ({found['unit']}, {found['neighbouring']})"
+    if lineage != epsilon:
+        told += "; with its ancestors " + ("not known" if lineage is None else f"{lineage:.4g}")
     return f"{told}, a demonstration on public data" if found["demonstration"] else told
 
 

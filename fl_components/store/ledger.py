@@ -8,9 +8,9 @@ journal, to which `reconciliation` holds all of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -26,6 +26,8 @@ Events: TypeAlias = "Mapping[str, int]"
 Guard: TypeAlias = Callable[[Budget, Events, Events], None]
 """Decides on a reservation. Gets the budget, and what its population and the run will have spent with it; raises
 `BudgetExhausted`."""
+
+_PAGE: Final = 500  # of the values that a database takes in one query
 
 _COLUMNS = [populations.c[each.name] for each in fields(Budget)]
 
@@ -85,32 +87,39 @@ def set_budget(
     return found
 
 
-def bind_members(connection: Connection, key: SigningKey, population: str, digest: str) -> None:
-    """Remember whose budget this is: `digest` tells this hub's data set from others, and nothing of what is in it.
+def bind_members(connection: Connection, key: SigningKey, population: str, digests: Collection[str]) -> None:
+    """Remember whose budget this is: each digest tells the data of a client (or of some) from others' to the hub whose
+    key it was made with, and nothing of what is in them.
 
-    Each hub that shares the database has data of its own, and names them by its own key. Raises `ConfigError` when the
-    population's runs have used another data set here, or another population this one.
+    Clients may come, and have new data: what was bound stays. Raises `ConfigError` where one belongs to another
+    population.
     """
     locked(connection, population)
-    bound = select(members.c.population, members.c.digest)
-    here = connection.execute(bound.where(members.c.population == population, members.c.key_id == key.id)).one_or_none()
-    if here is not None and here.digest == digest:
-        return
-    if here is not None:
+    journal.lock(connection)  # so that of two processes that bind the same data to two populations only one does
+    known = bound(connection, digests)
+    others = sorted(set(known.values()) - {population})
+    if others:
         raise ConfigError(
-            f"population {population!r} has been charged for another data set",
-            hint="clients that are in both are one population: put the data back as they were, or set a budget for a "
-            "population that holds all of them",
+            f"data of population {population!r} belong to population {others[0]!r}, which has a budget of its own",
+            hint=f"populations that share clients are one: use population: {others[0]}",
         )
-    other = connection.execute(bound.where(members.c.digest == digest)).one_or_none()
-    if other is not None:
-        raise ConfigError(
-            f"the data of population {population!r} belong to population {other.population!r}, which has a budget of "
-            "its own",
-            hint=f"use population: {other.population}",
+    new = [digest for digest in digests if digest not in known]
+    if new:
+        row = journal.append(connection, key, None, "population.bound", {"population": population})
+        values = {"population": population, "key_id": key.id, "journal_sequence": row.sequence}
+        connection.execute(insert(members), [{**values, "digest": digest} for digest in new])
+
+
+def bound(connection: Connection, digests: Collection[str]) -> dict[str, str]:
+    """The populations that these digests are bound to, where they are."""
+    found: dict[str, str] = {}
+    wanted = list(digests)
+    for start in range(0, len(wanted), _PAGE):
+        query = select(members.c.digest, members.c.population).where(
+            members.c.digest.in_(wanted[start : start + _PAGE])
         )
-    journal.append(connection, key, None, "population.bound", {"population": population})
-    connection.execute(insert(members).values(population=population, key_id=key.id, digest=digest))
+        found |= {row.digest: row.population for row in connection.execute(query)}
+    return found
 
 
 def charge(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any], guard: Guard) -> Events:

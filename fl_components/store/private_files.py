@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from pathlib import Path
 def write_privately(file: Path, data: bytes) -> None:
     """Put `data` into the file (0600), whole and durable, or leave the file as it was."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.next-{uuid.uuid4().hex}")  # several processes may write at once
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")  # several processes may write at once
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             out.write(data)
@@ -29,5 +31,6 @@ def write_privately(file: Path, data: bytes) -> None:
 
 def remove_leftovers(file: Path) -> None:
     """Remove what processes that were killed while they wrote this file have left."""
-    for leftover in file.parent.glob(f"{file.name}.next-*"):
-        leftover.unlink(missing_ok=True)
+    for leftover in file.parent.glob(f".{glob.escape(file.name)}.*"):
+        if re.fullmatch("[0-9a-f]{32}", leftover.name[len(file.name) + 2 :]):  # else it is another file's
+            leftover.unlink(missing_ok=True)

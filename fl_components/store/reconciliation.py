@@ -39,7 +39,7 @@ class _Books:
     """All that the journal vouches for, each by whom or what it is about."""
 
     budgets: dict[str, BudgetTerms] = field(default_factory=dict)
-    bindings: dict[str, int] = field(default_factory=dict)  # of populations to hubs' data
+    bindings: dict[str, list[int]] = field(default_factory=dict)  # of populations to data, by their journal rows
     charges: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
     totals_of_runs: dict[str, Mapping[str, int]] = field(default_factory=dict)
@@ -49,8 +49,8 @@ class _Books:
 def _told(connection: Connection) -> _Books:
     """By the journal."""
     books = _Books()
-    query = select(journal_table.c.run_id, journal_table.c.kind, journal_table.c.content)
-    for run_id, kind, text in connection.execute(
+    query = select(journal_table.c.sequence, journal_table.c.run_id, journal_table.c.kind, journal_table.c.content)
+    for sequence, run_id, kind, text in connection.execute(
         query.where(journal_table.c.kind.in_(_KINDS)).order_by(journal_table.c.sequence)
     ):
         content = json.loads(text)
@@ -58,7 +58,7 @@ def _told(connection: Connection) -> _Books:
             terms = BudgetTerms(**{each.name: content[each.name] for each in fields(BudgetTerms)})
             books.budgets[content["population"]] = terms
         elif kind == "population.bound":
-            books.bindings[content["population"]] = books.bindings.get(content["population"], 0) + 1
+            books.bindings.setdefault(content["population"], []).append(sequence)
         else:
             charge = _charge(run_id, content["round"], content["collection"])
             if kind == "charge.reserved":
@@ -81,9 +81,13 @@ def _told(connection: Connection) -> _Books:
 def _stored(connection: Connection) -> _Books:
     """By the other tables."""
     budgets = ledger.all_budgets(connection)
+    bindings: dict[str, list[int]] = {}
+    bound = select(members.c.population, members.c.journal_sequence).distinct()
+    for population, sequence in connection.execute(bound.order_by(members.c.journal_sequence)):
+        bindings.setdefault(population, []).append(sequence)
     return _Books(
         budgets={each.population: each.terms for each in budgets},
-        bindings=dict(Counter(connection.scalars(select(members.c.population)))),
+        bindings=bindings,
         charges={
             _charge(row.run_id, row.round, row.collection): (row.population, canonical_json(row.event), row.state)
             for row in connection.execute(select(charges))

@@ -181,13 +181,14 @@ populations = Table(  # whose members share one privacy budget
     Column("set_at", Double, nullable=False),
 )
 
-members = Table(  # whose budgets these are: a data set of each hub, told by a digest under the hub's key
+members = Table(  # whose budgets these are: clients' data, told by digests under the key of the hub that holds them
     "members",
     metadata,
-    Column("population", ForeignKey("populations.population"), primary_key=True),
-    Column("key_id", String(16), primary_key=True),
-    Column("digest", String(64), nullable=False),
-    UniqueConstraint("digest"),
+    Column("digest", String(64), primary_key=True),
+    Column("population", ForeignKey("populations.population"), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("journal_sequence", BigInteger, nullable=False),  # of the row that says that some were bound
+    Index(None, "population"),
 )
 
 seals = Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +42,7 @@ from fl_components.store.schema import (
     canonical_json,
     charges,
     leases,
+    members,
     participations,
     rounds,
     runs,
@@ -374,11 +375,20 @@ class Store:
         with self._database.snapshot() as connection:
             return ledger.all_budgets(connection)
 
-    def bind_members(self, population: str, digest: str) -> None:
-        """Remembers whose budget this is. Raises `ConfigError` when the population's charges were for another data set
-        of this hub, or this one belongs to another population; `StoreError` when it has no budget."""
+    def bind_members(self, population: str, digests: Collection[str]) -> None:
+        """Remembers whose budget this is, by digests that tell clients' data apart. Raises `ConfigError` when some of
+        them belong to another population; `StoreError` when this one has no budget."""
         with self._transaction() as connection:
-            ledger.bind_members(connection, self.keys.signing, population, digest)
+            ledger.bind_members(connection, self.keys.signing, population, digests)
+
+    def bound(self, digests: Collection[str]) -> dict[str, str]:
+        """The populations that these digests are bound to, where they are."""
+        with self._database.snapshot() as connection:
+            return ledger.bound(connection, digests)
+
+    def has_members(self) -> bool:
+        """Whether any data are bound to a population."""
+        return bool(self._rows(select(members.c.digest).limit(1)))
 
     # --- blobs ---
 

@@ -112,7 +112,7 @@ class RunView:
     def _anchor(self) -> None:
         """Remember the journal's head in MLflow and in the home: a store that was restored will not have it."""
         head = self.store.anchor()
-        self.tag(ANCHOR_TAG, f"{head.rows} {head.head}")
+        self.tag(ANCHOR_TAG, f"{head.rows} {head.head} {self.store.keys.signing.id}")
 
     def _find_or_create(self, run: RunRecord, artifacts: str | None) -> Run:
         if run.mlflow_run_id is not None:

@@ -121,6 +121,13 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
+def is_there(uri: str) -> bool:
+    """Whether anything can have been logged at `uri`: False only for an SQLite database that nobody has made yet."""
+    from sqlalchemy import make_url
+
+    return urlsplit(uri).scheme != "sqlite" or Path(make_url(uri).database or "").exists()
+
+
 def make_database(uri: str) -> None:
     """Make an SQLite database whole or not at all: MLflow cannot use one whose making was cut short, by a kill say.
 

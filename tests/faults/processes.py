@@ -37,12 +37,12 @@ from fl_components.privacy.accountants import renyi_divergences
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.store import Store, blobs
-from fl_components.store.private_files import write_privately
+from fl_components.store.secrets import entropy
 from flows.round import walk
 
 CONFIG = load_config(Path(__file__).with_name(os.environ.get("FAULTS_CONFIG", "federation.yaml")))
 RUN_ID = "run"
-SECRET = {"round": 1, "key": "5e" * 32}  # of the run under a claim: a training draws one, and no two were the same
+SECRET = b"5e" * 16  # of the run under a claim: a training draws one, and no two were the same
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses
 
 
@@ -55,7 +55,8 @@ class Place:
 
     @property
     def secret(self) -> Path:
-        return self.home / "secrets" / "runs" / RUN_ID
+        (file,) = (self.home / "secrets" / "runs").glob(f"{RUN_ID}@*")
+        return file
 
     def open(self) -> Store:
         return Store.open(
@@ -73,7 +74,6 @@ class Places:
             self._sql(f"CREATE DATABASE {self._template}")
         place = self._place(self._template)
         assert in_child(lambda: place.open().close()) == 0
-        write_privately(place.secret, json.dumps(SECRET).encode())
 
     @contextmanager
     def new(self) -> Iterator[Place]:
@@ -101,6 +101,7 @@ class Places:
 
 def train(place: Place) -> None:
     """The whole training, or what an earlier process left of it."""
+    entropy.token_bytes = lambda _: SECRET  # type: ignore[assignment,misc]  # in this process alone
     with place.open() as store, open_hub(store, RUN_ID, config=CONFIG) as hub:
         hub.lease.begin_attempt()
         for round in range(hub.refresh().committed_round + 1, CONFIG.rounds + 1):

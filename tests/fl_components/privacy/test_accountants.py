@@ -76,12 +76,13 @@ def test_a_cohort_collected_twice_is_one_draw() -> None:
     assert as_one_draw > rdp_epsilon({once: 11}, "add_or_remove", 1e-5)
 
 
+noises = st.floats(1e-3, 1e6)
 events = st.one_of(
-    st.builds(Gaussian, noise_multiplier=st.floats(0.3, 20)),
+    st.builds(Gaussian, noise_multiplier=noises),
     st.builds(
         PoissonSampled,
         sampling_rate=st.floats(0.001, 1),
-        event=st.builds(Gaussian, noise_multiplier=st.floats(0.3, 20)),
+        event=st.builds(Gaussian, noise_multiplier=noises),
     ),
 )
 
@@ -99,7 +100,8 @@ class TestProperties:
     def rdp_is_not_below_pld(self, event: Event, count: int) -> None:
         for neighbouring in ("add_or_remove", "zero_out"):
             pld = pld_epsilon({event: count}, neighbouring, 1e-5)
-            assert pld is None or rdp_epsilon({event: count}, neighbouring, 1e-5) >= pld * (1 - 1e-3)
+            finest = 1e-4  # between losses that are told apart
+            assert pld is None or rdp_epsilon({event: count}, neighbouring, 1e-5) >= pld * (1 - 1e-3) - finest
 
     @settings(max_examples=8, deadline=None)
     @given(event=events, count=st.integers(0, 10_000), more=st.integers(1, 100))
@@ -119,6 +121,19 @@ def test_where_the_arithmetic_of_privacy_losses_ends() -> None:
     assert pld_epsilon({next_to_everyone: 1}, "add_or_remove", 1e-5) is None
     assert rdp_epsilon({next_to_everyone: 1}, "add_or_remove", 1e-5) > 10
     assert pld_epsilon({poisson(0.999, 0.3): 1}, "add_or_remove", 1e-5) is not None
+
+
+@pytest.mark.parametrize("noise", [1e-200, 1e-160, 1e-154, 1e-100])
+@pytest.mark.parametrize("relation", ["add_or_remove", "replace_one", "zero_out"])
+def test_next_to_no_noise_is_never_next_to_nothing(noise: float, relation: Neighbouring) -> None:
+    """dp_accounting's arithmetic then ends in NaN, which its conversion takes for an epsilon of 0."""
+    without_replacement = SampledWithoutReplacement(
+        population_size=100, sample_size=10, event=Gaussian(noise_multiplier=noise)
+    )
+    for event in (Gaussian(noise_multiplier=noise), poisson(0.1, noise), without_replacement):
+        if (event is without_replacement) == (relation == "replace_one"):
+            assert rdp_epsilon({event: 1, Gaussian(noise_multiplier=1.5): 3}, relation, 1e-5) > 1e6
+            assert pld_epsilon({event: 1}, relation, 1e-5) is None
 
 
 def test_nothing_costs_nothing() -> None:

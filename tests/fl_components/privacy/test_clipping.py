@@ -49,6 +49,15 @@ def test_the_exact_norm_is_at_most_the_clipping_norm(
             assert not units_D.any()
 
 
+@pytest.mark.parametrize("value", [1e30, np.nan, np.inf])
+def test_one_client_changes_nothing_of_the_others(value: float) -> None:
+    deltas_CD = np.random.default_rng(3).normal(size=(4, 700)).astype(np.float32)
+    before, _ = clipped(deltas_CD, 1.0)
+    deltas_CD[1, 5] = value
+    after, _ = clipped(deltas_CD, 1.0)
+    assert torch.equal(before[[0, 2, 3]], after[[0, 2, 3]])
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("length", [0.5, 1.0, 1.0 + 1e-7, 3.0, 1e30])
 def test_large_updates_too(seed: int, length: float) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fl_components.config import parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, ModelError, StoreError
+from fl_components.errors import BudgetExhausted, ConfigError, DataError, ModelError, RunFailed, StoreError
+from fl_components.privacy import CentralPrivacy
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.server import stages
@@ -50,6 +51,13 @@ def other_wards() -> dict[str, tuple[Any, ...]]:
     return wards(exchanged=4)
 
 
+def broken_wards() -> dict[str, tuple[Any, ...]]:
+    found = wards()
+    x_train, y_train, *rest = found["ward-7"]
+    found["ward-7"] = (x_train, np.where(np.arange(len(y_train)) == 3, 42, y_train), *rest)
+    return found
+
+
 Begin = Callable[..., Hub]
 
 
@@ -76,6 +84,11 @@ def all_bytes(home: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file())
 
 
+def secret_file(store: Store) -> Path:
+    (file,) = (store.home / "secrets" / "runs").iterdir()
+    return file
+
+
 class TestSpending:
     def test_each_round_is_charged_and_told(self, begin: Begin, store: Store) -> None:
         hub = begin()
@@ -97,6 +110,25 @@ class TestSpending:
                 walk(stages, hub, round)
         budget = store.find_budget("wards")
         assert budget is not None and sum(budget.spent.values()) == 3
+
+    def test_the_limit_is_exact(self, begin: Begin, store: Store) -> None:
+        """A hair below what two rounds come to is the end after one; it is told before the round is begun."""
+        epsilon = rdp_epsilon({EVENT: 2}, "add_or_remove", 1e-3)
+        hub = begin(privacy=FIELDS["privacy"] | {"epsilon": epsilon * (1 - 1e-9)})
+        hub.check_budget()
+        walk(stages, hub, 1)
+        with pytest.raises(BudgetExhausted):
+            hub.check_budget()
+        with pytest.raises(BudgetExhausted):
+            walk(stages, hub, 2)
+
+    def test_no_noise_to_speak_of_is_no_way_around_a_budget(self, begin: Begin) -> None:
+        """Where the accountant's arithmetic ends, epsilon is beyond every limit, not nothing."""
+        for noise in (1e-154, 1e-200, 1e-4, 1e13):
+            with pytest.raises(ConfigError, match="noise_multiplier"):
+                begin(privacy=FIELDS["privacy"] | {"noise_multiplier": noise})
+        tiny = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1e-154))
+        assert rdp_epsilon({EVENT: 1000, tiny: 1}, "add_or_remove", 1e-3) > 1e300
 
     def test_a_run_ends_where_its_own_limit_does(self, begin: Begin) -> None:
         epsilon = rdp_epsilon({EVENT: 2}, "add_or_remove", 1e-3)
@@ -139,19 +171,59 @@ class TestPopulations:
         with pytest.raises(ConfigError, match="is a demonstration on public data, and data function are private"):
             begin("s", data=WARDS)
 
-    def test_another_data_set_is_another_population(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+    def test_a_client_has_one_budget(self, begin: Begin, store: Store) -> None:
+        """Also beside others: eight of these nine wards have spent already."""
+        store.set_budget("wards", TERMS, reason="x", by="ada"), store.set_budget("other", TERMS, reason="x", by="ada")
         begin("a", data=WARDS).close()
-        with pytest.raises(ConfigError, match="has been charged for another data set"):
-            begin("b", data=WARDS | {"path": f"{__name__}:other_wards"})
+        with pytest.raises(ConfigError, match="data of population 'other' belong to population 'wards'"):
+            begin("b", data=WARDS | {"path": f"{__name__}:other_wards"}, population="other")
 
-    def test_a_resume_with_another_data_set_is_refused(
-        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    def test_a_population_may_get_new_data(self, begin: Begin, store: Store) -> None:
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        walk(stages, begin("a", data=WARDS), 1)
+        walk(stages, begin("b", data=WARDS | {"path": f"{__name__}:other_wards"}), 1)
+        assert sum(store.find_budget("wards").spent.values()) == 2  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("population", ["wards", "elsewhere"])
+    @pytest.mark.parametrize(
+        ("privacy", "why"),
+        [
+            ({"kind": "none"}, "privacy.kind is none"),
+            (FIELDS["privacy"] | {"simulate_noise_cohort": 450}, "privacy.simulate_noise_cohort is set"),
+        ],
+    )
+    def test_nobody_learns_from_its_clients_without_being_charged(
+        self, begin: Begin, store: Store, privacy: dict[str, Any], why: str, population: str
     ) -> None:
         store.set_budget("wards", TERMS, reason="x", by="ada")
+        begin("a", data=WARDS).close()
+        with pytest.raises(ConfigError, match=f"population 'wards' has a privacy budget .* not be charged .*{why}"):
+            begin("b", data=WARDS, privacy=privacy, population=population)
+
+    @pytest.mark.parametrize("population", ["wards", "elsewhere"])
+    @pytest.mark.parametrize("privacy", [{"kind": "none"}, FIELDS["privacy"]], ids=["no claim", "claim"])
+    def test_what_has_a_budget_is_not_declared_public(
+        self, begin: Begin, store: Store, privacy: dict[str, Any], population: str
+    ) -> None:
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        begin("a", data=WARDS).close()
+        with pytest.raises(ConfigError, match="are declared public, and belong to population 'wards'"):
+            begin("b", data=WARDS | {"public": True}, privacy=privacy, population=population)
+
+    def test_public_data_draw_on_no_private_budget(self, begin: Begin, store: Store) -> None:
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        with pytest.raises(ConfigError, match="population 'wards' is private, and data digits are public"):
+            begin()
+
+    def test_a_resume_is_held_to_the_same(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The function gives the data of other clients now, who have a budget of their own."""
+        store.set_budget("wards", TERMS, reason="x", by="ada"), store.set_budget("other", TERMS, reason="x", by="ada")
         begin(data=WARDS).close()
-        monkeypatch.setattr(f"{__name__}.wards", lambda: {**other_wards()})
-        with pytest.raises(ConfigError, match="has been charged for another data set"):
+        others = {name: tuple(each[::-1].copy() for each in rows) for name, rows in wards().items()}
+        monkeypatch.setattr(f"{__name__}.other_wards", lambda: others)
+        begin("o", data=WARDS | {"path": f"{__name__}:other_wards"}, population="other").close()
+        monkeypatch.setattr(f"{__name__}.wards", lambda: others)
+        with pytest.raises(ConfigError, match="data of population 'wards' belong to population 'other'"):
             open_hub(store, "r")
 
     def test_a_resume_on_other_terms_is_refused(self, begin: Begin, store: Store) -> None:
@@ -187,6 +259,52 @@ class TestSecrets:
         results = [walk(stages, begin(run_id), 1) for run_id in ("a", "b")]
         assert results[0].params_digest != results[1].params_digest
 
+    def test_cohorts_and_batches_are_not_drawn_from_the_seed(self, begin: Begin) -> None:
+        hubs = [begin("a"), begin("b"), begin("c", privacy={"kind": "none"})]
+        plans = [stages.select(hub, stages.load(hub, 1)) for hub in hubs]
+        seeds = [{(task.client_id, task.seed) for task in plan.cohort} for plan in plans]
+        assert not seeds[0] & seeds[1] and not seeds[0] & seeds[2]
+        cohorts = [[task.client_id for task in stages.select(hub, hub.state()).cohort] for hub in hubs]
+        assert len({tuple(cohort) for cohort in cohorts}) > 1
+
+    def test_noise_is_drawn_when_the_seal_is_durable(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub, sealed = begin(), []
+        release = CentralPrivacy.release
+
+        def released(self: CentralPrivacy, *rest: Any) -> Any:
+            sealed.append(store.sealed("r", 1) is not None)
+            return release(self, *rest)
+
+        monkeypatch.setattr(CentralPrivacy, "release", released)
+        walk(stages, hub, 1)
+        assert sealed == [True]
+
+    def test_another_collection_or_run_has_other_noise(self, begin: Begin, store: Store) -> None:
+        """Under one secret, which another run could only have by a copied file."""
+        hub = begin()
+        plan, state, collected = collect(hub, stages.load(hub, 1))
+        first = stages.aggregate(hub, plan, state, collected)
+        again = stages.aggregate(hub, replace(plan, collection=2), state, collected)
+        assert first.params_digest != again.params_digest
+        key = hub.key(1, "noise of the sum")
+        for name in ("run_id", "population"):
+            hub.run = replace(store.run("r"), **{name: "another"})
+            assert hub.key(1, "noise of the sum") != key
+
+    def test_two_databases_of_one_home_share_no_secret(self, tmp_path: Path) -> None:
+        """Each may know a run of the same id."""
+        digests = set()
+        for name in ("one", "two"):
+            url = f"sqlite:///{tmp_path / name}.db"
+            with (
+                Store.open(tmp_path / "home", database_url=url, blobs_url=str(tmp_path / name)) as store,
+                open_hub(store, "r", config=parse_config(FIELDS)) as hub,
+            ):
+                digests.add(walk(stages, hub, 1).params_digest)
+        assert len(digests) == 2 and len(list((tmp_path / "home" / "secrets" / "runs").iterdir())) == 2
+
     def test_a_round_that_is_tried_again_is_the_same(self, begin: Begin, store: Store) -> None:
         hub = begin()
         state = stages.load(hub, 1)
@@ -219,7 +337,7 @@ class TestSecrets:
         """No byte of the home, the database and its log included, holds the old key or the old sum."""
         hub = begin()
         assert hub.secret is not None
-        old = {(store.home / "secrets" / "runs" / "r").read_text().split('"key": "')[1][:64]}
+        old = {secret_file(store).read_text().split('"key": "')[1][:64]}
         keys = {hub.key(1, f"collection 1 noise of the {what}") for what in ("sum", "count")} | {hub.key(1, "seal")}
         state, plan, collected = collected_of(hub)
         state = stages.aggregate(hub, plan, state, collected)
@@ -237,7 +355,7 @@ class TestSecrets:
 
     def test_a_process_that_ended_before_it_forgot_the_key(self, begin: Begin, store: Store) -> None:
         hub = begin()
-        file = store.home / "secrets" / "runs" / "r"
+        file = secret_file(store)
         before = file.read_text()
         walk(stages, hub, 1)
         hub.close()
@@ -256,11 +374,24 @@ class TestSecrets:
         assert np.abs(moves[0]).max() > 0 and np.abs(moves[1]).max() > 0
         assert not np.array_equal(moves[0], moves[1])
 
+    def test_no_cohort_is_too_small(self, begin: Begin) -> None:
+        """A round that ended for want of updates would tell who came."""
+        hub = begin(selection={"kind": "poisson", "sampling_rate": 1e-9})
+        assert stages.select(hub, stages.load(hub, 1)).min_updates == 0
+
+    def test_two_equal_counts_get_different_noise(self, begin: Begin) -> None:
+        clipping = {"kind": "adaptive", "count_noise": 5.0}
+        hub = begin(
+            selection={"kind": "poisson", "sampling_rate": 1e-9}, privacy=FIELDS["privacy"] | {"clipping": clipping}
+        )
+        fractions = [walk(stages, hub, round).metrics["privacy/unclipped_fraction"] for round in (1, 2, 3)]
+        assert len(set(fractions)) == 3
+
     def test_a_run_without_its_secret_cannot_go_on(self, begin: Begin, store: Store) -> None:
         hub = begin()
         walk(stages, hub, 1)
         hub.close()
-        (store.home / "secrets" / "runs" / "r").unlink()
+        secret_file(store).unlink()
         with pytest.raises(StoreError, match=r"the secret of this run, .*, is not here"):
             open_hub(store, "r")
 
@@ -314,17 +445,17 @@ class TestReleases:
         assert {"train/loss", "clients/received", "time/train_s", "privacy/epsilon"} <= result.metrics.keys()
         assert result.withheld == {}
 
-    def test_one_client_exchanged_changes_noised_values_alone(self, home: Path, tmp_path: Path) -> None:
+    def test_one_client_exchanged_changes_noised_values_alone(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The same secret, one ward with other rows: every value, name, count and order that leaves is equal, but for
         the model, its digest, and what is computed from them."""
         seen = []
+        monkeypatch.setattr("fl_components.store.secrets.entropy.token_bytes", lambda size: b"5" * size)
         for path in ("wards", "other_wards"):
             with Store.open(tmp_path / path) as store, ExitStack() as stack:
                 config = parse_config(FIELDS | {"data": WARDS | {"path": f"{__name__}:{path}"}})
                 store.set_budget("wards", TERMS, reason="x", by="ada")
-                secret = store.home / "secrets" / "runs" / "r"
-                secret.parent.mkdir(parents=True)
-                secret.write_text(json.dumps({"round": 1, "key": "5" * 64}))
                 hub = stack.enter_context(open_hub(store, "r", config=config))
                 results = [walk(stages, hub, round) for round in (1, 2, 3)]
                 noised = {"privacy/update_norm", "privacy/signal_to_noise"}
@@ -347,7 +478,7 @@ class TestReleases:
         file = store.home / "withheld" / "r.log"
         assert heard == [f"a message about clients is withheld; it is in {file}"]
 
-        def fails(*_: Any) -> Any:
+        def fails(*_: Any, **__: Any) -> Any:
             raise ModelError("the model failed while client ward-3 trained: ValueError: age is 93")
 
         monkeypatch.setattr(hub.trainer, "train", fails)
@@ -358,6 +489,39 @@ class TestReleases:
         assert caught.value.message == "the stage train failed; why is withheld under the privacy claim"
         assert caught.value.__suppress_context__ and "age is 93" in file.read_text()
         assert file.stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(
+        ("stage", "inside"),
+        [
+            ("select", "fl_components.server.federation.Federation.select"),
+            ("compress", "fl_components.server.stages.encode_update"),
+            ("admit", "fl_components.server.stages._admit_sum"),
+            ("aggregate", "fl_components.server.hub.Hub.seal"),
+            ("evaluate", "fl_components.server.federation.Federation.evaluate"),
+        ],
+    )
+    def test_so_do_errors_that_nobody_foresaw(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch, stage: str, inside: str
+    ) -> None:
+        def fails(*_: Any, **__: Any) -> Any:
+            raise ValueError("age is 93 in ward-3")
+
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        hub = begin(data=WARDS)
+        monkeypatch.setattr(inside, fails)
+        with pytest.raises(RunFailed) as caught:
+            walk(stages, hub, 1)
+        assert caught.value.message == f"the stage {stage} failed; why is withheld under the privacy claim"
+        assert "93" not in str(caught.value.hint)
+
+    def test_so_do_data_that_cannot_be_used(self, begin: Begin, store: Store) -> None:
+        store.set_budget("wards", TERMS, reason="x", by="ada")
+        broken = WARDS | {"path": f"{__name__}:broken_wards"}
+        with pytest.raises(DataError, match="loading the clients' data failed; why is withheld") as caught:
+            begin(data=broken)
+        assert "ward" not in caught.value.message and "ward-7" in (store.home / "withheld" / "r.log").read_text()
+        with pytest.raises(DataError, match="ward-7"):
+            begin(data=broken, privacy={"kind": "none"})
 
 
 def _without_digests(content: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ class TestOpen:
             assert resumed.state().params_digest == digest
             assert resumed.state().config_digest == config_digest(resumed.config)
         assert heard == []
+
+    def test_the_data_of_a_run_go_with_it(self, store: Store) -> None:
+        """At once, by counting references: the next cell of a sweep needs the memory."""
+        gc.collect()
+        gc.disable()
+        try:
+            hub = open_hub(store, "r", config=configured())
+            one_round(hub)
+            hub.close()
+            federation = weakref.ref(hub.federation)
+            del hub
+            assert federation() is None
+        finally:
+            gc.enable()
 
     def test_no_such_run(self, store: Store) -> None:
         with pytest.raises(RunNotFound, match="there is no run 'r' in this store"):

@@ -195,7 +195,7 @@ class TestReconciliation:
         self, store: Store, new_run: Callable[..., RunRecord], change: str, told: str
     ) -> None:
         set_budget(store)
-        store.bind_members("p", "one")
+        store.bind_members("p", ["one", "two"])
         new_run("a")
         go_through(store, "a", 2)
         store.verify_journal()
@@ -258,35 +258,43 @@ class TestTerms:
 
 
 class TestMembers:
-    def test_a_budget_is_for_one_data_set(self, store: Store) -> None:
+    def test_clients_may_come_and_have_new_data(self, store: Store) -> None:
+        """A hospital's data grow from night to night: what it spent stays spent."""
         set_budget(store)
-        store.bind_members("p", "one")
-        store.bind_members("p", "one")
-        with pytest.raises(ConfigError, match="'p' has been charged for another data set"):
-            store.bind_members("p", "two")
+        assert not store.has_members()
+        store.bind_members("p", ["one", "two"])
+        store.bind_members("p", ["one", "two"])
+        store.bind_members("p", ["one", "two, a day later", "three"])
+        assert store.has_members()
+        assert store.bound(["one", "two", "three", "four"]) == {"one": "p", "two": "p", "three": "p"}
+        assert [row.kind for row in store.journal()] == ["budget.set", "population.bound", "population.bound"]
+        store.verify_journal()
 
-    def test_a_data_set_has_one_budget(self, store: Store) -> None:
+    def test_a_client_has_one_budget(self, store: Store) -> None:
         set_budget(store), set_budget(store, "q")
-        store.bind_members("p", "one")
+        store.bind_members("p", ["one", "two"])
         with pytest.raises(ConfigError, match="data of population 'q' belong to population 'p'") as caught:
-            store.bind_members("q", "one")
-        assert caught.value.hint == "use population: p"
+            store.bind_members("q", ["two", "three"])
+        assert "use population: p" in str(caught.value.hint)
+        assert store.bound(["three"]) == {}
 
-    def test_each_hub_that_shares_the_database_has_its_own(
-        self, tmp_path: Path, home: Path, database_url: str, store: Store
+    def test_there_may_be_many(self, store: Store) -> None:
+        set_budget(store)
+        store.bind_members("p", [f"{row:064d}" for row in range(1201)])
+        assert len(store.bound([f"{row:064d}" for row in range(1300)])) == 1201
+
+    def test_hubs_that_share_the_database_have_data_of_their_own(
+        self, tmp_path: Path, database_url: str, store: Store
     ) -> None:
         """Their keys differ, so that their digests say nothing of each other."""
         set_budget(store)
-        store.bind_members("p", "one")
+        store.bind_members("p", ["one"])
         with Store.open(tmp_path / "another", database_url=database_url) as other:
-            other.bind_members("p", "uno")
-            with pytest.raises(ConfigError, match="another data set"):
-                other.bind_members("p", "due")
+            other.bind_members("p", ["uno"])
             store.keys.trust(other.keys.signing.public.hex())
-        store.bind_members("p", "one")
         store.verify_journal()
 
     def test_the_journal_has_no_trace_of_the_data(self, store: Store) -> None:
         set_budget(store)
-        store.bind_members("p", "digest of one")
+        store.bind_members("p", ["digest of one"])
         assert "digest of one" not in json.dumps([row.content for row in store.journal()])

@@ -61,11 +61,13 @@ def test_after_it_has_moved_on_no_byte_of_an_old_key_is_left(file: Path) -> None
 
 
 def test_what_a_killed_process_left_goes(file: Path) -> None:
-    RunSecret.create(file)
-    left = file.with_name("run.next-0a1b")
-    left.write_text('{"round": 2, "key": "00"}')
+    """But nothing of another run, whatever it is called."""
+    RunSecret.create(file), RunSecret.create(file.with_name("run.next-1")), RunSecret.create(file.with_name("run.1"))
+    left, others = (file.with_name(f".{name}.{'0a' * 16}") for name in ("run", "run.1"))
+    for each in (left, others):
+        each.write_text('{"round": 2, "key": "00"}')
     RunSecret.open(file)
-    assert not left.exists()
+    assert sorted(each.name for each in file.parent.iterdir()) == [others.name, "run", "run.1", "run.next-1"]
 
 
 def test_a_round_that_is_over_has_no_key(file: Path) -> None:

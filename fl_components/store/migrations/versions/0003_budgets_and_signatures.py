@@ -28,13 +28,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "members",
+        sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("population", sa.String(), nullable=False),
         sa.Column("key_id", sa.String(16), nullable=False),
-        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("journal_sequence", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["population"], ["populations.population"], name="fk_members_population_populations"),
-        sa.PrimaryKeyConstraint("population", "key_id", name="pk_members"),
-        sa.UniqueConstraint("digest", name="uq_members_digest"),
+        sa.PrimaryKeyConstraint("digest", name="pk_members"),
     )
+    op.create_index("ix_members_population", "members", ["population"])
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("spent", sa.Text(), nullable=False, server_default="[]"))
         runs.alter_column("spent", server_default=None)
