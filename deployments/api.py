@@ -236,7 +236,10 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
         "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES}
         if all(row.result["seconds"] for row in rounds)
         else None,  # withheld
-        "peak_memory_mb": max((row.result["metrics"].get("memory/peak_mb", 0.0) for row in rounds), default=None),
+        "peak_memory_mb": max(
+            (row.result["metrics"]["memory/peak_mb"] for row in rounds if "memory/peak_mb" in row.result["metrics"]),
+            default=None,  # also where it is withheld
+        ),
     }
 
 

@@ -17,19 +17,25 @@ REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
 
 
 def status(population: str | None = None) -> list[dict[str, Any]]:
-    """Each population's budget, what is spent of it, and by which runs. Raises `StoreError` for one that has none."""
+    """Each population's budget, what is spent of it, and by which runs; of one that is named, each run's epsilon by
+    privacy loss distributions as well. Raises `StoreError` for one that has none."""
     from fl_components.store.ledger import unregistered
 
     with Store.open() as store:
         budgets = [each for each in store.budgets() if population in (None, each.population)]
         if population is not None and not budgets:
             raise unregistered(population)
-        runs = [run for run in store.runs() if run.spent]
-        return [_status(budget, [run for run in runs if run.population == budget.population]) for budget in budgets]
+        runs: dict[str, list[RunRecord]] = {each.population: [] for each in budgets}
+        for run in store.runs():
+            if run.spent and run.population in runs:
+                runs[run.population].append(run)
+        named = population is not None
+        return [_status(budget, runs[budget.population], tightest=named) for budget in budgets]
 
 
-def _status(budget: Budget, runs: Sequence[RunRecord]) -> dict[str, Any]:
+def _status(budget: Budget, runs: Sequence[RunRecord] = (), *, tightest: bool = False) -> dict[str, Any]:
     from fl_components.server.claim import spending
+    from fl_components.server.statement import tightest_epsilon
     from fl_components.store.ledger import from_pairs
 
     told = spending(budget, {})
@@ -51,6 +57,7 @@ def _status(budget: Budget, runs: Sequence[RunRecord]) -> dict[str, Any]:
                 "state": run.state,
                 "rounds": run.committed_round,
                 "epsilon": spending(budget, from_pairs(run.spent)).run.epsilon,
+                "epsilon_tightest": tightest_epsilon(budget, run) if tightest else None,
             }
             for run in runs
         ],
@@ -99,7 +106,7 @@ def set_budget(
                 raise ConfigError(f"{name} is {getattr(terms, name)!r}; known are {', '.join(known)}")
         budget = store.set_budget(population, terms, reason=reason, by=getpass.getuser())
         store.anchor()
-        return _status(budget, ())
+        return _status(budget)
 
 
 def ledger(population: str) -> list[dict[str, Any]]:
@@ -145,7 +152,7 @@ def void(run: str, *, reason: str) -> dict[str, Any]:
         record = store.run(run)
         budget = store.find_budget(record.population)
         return {"run_id": run, "round": round, "population": record.population} | (
-            {"budget": _status(budget, ())} if budget is not None else {}
+            {"budget": _status(budget)} if budget is not None else {}
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextvars
 import re
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 from uuid import UUID
 
 from prefect import task
@@ -93,9 +93,7 @@ class RunArtifact:
             "",
             anchor_line(hub.store),
             "",
-            "| round | train loss | eval loss | accuracy | received | upload | seconds |",
-            "|---:|---:|---:|---:|---:|---:|---:|",
-            *(_row(row) for row in reversed(rows)),
+            *_table(rows[::-1]),
         ]
         return "\n".join(lines)
 
@@ -119,17 +117,28 @@ def _privacy(hub: Hub) -> list[str]:
     return [*lines, f"Population `{budget.population}`: `{bar}` {told.population:.4g} of {budget.epsilon:g} spent."]
 
 
-def _row(row: RoundRecord) -> str:
-    metrics: Mapping[str, float] = row.result["metrics"]
+COLUMNS: Final = {
+    "train loss": ("train/loss", ".4f"),
+    "eval loss": ("eval/loss", ".4f"),
+    "accuracy": ("eval/accuracy", ".4f"),
+    "epsilon": ("privacy/epsilon", ".4g"),
+    "signal to noise": ("privacy/signal_to_noise", ".3g"),
+    "selected": ("clients/selected", ",.0f"),
+    "received": ("clients/received", ",.0f"),
+    "upload bytes": ("communication/upload_bytes", ",.0f"),
+    "seconds": ("time/round_s", ".3f"),
+}
 
-    def shown(name: str, form: str) -> str:
-        return format(metrics[name], form) if name in metrics else ""
 
-    return (
-        f"| {row.round} | {shown('train/loss', '.4f')} | {shown('eval/loss', '.4f')} | {shown('eval/accuracy', '.4f')} "
-        f"| {shown('clients/received', '.0f')} of {shown('clients/selected', '.0f')} "
-        f"| {shown('communication/upload_bytes', ',.0f')} B | {shown('time/round_s', '.3f')} |"
-    )
+def _table(rows: Sequence[RoundRecord]) -> list[str]:
+    """The rounds, with a column for what is known of any: not for what a claim withholds."""
+    values: list[Mapping[str, float]] = [row.result["metrics"] for row in rows]
+    names = [name for name, (metric, _) in COLUMNS.items() if any(metric in each for each in values)]
+    lines = [f"| round | {' | '.join(names)} |", "|---:" * (len(names) + 1) + "|"] if rows else []
+    for row, metrics in zip(rows, values, strict=True):
+        shown = [format(metrics[m], form) if m in metrics else "" for m, form in map(COLUMNS.__getitem__, names)]
+        lines.append(f"| {row.round} | {' | '.join(shown)} |")
+    return lines
 
 
 def _mlflow_address(store: Store, run: RunRecord) -> str:

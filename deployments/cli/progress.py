@@ -7,7 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from threading import RLock
@@ -22,15 +22,24 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.words import duration, number, size, whole_duration
+from deployments.cli.words import UNKNOWN, duration, number, size, whole_duration
 
 if TYPE_CHECKING:
     from tasks.progress import Progress
 
 ROUNDS_SHOWN = 8
-COLUMNS = ("train loss", "eval loss", "accuracy", "upload", "time")
+COLUMNS: dict[str, Callable[[float | None], str]] = {
+    "train loss": number,
+    "eval loss": number,
+    "accuracy": number,
+    "epsilon": number,
+    "signal/noise": number,
+    "upload": size,
+    "time": duration,
+}
+OF_A_CLAIM = ("epsilon", "signal/noise")
 BOTH_TIMES_WIDTH = 72  # from here there is room for the time so far beside the time left
-LEFT_OUT_FIRST = ("eval loss", "upload", "time")
+LEFT_OUT_FIRST = ("signal/noise", "eval loss", "upload", "time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +47,29 @@ class RoundLine:
     """What is shown of one committed round; None where the value was not measured or is withheld."""
 
     round: int
-    train_loss: float | None
-    eval_loss: float | None
-    accuracy: float | None
-    upload_bytes: float | None
-    seconds: float | None
+    values: Mapping[str, float | None]
 
     @classmethod
     def of(cls, round: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None) -> RoundLine:
-        return cls(
-            round=round,
-            train_loss=metrics.get("train/loss"),
-            eval_loss=metrics.get("eval/loss"),
-            accuracy=metrics.get("eval/accuracy"),
-            upload_bytes=metrics.get("communication/upload_bytes"),
-            seconds=metrics.get("time/round_s", sum(seconds.values()) if seconds else None),
-        )
+        values = {
+            "train loss": metrics.get("train/loss"),
+            "eval loss": metrics.get("eval/loss"),
+            "accuracy": metrics.get("eval/accuracy"),
+            "epsilon": metrics.get("privacy/epsilon", metrics.get("privacy/epsilon_simulated")),
+            "signal/noise": metrics.get("privacy/signal_to_noise"),
+            "upload": metrics.get("communication/upload_bytes"),
+            "time": metrics.get("time/round_s", sum(seconds.values()) if seconds else None),
+        }
+        return cls(round, values)
 
     def columns(self) -> dict[str, str]:
+        """Under a privacy claim its columns too; where the training loss is withheld, only what is known."""
+        claims = self.values["epsilon"] is not None
+        withholds = claims and self.values["train loss"] is None
         return {
-            "train loss": number(self.train_loss),
-            "eval loss": number(self.eval_loss),
-            "accuracy": number(self.accuracy),
-            "upload": size(self.upload_bytes),
-            "time": duration(self.seconds),
+            name: show(self.values[name])
+            for name, show in COLUMNS.items()
+            if (self.values[name] is not None if withholds else claims or name not in OF_A_CLAIM)
         }
 
 
@@ -82,12 +90,12 @@ class RoundsTable:
     def _without(self, left_out: Sequence[str]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
         table.add_column("round", justify="right", no_wrap=True)
-        names = [name for name in COLUMNS if name not in left_out]
+        rows = [line.columns() for line in self.lines]
+        names = [name for name in COLUMNS if name not in left_out and any(name in row for row in rows)]
         for name in names:
             table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "accuracy" else None)
-        for line in self.lines:
-            values = line.columns()
-            table.add_row(str(line.round), *(values[name] for name in names))
+        for line, row in zip(self.lines, rows, strict=True):
+            table.add_row(str(line.round), *(row.get(name, UNKNOWN) for name in names))
         return table
 
 

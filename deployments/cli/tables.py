@@ -38,7 +38,7 @@ STATE_STYLES = {
 def result(data: Mapping[str, Any]) -> RenderableType:
     """A run that has ended: what it reached, what that is worth, what it cost, and where to look next."""
     more = {"rounds": f"fedrounds show {data['run_id']}"}
-    return Group(_heading(data), "", _accuracy(data), "", _facts(data), "", _where_next(data, more))
+    return Group(_heading(data), "", *_accuracy(data), _facts(data), "", _where_next(data, more))
 
 
 def sweep(data: Mapping[str, Any]) -> RenderableType:
@@ -78,7 +78,7 @@ def sweep(data: Mapping[str, Any]) -> RenderableType:
 
 def details(data: Mapping[str, Any]) -> RenderableType:
     """All that is known of one run, with its rounds."""
-    parts = [_heading(data), "", _accuracy(data), "", _facts(data)]
+    parts = [_heading(data), "", *_accuracy(data), _facts(data)]
     history = data.get("history") or []
     if history:
         lines = [RoundLine.of(row["round"], row["metrics"], row.get("seconds")) for row in history]
@@ -231,9 +231,11 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
                 Text.assemble("  ", _budget_bar(epsilon / limit), f" {number(budget['epsilon_remaining'])} left")
             )
         if budget["runs"]:
-            table = _columns("run", "rounds", "epsilon")
+            tightest = any(run["epsilon_tightest"] is not None for run in budget["runs"])
+            table = _columns("run", "rounds", "epsilon", *["tightest"] * tightest)
             for run in budget["runs"]:
-                table.add_row(f"{run['run_id']} ({run['name']})", str(run["rounds"]), number(run["epsilon"]))
+                epsilons = [number(run["epsilon"]), *[number(run["epsilon_tightest"])] * tightest]
+                table.add_row(f"{run['run_id']} ({run['name']})", str(run["rounds"]), *epsilons)
             parts.append(_indented(table))
     return Group(*parts)
 
@@ -339,8 +341,10 @@ def _heading(data: Mapping[str, Any]) -> RenderableType:
     return heading
 
 
-def _accuracy(data: Mapping[str, Any]) -> RenderableType:
+def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
     metrics: Mapping[str, float] = data.get("metrics") or {}
+    if _withholds(data):
+        return []
     baselines: Mapping[str, float] = data.get("baselines") or {}
     prefix, suffix = "eval/client/", "/accuracy"
     clients = {
@@ -360,14 +364,23 @@ def _accuracy(data: Mapping[str, Any]) -> RenderableType:
     for key, label in BASELINES.items():
         if key in baselines:
             table.add_row(Text(f"without a model: {label}", style="dim"), Text(number(baselines[key]), style="dim"))
-    return _indented(table)
+    return [_indented(table), ""]
+
+
+def _withholds(data: Mapping[str, Any]) -> bool:
+    """Whether a privacy claim keeps what is measured on clients' data from being shown."""
+    metrics = data.get("metrics") or {}
+    return "privacy/epsilon" in metrics and "train/loss" not in metrics
 
 
 def _facts(data: Mapping[str, Any]) -> RenderableType:
     communication = data.get("communication") or {}
     facts = _grid()
-    up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
-    facts.add_row("communication", f"{up} up, {down} down")
+    if _withholds(data):
+        facts.add_row("withheld", "what is measured on clients' data: accuracy, losses, traffic, times")
+    else:
+        up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
+        facts.add_row("communication", f"{up} up, {down} down")
     facts.add_row("privacy", _privacy(data.get("privacy") or {}))
     if data.get("seconds"):
         facts.add_row("seconds", _seconds(data["seconds"]))

@@ -163,15 +163,16 @@ class Hub:
         return trainer
 
     def _on_shard(self, name: str, began: float, ended: float, process: int) -> None:
-        if self.profile is not None:
-            self.profile.add("shard" if self.federation.withholds else name, "shard", began, ended, process)
+        if self.profile is not None and not self.federation.withholds:  # how many there are tells of the cohort
+            self.profile.add(name, "shard", began, ended, process)
 
     def say_of_clients(self, text: str) -> None:
         """Say what names clients or tells of their data: under a claim about private data to those alone who may read
-        this home."""
+        this home. Not even that there is something to read: that may be due to one client."""
         if self.federation.withholds:
-            text = f"a message about clients is withheld; it is in {withhold(self.store.home, self.run_id, text)}"
-        self.say(text)
+            withhold(self.store.home, self.run_id, text)
+        else:
+            self.say(text)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:

@@ -77,7 +77,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         "delta": budget.delta,
         "epsilon": {
             "run": told.run.epsilon,
-            "run_tightest": _tightest(budget, run),
+            "run_tightest": tightest_epsilon(budget, run),
             "lineage": _epsilon_of(budget, lineage),
             "population": told.population,
             "population_limit": budget.epsilon,
@@ -125,7 +125,8 @@ def _lineage(store: Store, run: RunRecord) -> list[RunRecord] | None:
     return found
 
 
-def _tightest(budget: Budget, run: RunRecord) -> float | None:
+def tightest_epsilon(budget: Budget, run: RunRecord) -> float | None:
+    """A run's epsilon for itself, by privacy loss distributions; None where they do not tell it."""
     return pld_epsilon(events_of(from_pairs(run.spent)), as_neighbouring(budget.neighbouring), budget.delta)
 
 

@@ -17,6 +17,7 @@ from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
+from fl_components.server.statement import in_short
 from fl_components.store import Store
 from flows.round import walk
 from tests.support import PRIVATE
@@ -50,7 +51,11 @@ class TestStatus:
             "a": pytest.approx(epsilon(2)),
             "b": pytest.approx(epsilon(1)),
         }
-        assert privacy.status("wards") == [found]
+        (named,) = privacy.status("wards")
+        for run in named["runs"]:
+            assert 0 < run["epsilon_tightest"] <= run["epsilon"]
+            run["epsilon_tightest"] = None
+        assert named == found
 
     def test_nobody_has_a_budget(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert privacy.status() == []
@@ -83,6 +88,8 @@ class TestBudget:
         [
             ({"epsilon": 1.0, "delta": 1e-6, "reason": " "}, "no reason is given"),
             ({"epsilon": -1.0, "delta": 1e-6, "reason": "x"}, "epsilon is -1"),
+            ({"epsilon": float("nan"), "delta": 1e-6, "reason": "x"}, "epsilon is nan"),
+            ({"epsilon": float("inf"), "delta": 1e-6, "reason": "x"}, "epsilon is inf"),
             ({"epsilon": 1.0, "reason": "x"}, "is new and delta is not given"),
             ({"epsilon": 1.0, "delta": 2.0, "reason": "x"}, "delta is 2"),
             ({"epsilon": 1.0, "delta": 1e-6, "reason": "x", "unit": "ward"}, "unit is 'ward'; known are client"),
@@ -167,6 +174,20 @@ class TestStatement:
         assert found["epsilon"]["run"] == pytest.approx(epsilon(1))
         assert found["epsilon"]["lineage"] == pytest.approx(epsilon(3))
         assert found["epsilon"]["population"] == pytest.approx(epsilon(4))
+
+    def test_ancestors_under_no_claim_or_of_another_population_are_not_counted_as_nothing(self, trained: Store) -> None:
+        for run_id, changes in (("open", {"privacy": {"kind": "none"}}), ("other", {"population": "others"})):
+            with open_hub(trained, run_id, config=parse_config(FIELDS | {"name": run_id} | changes)) as hub:
+                walk(stages, hub, 1)
+                hub.lease.finish("Completed")
+            model = FIELDS["model"] | {"start_from": "latest"}
+            later = parse_config(FIELDS | {"name": run_id, "model": model})
+            with open_hub(trained, f"after-{run_id}", config=later) as hub:
+                walk(stages, hub, 1)
+            found = privacy.statement(f"after-{run_id}")
+            assert found["lineage"] == [f"after-{run_id}", run_id] and found["epsilon"]["lineage"] is None
+            assert in_short(found).startswith(f"epsilon {epsilon(1):.4g} at delta 0.001")
+            assert "with its ancestors not known" in in_short(found)
 
     @pytest.mark.parametrize(
         ("rule", "words"),

@@ -53,10 +53,10 @@ class Place:
         self.home, self._database_url = home, database_url
         self._heartbeat_s, self._lapse_s = heartbeat_s, lapse_s
 
-    @property
-    def secret(self) -> Path:
-        (file,) = (self.home / "secrets" / "runs").glob(f"{RUN_ID}@*")
-        return file
+    def rounds_of_secrets(self) -> list[int]:
+        """Of the run's secret: none where nothing is claimed."""
+        files = (self.home / "secrets" / "runs").glob(f"{RUN_ID}@*")
+        return [json.loads(file.read_text())["round"] for file in files]
 
     def open(self) -> Store:
         return Store.open(
@@ -124,7 +124,7 @@ def outcome(place: Place) -> dict[str, Any]:
             ],
             "charges": [[each.round, each.collection, each.state] for each in store.charges(run_id=RUN_ID)],
             "spent": [run.spent, [dict(budget.spent) for budget in store.budgets()]],
-            "secret's round": json.loads(place.secret.read_text())["round"],
+            "rounds of secrets": place.rounds_of_secrets(),
             "seals": [each.round for each in rounds if store.sealed(RUN_ID, each.round)],
             "journal": {
                 kind: [row.content.get("round") for row in journal if row.kind == kind]

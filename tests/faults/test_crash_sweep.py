@@ -57,7 +57,7 @@ def check_private(cases: Cases, kills: int) -> None:
     """As `check`; and nothing is charged twice or left out, and no key outlives its round."""
     expected = dict(cases["undisturbed"]["outcome"])
     (((_, count),), (budget,)) = expected["spent"]
-    assert (count, list(budget.values()), expected["secret's round"]) == (3, [3], 4)
+    assert (count, list(budget.values()), expected["rounds of secrets"]) == (3, [3], [4])
     assert len({metrics["privacy/clipping_norm"] for *_, metrics in expected["rounds"]}) == 3
     assert [metrics["privacy/epsilon"] for *_, metrics in expected["rounds"]] == sorted(
         metrics["privacy/epsilon"] for *_, metrics in expected["rounds"]

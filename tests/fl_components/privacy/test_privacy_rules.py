@@ -111,6 +111,12 @@ class TestAdaptiveClipping:
         rule.check(10 * noise + 1)
         CentralPrivacy(noise_multiplier=noise, clipping=AdaptiveClipping(count_noise=noise)).check(cohort)
 
+    def test_an_audit_draws_the_count_s_noise_of_the_cohort_it_is_about(self) -> None:
+        rule = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping())
+        assert rule.counting_for(100).sum_noise_multiplier(50) == rule.sum_noise_multiplier(100)
+        fixed = CASES[1]
+        assert isinstance(fixed, CentralPrivacy) and fixed.counting_for(100) == fixed
+
 
 class TestRelease:
     def sums(self, num_parameters: int = 20_000) -> Any:
