@@ -128,14 +128,18 @@ DIGESTS = (  # of the parameters: whole as a value, shortened in a line of text
     r"params_digest = [0-9a-f]{64}",
     r"printed/show/\d+ =   parameters +sha256 [0-9a-f]{12} *",
     r"prefect/artifacts/0/data/\d+ = \*\*3 of 3 rounds\*\* committed, attempt 1\. Parameters `[0-9a-f]{16}`\.",
+    r"(printed/show|prefect/artifacts/0/data)/\d+/2 = [\d.e-]+",  # of a round: its number, epsilon, and signal to noise
     r"mlflow/model/(data/model\.pt2|extra_files/params\.safetensors)/sha256 = [0-9a-f]{64}",
 )
 
 
 def leaves(value: Any, folder: Path, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Each plain value under its path, and each line of a text; what is random or of the clock by a common name."""
+    """Each plain value under its path, each line of a text and each cell of a table's row; what is random or of the
+    clock by a common name."""
     if isinstance(value, str) and "\n" in value:
         value = value.splitlines()
+    elif isinstance(value, str) and re.fullmatch(r"\| \d.* \||\s+\d+(\s{2,}[\d.]+)+\s*", value):
+        value = re.split(r" \| |\s{2,}", value.strip("| "))
     if isinstance(value, dict | list):
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         yield f"{path} holds", ", ".join(map(str, value)) if isinstance(value, dict) else len(value)
