@@ -91,9 +91,9 @@ class RunArtifact:
             "",
             f"MLflow: {_mlflow_address(hub.store, run)}",
             "",
-            anchor_line(hub.store),
-            "",
             *_table(rows[::-1]),
+            "",
+            anchor_line(hub.store),
         ]
         return "\n".join(lines)
 
