@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from fl_components.errors import JournalBroken
 from fl_components.store import Anchor, Store
 from tasks.tracking import server
 from tasks.tracking.run_view import ANCHOR_TAG, RUN_ID_TAG
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Artifact
 
 _LINE: Final = re.compile(r"^Journal: (\d+) rows, the last `([0-9a-f]{64})`, hub `([0-9a-f]+)`\.$", re.MULTILINE)
+_TAG: Final = re.compile(r"(\d+) ([0-9a-f]{64}) [0-9a-f]+")
 _PAGE: Final = 200
 
 
@@ -52,8 +54,8 @@ def _pages(client: SyncPrefectClient) -> Iterator[Artifact]:
 
 
 def anchors_in_mlflow(store: Store) -> tuple[list[Anchor], str | None]:
-    """Those in all runs of this hub that MLflow shows, also of runs that the store does not know (any more), and why it
-    could not be asked, where it could not."""
+    """Those in all runs of trusted hubs that MLflow shows, also of runs that the store does not know any more; and why
+    it could not be asked, where it could not. Raises `JournalBroken` for what is no anchor."""
     uri = server.tracking_uri(store.home)
     if not server.is_there(uri):
         return [], None
@@ -61,9 +63,15 @@ def anchors_in_mlflow(store: Store) -> tuple[list[Anchor], str | None]:
     with server.quiet():
         try:
             client = server.connect(uri)
-            for run in _runs(client, store.keys.signing.id):
-                rows, head, _ = run.data.tags[ANCHOR_TAG].split()
-                anchors.append(Anchor(int(rows), head, f"MLflow (run {run.data.tags.get(RUN_ID_TAG)})"))
+            for hub in store.keys.trusted:
+                for run in _runs(client, hub):
+                    where = f"MLflow (run {run.data.tags.get(RUN_ID_TAG)})"
+                    match = _TAG.fullmatch(run.data.tags[ANCHOR_TAG])
+                    if match is None:
+                        raise JournalBroken(f"{where} has an anchor that nobody of us wrote", hint="look at its tags")
+                    anchors.append(Anchor(int(match[1]), match[2], where))
+        except JournalBroken:
+            raise
         except Exception as error:
             return anchors, f"MLflow at {server.public_uri(uri)} could not be asked: {server.reason(error)}"
     return anchors, None

@@ -21,9 +21,9 @@ AUDIT_TAG = "fedrounds.audit_of"
 
 
 def find_run(store: Store, run: str) -> RunRecord:
-    """The run of that id, or the newest run of the experiment of that name. Raises `RunNotFound`."""
-    found = store.find_run(run) or next(iter(store.runs(name=run, limit=1)), None)
-    return found or store.run(run)
+    """The run of that id, or the newest run of the experiment of that name that was charged. Raises `RunNotFound`."""
+    newest = (each for each in store.runs(name=run) if each.spent)
+    return store.find_run(run) or next(newest, None) or store.run(run)
 
 
 def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> AuditReport:

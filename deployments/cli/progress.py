@@ -42,12 +42,23 @@ BOTH_TIMES_WIDTH = 72  # from here there is room for the time so far beside the 
 LEFT_OUT_FIRST = ("signal/noise", "eval loss", "upload", "time")
 
 
+def withholds(metrics: Mapping[str, float]) -> bool:
+    """Whether a privacy claim keeps what is measured on clients from a round's metrics: how many came is known of every
+    other round.
+
+    >>> withholds({"privacy/epsilon": 1.0}), withholds({"privacy/epsilon": 1.0, "clients/received": 0.0}), withholds({})
+    (True, False, False)
+    """
+    return any(name.startswith("privacy/epsilon") for name in metrics) and "clients/received" not in metrics
+
+
 @dataclass(frozen=True, slots=True)
 class RoundLine:
     """What is shown of one committed round; None where the value was not measured or is withheld."""
 
     round: int
     values: Mapping[str, float | None]
+    withholds: bool
 
     @classmethod
     def of(cls, round: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None) -> RoundLine:
@@ -60,16 +71,15 @@ class RoundLine:
             "upload": metrics.get("communication/upload_bytes"),
             "time": metrics.get("time/round_s", sum(seconds.values()) if seconds else None),
         }
-        return cls(round, values)
+        return cls(round, values, withholds(metrics))
 
     def columns(self) -> dict[str, str]:
-        """Under a privacy claim its columns too; where the training loss is withheld, only what is known."""
+        """Under a privacy claim its columns too; where it withholds what is measured on clients, only what is known."""
         claims = self.values["epsilon"] is not None
-        withholds = claims and self.values["train loss"] is None
         return {
             name: show(self.values[name])
             for name, show in COLUMNS.items()
-            if (self.values[name] is not None if withholds else claims or name not in OF_A_CLAIM)
+            if (self.values[name] is not None if self.withholds else claims or name not in OF_A_CLAIM)
         }
 
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.progress import RoundLine, RoundsTable
+from deployments.cli.progress import RoundLine, RoundsTable, withholds
 from deployments.cli.words import UNKNOWN, ago, number, size
 
 CLIENTS_SHOWN = 12
@@ -343,7 +343,7 @@ def _heading(data: Mapping[str, Any]) -> RenderableType:
 
 def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
     metrics: Mapping[str, float] = data.get("metrics") or {}
-    if _withholds(data):
+    if withholds(metrics):
         return []
     baselines: Mapping[str, float] = data.get("baselines") or {}
     prefix, suffix = "eval/client/", "/accuracy"
@@ -367,16 +367,10 @@ def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
     return [_indented(table), ""]
 
 
-def _withholds(data: Mapping[str, Any]) -> bool:
-    """Whether a privacy claim keeps what is measured on clients' data from being shown."""
-    metrics = data.get("metrics") or {}
-    return "privacy/epsilon" in metrics and "train/loss" not in metrics
-
-
 def _facts(data: Mapping[str, Any]) -> RenderableType:
     communication = data.get("communication") or {}
     facts = _grid()
-    if _withholds(data):
+    if withholds(data.get("metrics") or {}):
         facts.add_row("withheld", "what is measured on clients' data: accuracy, losses, traffic, times")
     else:
         up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))

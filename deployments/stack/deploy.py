@@ -40,7 +40,7 @@ def deploy(
         overrides: "field.path=value" settings, after the file's own and `model.start_from=latest`.
         cron: when to run (UTC); by default every night at 3.
         audit: when to audit the privacy mechanism of the experiment's newest run as well (UTC), as the deployment
-            `privacy-audit/NAME`; None registers no audit.
+            `privacy-audit/NAME`; None registers none, and leaves one that is there as it is.
         active: whether the schedules are switched on at once.
         name: by default the configuration file's name without its suffix.
 
@@ -74,10 +74,12 @@ def _experiment_under_a_claim(config: Path, overrides: Sequence[str]) -> str:
     from fl_components.config import load_config  # with which PyTorch comes
 
     resolved = load_config(config, overrides)
-    if not resolved.privacy.claims:
+    simulated = getattr(resolved.privacy, "simulate_noise_cohort", None) is not None
+    if not resolved.privacy.claims or simulated:
+        why = "a larger cohort is simulated" if simulated else f"privacy.kind is {resolved.privacy.kind}"
         raise ConfigError(
-            f"{config} claims nothing that could be audited: privacy.kind is {resolved.privacy.kind}",
-            hint="deploy it without an audit, or set privacy.kind to central",
+            f"{config} claims nothing that could be audited: {why}",
+            hint="deploy it without an audit, or make it a claim about its own clients",
         )
     return resolved.name
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
-
-import numpy as np
 
 from fl_components.config import FederationConfig
 from fl_components.errors import BudgetExhausted, ConfigError
@@ -18,7 +16,7 @@ from fl_components.privacy.accountants import NAME, rdp_epsilon
 from fl_components.privacy.events import Event, as_neighbouring, parse_event
 from fl_components.server.federation import Federation
 from fl_components.store import Budget, BudgetTerms, Store
-from fl_components.store.ledger import unregistered
+from fl_components.store.ledger import of_another_population, unregistered
 from fl_components.values import Sampling
 
 
@@ -81,12 +79,12 @@ def check_budget(
             )
 
 
-def prepare_population(store: Store, federation: Federation, say: Callable[[str], None]) -> None:
-    """See that what a run learns from its clients is paid for: that its population has a budget, on the same terms, and
-    that these clients are no other population's.
+def check_population(store: Store, federation: Federation) -> list[str]:
+    """See that what a run learns from its clients would be paid for: that its population has a budget on the same
+    terms, and that these clients are no other population's. Changes nothing; returns what tells the clients' data.
 
-    Public data register a demonstration population. Raises `StoreError` when there is no budget for private data, and
-    `ConfigError` when it is another one's, or the run would draw on a population's data without being charged.
+    Raises `StoreError` when there is no budget for private data, and `ConfigError` when it is another one's, or the run
+    would draw on a population's data without being charged.
     """
     config, public = federation.config, federation.data.public
     digests = members_of(store, federation) if store.has_members() or not public else []
@@ -98,30 +96,46 @@ def prepare_population(store: Store, federation: Federation, say: Callable[[str]
         if owner is not None:
             raise ConfigError(_why_not(federation, owner), hint=f"use population: {owner}, with privacy.kind central")
     if not federation.is_charged:
-        return
-    central = federation.central
-    assert central is not None
-    terms = terms_of(central, federation.sampling, demonstration=public)
-    if budget is None and public:
-        reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
-        budget = store.set_budget(config.population, terms, reason=reason, by="fedrounds")
-    if budget is None:
+        return []
+    if budget is None and not public:
         raise unregistered(config.population)
-    check_terms(config.population, terms, budget)
-    if budget.demonstration != public:
-        kind, found = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
-        raise ConfigError(
-            f"population {config.population!r} is {kind}, and data {config.data.kind} are {found}",
-            hint="name another population" + (", and have an administrator set its budget" * (not public)),
-        )
-    if not public:
+    if budget is not None:
+        check_terms(config.population, _terms_of(federation), budget)
+        if budget.demonstration != public:
+            kinds = ("a demonstration on public data", "private")
+            kind, found = kinds if budget.demonstration else ("private", "public")
+            raise ConfigError(
+                f"population {config.population!r} is {kind}, and data {config.data.kind} are {found}",
+                hint="name another population" + (", and have an administrator set its budget" * (not public)),
+            )
+    others = set(store.bound(digests).values()) - {config.population}
+    if others:
+        raise of_another_population(config.population, min(others))
+    return digests
+
+
+def join_population(store: Store, federation: Federation, digests: Sequence[str], say: Callable[[str], None]) -> None:
+    """Bind the clients' data to the population of a run that `check_population` has let pass. Public data register a
+    demonstration instead."""
+    config, central = federation.config, federation.central
+    if central is None or not federation.is_charged:
+        return
+    if not federation.data.public:
         store.bind_members(config.population, digests)
+    elif store.find_budget(config.population) is None:
+        reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
+        store.set_budget(config.population, _terms_of(federation), reason=reason, by="fedrounds")
     num_clients = federation.data.num_clients
     if central.delta > 1 / num_clients:
         say(
             f"privacy.delta is {central.delta:g}, more than one in {num_clients} clients: a mechanism that gives one "
             f"of them away could claim as much; set it below {1 / num_clients:g}"
         )
+
+
+def _terms_of(federation: Federation) -> BudgetTerms:
+    assert federation.central is not None
+    return terms_of(federation.central, federation.sampling, demonstration=federation.data.public)
 
 
 def _why_not(federation: Federation, owner: str) -> str:
@@ -135,23 +149,23 @@ def _why_not(federation: Federation, owner: str) -> str:
     )
 
 
-MOST_GROUPS: Final = 1000
+MOST_GROUPS: Final = 10_000
 
 
 def members_of(store: Store, federation: Federation) -> list[str]:
-    """What tells these clients' training data from others' to this hub, and to nobody else anything: a digest for each
-    client, or for each of some `MOST_GROUPS` groups of neighbours where there are more."""
+    """What tells these clients' training data from others' to this hub, and to nobody else anything: a digest of each
+    client's rows in any order, or where there are more than `MOST_GROUPS` clients of those of some neighbours.
+
+    Of a client with one row there is none: that others hold the same is no sign that they are the same.
+    """
     data, found = federation.data, []
-    ranges = list(zip(data.train_rows.starts, data.train_rows.stops, strict=True))
+    ranges = list(zip(data.train_rows.starts.tolist(), data.train_rows.stops.tolist(), strict=True))
     size = -(-len(ranges) // MOST_GROUPS)
     for first in range(0, len(ranges), size):
-        code = hmac.new(store.keys.signing.secret, digestmod="sha256")
-        group = [(start, stop) for start, stop in ranges[first : first + size] if start < stop]
-        for start, stop in group:
-            for array in (data.x_train[start:stop], data.y_train[start:stop]):
-                code.update(np.ascontiguousarray(array).view(np.uint8).data)
-        if group:  # of nothing there is nothing to tell
-            found.append(code.hexdigest())
+        rows = [row for start, stop in ranges[first : first + size] for row in range(start, stop)]
+        if len(rows) > 1:
+            contents = sorted(data.x_train[row].tobytes() + data.y_train[row].tobytes() for row in rows)
+            found.append(hmac.new(store.keys.signing.secret, b"".join(contents), "sha256").hexdigest())
     return list(dict.fromkeys(found))
 
 

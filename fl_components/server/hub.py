@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.privacy.releases import Release, public
-from fl_components.server.claim import check_budget, prepare_population, simulated_epsilon, spending
+from fl_components.server.claim import (
+    check_budget,
+    check_population,
+    join_population,
+    simulated_epsilon,
+    spending,
+)
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
 from fl_components.server.withheld import withheld_error, withhold
-from fl_components.store import Budget, Lease, RunRecord, RunSecret, Store, closed, opened
+from fl_components.store import Budget, Lease, RunRecord, RunSecret, Store, check_run_id, closed, opened
 from fl_components.store.ledger import from_pairs, plus
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
 from fl_components.values import Collected, Float32, RoundPlan, RoundResult, ServerState
@@ -240,10 +246,17 @@ def open_hub(
     Everything is loaded and checked before anything is written. Raises what `assemble` raises, `RunConflict` when the
     run exists with another configuration, `RunNotFound`, and `LeaseHeld`.
     """
+    check_run_id(run_id)
     run = store.find_run(run_id)
     if config is not None:
         federation = _assembled(store, run_id, config, source_folder)
-        prepare_population(store, federation, say)
+    elif run is not None:
+        federation = federation_of(store, run)
+    else:
+        raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
+    has_rounds = run is None or run.committed_round < run.rounds  # else only what views show of it is put right
+    members = check_population(store, federation) if has_rounds else []
+    if config is not None:
         params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
         state = federation.initial_state(params_D)
         run = store.create_run(
@@ -260,12 +273,10 @@ def open_hub(
             source_folder=source_folder,
             sweep_id=sweep_id,
         )
-    elif run is not None:
-        federation = federation_of(store, run)
-        prepare_population(store, federation, say)
-    else:
-        raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
+    assert run is not None
     _check_unchanged(run, federation)
+    if has_rounds:
+        join_population(store, federation, members, say)
     _warn_of_another_engine(run, say)
     lease = store.acquire(run_id, say=say)
     try:

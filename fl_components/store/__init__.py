@@ -24,7 +24,7 @@ from fl_components.store.records import (
 )
 from fl_components.store.sealing import closed, opened
 from fl_components.store.secrets import RunSecret, derived_key
-from fl_components.store.store import Store
+from fl_components.store.store import Store, check_run_id
 
 __all__ = [
     "FINAL_STATES",
@@ -43,6 +43,7 @@ __all__ = [
     "Store",
     "SweepRecord",
     "cell_name",
+    "check_run_id",
     "closed",
     "derived_key",
     "home",

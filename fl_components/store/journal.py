@@ -8,6 +8,7 @@ and the last one's hash that was kept somewhere else.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -59,7 +60,9 @@ def check_chain(
 ) -> None:
     """Raises `JournalBroken`, naming the first wrong row, unless `links` are the whole chain that `report` sums up, all
     signed by `trusted` keys (id -> public key), and each anchor is one of its rows."""
-    anchored = {anchor.rows: anchor for anchor in sorted(anchors, key=lambda each: each.rows)}
+    anchored: dict[int, list[Anchor]] = {}
+    for anchor in sorted(anchors, key=lambda each: each.rows):
+        anchored.setdefault(anchor.rows, []).append(anchor)  # one that fits must not hide one that does not
     sequence, previous = 0, GENESIS
     for row in links:
         sequence += 1
@@ -80,19 +83,19 @@ def check_chain(
         if not is_signed(row.hash, row.signature, trusted[row.key_id]):
             raise JournalBroken(f"the signature of journal row {sequence} is wrong", hint=RESTORE)
         previous = row.hash
-        anchor = anchored.pop(sequence, None)
-        if anchor is not None and anchor.head != row.hash:
-            raise JournalBroken(
-                f"journal row {sequence} is not the one that {anchor.where} has: the journal was made anew",
-                hint=RESTORE,
-            )
+        for anchor in anchored.pop(sequence, ()):
+            if anchor.head != row.hash:
+                raise JournalBroken(
+                    f"journal row {sequence} is not the one that {anchor.where} has: the journal was made anew",
+                    hint=RESTORE,
+                )
     if (sequence, previous) != (report.rows, report.head):
         raise JournalBroken(
             f"the journal has {sequence} rows ending in {previous[:12]}, its head says {report.rows} ending in "
             f"{report.head[:12]}",
             hint=RESTORE,
         )
-    for anchor in anchored.values():
+    for anchor in itertools.chain.from_iterable(anchored.values()):
         raise JournalBroken(
             f"the journal has {sequence} rows, but {anchor.where} has its row {anchor.rows}: its tail was cut, or an "
             "older database was put in its place",

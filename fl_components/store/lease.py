@@ -7,6 +7,7 @@ lease has lapsed is judged by the database's clock alone.
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import threading
@@ -26,6 +27,7 @@ from fl_components.store import journal, ledger
 from fl_components.store.ledger import Guard
 from fl_components.store.records import FINAL_STATES, RoundRecord
 from fl_components.store.schema import AnyRow, charges, database_clock, leases, participations, rounds, runs, seals
+from fl_components.store.schema import journal as journal_table
 
 if TYPE_CHECKING:
     from fl_components.store.store import Store
@@ -264,7 +266,7 @@ class Lease:
             charge = self._open_charge(connection, round)
             if charge is None:
                 return None
-            sealed, failed = self._seal_key(connection, round) is not None, run.state == "Failed"
+            sealed, failed = self._seal_key(connection, round) is not None, self._failed_after(connection, charge)
             if sealed or failed:
                 raise StoreError(
                     f"round {round} of run {self.run_id} {'is sealed' if sealed else 'has failed'}: something of it "
@@ -272,7 +274,7 @@ class Lease:
                     hint=f"`fedrounds resume {self.run_id}` makes use of what is paid for",
                 )
             spent = ledger.from_pairs(run.spent)
-            if sum(spent.values()) > run.committed_round:  # else it was reserved under no claim
+            if charge.event.get("kind") != "none":
                 spent = ledger.give_back(connection, ledger.locked(connection, run.population), spent, charge.event)
                 self._update_run(connection, spent=ledger.as_pairs(spent))
             content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
@@ -483,6 +485,17 @@ class Lease:
                 charges.c.run_id == self.run_id, charges.c.round == round, charges.c.state == "reserved"
             )
         ).one_or_none()
+
+    def _failed_after(self, connection: Connection, charge: AnyRow) -> bool:
+        """Whether an attempt has failed since the charge was reserved, whatever came after."""
+        rows = connection.scalars(
+            select(journal_table.c.content).where(
+                journal_table.c.run_id == self.run_id,
+                journal_table.c.kind == "run.finished",
+                journal_table.c.sequence > charge.journal_sequence,
+            )
+        )
+        return any(json.loads(content)["state"] == "Failed" for content in rows)
 
     def _settle(self, connection: Connection, charge: AnyRow, state: str, at: float) -> None:
         connection.execute(

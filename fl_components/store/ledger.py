@@ -7,6 +7,7 @@ journal, to which `reconciliation` holds all of it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields
@@ -43,13 +44,15 @@ def all_budgets(connection: Connection) -> list[Budget]:
 
 def locked(connection: Connection, population: str) -> Budget:
     """The budget, locked against other reservations for the rest of the transaction. Raises `StoreError`."""
-    row = connection.execute(
-        select(*_COLUMNS).where(populations.c.population == population).with_for_update()
-    ).one_or_none()
-    budget = _budget(row)
+    budget = _find_locked(connection, population)
     if budget is None:
         raise unregistered(population)
     return budget
+
+
+def _find_locked(connection: Connection, population: str) -> Budget | None:
+    row = select(*_COLUMNS).where(populations.c.population == population).with_for_update()
+    return _budget(connection.execute(row).one_or_none())
 
 
 def unregistered(population: str) -> StoreError:
@@ -57,12 +60,22 @@ def unregistered(population: str) -> StoreError:
     return StoreError(f"population {population!r} has no privacy budget", hint=f"an administrator sets one: {command}")
 
 
+def of_another_population(population: str, owner: str) -> ConfigError:
+    return ConfigError(
+        f"data of population {population!r} belong to population {owner!r}, which has a budget of its own",
+        hint=f"populations that share clients are one: use population: {owner}",
+    )
+
+
 def set_budget(
     connection: Connection, key: SigningKey, population: str, terms: BudgetTerms, reason: str, *, by: str
 ) -> Budget:
     """Register a population, or change what it may spend. Raises `ConfigError` where that would change the meaning of
     what is spent already."""
-    before = find(connection, population)
+    before = _find_locked(connection, population)
+    if before is None:
+        journal.lock(connection)  # so that of two processes that register it only one does
+        before = _find_locked(connection, population)
     if before is not None and before.terms == terms:
         return before
     if before is not None and before.spent:
@@ -99,15 +112,18 @@ def bind_members(connection: Connection, key: SigningKey, population: str, diges
     known = bound(connection, digests)
     others = sorted(set(known.values()) - {population})
     if others:
-        raise ConfigError(
-            f"data of population {population!r} belong to population {others[0]!r}, which has a budget of its own",
-            hint=f"populations that share clients are one: use population: {others[0]}",
-        )
+        raise of_another_population(population, others[0])
     new = [digest for digest in digests if digest not in known]
     if new:
-        row = journal.append(connection, key, None, "population.bound", {"population": population})
+        content = {"population": population, "members": digest_of_members(new)}
+        row = journal.append(connection, key, None, "population.bound", content)
         values = {"population": population, "key_id": key.id, "journal_sequence": row.sequence}
         connection.execute(insert(members), [{**values, "digest": digest} for digest in new])
+
+
+def digest_of_members(digests: Iterable[str]) -> str:
+    """What the journal has of them: they are made with a hub's key, so this tells nobody of the data either."""
+    return hashlib.sha256(" ".join(sorted(digests)).encode()).hexdigest()
 
 
 def bound(connection: Connection, digests: Collection[str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ class _Books:
     """All that the journal vouches for, each by whom or what it is about."""
 
     budgets: dict[str, BudgetTerms] = field(default_factory=dict)
-    bindings: dict[str, list[int]] = field(default_factory=dict)  # of populations to data, by their journal rows
+    bindings: dict[str, tuple[str, str]] = field(default_factory=dict)  # of data to populations, by their journal rows
     charges: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
     totals_of_runs: dict[str, Mapping[str, int]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def _told(connection: Connection) -> _Books:
             terms = BudgetTerms(**{each.name: content[each.name] for each in fields(BudgetTerms)})
             books.budgets[content["population"]] = terms
         elif kind == "population.bound":
-            books.bindings.setdefault(content["population"], []).append(sequence)
+            books.bindings[f"row {sequence}"] = (content["population"], content["members"])
         else:
             charge = _charge(run_id, content["round"], content["collection"])
             if kind == "charge.reserved":
@@ -81,13 +81,15 @@ def _told(connection: Connection) -> _Books:
 def _stored(connection: Connection) -> _Books:
     """By the other tables."""
     budgets = ledger.all_budgets(connection)
-    bindings: dict[str, list[int]] = {}
-    bound = select(members.c.population, members.c.journal_sequence).distinct()
-    for population, sequence in connection.execute(bound.order_by(members.c.journal_sequence)):
-        bindings.setdefault(population, []).append(sequence)
+    bound: dict[tuple[int, str], list[str]] = {}
+    for row in connection.execute(select(members)):
+        bound.setdefault((row.journal_sequence, row.population), []).append(row.digest)
     return _Books(
         budgets={each.population: each.terms for each in budgets},
-        bindings=bindings,
+        bindings={
+            f"row {sequence}": (population, ledger.digest_of_members(digests))
+            for (sequence, population), digests in bound.items()
+        },
         charges={
             _charge(row.run_id, row.round, row.collection): (row.population, canonical_json(row.event), row.state)
             for row in connection.execute(select(charges))

@@ -78,7 +78,7 @@ class Store:
     ...         initial_state=b"w0", params_digest="p0", ancestor=None, engine={}, source_folder="/src",
     ...     )
     ...     with store.acquire("demo") as lease:
-    ...         collection = lease.reserve(1, {"event": "none"})
+    ...         collection = lease.reserve(1, {"kind": "none"})
     ...         lease.seal(1, collection, b"sum")
     ...         committed = lease.commit(1, state=b"w1", params_digest="p1", result={"metrics": {"train/loss": 0.5}})
     ...     (store.run("demo").committed_round, store.state_blob("demo"), store.verify_journal().rows)
@@ -161,11 +161,7 @@ class Store:
 
         Raises `RunConflict`, naming the fields that differ, when the run id belongs to another configuration.
         """
-        if not _RUN_ID.fullmatch(run_id):
-            raise ConfigError(
-                f"{run_id!r} cannot be a run id",
-                hint="use up to 128 letters, digits, dots, dashes and underscores, the first a letter or digit",
-            )
+        check_run_id(run_id)
         existing = self.find_run(run_id)
         if existing is None:
             if self.find_sweep(run_id) is not None:
@@ -364,7 +360,6 @@ class Store:
         is spent: only epsilon may differ then.
         """
         with self._transaction() as connection:
-            journal_.lock(connection)  # so that of two processes that register it only one does
             return ledger.set_budget(connection, self.keys.signing, population, terms, reason, by=by)
 
     def find_budget(self, population: str) -> Budget | None:
@@ -493,6 +488,15 @@ class Store:
     def _latest(self, query: Select[*tuple[Any, ...]]) -> RunRecord | None:
         rows = self._rows(query.order_by(runs.c.updated_at.desc(), runs.c.journal_sequence.desc()).limit(1))
         return RunRecord(*rows[0]) if rows else None
+
+
+def check_run_id(run_id: str) -> None:
+    """Raises `ConfigError` for what cannot be a run's id, which is also a file's name."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(
+            f"{run_id!r} cannot be a run id",
+            hint="use up to 128 letters, digits, dots, dashes and underscores, the first a letter or digit",
+        )
 
 
 def _find_run(connection: Connection, run_id: str) -> RunRecord | None:

@@ -122,6 +122,8 @@ class TestVoid:
         assert (found["round"], found["population"]) == (2, "wards")
         assert found["budget"]["epsilon"] == pytest.approx(epsilon(3))
         assert [row["state"] for row in privacy.ledger("wards")] == ["spent"] * 3 + ["voided"]
+        anchor = json.loads((trained.home / "secrets" / "journal.anchor").read_text())
+        assert anchor["head"] == trained.journal_head().head
         trained.verify_journal()
 
     def test_the_run_goes_on_with_another_collection(self, trained: Store) -> None:

@@ -489,6 +489,18 @@ def test_deploy_gives_what_was_registered(
         assert words in out
 
 
+def test_what_is_withheld_is_named_and_not_shown_as_nothing(
+    interface: FakeInterface, capfd: pytest.CaptureFixture[str]
+) -> None:
+    privacy = {"epsilon": 1.25, "delta": 1e-5, "unit": "client", "neighbouring": "add_or_remove", "accountant": "RDP"}
+    metrics = {"privacy/epsilon": 1.25, "privacy/signal_to_noise": 0.5}
+    interface.data = RUN | {"privacy": privacy, "seconds": None, "metrics": metrics, "baselines": {}}
+    assert main(["train", "heart.yaml"]) == 0
+    out = capfd.readouterr().out
+    assert "withheld" in out and "epsilon 1.25" in out
+    assert "all clients pooled" not in out and "communication" not in out
+
+
 @pytest.mark.parametrize("command", ["up", "ui"])
 def test_the_stack_says_where_its_pages_are(
     command: str, interface: FakeInterface, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

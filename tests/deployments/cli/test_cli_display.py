@@ -260,3 +260,25 @@ def test_a_pipe_gets_lines_and_a_dumb_terminal_too(monkeypatch: pytest.MonkeyPat
     assert isinstance(display(Console(file=io.StringIO()), ""), Lines)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(display(Console(file=Terminal()), ""), Lines)
+
+
+CLAIMED = {"privacy/epsilon": 1.25, "privacy/signal_to_noise": 0.5}
+PUBLIC = {"train/loss": 0.7, "eval/accuracy": 0.81, "clients/received": 9.0, "communication/upload_bytes": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "columns"),
+    [
+        (CLAIMED, ["epsilon", "signal/noise"]),  # all else is withheld
+        ({"privacy/epsilon_simulated": 1.25}, ["epsilon"]),
+        (CLAIMED | PUBLIC, ["train loss", "eval loss", "accuracy", "epsilon", "signal/noise", "upload", "time"]),
+        # nobody came, so there is no training loss: nothing is withheld
+        (
+            CLAIMED | {"clients/received": 0.0},
+            ["train loss", "eval loss", "accuracy", "epsilon", "signal/noise", "upload", "time"],
+        ),
+        (PUBLIC, ["train loss", "eval loss", "accuracy", "upload", "time"]),
+    ],
+)
+def test_a_claim_has_columns_of_its_own(metrics: dict[str, float], columns: list[str]) -> None:
+    assert list(RoundLine.of(1, metrics, None).columns()) == columns

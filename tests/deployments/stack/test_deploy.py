@@ -106,9 +106,10 @@ def test_an_audit_of_the_newest_run_can_be_scheduled_beside_it(shared_home: Path
     assert (kept["cron"], kept["active"]) == ("0 5 * * 2", True)
 
 
-def test_nothing_claimed_is_nothing_to_audit(shared_home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("privacy", [{"kind": "none"}, PRIVATE["privacy"] | {"simulate_noise_cohort": 450}])
+def test_nothing_claimed_is_nothing_to_audit(shared_home: Path, tmp_path: Path, privacy: dict[str, Any]) -> None:
     config = tmp_path / "ward.yaml"
-    config.write_text(json.dumps(PRIVATE | {"privacy": {"kind": "none"}}))
+    config.write_text(json.dumps(PRIVATE | {"privacy": privacy}))
     with pytest.raises(ConfigError, match="claims nothing that could be audited"):
         deploy(config, audit="0 5 * * 2", home=shared_home)
 

@@ -216,6 +216,15 @@ class TestMadeAnew:
         with pytest.raises(JournalBroken, match=f"has {rows} rows, but this home .* has its row 8"):
             store.verify_journal()
 
+    def test_an_anchor_that_fits_hides_none_that_does_not(self, worked: tuple[Store, JournalReport]) -> None:
+        """A restored backup that has grown to the old length again, and was anchored again."""
+        store, report = worked
+        now, lost = Anchor(report.rows, report.head, "MLflow (run new)"), Anchor(report.rows, "f" * 64, "MLflow (lost)")
+        store.verify_journal([now])
+        for anchors in ([now, lost], [lost, now]):
+            with pytest.raises(JournalBroken, match=r"is not the one that MLflow \(lost\) has"):
+                store.verify_journal(anchors)
+
     def test_an_anchor_that_tells_is_not_overwritten(
         self, worked: tuple[Store, JournalReport], new_run: Callable[..., RunRecord]
     ) -> None:

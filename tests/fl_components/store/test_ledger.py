@@ -164,6 +164,21 @@ class TestVoiding:
             lease.finish("Failed", error={"code": "run_failed", "message": "m", "hint": None})
             with pytest.raises(StoreError, match="has failed"):
                 lease.void("x", by="ada")
+        with store.acquire("a") as lease:  # nor where a later attempt was stopped in the same round
+            lease.begin_attempt()
+            lease.finish("Cancelled")
+            with pytest.raises(StoreError, match="has failed"):
+                lease.void("x", by="ada")
+
+    def test_an_earlier_failure_is_another_round_s(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
+        set_budget(store)
+        new_run("a")
+        with store.acquire("a") as lease:
+            lease.finish("Failed", error={"code": "run_failed", "message": "m", "hint": None})
+        go_through(store, "a", 1)
+        with store.acquire("a") as lease:
+            lease.reserve(2, EVENT, three_in_all)
+            assert lease.void("x", by="ada") == 2
 
     def test_a_round_without_a_claim(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
         new_run("a")
@@ -188,7 +203,9 @@ class TestReconciliation:
             ("UPDATE charges SET population = 'q'", "charges differ"),
             ("DELETE FROM charges WHERE round = 2", "charges differ .*: a round 2 collection 1"),
             ("UPDATE rounds SET params_digest = 'd' WHERE round = 1", "rounds differ .*: a round 1"),
-            ("DELETE FROM members", "bindings differ .*: p"),
+            ("DELETE FROM members", "bindings differ .*: row 2"),
+            ("DELETE FROM members WHERE digest = 'one'", "bindings differ .*: row 2"),
+            ("UPDATE members SET digest = 'other' WHERE digest = 'one'", "bindings differ .*: row 2"),
         ],
     )
     def test_a_changed_row_is_found(
@@ -298,3 +315,47 @@ class TestMembers:
         set_budget(store)
         store.bind_members("p", ["digest of one"])
         assert "digest of one" not in json.dumps([row.content for row in store.journal()])
+
+    def test_two_processes_bind_the_same_data_to_one_population(
+        self, home: Path, database_url: str, store: Store, start_process: Any
+    ) -> None:
+        set_budget(store), set_budget(store, "q")
+        program = (
+            "import sys; from pathlib import Path; from fl_components.store import Store\n"
+            "from fl_components.errors import ConfigError\n"
+            "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
+            "print('ready', flush=True); input()\n"
+            "bound = 0\n"
+            "for each in range(40):\n"
+            "    try: store.bind_members(sys.argv[3], [f'{each}', f'{each} too']); bound += 1\n"
+            "    except ConfigError: pass\n"
+            "print(bound, flush=True)\n"
+        )
+        processes = [start_process(program, home, database_url, population) for population in ("p", "q")]
+        assert [process.answer() for process in processes] == ["ready"] * 2
+        for process in processes:
+            process.tell("")
+        assert sum(int(process.answer()) for process in processes) == 40
+        store.verify_journal()
+
+    def test_budgets_are_set_while_rounds_are_reserved(
+        self, home: Path, database_url: str, store: Store, new_run: Callable[..., RunRecord], start_process: Any
+    ) -> None:
+        """Neither waits for a lock that the other holds while it holds one that the other waits for."""
+        set_budget(store, epsilon=1000.0)
+        new_run("a", rounds=30)
+        program = (
+            "import sys; from pathlib import Path; from fl_components.store import Store\n"
+            "from tests.fl_components.store.test_ledger import set_budget\n"
+            "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
+            "print('ready', flush=True); input()\n"
+            "for epsilon in range(1001, 1041): set_budget(store, epsilon=float(epsilon))\n"
+            "print('done', flush=True)\n"
+        )
+        process = start_process(program, home, database_url)
+        assert process.answer() == "ready"
+        process.tell("")
+        assert go_through(store, "a", 30) == 30
+        assert process.answer() == "done"
+        assert store.find_budget("p").epsilon == 1040.0  # type: ignore[union-attr]
+        store.verify_journal()
