@@ -149,11 +149,7 @@ def void(run: str, *, reason: str) -> dict[str, Any]:
         if round is None:
             raise ConfigError(f"run {run} has nothing reserved", hint="`fedrounds privacy ledger` shows what is")
         store.anchor()
-        record = store.run(run)
-        budget = store.find_budget(record.population)
-        return {"run_id": run, "round": round, "population": record.population} | (
-            {"budget": _status(budget)} if budget is not None else {}
-        )
+        return {"run_id": run, "round": round, "population": store.run(run).population}
 
 
 def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = None) -> dict[str, Any]:

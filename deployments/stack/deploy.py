@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +59,12 @@ def deploy(
     name = name or config_path.stem
     experiment = _experiment_under_a_claim(config_path, overrides) if audit is not None else None
     with connect(home, say) as connection:
-        timings = [_timing(each, cron) for each, cron in ((training, cron), (auditing, audit))]
+        timing, audit_timing = _timing(training, cron), _timing(auditing, audit)  # both, before either is registered
         with _registering(connection) as client:
+            register = partial(_register, client, document["pull"], name=name, active=active)
             settings = [*training["parameters"]["overrides"], *overrides]
-            parameters = {"config": str(config_path), "overrides": settings}
-            found = _register(client, document["pull"], training, timings[0], name, parameters, active=active)
-            audited = None
-            if experiment is not None:
-                parameters = {"run": experiment}
-                audited = _register(client, document["pull"], auditing, timings[1], name, parameters, active=active)
+            found = register(training, timing, parameters={"config": str(config_path), "overrides": settings})
+            audited = None if experiment is None else register(auditing, audit_timing, parameters={"run": experiment})
     return found | {"audit": audited}
 
 
@@ -118,9 +116,9 @@ def _register(
     pull: list[dict[str, Any]],
     definition: dict[str, Any],
     timing: CronSchedule,
+    *,
     name: str,
     parameters: dict[str, Any],
-    *,
     active: bool,
 ) -> dict[str, Any]:
     from prefect.client.schemas.actions import DeploymentScheduleCreate

@@ -185,10 +185,12 @@ def _count_interval(
     """
     if rule.clipping.count_deviation(sampling.cohort_size) is None:
         return 0.0, 0.0
-    squares = 0.0
-    for draw in range(COUNTS):
-        _, state = rule.release(np.zeros(1), clipping, sampling, lambda purpose, draw=draw: key_of(f"{purpose} {draw}"))  # type: ignore[misc]
-        squares += ((float(state["unclipped_fraction"][0]) - 0.5) * sampling.cohort_size) ** 2
+
+    def noise(draw: int) -> float:
+        _, state = rule.release(np.zeros(1), clipping, sampling, lambda purpose: key_of(f"{purpose} {draw}"))
+        return (float(state["unclipped_fraction"][0]) - 0.5) * sampling.cohort_size
+
+    squares = sum(noise(draw) ** 2 for draw in range(COUNTS))
     margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2 / (9 * COUNTS))
     least, most = ((1 - 2 / (9 * COUNTS) + sign * margin) ** 3 for sign in (-1, 1))  # chi-square over its degrees
     deviation = math.sqrt(squares / COUNTS)

@@ -19,6 +19,9 @@ from fl_components.store import Budget, BudgetTerms, Store
 from fl_components.store.ledger import of_another_population, unregistered
 from fl_components.values import Sampling
 
+MOST_GROUPS: Final = 10_000
+"""Of clients whose data are told from others' by one digest each."""
+
 
 def events_of(spent: Mapping[str, int]) -> dict[Event, int]:
     """The store's count of events, {canonical JSON: how often}, as an accountant takes it."""
@@ -87,30 +90,28 @@ def check_population(store: Store, federation: Federation) -> list[str]:
     would draw on a population's data without being charged.
     """
     config, public = federation.config, federation.data.public
+    name, budget = config.population, store.find_budget(config.population)
     digests = members_of(store, federation) if store.has_members() or not public else []
-    owner = next(iter(store.bound(digests).values()), None)
-    budget = store.find_budget(config.population)
-    if not federation.is_charged or public:
-        if owner is None and budget is not None and not budget.demonstration and not public:
-            owner = config.population
-        if owner is not None:
-            raise ConfigError(_why_not(federation, owner), hint=f"use population: {owner}, with privacy.kind central")
+    owners = set(store.bound(digests).values())
+    if budget is not None and not budget.demonstration and not public:
+        owners.add(name)
+    if owners and (public or not federation.is_charged):
+        owner = min(owners)
+        raise ConfigError(_why_not(federation, owner), hint=f"use population: {owner}, with privacy.kind central")
     if not federation.is_charged:
         return []
+    if owners - {name}:
+        raise of_another_population(name, min(owners - {name}))
     if budget is None and not public:
-        raise unregistered(config.population)
+        raise unregistered(name)
     if budget is not None:
-        check_terms(config.population, _terms_of(federation), budget)
+        check_terms(name, _terms_of(federation), budget)
         if budget.demonstration != public:
-            kinds = ("a demonstration on public data", "private")
-            kind, found = kinds if budget.demonstration else ("private", "public")
+            told = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
             raise ConfigError(
-                f"population {config.population!r} is {kind}, and data {config.data.kind} are {found}",
+                f"population {name!r} is {told[0]}, and data {config.data.kind} are {told[1]}",
                 hint="name another population" + (", and have an administrator set its budget" * (not public)),
             )
-    others = set(store.bound(digests).values()) - {config.population}
-    if others:
-        raise of_another_population(config.population, min(others))
     return digests
 
 
@@ -147,9 +148,6 @@ def _why_not(federation: Federation, owner: str) -> str:
         f"population {owner!r} has a privacy budget and this run would not be charged to it ({which}): its model would "
         "give away what the budget is there to keep"
     )
-
-
-MOST_GROUPS: Final = 10_000
 
 
 def members_of(store: Store, federation: Federation) -> list[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -18,6 +16,7 @@ from typing import Any, cast
 
 from fl_components.errors import CorruptBlob, StoreError
 from fl_components.store.database import disk_full
+from fl_components.store.durable_files import write_durably
 
 
 class Blobs:
@@ -31,7 +30,7 @@ class Blobs:
         key = f"{run_id}/{fence:06d}/{hashlib.sha256(data).hexdigest()}"
         with self._errors("written"):
             if self._is_local:
-                _write_durably(Path(self._path(key)), data)
+                write_durably(Path(self._path(key)), data)
             else:
                 self._filesystem.pipe_file(self._path(key), data)
         return key
@@ -109,33 +108,3 @@ class Blobs:
                 f"a blob in {self.url} cannot be {verb}: {error.strerror or error}",
                 hint="check that the place exists, that this account may write there and that it is not read-only",
             ) from error
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    _make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

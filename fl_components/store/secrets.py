@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fl_components.errors import StoreError
-from fl_components.store.private_files import remove_leftovers, write_privately
+from fl_components.store.durable_files import remove_leftovers, write_durably
 
 KEY_BYTES: Final = 32
 
@@ -95,4 +95,4 @@ def derived_key(key: bytes, purpose: str) -> bytes:
 
 
 def _write(file: Path, round: int, key: bytes) -> None:
-    write_privately(file, json.dumps({"round": round, "key": key.hex()}).encode())
+    write_durably(file, json.dumps({"round": round, "key": key.hex()}).encode(), private=True)

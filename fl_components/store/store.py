@@ -20,9 +20,9 @@ from fl_components.store import lease as lease_
 from fl_components.store import ledger
 from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database, open_database
+from fl_components.store.durable_files import write_durably
 from fl_components.store.home import home as home_folder
 from fl_components.store.keys import KeyRing
-from fl_components.store.private_files import write_privately
 from fl_components.store.reconciliation import reconcile
 from fl_components.store.records import (
     FINISHED_STATES,
@@ -463,7 +463,7 @@ class Store:
             report = journal_.head(connection)
             kept = all(journal_.hash_of(connection, each.rows) == each.head for each in self._own_anchor())
         if kept:
-            write_privately(self._anchor_file, json.dumps(asdict(report)).encode())
+            write_durably(self._anchor_file, json.dumps(asdict(report)).encode(), private=True)
         return report
 
     def _own_anchor(self) -> list[Anchor]:

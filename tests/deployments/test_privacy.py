@@ -119,8 +119,8 @@ class TestVoid:
             lease.reserve(2, EVENT.model_dump(), lambda *_: None)
         assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(4))
         found = privacy.void("b", reason="the ward left before anything was trained")
-        assert (found["round"], found["population"]) == (2, "wards")
-        assert found["budget"]["epsilon"] == pytest.approx(epsilon(3))
+        assert found == {"run_id": "b", "round": 2, "population": "wards"}
+        assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(3))
         assert [row["state"] for row in privacy.ledger("wards")] == ["spent"] * 3 + ["voided"]
         anchor = json.loads((trained.home / "secrets" / "journal.anchor").read_text())
         assert anchor["head"] == trained.journal_head().head

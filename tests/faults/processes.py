@@ -36,7 +36,7 @@ from fl_components.privacy import CentralPrivacy, neighbouring_of
 from fl_components.privacy.accountants import renyi_divergences
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
-from fl_components.store import Store, blobs
+from fl_components.store import Store, blobs, durable_files
 from fl_components.store.secrets import entropy
 from flows.round import walk
 
@@ -185,7 +185,7 @@ class Instants:
 
             return watched
 
-        write_durably = blobs._write_durably
+        write_durably = durable_files.write_durably
 
         def watched_write(path: Path, data: bytes) -> None:
             self.reach("before the blob")
@@ -194,8 +194,8 @@ class Instants:
         instants = self
 
         class WatchedFile:
-            def __init__(self, *arguments: Any) -> None:
-                self._file = open(*arguments)  # noqa: SIM115
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                self._file = open(*arguments, **options)  # noqa: SIM115
 
             def __enter__(self) -> WatchedFile:
                 return self
@@ -214,9 +214,9 @@ class Instants:
                 self._file.flush()
                 instants.reach("the temporary file")
 
-        patched: Any = blobs
-        patched.open = WatchedFile
-        patched._write_durably = watched_write
+        files: Any = durable_files
+        files.open = WatchedFile
+        blobs.write_durably = watched_write  # type: ignore[assignment]
         Store._transaction = watched_transaction  # type: ignore[method-assign, assignment]
         os.fsync = then(os.fsync, "after an fsync")
         os.replace = then(os.replace, "after the rename")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fl_components.store.keys import KeyRing
+from tests.support import missing
 
 Stack = Any  # conftest.py's
 FEDERATION = str(Path(__file__).with_name("federation.yaml"))
@@ -44,7 +45,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small disk")
+        missing("only root may mount a small disk")
     try:
         yield folder
     finally:
@@ -125,7 +126,7 @@ def test_a_home_that_cannot_be_written(stack: Stack, tmp_path: Path) -> None:
     as_others: list[str] = []
     if os.geteuid() == 0:  # whom permissions stop only without this capability
         if shutil.which("setpriv") is None:
-            pytest.skip("root needs setpriv to be stopped by permissions")
+            missing("root needs setpriv to be stopped by permissions")
         as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
     command = stack.start("train", FEDERATION, home=home, before=as_others)
     error = command.end(1)
