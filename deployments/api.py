@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fl_components.errors import RunNotFound, Unreachable
-from fl_components.store import Anchor, RoundRecord, RunRecord, Store, SweepRecord
+from fl_components.errors import RunNotFound
+from fl_components.store import RoundRecord, RunRecord, Store, SweepRecord
 
 if TYPE_CHECKING:
     from deployments.stack.connection import Connection
@@ -124,57 +124,6 @@ def show(run: str) -> dict[str, Any]:
         return run_data(store, record) | {"history": history}
 
 
-def verify_journal() -> dict[str, Any]:
-    """Check the journal's chain and signatures, that the other tables are what it says, and that it goes on from the
-    anchors in this home, in MLflow, and in Prefect where a server runs already.
-
-    {rows, head, anchors, not_reached}: how many anchors agree, and why others could not be asked. Raises
-    `JournalBroken`, naming the first row that is wrong.
-    """
-    from tasks.anchors import anchors_in_mlflow
-
-    with Store.open() as store:
-        in_mlflow, mlflow_problem = anchors_in_mlflow(store)
-        in_prefect, prefect_problem = _anchors_in_prefect(store)
-        report = store.verify_journal([*in_mlflow, *in_prefect])
-        return {
-            "rows": report.rows,
-            "head": report.head,
-            "anchors": len(in_mlflow) + len(in_prefect),
-            "not_reached": [each for each in (mlflow_problem, prefect_problem) if each is not None],
-        }
-
-
-def _anchors_in_prefect(store: Store) -> tuple[list[Anchor], str | None]:
-    from deployments.stack.connection import client_settings, connect, is_running
-
-    if not is_running(store.home):
-        return [], "Prefect was not asked: no server runs (`fedrounds ui` starts one)"
-    import httpx
-    from prefect.client.orchestration import get_client
-
-    from tasks.anchors import anchors_in_prefect
-
-    try:
-        with connect(store.home) as connection, client_settings(connection), get_client(sync_client=True) as client:
-            connection.wait()
-            return anchors_in_prefect(client, store), None
-    except (Unreachable, httpx.HTTPError) as error:
-        return [], f"Prefect could not be asked: {error}"
-
-
-def journal_key() -> dict[str, Any]:
-    """The public key with which this hub signs: {key, key_id}."""
-    with Store.open() as store:
-        return {"key": store.keys.signing.public.hex(), "key_id": store.keys.signing.id}
-
-
-def trust_key(key: str) -> dict[str, Any]:
-    """Trust another hub's public key, in hex: {key_id}. Raises `ConfigError`."""
-    with Store.open() as store:
-        return {"key_id": store.keys.trust(key)}
-
-
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
     """What a configuration would run.
 
@@ -248,8 +197,14 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
     budget = store.find_budget(run.population) if run.spent else None
     terms = ("delta", "unit", "neighbouring", "accountant")
     epsilon = rounds[-1].result["metrics"].get("privacy/epsilon") if rounds else None
+    tightest = None
+    if budget is not None and epsilon is not None:
+        from fl_components.server.statement import tightest_epsilon
+
+        tightest = tightest_epsilon(budget, run)
     return {
         "epsilon": epsilon,
+        "epsilon_tightest": tightest,
         **{name: getattr(budget, name, None) if epsilon is not None else None for name in terms},
     }
 

@@ -280,26 +280,26 @@ def privacy_budget_set(
 
 def journal_key() -> Answer:
     """Print the public key with which this hub signs its journal."""
-    from deployments import api
+    from deployments import journal
 
-    found = api.journal_key()
+    found = journal.key()
     return Answer(found, found["key"])
 
 
 def journal_trust(key: Annotated[str, Parameter(help="What `fedrounds journal key` prints there.")], /) -> Answer:
     """Trust the journal rows of another hub that shares this database."""
-    from deployments import api
+    from deployments import journal
 
-    found = api.trust_key(key)
+    found = journal.trust(key)
     return Answer(found, f"Rows signed by {found['key_id']} count from now on.")
 
 
 def journal_verify() -> Answer:
     """Check that no row of the journal was changed, removed, put in or made anew."""
-    from deployments import api
+    from deployments import journal
     from deployments.cli import tables
 
-    report = api.verify_journal()
+    report = journal.verify()
     return Answer(report, tables.journal(report))
 
 

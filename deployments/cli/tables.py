@@ -343,7 +343,7 @@ def _heading(data: Mapping[str, Any]) -> RenderableType:
 
 def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
     metrics: Mapping[str, float] = data.get("metrics") or {}
-    if withholds(metrics):
+    if withholds(metrics) and "eval/accuracy" not in metrics:
         return []
     baselines: Mapping[str, float] = data.get("baselines") or {}
     prefix, suffix = "eval/client/", "/accuracy"
@@ -371,7 +371,7 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
     communication = data.get("communication") or {}
     facts = _grid()
     if withholds(data.get("metrics") or {}):
-        facts.add_row("withheld", "what is measured on clients' data: accuracy, losses, traffic, times")
+        facts.add_row("withheld", "what is measured on clients: losses, test results, traffic, times")
     else:
         up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
         facts.add_row("communication", f"{up} up, {down} down")
@@ -407,7 +407,9 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
         return "no privacy claim"
     terms = [f"delta {privacy['delta']:g}"] if privacy.get("delta") is not None else []
     terms += [str(privacy[key]) for key in ("unit", "neighbouring", "accountant") if privacy.get(key)]
-    return f"epsilon {number(epsilon)}" + (f" ({', '.join(terms)})" if terms else "")
+    tightest = privacy.get("epsilon_tightest")
+    told = f"epsilon {number(epsilon)}" + (f" ({', '.join(terms)})" if terms else "")
+    return told if tightest is None else f"{told}, {number(tightest)} by privacy loss distributions"
 
 
 def _where_next(data: Mapping[str, Any], more: Mapping[str, str]) -> RenderableType:

@@ -16,7 +16,7 @@ from fl_components.privacy.base import PrivacyRule
 from fl_components.privacy.clipping import UNITS, kept_units
 from fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
 from fl_components.privacy.noise import gaussian
-from fl_components.privacy.releases import Release, charged
+from fl_components.privacy.releases import Release, charged, withheld
 from fl_components.rules import Rule, union
 from fl_components.values import Float64, Sampling, Tensors
 
@@ -246,6 +246,12 @@ class CentralPrivacy(PrivacyRule):
             "noise": np.array([deviation * UNITS * unit / expected]),
         }
         return mean_D, {**after, **seen}
+
+    def clipped_fraction(self, sum_D1: Float64, received: int) -> dict[str, Release]:
+        """How many updates were clipped; nobody is told beside a noisy count, whose noise it would give away."""
+        if self.clipping.count_deviation(received) is not None or not received:
+            return {}
+        return {"privacy/clipped_fraction": withheld(0.5 - float(sum_D1[-1]) / received)}
 
     def metrics(self, state: Clipping, clipping_norm: float, num_parameters: int) -> dict[str, Release]:
         """What may be shown of a round after `release`: the noise of each coordinate of the mean, and how much longer

@@ -17,7 +17,6 @@ from fl_components.privacy.events import Event, as_neighbouring, parse_event
 from fl_components.server.federation import Federation
 from fl_components.store import Budget, BudgetTerms, Store
 from fl_components.store.ledger import of_another_population, unregistered
-from fl_components.values import Sampling
 
 MOST_GROUPS: Final = 10_000
 """Of clients whose data are told from others' by one digest each."""
@@ -26,18 +25,6 @@ MOST_GROUPS: Final = 10_000
 def events_of(spent: Mapping[str, int]) -> dict[Event, int]:
     """The store's count of events, {canonical JSON: how often}, as an accountant takes it."""
     return {parse_event(json.loads(text)): count for text, count in spent.items()}
-
-
-def terms_of(privacy: CentralPrivacy, sampling: Sampling, *, demonstration: bool) -> BudgetTerms:
-    """The terms under which a run's epsilons are told. Nothing limits what demonstrations come to together."""
-    return BudgetTerms(
-        epsilon=None,
-        delta=privacy.delta,
-        unit=privacy.unit,
-        neighbouring=neighbouring_of(sampling),
-        accountant=NAME,
-        demonstration=demonstration,
-    )
 
 
 def check_terms(population: str, terms: BudgetTerms, budget: Budget) -> None:
@@ -135,8 +122,17 @@ def join_population(store: Store, federation: Federation, digests: Sequence[str]
 
 
 def _terms_of(federation: Federation) -> BudgetTerms:
-    assert federation.central is not None
-    return terms_of(federation.central, federation.sampling, demonstration=federation.data.public)
+    """The terms under which a run's epsilons are told. Nothing limits what demonstrations come to together."""
+    central = federation.central
+    assert central is not None
+    return BudgetTerms(
+        epsilon=None,
+        delta=central.delta,
+        unit=central.unit,
+        neighbouring=neighbouring_of(federation.sampling),
+        accountant=NAME,
+        demonstration=federation.data.public,
+    )
 
 
 def _why_not(federation: Federation, owner: str) -> str:

@@ -311,12 +311,12 @@ def commit(
     if hub.federation.central is not None:
         assert plan.clipping_norm is not None
         claim = hub.federation.central.metrics(state.clipping, plan.clipping_norm, hub.federation.num_parameters)
+        claim |= hub.federation.central.clipped_fraction(collected.partial.tensors["sum"], collected.partial.count)
         claim |= hub.epsilons()
     result = round_result(
         state,
         collected,
-        evaluated,
-        claim,
+        hub.config.evaluation.releases(evaluated) | claim,
         hub.seconds,
         hub.round_seconds,
         hub.peak_memory_bytes,
@@ -342,8 +342,7 @@ def commit(
 def round_result(
     state: ServerState,
     collected: Collected,
-    evaluated: dict[str, float],
-    claim: dict[str, Release],
+    found: dict[str, Release],
     seconds: dict[str, float],
     round_s: float,
     peak_memory_bytes: int,
@@ -353,16 +352,16 @@ def round_result(
     """What a round's row, MLflow and people are told, and what a privacy claim withholds from them. Its own commit is
     not in `seconds`: it is not over yet.
 
-    `round_s` is the wall-clock time since the round was loaded, so what is between the stages counts as well; what an
-    earlier attempt spent before its seal is added.
+    `found` is what the evaluation and the claim have found, each with the reason why it may be seen. `round_s` is the
+    wall-clock time since the round was loaded, so what is between the stages counts as well; what an earlier attempt
+    spent before its seal is added.
     """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
     rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
-    metrics = claim | {
+    metrics = found | {
         name: withheld(value)
         for name, value in {
             "train/loss": collected.train_loss.mean,
-            **evaluated,
             "clients/selected": collected.selected,
             "clients/received": collected.partial.count,
             "clients/rejected": len(collected.rejected),

@@ -88,7 +88,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         "accountant": "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, "
         "Kamath and Steinke 2020; it decides, and it stays valid when later runs are chosen after seeing earlier ones",
         "tightest_by": "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance",
-        "releases": _releases(central),
+        "releases": _releases(config, central),
         "withheld": None if budget.demonstration else WITHHELD,
         "not_covered": list(NOT_COVERED),
     }
@@ -107,11 +107,14 @@ def _mechanism(config: FederationConfig, central: CentralPrivacy) -> str:
     )
 
 
-def _releases(central: CentralPrivacy) -> str:
-    count = ", the noisy fraction of updates that were not clipped" * isinstance(central.clipping, AdaptiveClipping)
-    return (
-        f"the model after each round, the clipping norm{count}, and metrics computed from these and public data alone"
-    )
+def _releases(config: FederationConfig, central: CentralPrivacy) -> str:
+    """In words."""
+    released = ["the model after each round", "the clipping norm"]
+    if isinstance(central.clipping, AdaptiveClipping):
+        released.append("the noisy fraction of updates that were not clipped")
+    if config.evaluation.public_test:
+        released.append("loss and accuracy on all test examples together, which are declared public")
+    return f"{', '.join(released)}, and metrics computed from these and public data alone"
 
 
 def _lineage(store: Store, run: RunRecord) -> list[RunRecord] | None:

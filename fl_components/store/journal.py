@@ -131,6 +131,14 @@ def read(connection: Connection, run_id: str | None, after: int, limit: int) -> 
     return [JournalRow(**{**row._asdict(), "content": json.loads(row.content)}) for row in links]
 
 
+def read_kind(connection: Connection, run_id: str, kind: str, *, after: int) -> list[dict[str, Any]]:
+    """The contents of a run's rows of one kind past sequence `after`."""
+    query = select(journal_table.c.content).where(
+        journal_table.c.run_id == run_id, journal_table.c.kind == kind, journal_table.c.sequence > after
+    )
+    return [json.loads(content) for content in connection.scalars(query)]
+
+
 def verify(connection: Connection, trusted: Mapping[str, bytes], anchors: Iterable[Anchor] = ()) -> JournalReport:
     """Checks the whole chain as one transaction sees it. Raises `JournalBroken`."""
     report = head(connection)

@@ -7,7 +7,6 @@ lease has lapsed is judged by the database's clock alone.
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import threading
@@ -27,7 +26,6 @@ from fl_components.store import journal, ledger
 from fl_components.store.ledger import Guard
 from fl_components.store.records import FINAL_STATES, RoundRecord
 from fl_components.store.schema import AnyRow, charges, database_clock, leases, participations, rounds, runs, seals
-from fl_components.store.schema import journal as journal_table
 
 if TYPE_CHECKING:
     from fl_components.store.store import Store
@@ -226,7 +224,7 @@ class Lease:
         with self._fenced() as connection:
             run = self._run(connection)
             self._check_next(run, round)
-            charge = self._open_charge(connection, round)
+            charge = ledger.open_charge(connection, self.run_id, round)
             if charge is not None:
                 if charge.event != event:
                     raise StoreError(
@@ -263,10 +261,10 @@ class Lease:
         with self._fenced() as connection:
             run = self._run(connection)
             round = run.committed_round + 1
-            charge = self._open_charge(connection, round)
+            charge = ledger.open_charge(connection, self.run_id, round)
             if charge is None:
                 return None
-            sealed, failed = self._seal_key(connection, round) is not None, self._failed_after(connection, charge)
+            sealed, failed = self._seal_key(connection, round) is not None, ledger.failed_since(connection, charge)
             if sealed or failed:
                 raise StoreError(
                     f"round {round} of run {self.run_id} {'is sealed' if sealed else 'has failed'}: something of it "
@@ -279,7 +277,7 @@ class Lease:
                 self._update_run(connection, spent=ledger.as_pairs(spent))
             content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
             row = self._append(connection, "charge.voided", content)
-            self._settle(connection, charge, "voided", row.at)
+            ledger.settle(connection, charge, "voided", row.at)
         return int(round)
 
     def seal(self, round: int, collection: int, data: bytes) -> None:
@@ -341,7 +339,7 @@ class Lease:
                 connection.execute(
                     insert(rounds).values({name: getattr(record, name) for name in RoundRecord.__slots__})
                 )
-                self._settle(connection, charge, "spent", row.at)
+                ledger.settle(connection, charge, "spent", row.at)
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
                 unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
@@ -479,37 +477,8 @@ class Lease:
                 hint=f"go on with round {run.committed_round + 1}",
             )
 
-    def _open_charge(self, connection: Connection, round: int) -> AnyRow | None:
-        return connection.execute(
-            select(charges).where(
-                charges.c.run_id == self.run_id, charges.c.round == round, charges.c.state == "reserved"
-            )
-        ).one_or_none()
-
-    def _failed_after(self, connection: Connection, charge: AnyRow) -> bool:
-        """Whether an attempt has failed since the charge was reserved, whatever came after."""
-        rows = connection.scalars(
-            select(journal_table.c.content).where(
-                journal_table.c.run_id == self.run_id,
-                journal_table.c.kind == "run.finished",
-                journal_table.c.sequence > charge.journal_sequence,
-            )
-        )
-        return any(json.loads(content)["state"] == "Failed" for content in rows)
-
-    def _settle(self, connection: Connection, charge: AnyRow, state: str, at: float) -> None:
-        connection.execute(
-            update(charges)
-            .where(
-                charges.c.run_id == self.run_id,
-                charges.c.round == charge.round,
-                charges.c.collection == charge.collection,
-            )
-            .values(state=state, settled_at=at)
-        )
-
     def _check_reserved(self, connection: Connection, round: int, collection: int | None = None) -> AnyRow:
-        charge = self._open_charge(connection, round)
+        charge = ledger.open_charge(connection, self.run_id, round)
         if charge is None or collection not in (None, charge.collection):
             which = "" if collection is None else f" for collection {collection}"
             raise StoreError(

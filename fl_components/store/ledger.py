@@ -19,7 +19,7 @@ from fl_components.errors import ConfigError, StoreError
 from fl_components.store import journal
 from fl_components.store.keys import SigningKey
 from fl_components.store.records import Budget, BudgetTerms
-from fl_components.store.schema import AnyRow, canonical_json, members, populations
+from fl_components.store.schema import AnyRow, canonical_json, charges, members, populations
 
 Events: TypeAlias = "Mapping[str, int]"
 """How often each event was reserved or spent; an event is its canonical JSON text."""
@@ -144,6 +144,31 @@ def charge(connection: Connection, budget: Budget, run_spent: Events, event: dic
     guard(budget, population_after, run_after)
     _write(connection, budget.population, population_after)
     return run_after
+
+
+def open_charge(connection: Connection, run_id: str, round: int) -> AnyRow | None:
+    """What is reserved for a round, and neither spent nor voided."""
+    query = select(charges).where(charges.c.run_id == run_id, charges.c.round == round, charges.c.state == "reserved")
+    return connection.execute(query).one_or_none()
+
+
+def settle(connection: Connection, charge: AnyRow, state: str, at: float) -> None:
+    """Write down what became of a reserved charge: "spent" or "voided"."""
+    connection.execute(
+        update(charges)
+        .where(
+            charges.c.run_id == charge.run_id,
+            charges.c.round == charge.round,
+            charges.c.collection == charge.collection,
+        )
+        .values(state=state, settled_at=at)
+    )
+
+
+def failed_since(connection: Connection, charge: AnyRow) -> bool:
+    """Whether an attempt of the run has failed since the charge was reserved, whatever came after."""
+    ends = journal.read_kind(connection, charge.run_id, "run.finished", after=charge.journal_sequence)
+    return any(content["state"] == "Failed" for content in ends)
 
 
 def give_back(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any]) -> Events:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from fl_components.errors import ConfigError, Unreachable
 from fl_components.models.base import REGISTERED_MODEL
 from fl_components.parameters import constants_digest, flatten, params_digest
-from fl_components.server.statement import in_short, statement
+from fl_components.server.statement import in_short, markdown, statement
 from fl_components.store import RunRecord, home
 from tasks.tracking import server
 from tasks.tracking.run_view import RUN_ID_TAG, RunView
@@ -209,11 +209,12 @@ def _inputs(example: NDArray[np.generic], batch_size: int) -> NDArray[np.generic
 
 def _register(view: RunView, run: RunRecord, logged: LoggedModel, model: LoggableModel) -> str:
     name, client, mlflow_run_id = model.name, view.client, view.mlflow_run_id
+    found = statement(view.store, run)
     tags = {
         RUN_ID_TAG: run.run_id,
         "params_digest": run.params_digest,
         "constants_digest": constants_digest(model.module),
-        "privacy": in_short(statement(view.store, run)),
+        "privacy": in_short(found),
     }
     try:
         client.create_registered_model(name)
@@ -226,6 +227,7 @@ def _register(view: RunView, run: RunRecord, logged: LoggedModel, model: Loggabl
         run_id=mlflow_run_id,
         model_id=logged.model_id,
         tags=tags,
+        description=markdown(found) if found["claim"] else None,
     )
     client.set_logged_model_tags(  # what MLflow's pages link by
         logged.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}

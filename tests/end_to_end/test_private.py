@@ -28,7 +28,8 @@ SHOWN = """
 run = client.get_run(sys.argv[1])
 version = client.get_model_version_by_alias("wards", "challenger")
 print(json.dumps({
-    "status": run.info.status, "tags": run.data.tags, "version_tags": version.tags, "metrics": list(run.data.metrics),
+    "status": run.info.status, "tags": run.data.tags, "version_tags": version.tags,
+    "metrics": list(run.data.metrics), "described": version.description,
     "epsilons": [metric.value for metric in client.get_metric_history(sys.argv[1], "privacy/epsilon")],
     "statement": mlflow.artifacts.load_text(f"runs:/{sys.argv[1]}/privacy_statement.md"),
 }))
@@ -64,6 +65,7 @@ def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, hom
     data = data_of(fedrounds("show", "r", "--json"))
     assert (data["state"], data["committed_round"]) == ("BudgetExhausted", 3)
     assert data["privacy"]["epsilon"] == pytest.approx(three)
+    assert 0 < data["privacy"]["epsilon_tightest"] < three
     assert data["model_uri"] == "models:/wards/1"
     assert (data["seconds"], data["communication"]) == (None, {"upload_bytes": None, "download_bytes": None})
     assert all(name.startswith("privacy/") for name in data["metrics"])
@@ -85,7 +87,7 @@ def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, hom
     assert (
         shown["tags"]["privacy"].startswith("epsilon ") and shown["version_tags"]["privacy"] == shown["tags"]["privacy"]
     )
-    assert "| The population in all |" in shown["statement"]
+    assert "| The population in all |" in shown["statement"] and "# Privacy statement of run r" in shown["described"]
     assert not [name for name in shown["metrics"] if not name.startswith("privacy/")]
 
     with Store.open(home) as store:

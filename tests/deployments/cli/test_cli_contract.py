@@ -35,7 +35,14 @@ RUN: dict[str, Any] = {
         "eval/client/va/accuracy": 0.671,
         "train/loss": 0.41,
     },
-    "privacy": {"epsilon": None, "delta": None, "unit": None, "neighbouring": None, "accountant": None},
+    "privacy": {
+        "epsilon": None,
+        "epsilon_tightest": None,
+        "delta": None,
+        "unit": None,
+        "neighbouring": None,
+        "accountant": None,
+    },
     "communication": {"upload_bytes": 8432, "download_bytes": 10240},
     "seconds": {"train": 12.34, "evaluate": 1.2, "commit": 0.9, "aggregate": 0.5, "admit": 0.1},
     "mlflow_run_id": "0123456789abcdef0123456789abcdef",
@@ -133,21 +140,22 @@ class FakeInterface(ModuleType):
     def config_schema(self):  # type: ignore[no-untyped-def]
         return {"type": "object"}
 
-    def verify_journal(self):  # type: ignore[no-untyped-def]
+    def verify(self):  # type: ignore[no-untyped-def]
         return JOURNAL
 
-    def journal_key(self):  # type: ignore[no-untyped-def]
+    def key(self):  # type: ignore[no-untyped-def]
         return {"key": "aa" * 32, "key_id": "bb" * 8}
 
-    def trust_key(self, key):  # type: ignore[no-untyped-def]
+    def trust(self, key):  # type: ignore[no-untyped-def]
         return {"key_id": "bb" * 8}
 
 
 @pytest.fixture
 def interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeInterface:
     fake = FakeInterface()
-    monkeypatch.setitem(sys.modules, "deployments.api", fake)
-    monkeypatch.setattr(deployments, "api", fake, raising=False)
+    for module in ("api", "journal"):
+        monkeypatch.setitem(sys.modules, f"deployments.{module}", fake)
+        monkeypatch.setattr(deployments, module, fake, raising=False)
     monkeypatch.setenv("FEDROUNDS_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):

@@ -24,6 +24,7 @@ from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.privacy.noise import gaussian
 from fl_components.server.stages import round_result
 from fl_components.store.secrets import RunSecret
+from fl_components.training import Evaluation
 from fl_components.values import Collected, Partial, Sampling, ServerState, Weighted
 from tests.support import PRIVATE
 
@@ -257,4 +258,5 @@ def shown_of_a_round() -> Any:
         download_bytes=12,
     )
     state = ServerState(1, np.zeros(2, np.float32), {}, "digest")
-    return round_result(state, collected, {"eval/accuracy": 0.5}, {}, {"train": 1.0}, 1.0, 10, withholds=True)
+    found = Evaluation().releases({"eval/accuracy": 0.5})
+    return round_result(state, collected, found, {"train": 1.0}, 1.0, 10, withholds=True)

@@ -14,6 +14,8 @@ from fl_components.compression import NoCompression
 from fl_components.config import FederationConfig, parse_config
 from fl_components.server.hub import Hub, open_hub
 from fl_components.store import Store
+from tests.fl_components.server import wards
+from tests.fl_components.server.wards import Begin
 
 FIELDS: dict[str, Any] = {
     "name": "ward",
@@ -59,3 +61,15 @@ def open_run(store: Store) -> Iterator[OpenRun]:
 def open_single(open_run: OpenRun) -> OpenRun:
     """The same with each update for itself."""
     return partial(open_run, single=True)
+
+
+@pytest.fixture
+def begin(store: Store) -> Iterator[Begin]:
+    """Opens a run with changes to wards.FIELDS."""
+    with ExitStack() as stack:
+
+        def opened(run_id: str = "r", **changes: Any) -> Hub:
+            config = parse_config(wards.FIELDS | changes)
+            return stack.enter_context(open_hub(store, run_id, config=config))
+
+        yield opened

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fl_components.errors import ConfigError, RunFailed, StoreError, TooFewClients
+from fl_components.privacy.releases import public
 from fl_components.server import stages
 from fl_components.server.hub import Hub
 from fl_components.server.profile import Profile, check_writable
@@ -283,9 +284,9 @@ class TestRoundResult:
 
     def test_values_that_are_not_finite_are_left_out(self) -> None:
         collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
-        evaluated = {"eval/loss": float("inf"), "eval/accuracy": 0.5}
+        found = {"eval/loss": public(float("inf")), "eval/accuracy": public(0.5)}
         result = stages.round_result(
-            self.state, collected, evaluated, {}, {}, round_s=7.0, peak_memory_bytes=3_000_000, withholds=False
+            self.state, collected, found, {}, round_s=7.0, peak_memory_bytes=3_000_000, withholds=False
         )
         assert result.metrics == {
             "eval/accuracy": 0.5,
@@ -304,7 +305,7 @@ class TestRoundResult:
         collected = Collected(Partial({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
         result = stages.round_result(
-            self.state, collected, {}, {}, seconds, round_s=3.0, peak_memory_bytes=0, withholds=False
+            self.state, collected, {}, seconds, round_s=3.0, peak_memory_bytes=0, withholds=False
         )
         assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
         assert result.metrics["time/round_s"] == 3 + 1 + 8

@@ -1,0 +1,175 @@
+"""What a run under a privacy claim draws from: the same until a round is committed, then beyond everybody's reach."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.config import parse_config
+from fl_components.errors import StoreError
+from fl_components.privacy import CentralPrivacy
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from fl_components.values import Collected
+from flows.round import walk
+from tests.fl_components.server.wards import (
+    FIELDS,
+    Begin,
+    collect,
+    collected_of,
+    secret_file,
+)
+
+
+def all_bytes(home: Path) -> bytes:
+    """Of every file in the home, the database's log included."""
+    return b"".join(path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file())
+
+
+class TestSecrets:
+    def test_two_runs_of_one_configuration_differ(self, begin: Begin) -> None:
+        """The seed decides nothing that is private."""
+        results = [walk(stages, begin(run_id), 1) for run_id in ("a", "b")]
+        assert results[0].params_digest != results[1].params_digest
+
+    def test_cohorts_and_batches_are_not_drawn_from_the_seed(self, begin: Begin) -> None:
+        hubs = [begin("a"), begin("b"), begin("c", privacy={"kind": "none"})]
+        plans = [stages.select(hub, stages.load(hub, 1)) for hub in hubs]
+        seeds = [{(task.client_id, task.seed) for task in plan.cohort} for plan in plans]
+        assert not seeds[0] & seeds[1] and not seeds[0] & seeds[2]
+        cohorts = [[task.client_id for task in stages.select(hub, hub.state()).cohort] for hub in hubs]
+        assert len({tuple(cohort) for cohort in cohorts}) > 1
+
+    def test_noise_is_drawn_when_the_seal_is_durable(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub, sealed = begin(), []
+        release = CentralPrivacy.release
+
+        def released(self: CentralPrivacy, *rest: Any) -> Any:
+            sealed.append(store.sealed("r", 1) is not None)
+            return release(self, *rest)
+
+        monkeypatch.setattr(CentralPrivacy, "release", released)
+        walk(stages, hub, 1)
+        assert sealed == [True]
+
+    def test_another_collection_or_run_has_other_noise(self, begin: Begin, store: Store) -> None:
+        """Under one secret, which another run could only have by a copied file."""
+        hub = begin()
+        plan, state, collected = collect(hub, stages.load(hub, 1))
+        first = stages.aggregate(hub, plan, state, collected)
+        again = stages.aggregate(hub, replace(plan, collection=2), state, collected)
+        assert first.params_digest != again.params_digest
+        key = hub.key(1, "noise of the sum")
+        for name in ("run_id", "population"):
+            hub.run = replace(store.run("r"), **{name: "another"})
+            assert hub.key(1, "noise of the sum") != key
+
+    def test_two_databases_of_one_home_share_no_secret(self, tmp_path: Path) -> None:
+        """Each may know a run of the same id."""
+        digests = set()
+        for name in ("one", "two"):
+            url = f"sqlite:///{tmp_path / name}.db"
+            with (
+                Store.open(tmp_path / "home", database_url=url, blobs_url=str(tmp_path / name)) as store,
+                open_hub(store, "r", config=parse_config(FIELDS)) as hub,
+            ):
+                digests.add(walk(stages, hub, 1).params_digest)
+        assert len(digests) == 2 and len(list((tmp_path / "home" / "secrets" / "runs").iterdir())) == 2
+
+    def test_a_round_that_is_tried_again_is_the_same(self, begin: Begin, store: Store) -> None:
+        hub = begin()
+        state = stages.load(hub, 1)
+        plans = [stages.select(hub, state) for _ in range(2)]
+        assert plans[0] == plans[1]
+        first = stages.aggregate(hub, *collect(hub, state))
+        again = stages.aggregate(hub, *collect(hub, state))
+        assert first.params_digest == again.params_digest
+
+    def test_a_resume_finishes_from_the_seal(self, begin: Begin, store: Store) -> None:
+        hub = begin()
+        state = stages.load(hub, 1)
+        expected = stages.aggregate(hub, *collect(hub, state)).params_digest
+        hub.close()
+        with open_hub(store, "r") as resumed:
+            assert resumed.sealed(1) is not None
+            assert walk(stages, resumed, 1).params_digest == expected
+        assert len(store.charges()) == 1
+
+    def test_the_seal_cannot_be_read_without_the_key(self, begin: Begin, store: Store) -> None:
+        hub = begin()
+        _, _, collected = collected_of(hub)
+        data = store.sealed("r", 1)
+        assert data is not None
+        with pytest.raises(StoreError):
+            Collected.from_bytes(data.data)
+        assert collected.partial.tensors["sum"].tobytes()[:64] not in all_bytes(store.home)
+
+    def test_after_a_commit_nobody_can_make_the_noise_again(self, begin: Begin, store: Store) -> None:
+        """No byte of the home, the database and its log included, holds the old key or the old sum."""
+        hub = begin()
+        assert hub.secret is not None
+        old = {secret_file(store).read_text().split('"key": "')[1][:64]}
+        keys = {hub.key(1, f"collection 1 noise of the {what}") for what in ("sum", "count")} | {hub.key(1, "seal")}
+        state, plan, collected = collected_of(hub)
+        state = stages.aggregate(hub, plan, state, collected)
+        stages.commit(hub, plan, state, collected, {})
+        found = all_bytes(store.home)
+        for key in {bytes.fromhex(each) for each in old} | keys:
+            assert key not in found and key.hex().encode() not in found
+        total_D = collected.partial.tensors["sum"]
+        assert np.abs(total_D).max() > 0
+        for start in range(0, len(total_D) - 8, 8):
+            if np.abs(total_D[start : start + 8]).min() > 0:
+                assert total_D[start : start + 8].tobytes() not in found
+        with pytest.raises(StoreError, match="round 1 of this run has no key"):
+            hub.key(1, "collection 1 noise of the sum")
+
+    def test_a_process_that_ended_before_it_forgot_the_key(self, begin: Begin, store: Store) -> None:
+        hub = begin()
+        file = secret_file(store)
+        before = file.read_text()
+        walk(stages, hub, 1)
+        hub.close()
+        file.write_text(before)  # as if it had been killed after its commit
+        with open_hub(store, "r") as resumed:
+            assert json.loads(file.read_text())["round"] == 2
+            walk(stages, resumed, 2)
+
+    def test_two_empty_cohorts_get_different_noise(self, begin: Begin) -> None:
+        hub = begin(selection={"kind": "poisson", "sampling_rate": 1e-9})
+        moves = []
+        for round in (1, 2):
+            before_D = hub.state().params_D
+            walk(stages, hub, round)
+            moves.append(hub.state().params_D - before_D)
+        assert np.abs(moves[0]).max() > 0 and np.abs(moves[1]).max() > 0
+        assert not np.array_equal(moves[0], moves[1])
+
+    def test_no_cohort_is_too_small(self, begin: Begin) -> None:
+        """A round that ended for want of updates would tell who came."""
+        hub = begin(selection={"kind": "poisson", "sampling_rate": 1e-9})
+        assert stages.select(hub, stages.load(hub, 1)).min_updates == 0
+
+    def test_two_equal_counts_get_different_noise(self, begin: Begin) -> None:
+        clipping = {"kind": "adaptive", "count_noise": 5.0}
+        hub = begin(
+            selection={"kind": "poisson", "sampling_rate": 1e-9}, privacy=FIELDS["privacy"] | {"clipping": clipping}
+        )
+        fractions = [walk(stages, hub, round).metrics["privacy/unclipped_fraction"] for round in (1, 2, 3)]
+        assert len(set(fractions)) == 3
+
+    def test_a_run_without_its_secret_cannot_go_on(self, begin: Begin, store: Store) -> None:
+        hub = begin()
+        walk(stages, hub, 1)
+        hub.close()
+        secret_file(store).unlink()
+        with pytest.raises(StoreError, match=r"the secret of this run, .*, is not here"):
+            open_hub(store, "r")
