@@ -29,12 +29,17 @@ IGNORED: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class ClientTask:
-    """What one client is asked to do: its row in the table of clients, its examples, the seed of its own draws."""
+    """What one client is asked to do: its row in the table of clients, its examples, the seed of its own draws.
+
+    `key` is the client's own secret of the round (32 bytes), where it makes a claim about each of its examples: batches
+    and noise are drawn from it.
+    """
 
     client_id: str
     index: int
     num_examples: int
     seed: int
+    key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fl_components.privacy.base import PrivacyRule, PrivacySpend, neighbouring_of
 from fl_components.privacy.central import AdaptiveClipping, AnyClipping, CentralPrivacy, FixedClipping
+from fl_components.privacy.example_level import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
 from fl_components.privacy.none import NoPrivacy
 from fl_components.rules import union
 
@@ -16,7 +17,10 @@ __all__ = [
     "AdaptiveClipping",
     "AnyClipping",
     "CentralPrivacy",
+    "ExampleLevel",
+    "ExamplePrivacy",
     "FixedClipping",
+    "NoExamplePrivacy",
     "NoPrivacy",
     "Privacy",
     "PrivacyRule",

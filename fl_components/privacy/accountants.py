@@ -45,7 +45,7 @@ def renyi_divergences(event: Event, neighbouring: Neighbouring) -> Float64:
     accountant = RdpAccountant(ORDERS, _relation(neighbouring))
     with _quiet(), np.errstate(all="ignore"):  # it warns of each order that does not converge
         try:
-            found: Float64 = accountant.compose(event.dp_event(scale)).rdp
+            found: Float64 = accountant.compose(event.most_likely.dp_event(scale)).rdp
         except ArithmeticError:
             found = np.full(len(ORDERS), np.inf)
     divergences = np.where(found >= 0, found, np.inf)  # where its arithmetic ends it says NaN, or less than nothing
@@ -57,7 +57,9 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     """Epsilon at `delta` of all that was spent, by Renyi differential privacy.
 
     The conversion is that of Canonne, Kamath and Steinke 2020 (https://arxiv.org/abs/2004.00010), proposition 12. Its
-    cost follows the number of different events, not of rounds.
+    cost follows the number of different events, not of rounds. Where an event is what its divergences are for only
+    with probability 1 - p, all together are (epsilon, delta' + (1 + e^epsilon) p)-private: what holds of some
+    distributions holds of others whose distances from them in total variation are at most p, up to that.
 
     >>> from fl_components.privacy.events import Gaussian
     >>> round(rdp_epsilon({Gaussian(noise_multiplier=1.0): 1}, "zero_out", 1e-5), 4)
@@ -65,13 +67,34 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     """
     from dp_accounting.rdp import compute_epsilon
 
-    total = np.zeros(len(ORDERS))
+    total, exceptions = np.zeros(len(ORDERS)), 0.0
     for event, count in spent.items():
         if count:
             total += count * renyi_divergences(event, neighbouring)
+            exceptions += count * event.exception_probability
     if not np.isfinite(total).any():
         return math.inf
+    if exceptions:
+        return _epsilon_but_for(exceptions, total, delta)
     return float(compute_epsilon(ORDERS, total, delta)[0]) if total.any() else 0.0
+
+
+def _epsilon_but_for(exceptions: float, divergences: Float64, delta: float) -> float:
+    """The least epsilon, to 1e-6 of it and from above, for which delta' + (1 + e^epsilon) exceptions <= delta."""
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
+
+    def fits(epsilon: float) -> bool:
+        return float(compute_delta(ORDERS, divergences, epsilon)[0]) + (1 + math.exp(min(epsilon, 700.0))) * exceptions <= delta
+
+    low, high = 0.0, 1e-3
+    while not fits(high):  # delta' falls as epsilon grows, and the other term rises: it may never fit
+        low, high = high, high * 2
+        if (1 + math.exp(min(low, 700.0))) * exceptions > delta:
+            return math.inf
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def pld_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fl_components.privacy.events import Event, Neighbouring
 from fl_components.rules import Rule
@@ -54,3 +55,13 @@ def neighbouring_of(sampling: Sampling) -> Neighbouring:
         "everyone": "zero_out",
     }
     return relations[sampling.kind]
+
+
+def no_seed(field: str, fields: Any) -> Any:
+    """The fields of a privacy rule as they were given. Raises ValueError when one of them is a seed."""
+    if isinstance(fields, Mapping) and fields.keys() & {"seed", "noise_seed"}:
+        raise ValueError(
+            f"{field} has no seed for its noise: it is drawn from a secret, since whoever knew the seed could subtract "
+            "the noise; leave the field out"
+        )
+    return fields

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from fl_components.privacy.base import PrivacyRule
+from fl_components.privacy.base import PrivacyRule, no_seed
 from fl_components.privacy.clipping import UNITS, kept_units
 from fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
 from fl_components.privacy.noise import gaussian
@@ -144,12 +144,7 @@ class CentralPrivacy(PrivacyRule):
     @model_validator(mode="before")
     @classmethod
     def _no_seed(cls, fields: Any) -> Any:
-        if isinstance(fields, Mapping) and fields.keys() & {"seed", "noise_seed"}:
-            raise ValueError(
-                "privacy has no seed for its noise: it is drawn from a secret of the run, since whoever knew the seed "
-                "could subtract the noise; leave the field out"
-            )
-        return fields
+        return no_seed("privacy", fields)
 
     @model_validator(mode="after")
     def _one_norm_follows_one_quantile(self) -> CentralPrivacy:

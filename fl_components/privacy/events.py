@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, field_validator
 
 from fl_components.rules import Rule
 
@@ -34,6 +34,16 @@ def as_neighbouring(name: str) -> Neighbouring:
 
 class Event(Rule):
     """Base of the events. Frozen and hashable, and JSON when it is dumped."""
+
+    @property
+    def most_likely(self) -> Event:
+        """The event that this one is but for an exception, where that has simpler divergences."""
+        return self
+
+    @property
+    def exception_probability(self) -> float:
+        """How likely it is not `most_likely`: the distance of the two in total variation is at most that."""
+        return 0.0
 
     @abstractmethod
     def dp_event(self, scale: float = 1.0) -> DpEvent:
@@ -67,17 +77,6 @@ class Gaussian(Event):
         return GaussianDpEvent(self.noise_multiplier * scale)
 
 
-class Repeated(Event):
-    """The same release `count` times over the same draw: a round that is collected again from its own cohort."""
-
-    kind: Literal["repeated"] = "repeated"
-    event: Gaussian
-    count: int = Field(ge=1)
-
-    def dp_event(self, scale: float = 1.0) -> DpEvent:
-        from dp_accounting import SelfComposedDpEvent
-
-        return SelfComposedDpEvent(self.event.dp_event(scale), self.count)
 
 
 class PoissonSampled(Event):
@@ -85,7 +84,12 @@ class PoissonSampled(Event):
 
     kind: Literal["poisson_sampled"] = "poisson_sampled"
     sampling_rate: float = Field(gt=0, le=1)
-    event: Gaussian | Repeated = Field(discriminator="kind")
+    event: Gaussian | SelfComposed = Field(discriminator="kind")
+
+    @field_validator("event")
+    @classmethod
+    def _one_draw(cls, event: Gaussian | SelfComposed) -> Gaussian | SelfComposed:
+        return _without_draws(event)
 
     def dp_event(self, scale: float = 1.0) -> DpEvent:
         from dp_accounting import PoissonSampledDpEvent
@@ -99,7 +103,12 @@ class SampledWithoutReplacement(Event):
     kind: Literal["sampled_without_replacement"] = "sampled_without_replacement"
     population_size: int = Field(ge=1)
     sample_size: int = Field(ge=1)
-    event: Gaussian | Repeated = Field(discriminator="kind")
+    event: Gaussian | SelfComposed = Field(discriminator="kind")
+
+    @field_validator("event")
+    @classmethod
+    def _one_draw(cls, event: Gaussian | SelfComposed) -> Gaussian | SelfComposed:
+        return _without_draws(event)
 
     def dp_event(self, scale: float = 1.0) -> DpEvent:
         from dp_accounting import SampledWithoutReplacementDpEvent
@@ -107,8 +116,67 @@ class SampledWithoutReplacement(Event):
         return SampledWithoutReplacementDpEvent(self.population_size, self.sample_size, self.event.dp_event(scale))
 
 
+class TruncatedPoissonSampled(Event):
+    """Over a batch that each of `dataset_size` examples enters by a coin of its own, of which a random
+    `truncated_batch_size` are kept where more come (https://arxiv.org/abs/2508.15089)."""
+
+    kind: Literal["truncated_poisson_sampled"] = "truncated_poisson_sampled"
+    dataset_size: int = Field(ge=1)
+    sampling_rate: float = Field(gt=0, le=1)
+    truncated_batch_size: int = Field(ge=1)
+    noise_multiplier: float = Field(gt=0)
+
+    @property
+    def most_likely(self) -> Event:
+        return PoissonSampled(sampling_rate=self.sampling_rate, event=Gaussian(noise_multiplier=self.noise_multiplier))
+
+    @property
+    def exception_probability(self) -> float:
+        from scipy.stats import binom
+
+        return float(binom.sf(self.truncated_batch_size, self.dataset_size, self.sampling_rate))
+
+    def dp_event(self, scale: float = 1.0) -> DpEvent:
+        from dp_accounting import TruncatedSubsampledGaussianDpEvent
+
+        return TruncatedSubsampledGaussianDpEvent(
+            self.dataset_size, self.sampling_rate, self.truncated_batch_size, self.noise_multiplier * scale
+        )
+
+
+class SelfComposed(Event):
+    """The same event `count` times. Around a draw, each time with a draw of its own: the steps of DP-SGD. Inside one,
+    all over the same draw: a round that is collected again from its own cohort."""
+
+    kind: Literal["self_composed"] = "self_composed"
+    event: Gaussian | PoissonSampled | TruncatedPoissonSampled = Field(discriminator="kind")
+    count: int = Field(ge=1)
+
+    @property
+    def most_likely(self) -> Event:
+        return SelfComposed(event=self.event.most_likely, count=self.count)
+
+    @property
+    def exception_probability(self) -> float:
+        return self.count * self.event.exception_probability
+
+    def dp_event(self, scale: float = 1.0) -> DpEvent:
+        from dp_accounting import SelfComposedDpEvent
+
+        return SelfComposedDpEvent(self.event.dp_event(scale), self.count)
+
+
+def _without_draws(event: Gaussian | SelfComposed) -> Gaussian | SelfComposed:
+    if isinstance(event, SelfComposed) and not isinstance(event.event, Gaussian):
+        raise ValueError("a draw within a draw is not accounted for")
+    return event
+
+
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(
-    Annotated[Nothing | Gaussian | Repeated | PoissonSampled | SampledWithoutReplacement, Field(discriminator="kind")]
+    Annotated[
+        Nothing | Gaussian | PoissonSampled | SampledWithoutReplacement | TruncatedPoissonSampled | SelfComposed,
+        Field(discriminator="kind"),
+    ]
 )
 
 

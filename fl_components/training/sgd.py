@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from fl_components import randomness
 from fl_components.parameters import flatten, load_into
+from fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
 from fl_components.rules import Rule
 from fl_components.training.loss import mean_loss, num_labels
 from fl_components.training.schedules import Constant, Schedule
@@ -52,6 +53,7 @@ class SGD(Rule):
     steps: int | None = Field(default=None, ge=1)
     straggler_fraction: float = Field(default=0.0, ge=0, le=1)
     drop_stragglers: bool = False
+    privacy: ExamplePrivacy = NoExamplePrivacy()
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> SGD:
@@ -77,15 +79,51 @@ class SGD(Rule):
             )
         return self
 
+    @model_validator(mode="after")
+    def _private_batches_are_drawn(self) -> SGD:
+        given = self.model_fields_set & {"batch_size", "max_gradient_norm"}
+        if self.privacy.claims and given:
+            instead = {
+                "batch_size": "training.privacy.sampling_rate says how large batches are",
+                "max_gradient_norm": "training.privacy.max_grad_norm clips the gradient of each example",
+            }
+            name = min(given)
+            raise ValueError(
+                f"training.privacy.kind is {self.privacy.kind} and training.{name} is {getattr(self, name)}: "
+                f"{instead[name]}; leave training.{name} out"
+            )
+        return self
+
+    @property
+    def example_level(self) -> ExampleLevel | None:
+        """What is promised about each example, where something is."""
+        return self.privacy if isinstance(self.privacy, ExampleLevel) else None
+
     def in_round(self, round: int, rounds: int) -> SGD:
-        """What a client does in round `round` of `rounds`: the schedule is resolved into the learning rate."""
+        """What a client does in round `round` of `rounds`: the schedule is resolved into the learning rate, and a
+        target epsilon into a noise multiplier."""
+        changes: dict[str, Any] = {}
         factor = self.schedule.factor(round, rounds)
-        if factor == 1:
-            return self
-        return self.model_copy(update={"learning_rate": self.learning_rate * factor, "schedule": Constant()})
+        if factor != 1:
+            changes |= {"learning_rate": self.learning_rate * factor, "schedule": Constant()}
+        private = self.example_level
+        if private is not None and private.noise_multiplier is None:
+            noise = private.noise(rounds * self.private_steps)
+            changes["privacy"] = private.model_copy(update={"noise_multiplier": noise, "target_epsilon": None})
+        return self.model_copy(update=changes) if changes else self
+
+    @property
+    def private_steps(self) -> int:
+        """The steps of a client's round under an example-level claim, whatever it holds. One that stops early has paid
+        for all of them."""
+        assert self.example_level is not None
+        return self.steps or self.example_level.steps(self.epochs or 1)
 
     def num_stepped(self, num_examples: int) -> int:
-        """How many examples a client with so many steps through, each pass counted."""
+        """How many examples a client with so many steps through, each pass counted; under an example-level claim the
+        expected number."""
+        if self.example_level is not None:
+            return round(self.private_steps * self.example_level.sampling_rate * num_examples)
         if self.steps is not None:
             return self.steps * min(self.batch_size or num_examples, num_examples)
         return (self.epochs or 0) * num_examples

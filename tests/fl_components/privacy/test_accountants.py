@@ -17,7 +17,7 @@ from fl_components.privacy.events import (
     Neighbouring,
     Nothing,
     PoissonSampled,
-    Repeated,
+    SelfComposed,
     SampledWithoutReplacement,
     parse_event,
 )
@@ -71,7 +71,7 @@ def test_ten_of_a_thousand_without_replacement() -> None:
 def test_a_cohort_collected_twice_is_one_draw() -> None:
     """Two Gaussians over one Poisson draw: the second cohort is no second coin."""
     once = PoissonSampled(sampling_rate=0.1, event=Gaussian(noise_multiplier=1.0))
-    twice = PoissonSampled(sampling_rate=0.1, event=Repeated(event=Gaussian(noise_multiplier=1.0), count=2))
+    twice = PoissonSampled(sampling_rate=0.1, event=SelfComposed(event=Gaussian(noise_multiplier=1.0), count=2))
     as_one_draw = rdp_epsilon({once: 9, twice: 1}, "add_or_remove", 1e-5)
     assert as_one_draw > rdp_epsilon({once: 11}, "add_or_remove", 1e-5)
 

@@ -1,0 +1,136 @@
+"""Differential privacy of single examples: the client clips each example's gradient and adds noise to their sum, in
+each step (DP-SGD; Abadi et al. 2016, "Deep learning with differential privacy", https://arxiv.org/abs/1607.00133).
+
+It protects one row of a client's data against whoever sees what the client sends, the server included. Batches and
+noise come from the client's own secret.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from pydantic import Field, model_validator
+
+from fl_components.privacy.base import Neighbouring, no_seed
+from fl_components.privacy.calibration import least_noise
+from fl_components.privacy.central import LEAST_NOISE, LEAST_NORM, MOST_NOISE, MOST_NORM
+from fl_components.privacy.events import (
+    Event,
+    Gaussian,
+    PoissonSampled,
+    SelfComposed,
+    TruncatedPoissonSampled,
+)
+from fl_components.rules import Rule, union
+
+UNIT: Final = "example"
+
+NEIGHBOURING: Final[Neighbouring] = "zero_out"
+"""One example contributes something or zero: how many there are is public, since sums are divided by the expected size
+of a batch."""
+
+
+class ExamplePrivacyRule(Rule):
+    """Base of what a client promises about each of its examples."""
+
+    kind: str
+    claims: ClassVar[bool]
+
+
+class NoExamplePrivacy(ExamplePrivacyRule):
+    """Nothing is promised about single examples."""
+
+    kind: Literal["none"] = "none"
+    claims: ClassVar[bool] = False
+
+
+class ExampleLevel(ExamplePrivacyRule):
+    """DP-SGD. In each step each of the client's examples is in the batch by a coin of its own (Poisson sampling).
+
+    Args:
+      noise_multiplier: z: the deviation of the noise on the sum of a step's gradients, in `max_grad_norm`.
+      target_epsilon: instead of it: the least noise with which all rounds of the run keep this epsilon at each client,
+        if it takes part in all of them.
+      max_grad_norm: to which L2 norm each example's gradient is clipped.
+      sampling_rate: q: the probability with which an example is in a batch. An epoch is 1 / q steps.
+      max_batch_size: batches that come out larger are cut to a random part of this size, which bounds a step's memory
+        and time, and is accounted for. By default large batches are worked through piece by piece.
+      delta: at which epsilon is told. Smaller than one over the number of a client's examples, or it says little.
+      when_exhausted: what a run does without a client whose budget is spent: "go_on", or "end".
+    """
+
+    kind: Literal["example_level"] = "example_level"
+    claims: ClassVar[bool] = True
+    noise_multiplier: float | None = Field(default=None, ge=LEAST_NOISE, le=MOST_NOISE)
+    target_epsilon: float | None = Field(default=None, gt=0)
+    max_grad_norm: float = Field(ge=LEAST_NORM, le=MOST_NORM)
+    sampling_rate: float = Field(gt=0, le=1)
+    max_batch_size: int | None = Field(default=None, ge=1)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    when_exhausted: Literal["go_on", "end"] = "go_on"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_seed(cls, fields: Any) -> Any:
+        return no_seed("training.privacy", fields)
+
+    @model_validator(mode="after")
+    def _noise_or_epsilon(self) -> ExampleLevel:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            found = "neither is given" if self.noise_multiplier is None else "both are given"
+            raise ValueError(
+                f"training.privacy.noise_multiplier and training.privacy.target_epsilon: {found}; give one of them"
+            )
+        if self.max_batch_size is not None and self.target_epsilon is not None:
+            raise ValueError(
+                "training.privacy.max_batch_size and training.privacy.target_epsilon are both given: what cutting "
+                "batches costs depends on each client's rows; give training.privacy.noise_multiplier instead "
+                "(`fedrounds privacy plan --example-level` finds it)"
+            )
+        return self
+
+    def steps(self, epochs: int) -> int:
+        """How many steps make so many passes over the examples, as far as the expected size of a batch goes.
+
+        >>> ExampleLevel(noise_multiplier=1.0, max_grad_norm=1.0, sampling_rate=0.3).steps(2)
+        7
+        """
+        return math.ceil(epochs / self.sampling_rate * (1 - 1e-12))
+
+    def noise(self, all_steps: int) -> float:
+        """The noise multiplier, in a run in which a client makes at most `all_steps` steps.
+
+        Raises `ConfigError` when no noise is enough.
+        """
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        assert self.target_epsilon is not None
+        return _least_noise(self.sampling_rate, all_steps, self.target_epsilon, self.delta)
+
+    def event(self, num_examples: int, steps: int, noise_multiplier: float) -> Event:
+        """What a client's round of `steps` steps over its `num_examples` examples costs."""
+        step: Gaussian | PoissonSampled | TruncatedPoissonSampled = Gaussian(noise_multiplier=noise_multiplier)
+        if self.max_batch_size is not None and self.max_batch_size < num_examples:
+            step = TruncatedPoissonSampled(
+                dataset_size=num_examples,
+                sampling_rate=self.sampling_rate,
+                truncated_batch_size=self.max_batch_size,
+                noise_multiplier=noise_multiplier,
+            )
+        elif self.sampling_rate < 1:
+            step = PoissonSampled(sampling_rate=self.sampling_rate, event=step)
+        return SelfComposed(event=step, count=steps)
+
+
+@cache
+def _least_noise(sampling_rate: float, steps: int, epsilon: float, delta: float) -> float:
+    rule = ExampleLevel(noise_multiplier=1.0, max_grad_norm=1.0, sampling_rate=sampling_rate)
+    return least_noise(lambda noise: {rule.event(1, steps, noise): 1}, NEIGHBOURING, epsilon, delta)
+
+
+if TYPE_CHECKING:
+    ExamplePrivacy = ExamplePrivacyRule
+else:
+    ExamplePrivacy = union("example_privacy", NoExamplePrivacy, ExampleLevel)
