@@ -84,7 +84,8 @@ def _epsilon_but_for(exceptions: float, divergences: Float64, delta: float) -> f
     from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
 
     def fits(epsilon: float) -> bool:
-        return float(compute_delta(ORDERS, divergences, epsilon)[0]) + (1 + math.exp(min(epsilon, 700.0))) * exceptions <= delta
+        beside = float(compute_delta(ORDERS, divergences, epsilon)[0])
+        return beside + (1 + math.exp(min(epsilon, 700.0))) * exceptions <= delta
 
     low, high = 0.0, 1e-3
     while not fits(high):  # delta' falls as epsilon grows, and the other term rises: it may never fit

@@ -77,8 +77,6 @@ class Gaussian(Event):
         return GaussianDpEvent(self.noise_multiplier * scale)
 
 
-
-
 class PoissonSampled(Event):
     """Over a cohort that each client of a frozen registry enters by a coin of its own."""
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from fl_components.privacy.base import Neighbouring, no_seed
+from fl_components.privacy.base import no_seed
 from fl_components.privacy.calibration import least_noise
 from fl_components.privacy.central import LEAST_NOISE, LEAST_NORM, MOST_NOISE, MOST_NORM
 from fl_components.privacy.events import (
     Event,
     Gaussian,
+    Neighbouring,
     PoissonSampled,
     SelfComposed,
     TruncatedPoissonSampled,

@@ -17,8 +17,8 @@ from fl_components.privacy.events import (
     Neighbouring,
     Nothing,
     PoissonSampled,
-    SelfComposed,
     SampledWithoutReplacement,
+    SelfComposed,
     parse_event,
 )
 
