@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, insert, literal, select, update
 
 from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
-from fl_components.store import journal, ledger
-from fl_components.store.ledger import Guard
-from fl_components.store.records import FINAL_STATES, RoundRecord
+from fl_components.store import example_ledger, journal, ledger
+from fl_components.store.records import FINAL_STATES, ExampleCharges, Guard, RoundRecord
 from fl_components.store.schema import AnyRow, charges, database_clock, leases, participations, rounds, runs, seals
 
 if TYPE_CHECKING:
@@ -212,11 +211,14 @@ class Lease:
             self._update_run(connection, state="Running", attempt=attempt, error=None, updated_at=row.at)
         return int(attempt)
 
-    def reserve(self, round: int, event: dict[str, Any], guard: Guard | None = None) -> int:
+    def reserve(
+        self, round: int, event: dict[str, Any], guard: Guard | None = None, examples: ExampleCharges | None = None
+    ) -> int:
         """Writes down what a round will cost its population, before anything that it pays for happens.
 
         With a `guard` (a round under a privacy claim) the charge is counted against the population's budget, if the
         guard lets it: what it raises (`BudgetExhausted`) leaves nothing written. `StoreError` where there is no budget.
+        With `examples`, so is what its clients spend of their own budgets; `paying` tells which of them do.
 
         Returns the number of the collection, 1 for the round's first. An open reservation of the round is returned,
         not made again; one of another event raises `StoreError`, since either could be the larger.
@@ -232,6 +234,9 @@ class Lease:
                         f"{charge.event}, now {event}",
                         hint="resume it with the version of fedrounds that began it",
                     )
+                if examples is not None:
+                    where = f"round {round} of run {self.run_id}"
+                    example_ledger.check_same(example_ledger.paid(connection, charge), examples, where)
                 return int(charge.collection)
             settled = connection.execute(
                 select(func.count())
@@ -242,14 +247,23 @@ class Lease:
                 budget = ledger.locked(connection, run.population)
                 spent = ledger.charge(connection, budget, ledger.from_pairs(run.spent), event, guard)
                 self._update_run(connection, spent=ledger.as_pairs(spent))
+            paid = example_ledger.charge(connection, self.run_id, examples) if examples is not None else {}
             content = {"population": run.population, "round": round, "collection": settled + 1, "event": event}
-            row = self._append(connection, "charge.reserved", content)
+            of_clients = {"examples": example_ledger.as_groups(paid)} if paid else {}
+            row = self._append(connection, "charge.reserved", content | of_clients)
             connection.execute(
                 insert(charges).values(
                     run_id=self.run_id, state="reserved", reserved_at=row.at, journal_sequence=row.sequence, **content
                 )
             )
+            if paid:
+                example_ledger.enter(connection, self.run_id, round, settled + 1, paid)
         return settled + 1
+
+    def paying(self, round: int) -> set[str]:
+        """The clients' populations that pay for the round as it is reserved."""
+        with self._fenced() as connection:
+            return set(example_ledger.paid(connection, self._check_reserved(connection, round)))
 
     def void(self, reason: str, *, by: str) -> int | None:
         """Takes what is reserved for the round in hand off its population's budget again: an act of an administrator,
@@ -275,6 +289,7 @@ class Lease:
             if charge.event.get("kind") != "none":
                 spent = ledger.give_back(connection, ledger.locked(connection, run.population), spent, charge.event)
                 self._update_run(connection, spent=ledger.as_pairs(spent))
+            example_ledger.give_back(connection, charge)
             content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
             row = self._append(connection, "charge.voided", content)
             ledger.settle(connection, charge, "voided", row.at)

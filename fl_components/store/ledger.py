@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, update
 
 from fl_components.errors import ConfigError, StoreError
 from fl_components.store import journal
 from fl_components.store.keys import SigningKey
-from fl_components.store.records import Budget, BudgetTerms
+from fl_components.store.records import Budget, BudgetTerms, Events, Guard
 from fl_components.store.schema import AnyRow, canonical_json, charges, members, populations
-
-Events: TypeAlias = "Mapping[str, int]"
-"""How often each event was reserved or spent; an event is its canonical JSON text."""
-
-Guard: TypeAlias = Callable[[Budget, Events, Events], None]
-"""Decides on a reservation. Gets the budget, and what its population and the run will have spent with it; raises
-`BudgetExhausted`."""
 
 _PAGE: Final = 500  # of the values that a database takes in one query
 
 _COLUMNS = [populations.c[each.name] for each in fields(Budget)]
+
+
+EACH_CLIENT: Final = "/*"
+"""What follows a population's name where the terms of each client's own budget are meant."""
+
+
+def of_client(population: str, client_id: str) -> str:
+    """The population of one client: its examples, which have a budget of their own.
+
+    >>> of_client("heart", "cleveland")
+    'heart/cleveland'
+    """
+    return f"{population}/{client_id}"
 
 
 def find(connection: Connection, population: str) -> Budget | None:
@@ -56,7 +62,8 @@ def _find_locked(connection: Connection, population: str) -> Budget | None:
 
 
 def unregistered(population: str) -> StoreError:
-    command = f"`fedrounds privacy budget set {population} --epsilon E --delta D --reason ...`"
+    which, options = (f"'{population}'", " --unit example") if population.endswith(EACH_CLIENT) else (population, "")
+    command = f"`fedrounds privacy budget set {which}{options} --epsilon E --delta D --reason ...`"
     return StoreError(f"population {population!r} has no privacy budget", hint=f"an administrator sets one: {command}")
 
 
@@ -70,34 +77,52 @@ def of_another_population(population: str, owner: str) -> ConfigError:
 def set_budget(
     connection: Connection, key: SigningKey, population: str, terms: BudgetTerms, reason: str, *, by: str
 ) -> Budget:
-    """Register a population, or change what it may spend. Raises `ConfigError` where that would change the meaning of
-    what is spent already."""
-    before = _find_locked(connection, population)
-    if before is None:
+    """Register a population, or change what it may spend; of "POPULATION/*" what each client of it may, those that are
+    known and those to come. Raises `ConfigError` where that would change the meaning of what is spent already."""
+    before = _affected(connection, population)
+    if population not in before:
         journal.lock(connection)  # so that of two processes that register it only one does
-        before = _find_locked(connection, population)
-    if before is not None and before.terms == terms:
-        return before
-    if before is not None and before.spent:
-        old, new = asdict(before.terms), asdict(terms)
-        differing = [f"{name} ({old[name]}, now {new[name]})" for name in old if old[name] != new[name]]
-        fixed = [each for each in differing if not each.startswith("epsilon ")]
-        if fixed:
-            raise ConfigError(
-                f"population {population!r} has spent under other terms: {', '.join(fixed)}",
-                hint="only epsilon may change once something is spent; another population is a new beginning only if "
-                "none of its clients is in this one",
-            )
+        before = _affected(connection, population)
+    if population in before and all(each.terms == terms for each in before.values()):
+        return before[population]
+    for each in before.values():
+        _check_meaning_stays(each, terms)
     content = {"population": population, **asdict(terms), "reason": reason, "by": by}
     row = journal.append(connection, key, None, "budget.set", content)
     values = {**asdict(terms), "journal_sequence": row.sequence, "set_at": row.at}
-    if before is None:
+    if before:
+        connection.execute(update(populations).where(_affects(population)).values(**values))
+    if population not in before:
         connection.execute(insert(populations).values(population=population, spent=[], **values))
-    else:
-        connection.execute(update(populations).where(populations.c.population == population).values(**values))
     found = find(connection, population)
     assert found is not None
     return found
+
+
+def _affects(population: str) -> ColumnElement[bool]:
+    """Whose terms are set with those of a population."""
+    if not population.endswith(EACH_CLIENT):
+        return populations.c.population == population
+    prefix = population.removesuffix("*")
+    return func.substr(populations.c.population, 1, len(prefix)) == prefix
+
+
+def _affected(connection: Connection, population: str) -> dict[str, Budget]:
+    query = select(*_COLUMNS).where(_affects(population)).order_by(populations.c.population).with_for_update()
+    budgets = [_budget(row) for row in connection.execute(query)]
+    return {each.population: each for each in budgets if each is not None}
+
+
+def _check_meaning_stays(before: Budget, terms: BudgetTerms) -> None:
+    old, new = asdict(before.terms), asdict(terms)
+    differing = [f"{name} ({old[name]}, now {new[name]})" for name in old if old[name] != new[name]]
+    fixed = [each for each in differing if not each.startswith("epsilon ")]
+    if before.spent and fixed:
+        raise ConfigError(
+            f"population {before.population!r} has spent under other terms: {', '.join(fixed)}",
+            hint="only epsilon may change once something is spent; another population is a new beginning only if "
+            "none of its clients is in this one",
+        )
 
 
 def bind_members(connection: Connection, key: SigningKey, population: str, digests: Collection[str]) -> None:
@@ -128,14 +153,18 @@ def digest_of_members(digests: Iterable[str]) -> str:
 
 def bound(connection: Connection, digests: Collection[str]) -> dict[str, str]:
     """The populations that these digests are bound to, where they are."""
-    found: dict[str, str] = {}
-    wanted = list(digests)
+    return {
+        row.digest: row.population
+        for page in in_pages(members.c.digest, digests)
+        for row in connection.execute(select(members.c.digest, members.c.population).where(page))
+    }
+
+
+def in_pages(column: Column[str], values: Collection[str]) -> Iterator[ColumnElement[bool]]:
+    """That a column is one of these values, as conditions that a database can take, in the order of the values."""
+    wanted = sorted(values)
     for start in range(0, len(wanted), _PAGE):
-        query = select(members.c.digest, members.c.population).where(
-            members.c.digest.in_(wanted[start : start + _PAGE])
-        )
-        found |= {row.digest: row.population for row in connection.execute(query)}
-    return found
+        yield column.in_(wanted[start : start + _PAGE])
 
 
 def charge(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any], guard: Guard) -> Events:
@@ -198,6 +227,24 @@ def minus(spent: Events, event: dict[str, Any]) -> Events:
 
 def _write(connection: Connection, population: str, spent: Events) -> None:
     connection.execute(update(populations).where(populations.c.population == population).values(spent=as_pairs(spent)))
+
+
+def find_many(connection: Connection, names: Collection[str], *, lock: bool = False) -> dict[str, Budget]:
+    """The budgets of these populations, where they have one; locked in the order of their names."""
+    found: dict[str, Budget] = {}
+    for page in in_pages(populations.c.population, names):
+        query = select(*_COLUMNS).where(page).order_by(populations.c.population)
+        budgets = map(_budget, connection.execute(query.with_for_update() if lock else query))
+        found |= {each.population: each for each in budgets if each is not None}
+    return found
+
+
+def write_many(connection: Connection, spent: Mapping[str, Events]) -> None:
+    """What these populations have spent from now on."""
+    connection.execute(
+        update(populations).where(populations.c.population == bindparam("whose")).values(spent=bindparam("all_spent")),
+        [{"whose": population, "all_spent": as_pairs(events)} for population, events in sorted(spent.items())],
+    )
 
 
 def _budget(row: AnyRow | None) -> Budget | None:

@@ -13,11 +13,34 @@ from sqlalchemy import Connection, select
 from fl_components.errors import JournalBroken
 from fl_components.store import ledger
 from fl_components.store.journal import RESTORE
+from fl_components.store.ledger import EACH_CLIENT
 from fl_components.store.records import BudgetTerms
-from fl_components.store.schema import canonical_json, charges, members, rounds, runs
+from fl_components.store.schema import (
+    canonical_json,
+    charges,
+    example_charges,
+    example_spending,
+    members,
+    rounds,
+    runs,
+)
 from fl_components.store.schema import journal as journal_table
 
-_KINDS: Final = ("budget.set", "population.bound", "charge.reserved", "charge.voided", "round.committed")
+_KINDS: Final = (
+    "budget.set",
+    "clients.registered",
+    "population.bound",
+    "charge.reserved",
+    "charge.voided",
+    "round.committed",
+)
+    "budget.set",
+    "clients.registered",
+    "population.bound",
+    "charge.reserved",
+    "charge.voided",
+    "round.committed",
+)
 
 
 def reconcile(connection: Connection) -> None:
@@ -41,6 +64,7 @@ class _Books:
     budgets: dict[str, BudgetTerms] = field(default_factory=dict)
     bindings: dict[str, tuple[str, str]] = field(default_factory=dict)  # of data to populations, by their journal rows
     charges: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    charges_of_examples: dict[str, str] = field(default_factory=dict)
     totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
     totals_of_runs: dict[str, Mapping[str, int]] = field(default_factory=dict)
     rounds: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -57,12 +81,19 @@ def _told(connection: Connection) -> _Books:
         if kind == "budget.set":
             terms = BudgetTerms(**{each.name: content[each.name] for each in fields(BudgetTerms)})
             books.budgets[content["population"]] = terms
+            if content["population"].endswith(EACH_CLIENT):
+                prefix = content["population"].removesuffix("*")
+                books.budgets |= {name: terms for name in books.budgets if name.startswith(prefix)}
+        elif kind == "clients.registered":
+            books.budgets |= {name: books.budgets[content["population"]] for name in content["clients"]}
         elif kind == "population.bound":
             books.bindings[f"row {sequence}"] = (content["population"], content["members"])
         else:
             charge = _charge(run_id, content["round"], content["collection"])
             if kind == "charge.reserved":
                 books.charges[charge] = (content["population"], canonical_json(content["event"]), "reserved")
+                for event, names in content.get("examples", ()):
+                    books.charges_of_examples |= {f"{charge} of {name}": canonical_json(event) for name in names}
             else:
                 state = "voided" if kind == "charge.voided" else "spent"
                 books.charges[charge] = (*books.charges[charge][:2], state)
@@ -74,6 +105,11 @@ def _told(connection: Connection) -> _Books:
         if population in books.budgets and state != "voided" and json.loads(event).get("kind") != "none":
             spent[population][event] += 1
             by_runs[charge.partition(" ")[0]][event] += 1
+    for entry, event in books.charges_of_examples.items():
+        charge, _, name = entry.partition(" of ")
+        if books.charges[charge][2] != "voided":
+            spent[name][event] += 1
+            by_runs[f"{charge.partition(' ')[0]} at {name}"][event] += 1
     books.totals_of_populations, books.totals_of_runs = {**spent}, {**by_runs}
     return books
 
@@ -94,10 +130,19 @@ def _stored(connection: Connection) -> _Books:
             _charge(row.run_id, row.round, row.collection): (row.population, canonical_json(row.event), row.state)
             for row in connection.execute(select(charges))
         },
+        charges_of_examples={
+            f"{_charge(row.run_id, row.round, row.collection)} of {row.population}": canonical_json(row.event)
+            for row in connection.execute(select(example_charges))
+        },
         totals_of_populations={each.population: each.spent for each in budgets if each.spent},
         totals_of_runs={
             row.run_id: ledger.from_pairs(row.spent)
             for row in connection.execute(select(runs.c.run_id, runs.c.spent))
+            if row.spent
+        }
+        | {
+            f"{row.run_id} at {row.population}": ledger.from_pairs(row.spent)
+            for row in connection.execute(select(example_spending))
             if row.spent
         },
         rounds={

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 FINAL_STATES: Final = ("Completed", "Failed", "Cancelled", "TooFewClients", "BudgetExhausted")
 """What `Lease.finish` takes. Before the first attempt a run is "Pending", during one "Running"."""
@@ -48,6 +48,14 @@ class RunRecord:
     spent: list[tuple[str, int]]
 
 
+Events: TypeAlias = "Mapping[str, int]"
+"""How often each event was reserved or spent; an event is its canonical JSON text."""
+
+Guard: TypeAlias = "Callable[[Budget, Events, Events], None]"
+"""Decides on a reservation. Gets the budget, and what its population and the run will have spent with it; raises
+`BudgetExhausted`."""
+
+
 @dataclass(frozen=True, slots=True)
 class BudgetTerms:
     """What a population may spend, and what the number means.
@@ -80,6 +88,21 @@ class Budget(BudgetTerms):
     @property
     def terms(self) -> BudgetTerms:
         return BudgetTerms(*(getattr(self, each.name) for each in fields(BudgetTerms)))
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleCharges:
+    """What a round costs clients that answer for their own examples.
+
+    Args:
+      events: by the client's own population (`of_client`).
+      guard: decides for each; one that it refuses is left out of the round.
+      all_needed: the round is refused where one is.
+    """
+
+    events: Mapping[str, dict[str, Any]]
+    guard: Guard
+    all_needed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -28,7 +29,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0003"
+VERSION: Final = "0004"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -179,6 +180,26 @@ populations = Table(  # whose members share one privacy budget
     Column("demonstration", Boolean, nullable=False),
     Column("spent", JsonText, nullable=False),  # [[event, count], ...]: what its charges add up to
     Column("set_at", Double, nullable=False),
+)
+
+example_charges = Table(  # what the round of a charge costs clients that answer for their own examples
+    "example_charges",
+    metadata,
+    Column("run_id", String(128), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("collection", Integer, primary_key=True, autoincrement=False),
+    Column("population", ForeignKey("populations.population"), primary_key=True),  # the client's own
+    Column("event", JsonText, nullable=False),
+    ForeignKeyConstraint(["run_id", "round", "collection"], ["charges.run_id", "charges.round", "charges.collection"]),
+    Index(None, "population"),
+)
+
+example_spending = Table(  # what a run's charges of a client add up to
+    "example_spending",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("population", ForeignKey("populations.population"), primary_key=True),
+    Column("spent", JsonText, nullable=False),
 )
 
 members = Table(  # whose budgets these are: clients' data, told by digests under the key of the hub that holds them

@@ -15,9 +15,9 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Select, Text, and_, cast, insert, or_, select
 
 from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunFailed, RunNotFound, TooFewClients
+from fl_components.store import example_ledger, ledger
 from fl_components.store import journal as journal_
 from fl_components.store import lease as lease_
-from fl_components.store import ledger
 from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database, open_database
 from fl_components.store.durable_files import write_durably
@@ -30,6 +30,7 @@ from fl_components.store.records import (
     Budget,
     BudgetTerms,
     ChargeRecord,
+    Events,
     JournalReport,
     JournalRow,
     RoundRecord,
@@ -343,7 +344,12 @@ class Store:
         return [counts.get(client, 0) for client in clients]
 
     def charges(self, *, population: str | None = None, run_id: str | None = None) -> list[ChargeRecord]:
-        """The ledger, of a population, of a run, or whole, in the order of reservation."""
+        """The ledger, of a population, of a run, or whole, in the order of reservation. That of POPULATION/CLIENT is
+        what the client's own examples were charged."""
+        if population is not None and "/" in population:
+            with self._database.snapshot() as connection:
+                theirs = example_ledger.charges_of(connection, population)
+            return [each for each in theirs if run_id in (None, each.run_id)]
         query = select(*_CHARGE_COLUMNS).order_by(charges.c.journal_sequence)
         if population is not None:
             query = query.where(charges.c.population == population)
@@ -369,6 +375,27 @@ class Store:
     def budgets(self) -> list[Budget]:
         with self._database.snapshot() as connection:
             return ledger.all_budgets(connection)
+
+    def register_clients(self, population: str, names: Collection[str]) -> None:
+        """Gives each of these clients' own populations a budget on the terms of POPULATION/*, where it has none yet.
+        Raises `StoreError` when there are no such terms."""
+        with self._transaction() as connection:
+            example_ledger.register(connection, self.keys.signing, population, names)
+
+    def find_budgets(self, names: Collection[str]) -> dict[str, Budget]:
+        """The budgets of these populations, where they have one."""
+        with self._database.snapshot() as connection:
+            return ledger.find_many(connection, names)
+
+    def example_spending(self, run_id: str, names: Collection[str] | None = None) -> dict[str, Events]:
+        """What a run has spent of each client's own budget, or of these clients'."""
+        with self._database.snapshot() as connection:
+            return example_ledger.spending_of(connection, run_id, names)
+
+    def spending_on(self, client: str) -> dict[str, Events]:
+        """What each run has spent of one client's own budget."""
+        with self._database.snapshot() as connection:
+            return example_ledger.runs_of(connection, client)
 
     def bind_members(self, population: str, digests: Collection[str]) -> None:
         """Remembers whose budget this is, by digests that tell clients' data apart. Raises `ConfigError` when some of

@@ -1,0 +1,169 @@
+"""The ledgers of clients that answer for their own examples: each has a population of its own, POPULATION/CLIENT.
+
+They are charged in the transaction that reserves a round, and what becomes of that charge becomes of theirs. The
+journal has them in the row of the reservation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, insert, select, update
+
+from fl_components.errors import BudgetExhausted, StoreError
+from fl_components.store import journal, ledger
+from fl_components.store.keys import SigningKey
+from fl_components.store.ledger import EACH_CLIENT, in_pages, minus, plus, unregistered
+from fl_components.store.records import ChargeRecord, Events, ExampleCharges
+from fl_components.store.schema import AnyRow, canonical_json, charges, example_charges, example_spending, populations
+
+
+def register(connection: Connection, key: SigningKey, population: str, names: Collection[str]) -> None:
+    """Give each of these clients that has no budget yet one on the terms of POPULATION/*. Raises `StoreError`."""
+    if len(ledger.find_many(connection, names)) == len(names):
+        return
+    journal.lock(connection)  # so that of two processes that register a client only one does
+    terms_of_all = ledger.find(connection, population + EACH_CLIENT)
+    if terms_of_all is None:
+        raise unregistered(population + EACH_CLIENT)
+    new = sorted(set(names) - ledger.find_many(connection, names).keys())
+    if new:
+        content = {"population": terms_of_all.population, "clients": new}
+        row = journal.append(connection, key, None, "clients.registered", content)
+        values = {**asdict(terms_of_all.terms), "spent": [], "journal_sequence": row.sequence, "set_at": row.at}
+        connection.execute(insert(populations), [{**values, "population": name} for name in new])
+
+
+def charge(connection: Connection, run_id: str, wanted: ExampleCharges) -> dict[str, dict[str, Any]]:
+    """Count a round against the budgets of its clients, where the guard lets it. Returns the events of those that pay.
+
+    Raises `BudgetExhausted` when one cannot and all are needed, or none can.
+    """
+    budgets = ledger.find_many(connection, wanted.events.keys(), lock=True)
+    spent = spending_of(connection, run_id, wanted.events)
+    known, paid, refusal = set(spent), dict[str, dict[str, Any]](), None
+    after: dict[str, Events] = {}
+    for name, event in wanted.events.items():
+        budget = budgets[name]
+        by_all, by_run = plus(budget.spent, event), plus(spent.get(name, {}), event)
+        try:
+            wanted.guard(budget, by_all, by_run)
+        except BudgetExhausted as error:
+            if wanted.all_needed:
+                raise
+            refusal = error
+            continue
+        paid[name], after[name], spent[name] = event, by_all, by_run
+    if refusal is not None and not paid:
+        raise refusal
+    if paid:
+        ledger.write_many(connection, after)
+        _write(connection, run_id, {name: spent[name] for name in paid}, known)
+    return paid
+
+
+def enter(
+    connection: Connection, run_id: str, round: int, collection: int, paid: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write the clients' charges beside the round's own."""
+    which = {"run_id": run_id, "round": round, "collection": collection}
+    connection.execute(
+        insert(example_charges), [{**which, "population": name, "event": event} for name, event in sorted(paid.items())]
+    )
+
+
+def paid(connection: Connection, charge: AnyRow) -> dict[str, dict[str, Any]]:
+    """The clients that pay for a charge, each with its event."""
+    query = select(example_charges.c.population, example_charges.c.event).where(
+        example_charges.c.run_id == charge.run_id,
+        example_charges.c.round == charge.round,
+        example_charges.c.collection == charge.collection,
+    )
+    return {row.population: row.event for row in connection.execute(query)}
+
+
+def check_same(found: Mapping[str, dict[str, Any]], wanted: ExampleCharges, where: str) -> None:
+    """Raises `StoreError` when an open reservation's events are not those that a resume would reserve."""
+    other = next((name for name, event in found.items() if wanted.events.get(name) != event), None)
+    if other is not None:
+        raise StoreError(
+            f"{where} is already reserved for another privacy event of {other}: {found[other]}, now "
+            f"{wanted.events.get(other)}",
+            hint="resume it with the version of fedrounds that began it",
+        )
+
+
+def give_back(connection: Connection, charge: AnyRow) -> None:
+    """Take a voided charge's events off its clients' budgets."""
+    events = paid(connection, charge)
+    if not events:
+        return
+    budgets = ledger.find_many(connection, events, lock=True)
+    spent = spending_of(connection, charge.run_id, events)
+    ledger.write_many(connection, {name: minus(budgets[name].spent, event) for name, event in events.items()})
+    _write(connection, charge.run_id, {name: minus(spent[name], event) for name, event in events.items()}, set(spent))
+
+
+def spending_of(connection: Connection, run_id: str, names: Collection[str] | None = None) -> dict[str, Events]:
+    """What a run has spent of each client's budget, or of these clients'."""
+    query = select(example_spending.c.population, example_spending.c.spent).where(example_spending.c.run_id == run_id)
+    pages = [query] if names is None else [query.where(each) for each in in_pages(example_spending.c.population, names)]
+    return {row.population: ledger.from_pairs(row.spent) for each in pages for row in connection.execute(each)}
+
+
+def runs_of(connection: Connection, population: str) -> dict[str, Events]:
+    """What each run has spent of one client's budget."""
+    query = select(example_spending.c.run_id, example_spending.c.spent).where(
+        example_spending.c.population == population
+    )
+    return {row.run_id: ledger.from_pairs(row.spent) for row in connection.execute(query)}
+
+
+def charges_of(connection: Connection, population: str) -> list[ChargeRecord]:
+    """A client's ledger, in the order of reservation."""
+    theirs = (
+        select(
+            example_charges.c.population,
+            charges.c.run_id,
+            charges.c.round,
+            charges.c.collection,
+            example_charges.c.event,
+            charges.c.state,
+            charges.c.reserved_at,
+            charges.c.settled_at,
+        )
+        .join(
+            charges,
+            and_(*(charges.c[name] == example_charges.c[name] for name in ("run_id", "round", "collection"))),
+        )
+        .where(example_charges.c.population == population)
+        .order_by(charges.c.journal_sequence)
+    )
+    return [ChargeRecord(*row) for row in connection.execute(theirs)]
+
+
+def as_groups(paid: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+    """As the journal has them: [[event, [population, ...]], ...], since most pay for the same event."""
+    groups: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for name, event in sorted(paid.items()):
+        groups.setdefault(canonical_json(event), (event, []))[1].append(name)
+    return [[event, names] for _, (event, names) in sorted(groups.items())]
+
+
+def _write(connection: Connection, run_id: str, spent: Mapping[str, Events], known: Collection[str]) -> None:
+    rows = [{"whose": name, "all_spent": ledger.as_pairs(events)} for name, events in sorted(spent.items())]
+    old, new = ([row for row in rows if (row["whose"] in known) == before] for before in (True, False))
+    if old:
+        connection.execute(
+            update(example_spending)
+            .where(example_spending.c.run_id == run_id, example_spending.c.population == bindparam("whose"))
+            .values(spent=bindparam("all_spent")),
+            old,
+        )
+    if new:
+        connection.execute(
+            insert(example_spending),
+            [{"run_id": run_id, "population": row["whose"], "spent": row["all_spent"]} for row in new],
+        )
