@@ -34,13 +34,6 @@ _KINDS: Final = (
     "charge.voided",
     "round.committed",
 )
-    "budget.set",
-    "clients.registered",
-    "population.bound",
-    "charge.reserved",
-    "charge.voided",
-    "round.committed",
-)
 
 
 def reconcile(connection: Connection) -> None:
