@@ -32,6 +32,9 @@ from fl_components.training import Evaluation, Execution, LocalExecution, Traini
 MANY = 10**9
 """Clients, where their number is not known."""
 
+MOST_CHARGED = 1000
+"""Clients that may all be charged in every round."""
+
 
 class FederationConfig(Rule):
     """One experiment: what is learnt, from whom, how, and for how many rounds.
@@ -75,12 +78,18 @@ class FederationConfig(Rule):
         if num_clients is not None:
             check_cohort(self, num_clients)
         check_claim(self, num_clients)
+        check_example_claim(self, num_clients)
         if self.evaluation.every > self.rounds:
             raise ValueError(
                 f"evaluation.every is {self.evaluation.every} but rounds is {self.rounds}: the model would never be "
                 f"evaluated on the way; make evaluation.every at most {self.rounds}"
             )
         return self
+
+    @property
+    def claims(self) -> bool:
+        """Whether anything is promised, about clients or about their examples."""
+        return self.privacy.claims or self.training.privacy.claims
 
 
 def check_cohort(config: FederationConfig, num_clients: int) -> None:
@@ -134,6 +143,27 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
     sampling = selection.sampling(num_clients)
     privacy.event(sampling)
     privacy.check(sampling.cohort_size)
+
+
+def check_example_claim(config: FederationConfig, num_clients: int | None) -> None:
+    """The laws that a claim about single examples puts on other fields. Raises ValueError."""
+    if not config.training.privacy.claims:
+        return
+    kind = config.training.privacy.kind
+    if config.data.private_statistics is not None:
+        raise ValueError(
+            f"training.privacy.kind is {kind} and data.{config.data.private_statistics}: one example moves all the "
+            "others of its client, whose noise would not cover that; scale the inputs by public constants"
+        )
+    secret_cohort = config.privacy.claims and not config.data.is_public
+    if secret_cohort and num_clients is not None and num_clients > MOST_CHARGED:
+        everyone = config.selection.sampling(num_clients).kind == "everyone"
+        if not everyone:
+            raise ValueError(
+                f"privacy.kind is {config.privacy.kind} and training.privacy.kind is {kind}, with {num_clients} "
+                "clients: who is selected must not be told, so every client pays for every round, which at most "
+                f"{MOST_CHARGED} can; leave one of the two claims out"
+            )
 
 
 def parse_config(fields: Mapping[str, Any]) -> FederationConfig:

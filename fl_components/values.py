@@ -63,7 +63,7 @@ class RoundPlan:
     `base_digest` names the parameters that every update must start from; `shards` cut the cohort into what is trained
     and summed together, `waves` into whole shards that fit the memory budget; `collection` is the number of this
     round's reservation in the ledger (0 until authorised). `clipping_norm` is that of this round, under a privacy
-    claim.
+    claim. `refused` are clients that were selected and take no part, each with the reason.
     """
 
     run_id: str
@@ -76,6 +76,7 @@ class RoundPlan:
     event: Mapping[str, Any]
     clipping_norm: float | None = None
     collection: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,12 @@ class DataRule(Rule):
         it, or a field."""
         return bool(getattr(self, "public", False))
 
+    @property
+    def private_statistics(self) -> str | None:
+        """The field, and its value, by which each client's inputs depend on statistics of its own rows: then one
+        example moves all the others."""
+        return None
+
     @abstractmethod
     def known_num_clients(self) -> int | None:
         """How many clients there are, where that is known before loading."""

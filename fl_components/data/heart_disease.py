@@ -70,6 +70,10 @@ class HeartDisease(DataRule):
     normalisation: Literal["public_constants", "per_client"] = "public_constants"
     folder: str | None = None
 
+    @property
+    def private_statistics(self) -> str | None:
+        return None if self.normalisation == "public_constants" else f"normalisation is {self.normalisation}"
+
     def known_num_clients(self) -> int:
         return len(HOSPITALS)
 

@@ -58,6 +58,7 @@ class ExampleLevel(ExamplePrivacyRule):
       sampling_rate: q: the probability with which an example is in a batch. An epoch is 1 / q steps.
       max_batch_size: batches that come out larger are cut to a random part of this size, which bounds a step's memory
         and time, and is accounted for. By default large batches are worked through piece by piece.
+      min_examples: a client with fewer has too few to hide one among.
       delta: at which epsilon is told. Smaller than one over the number of a client's examples, or it says little.
       when_exhausted: what a run does without a client whose budget is spent: "go_on", or "end".
     """
@@ -69,6 +70,7 @@ class ExampleLevel(ExamplePrivacyRule):
     max_grad_norm: float = Field(ge=LEAST_NORM, le=MOST_NORM)
     sampling_rate: float = Field(gt=0, le=1)
     max_batch_size: int | None = Field(default=None, ge=1)
+    min_examples: int = Field(default=1, ge=1)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     when_exhausted: Literal["go_on", "end"] = "go_on"
 
@@ -99,6 +101,20 @@ class ExampleLevel(ExamplePrivacyRule):
         7
         """
         return math.ceil(epochs / self.sampling_rate * (1 - 1e-12))
+
+    def check(self, client_id: str, num_examples: int) -> None:
+        """Raise ValueError, in words for people, when a client has too few examples."""
+        if num_examples < self.min_examples:
+            raise ValueError(
+                f"client {client_id!r} has {num_examples} training examples and training.privacy.min_examples is "
+                f"{self.min_examples}: leave the client out, or lower training.privacy.min_examples"
+            )
+        if self.sampling_rate * num_examples < 1:
+            raise ValueError(
+                f"client {client_id!r} has {num_examples} training examples and training.privacy.sampling_rate is "
+                f"{self.sampling_rate:g}: it expects {self.sampling_rate * num_examples:.2g} examples in a batch, less "
+                f"than one; make training.privacy.sampling_rate at least {1 / max(num_examples, 1):.3g}"
+            )
 
     def noise(self, all_steps: int) -> float:
         """The noise multiplier, in a run in which a client makes at most `all_steps` steps.

@@ -7,16 +7,21 @@ import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from fl_components.config import FederationConfig
 from fl_components.errors import BudgetExhausted, ConfigError
 from fl_components.privacy import CentralPrivacy, PrivacySpend, neighbouring_of
 from fl_components.privacy.accountants import NAME, rdp_epsilon
-from fl_components.privacy.events import Event, as_neighbouring, parse_event
+from fl_components.privacy.events import Event, Neighbouring, as_neighbouring, parse_event
+from fl_components.privacy.example_level import NEIGHBOURING, UNIT
 from fl_components.server.federation import Federation
-from fl_components.store import Budget, BudgetTerms, Store
-from fl_components.store.ledger import of_another_population, unregistered
+from fl_components.store import Budget, BudgetTerms, RunRecord, Store
+from fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered
+
+MOST_SHOWN: Final = 100
+"""Clients whose epsilons are told one by one."""
 
 MOST_GROUPS: Final = 10_000
 """Of clients whose data are told from others' by one digest each."""
@@ -41,6 +46,20 @@ def check_terms(population: str, terms: BudgetTerms, budget: Budget) -> None:
             f"{'; '.join(differing)}",
             hint="set privacy.delta, and the selection (poisson: add_or_remove; a fixed cohort: replace_one; everyone: "
             "zero_out), as the budget says",
+        )
+
+
+def check_client_budget(terms: BudgetTerms, budget: Budget, spent: Mapping[str, int]) -> None:
+    """Raises `BudgetExhausted` when what will have been spent on a client's examples passes its own budget, and
+    `ConfigError` when the two do not speak of the same epsilon."""
+    check_terms(budget.population, terms, budget)
+    epsilon = _epsilon(spent, budget)
+    if budget.epsilon is not None and not epsilon <= budget.epsilon:
+        raise BudgetExhausted(
+            f"the next round would bring the examples of client {budget.population!r} to an epsilon of {epsilon:.4g} "
+            f"at delta {budget.delta:g}, and their limit is {budget.epsilon:g}",
+            hint=f"an administrator may raise it: `fedrounds privacy budget set {budget.population} --epsilon E "
+            "--reason ...`",
         )
 
 
@@ -77,72 +96,111 @@ def check_population(store: Store, federation: Federation) -> list[str]:
     would draw on a population's data without being charged.
     """
     config, public = federation.config, federation.data.public
-    name, budget = config.population, store.find_budget(config.population)
+    name, budgets = config.population, _budgets_of(store, config.population)
     digests = members_of(store, federation) if store.has_members() or not public else []
-    owners = set(store.bound(digests).values())
-    if budget is not None and not budget.demonstration and not public:
+    owners = {each.removesuffix(EACH_CLIENT) for each in store.bound(digests).values()}
+    if not public and any(not each.demonstration for each in budgets.values()):
         owners.add(name)
-    if owners and (public or not federation.is_charged):
-        owner = min(owners)
-        raise ConfigError(_why_not(federation, owner), hint=f"use population: {owner}, with privacy.kind central")
-    if not federation.is_charged:
-        return []
-    if owners - {name}:
+    for owner in sorted(owners):
+        _check_pays(federation, owner, _budgets_of(store, owner))
+    wanted = _terms_of(federation)
+    if wanted and owners - {name}:
         raise of_another_population(name, min(owners - {name}))
-    if budget is None and not public:
-        raise unregistered(name)
-    if budget is not None:
-        check_terms(name, _terms_of(federation), budget)
-        if budget.demonstration != public:
-            told = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
-            raise ConfigError(
-                f"population {name!r} is {told[0]}, and data {config.data.kind} are {told[1]}",
-                hint="name another population" + (", and have an administrator set its budget" * (not public)),
-            )
-    return digests
+    for whose, terms in wanted.items():
+        budget = budgets.get(whose)
+        if budget is None and not public:
+            raise unregistered(whose)
+        if budget is not None:
+            check_terms(whose, terms, budget)
+            if budget.demonstration != public:
+                told = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
+                raise ConfigError(
+                    f"population {whose!r} is {told[0]}, and data {config.data.kind} are {told[1]}",
+                    hint="name another population" + (", and have an administrator set its budget" * (not public)),
+                )
+    return digests if wanted else []
 
 
 def join_population(store: Store, federation: Federation, digests: Sequence[str], say: Callable[[str], None]) -> None:
     """Bind the clients' data to the population of a run that `check_population` has let pass. Public data register a
     demonstration instead."""
-    config, central = federation.config, federation.central
-    if central is None or not federation.is_charged:
-        return
-    if not federation.data.public:
-        store.bind_members(config.population, digests)
-    elif store.find_budget(config.population) is None:
-        reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
-        store.set_budget(config.population, _terms_of(federation), reason=reason, by="fedrounds")
-    num_clients = federation.data.num_clients
-    if central.delta > 1 / num_clients:
-        say(
-            f"privacy.delta is {central.delta:g}, more than one in {num_clients} clients: a mechanism that gives one "
-            f"of them away could claim as much; set it below {1 / num_clients:g}"
-        )
+    config, wanted = federation.config, _terms_of(federation)
+    if wanted and not federation.data.public:
+        store.bind_members(min(wanted), digests)
+    if federation.data.public:
+        for whose, terms in wanted.items():
+            if store.find_budget(whose) is None:
+                reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
+                store.set_budget(whose, terms, reason=reason, by="fedrounds")
+    num_clients, most = federation.data.num_clients, int(federation.data.train_rows.lengths.max())
+    if federation.is_charged and federation.central is not None and federation.central.delta > 1 / num_clients:
+        say(_large_delta("privacy.delta", federation.central.delta, f"{num_clients} clients", 1 / num_clients))
+    if federation.example_level is not None and federation.example_level.delta > 1 / most:
+        say(_large_delta("training.privacy.delta", federation.example_level.delta, f"{most} examples", 1 / most))
 
 
-def _terms_of(federation: Federation) -> BudgetTerms:
-    """The terms under which a run's epsilons are told. Nothing limits what demonstrations come to together."""
-    central = federation.central
-    assert central is not None
-    return BudgetTerms(
-        epsilon=None,
-        delta=central.delta,
-        unit=central.unit,
-        neighbouring=neighbouring_of(federation.sampling),
-        accountant=NAME,
-        demonstration=federation.data.public,
+def _large_delta(field: str, delta: float, of: str, most: float) -> str:
+    return (
+        f"{field} is {delta:g}, more than one in {of}: a mechanism that gives one of them away could claim as much; "
+        f"set it below {most:g}"
     )
 
 
-def _why_not(federation: Federation, owner: str) -> str:
+def _budgets_of(store: Store, population: str) -> dict[str, Budget]:
+    """A population's own budget, and that of each of its clients' examples, where they have one."""
+    return store.find_budgets([population, population + EACH_CLIENT])
+
+
+def _check_pays(federation: Federation, owner: str, budgets: Mapping[str, Budget]) -> None:
+    """Raises `ConfigError` when a run learns from data of `owner`, and is not charged to what budgets that has."""
     config = federation.config
     if federation.data.public:
-        return f"data {config.data.kind} are declared public, and belong to population {owner!r}, which has a budget"
-    which = "privacy.kind is none" if federation.central is None else "privacy.simulate_noise_cohort is set"
+        raise ConfigError(
+            f"data {config.data.kind} are declared public, and belong to population {owner!r}, which has a budget",
+            hint=f"use population: {owner}, and declare them private",
+        )
+    if owner in budgets and not federation.is_charged:
+        which = "privacy.kind is none" if federation.central is None else "privacy.simulate_noise_cohort is set"
+        raise ConfigError(_why_not(owner, "", which), hint=f"use population: {owner}, with privacy.kind central")
+    if owner + EACH_CLIENT in budgets and federation.example_level is None:
+        raise ConfigError(
+            _why_not(owner, " for each client's examples", "training.privacy.kind is none"),
+            hint=f"use population: {owner}, with training.privacy.kind example_level",
+        )
+
+
+def _why_not(owner: str, which: str, why: str) -> str:
     return (
-        f"population {owner!r} has a privacy budget and this run would not be charged to it ({which}): its model would "
-        "give away what the budget is there to keep"
+        f"population {owner!r} has a privacy budget{which} and this run would not be charged to it ({why}): its model "
+        "would give away what the budget is there to keep"
+    )
+
+
+def _terms_of(federation: Federation) -> dict[str, BudgetTerms]:
+    """The terms under which a run's epsilons are told, by the population that pays. Nothing limits what demonstrations
+    come to together."""
+    central, name, found = federation.central, federation.config.population, {}
+    if central is not None and federation.is_charged:
+        found[name] = _terms(federation, central.delta, central.unit, neighbouring_of(federation.sampling))
+    if federation.example_level is not None:
+        found[name + EACH_CLIENT] = example_terms(federation)
+    return found
+
+
+def example_terms(federation: Federation) -> BudgetTerms:
+    """Those of each client's own examples."""
+    assert federation.example_level is not None
+    return _terms(federation, federation.example_level.delta, UNIT, NEIGHBOURING)
+
+
+def _terms(federation: Federation, delta: float, unit: str, neighbouring: Neighbouring) -> BudgetTerms:
+    return BudgetTerms(
+        epsilon=None,
+        delta=delta,
+        unit=unit,
+        neighbouring=neighbouring,
+        accountant=NAME,
+        demonstration=federation.data.public,
     )
 
 
@@ -193,5 +251,50 @@ def simulated_epsilon(federation: Federation, rounds: int) -> float:
     return rdp_epsilon({central.event(scaled): rounds}, neighbouring_of(sampling), central.delta)
 
 
-def _epsilon(spent: Mapping[str, int], budget: Budget) -> float:
-    return rdp_epsilon(events_of(spent), as_neighbouring(budget.neighbouring), budget.delta)
+@dataclass(frozen=True, slots=True)
+class ExampleSpending:
+    """What the clients of a run have come to, each for its own examples.
+
+    Args:
+      run: the largest epsilon of the run at a client.
+      population: the largest of a client by all its runs.
+      remaining: the least that a client has left; None where nothing limits any.
+      clients: each client's epsilon of the run, by its id; None above `MOST_SHOWN` clients.
+    """
+
+    run: PrivacySpend
+    population: float
+    remaining: float | None
+    clients: Mapping[str, float] | None
+
+
+def example_spending(store: Store, run: RunRecord) -> ExampleSpending | None:
+    """None where no client answers for its examples, or none has paid yet."""
+    totals = store.example_totals(run.run_id)
+    if not totals.of_run or not totals.budgets:
+        return None
+    terms = totals.budgets[0]
+    epsilon = max(_epsilon(spent, terms) for spent in totals.of_run)
+    left = [each.epsilon - _epsilon(each.spent, each) for each in totals.budgets if each.epsilon is not None]
+    clients = None
+    if totals.num_clients <= MOST_SHOWN:
+        by_client = store.example_spending(run.run_id)
+        clients = {
+            name.removeprefix(of_client(run.population, "")): _epsilon(spent, terms)
+            for name, spent in sorted(by_client.items())
+        }
+    return ExampleSpending(
+        PrivacySpend(epsilon, terms.delta, terms.unit, terms.neighbouring, terms.accountant),
+        max(_epsilon(each.spent, each) for each in totals.budgets),
+        max(0.0, min(left)) if left else None,
+        clients,
+    )
+
+
+def _epsilon(spent: Mapping[str, int], budget: BudgetTerms) -> float:
+    return _epsilon_of(tuple(sorted(spent.items())), as_neighbouring(budget.neighbouring), budget.delta)
+
+
+@lru_cache(10_000)  # most clients have spent the same
+def _epsilon_of(spent: tuple[tuple[str, int], ...], neighbouring: Neighbouring, delta: float) -> float:
+    return rdp_epsilon(events_of(dict(spent)), neighbouring, delta)

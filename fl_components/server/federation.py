@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 
 from fl_components.aggregation import AdditiveRule
 from fl_components.clients import Clients, Strata
-from fl_components.config import FederationConfig, check_claim, check_cohort, config_digest
+from fl_components.config import (
+    FederationConfig,
+    check_claim,
+    check_cohort,
+    check_example_claim,
+    config_digest,
+)
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
-from fl_components.privacy import CentralPrivacy
+from fl_components.privacy import CentralPrivacy, ExampleLevel
 from fl_components.privacy.clipping import Clip
+from fl_components.privacy.events import Event
 from fl_components.randomness import generator
 from fl_components.shared_memory import SharedMemory, give_back_memory
 from fl_components.training import MOST_OF_SHARD, ModelSpec, Result, Workload, evaluate
@@ -103,10 +110,28 @@ class Federation:
         return self.central is not None and self.central.simulate_noise_cohort is None
 
     @property
+    def example_level(self) -> ExampleLevel | None:
+        """The privacy rule of single examples, where each client answers for its own."""
+        return self.config.training.example_level
+
+    @property
     def withholds(self) -> bool:
         """Whether what is neither public nor paid for must stay out of all views: a privacy claim about private
         data."""
+        return self.config.claims and not self.data.public
+
+    @property
+    def withholds_cohort(self) -> bool:
+        """Whether that goes for who was selected and what became of it: where clients, not only their examples, are
+        protected."""
         return self.config.privacy.claims and not self.data.public
+
+    def example_event(self, client: int) -> Event:
+        """What a round costs the client in this row for its examples."""
+        config, rule = self.config, self.example_level
+        assert rule is not None
+        steps = config.training.private_steps
+        return rule.event(self.data.num_examples(client), steps, rule.noise(config.rounds * steps))
 
     @property
     def num_coordinates(self) -> int:
@@ -198,6 +223,8 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     try:
         check_cohort(config, data.num_clients)
         check_claim(config, data.num_clients)
+        check_example_claim(config, data.num_clients)
+        _check_examples(config, data)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tested = int(np.count_nonzero(data.test_rows.lengths))
@@ -218,6 +245,16 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     federation = Federation(config, data, examples, module, flatten(module))
     _try_selection(federation)
     return federation
+
+
+def _check_examples(config: FederationConfig, data: FederatedData) -> None:
+    """Raises ValueError when some client has too few training examples for the claim about them."""
+    rule = config.training.example_level
+    if rule is not None:
+        lengths = data.train_rows.lengths
+        fewest = int(np.argmin(lengths))
+        rule.check(data.client_ids[fewest], int(lengths[fewest]))
+        rule.noise(config.rounds * config.training.private_steps)
 
 
 def _try_selection(federation: Federation) -> None:

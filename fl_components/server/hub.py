@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,10 @@ from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotF
 from fl_components.privacy.releases import Release, public
 from fl_components.server.claim import (
     check_budget,
+    check_client_budget,
     check_population,
+    example_spending,
+    example_terms,
     join_population,
     simulated_epsilon,
     spending,
@@ -26,10 +29,20 @@ from fl_components.server.claim import (
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
 from fl_components.server.withheld import withheld_error, withhold
-from fl_components.store import Budget, Lease, RunRecord, RunSecret, Store, check_run_id, closed, opened
-from fl_components.store.ledger import from_pairs, plus
+from fl_components.store import (
+    Budget,
+    ExampleCharges,
+    Lease,
+    RunRecord,
+    RunSecret,
+    Store,
+    check_run_id,
+    closed,
+    opened,
+)
+from fl_components.store.ledger import from_pairs, of_client, plus
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fl_components.values import Collected, Float32, RoundPlan, RoundResult, ServerState
+from fl_components.values import ClientTask, Collected, Float32, RoundPlan, RoundResult, ServerState
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
@@ -116,6 +129,14 @@ class Hub:
         must not be computable."""
         return self.config.seed if self.secret is None else self.key(round, "selection and training")
 
+    def with_keys(self, plan: RoundPlan, tasks: Sequence[ClientTask]) -> Sequence[ClientTask]:
+        """The tasks with the simulated clients' own secrets, where they answer for their examples: no other purpose's
+        keys, and gone with the round's."""
+        if self.federation.example_level is None:
+            return tasks
+        purpose = f"collection {plan.collection} examples of client"
+        return [replace(task, key=self.key(plan.round, f"{purpose} {task.client_id}")) for task in tasks]
+
     def key(self, round: int, purpose: str) -> bytes:
         """The key of one purpose in a round, under a claim."""
         assert self.secret is not None
@@ -123,8 +144,23 @@ class Hub:
 
     def epsilons(self) -> dict[str, Release]:
         """What the run has come to with the round in hand, and what its population has left."""
+        return self._client_epsilons() | self._example_epsilons()
+
+    def _example_epsilons(self) -> dict[str, Release]:
+        told = example_spending(self.store, self.run)
+        if told is None:
+            return {}
+        assert told.run.epsilon is not None
+        found = {"epsilon": told.run.epsilon, "epsilon_population": told.population}
+        if told.remaining is not None:
+            found["epsilon_remaining"] = told.remaining
+        found |= {f"client/{name}": epsilon for name, epsilon in (told.clients or {}).items()}
+        return {f"privacy/example/{name}": public(value) for name, value in found.items()}
+
+    def _client_epsilons(self) -> dict[str, Release]:
         central, run = self.federation.central, self.refresh()
-        assert central is not None
+        if central is None:
+            return {}
         if not self.federation.is_charged:
             return {"privacy/epsilon_simulated": public(simulated_epsilon(self.federation, run.committed_round + 1))}
         budget = self.store.find_budget(run.population)
@@ -138,16 +174,39 @@ class Hub:
 
     def check_budget(self) -> None:
         """Raises `BudgetExhausted` when the next round would be refused: before it is begun, so that no view shows it
-        as one that failed. The reservation itself decides (`guard`)."""
-        run = self.refresh()
-        spent = from_pairs(run.spent)
-        reserved = sum(spent.values()) > run.committed_round  # the next round, by an attempt that ended
-        if reserved or not self.federation.is_charged:
+        as one that failed. The reservation itself decides (`guard`, `example_charges`)."""
+        run, round = self.refresh(), self.run.committed_round + 1
+        if self.store.is_reserved(run.run_id, round):  # by an attempt that ended
             return
-        budget = self.store.find_budget(run.population)
-        assert budget is not None
-        event = self.config.privacy.event(self.federation.sampling).model_dump()
-        self.guard(budget, plus(budget.spent, event), plus(spent, event))
+        if self.federation.is_charged:
+            budget, spent = self.store.find_budget(run.population), from_pairs(run.spent)
+            assert budget is not None
+            event = self.config.privacy.event(self.federation.sampling).model_dump()
+            self.guard(budget, plus(budget.spent, event), plus(spent, event))
+        if self.federation.example_level is not None:
+            cohort = self.federation.select(round, self.participations, self.source(round))
+            wanted = self.example_charges(cohort.tolist())
+            assert wanted is not None
+            self.store.check_examples(run.run_id, wanted)
+
+    def example_charges(self, cohort: Sequence[int]) -> ExampleCharges | None:
+        """What a round costs the clients in these rows for their examples, where they answer for these. All clients pay
+        where who was selected must not be told: what each has spent is.
+
+        Those that have no budget yet get one here.
+        """
+        federation, rule = self.federation, self.federation.example_level
+        if rule is None:
+            return None
+        rows = range(federation.data.num_clients) if federation.withholds_cohort else cohort
+        names = {row: of_client(self.run.population, federation.data.client_ids[row]) for row in rows}
+        self.store.register_clients(self.run.population, list(names.values()))
+        terms = example_terms(federation)
+        return ExampleCharges(
+            events={name: federation.example_event(row).model_dump() for row, name in names.items()},
+            guard=lambda budget, by_all, by_run: check_client_budget(terms, budget, by_all),
+            least=len(names) if rule.when_exhausted == "end" else max(1, self.config.selection.min_updates),
+        )
 
     def guard(self, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
         """Raises `BudgetExhausted` when a reservation would pass the run's own limit or what its population may
@@ -282,7 +341,7 @@ def open_hub(
     try:
         lease.collect_garbage()
         secret = None
-        if federation.config.privacy.claims:
+        if federation.config.claims:
             secret = run_secret(store, run)
             secret.advance(store.run(run_id).committed_round + 1)  # an earlier process may have ended before it did
         return Hub(store, lease, federation, store.run(run_id), say=say, secret=secret)
@@ -302,7 +361,7 @@ def _assembled(store: Store, run_id: str, config: FederationConfig, source_folde
     except ConfigError:
         raise
     except Exception as error:
-        if not config.privacy.claims or config.data.is_public:
+        if not config.claims or config.data.is_public:
             raise
         raise withheld_error(store.home, run_id, "loading the clients' data", error) from None
 

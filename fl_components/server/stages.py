@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from fl_components.aggregation import AdditiveRule
 from fl_components.errors import FedroundsError, RunFailed, TooFewClients, UpdateRejected
 from fl_components.privacy.events import Nothing
-from fl_components.privacy.releases import Release, shown_and_withheld, withheld
+from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
 from fl_components.randomness import derive_key
 from fl_components.server.hub import Hub
 from fl_components.server.withheld import withheld_error
-from fl_components.training import ShardReport, Summing
+from fl_components.store.ledger import of_client
+from fl_components.training import ShardReport, Summing, names_of
 from fl_components.values import (
     ClientTask,
     Collected,
@@ -41,6 +42,8 @@ from fl_components.wire import Update, decode_params, decode_update, encode_para
 
 OF_CLIENTS = ("train", "compress", "admit", "evaluate")
 """Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""
+
+EXHAUSTED = "budget_exhausted: the privacy budget of its examples is spent"
 
 LOWER_RATE = "begin another run with a lower training.learning_rate"
 
@@ -95,29 +98,47 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
         )
         for row in rows.tolist()
     )
-    num_parameters = hub.federation.num_parameters
-    shards = config.execution.shards(
-        [config.training.num_stepped(task.num_examples) * num_parameters for task in cohort]
-    )
-    additive = hub.federation.additive is not None
     return RoundPlan(
         run_id=hub.run_id,
         round=round,
         base_digest=state.params_digest,
-        cohort=cohort,
-        shards=shards,
-        waves=config.execution.waves(shards, num_parameters, additive=additive),
+        **_cut(hub, cohort),
         min_updates=0 if config.privacy.claims else config.selection.min_updates,
         event=(config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else Nothing()).model_dump(),
         clipping_norm=float(state.clipping["norm"][0]) if config.privacy.claims else None,
     )
 
 
+def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
+    """A cohort in shards and waves, as a plan has it."""
+    config, num_parameters = hub.config, hub.federation.num_parameters
+    shards = config.execution.shards(
+        [config.training.num_stepped(task.num_examples) * num_parameters for task in cohort]
+    )
+    additive = hub.federation.additive is not None
+    return {
+        "cohort": cohort,
+        "shards": shards,
+        "waves": config.execution.waves(shards, num_parameters, additive=additive),
+    }
+
+
 @stage
 def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
-    """Write down what the round will cost, before any client is contacted; the plan gets the reservation's number."""
+    """Write down what the round will cost, before any client is contacted; the plan gets the reservation's number, and
+    loses the clients whose own budgets are spent."""
     guard = hub.guard if hub.federation.is_charged else None
-    return replace(plan, collection=hub.lease.reserve(plan.round, dict(plan.event), guard))
+    examples = hub.example_charges([task.index for task in plan.cohort])
+    plan = replace(plan, collection=hub.lease.reserve(plan.round, dict(plan.event), guard, examples))
+    if examples is None:
+        return plan
+    paying = hub.lease.paying(plan.round)
+    refused = [task for task in plan.cohort if of_client(hub.run.population, task.client_id) not in paying]
+    if not refused:
+        return plan
+    hub.say_of_clients(f"round {plan.round}: {names_of(refused)}: {EXHAUSTED}")
+    left = tuple(task for task in plan.cohort if task not in refused)
+    return replace(plan, **_cut(hub, left), refused={task.client_id: EXHAUSTED for task in refused})
 
 
 @stage
@@ -125,7 +146,7 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     """Local training of one wave, from the parameters as the clients receive them."""
     broadcast = encode_params(state.params_D)
     tasks, additive = plan.cohort[wave], hub.federation.additive
-    shards = [plan.cohort[shard] for shard in plan.shards if wave.start <= shard.start < wave.stop]
+    shards = [hub.with_keys(plan, plan.cohort[shard]) for shard in plan.shards if wave.start <= shard.start < wave.stop]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
     summing = Summing(additive, hub.federation.clip(plan)) if additive is not None else None
@@ -190,7 +211,9 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> Encod
 def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collected | None) -> Collected:
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
     rule = hub.config.aggregation
-    collected = collected or Collected(rule.init(hub.federation.num_coordinates))
+    collected = collected or Collected(
+        rule.init(hub.federation.num_coordinates), selected=len(plan.refused), rejected=plan.refused
+    )
     if isinstance(batch, UpdateSum):
         return _admit_sum(hub, batch, collected)
     partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
@@ -312,6 +335,7 @@ def commit(
         assert plan.clipping_norm is not None
         claim = hub.federation.central.metrics(state.clipping, plan.clipping_norm, hub.federation.num_parameters)
         claim |= hub.federation.central.clipped_fraction(collected.partial.tensors["sum"], collected.partial.count)
+    if hub.config.claims:
         claim |= hub.epsilons()
     result = round_result(
         state,
@@ -321,6 +345,7 @@ def commit(
         hub.round_seconds,
         hub.peak_memory_bytes,
         withholds=hub.federation.withholds,
+        withholds_cohort=hub.federation.withholds_cohort,
     )
     hub.lease.commit(
         plan.round,
@@ -348,6 +373,7 @@ def round_result(
     peak_memory_bytes: int,
     *,
     withholds: bool,
+    withholds_cohort: bool,
 ) -> RoundResult:
     """What a round's row, MLflow and people are told, and what a privacy claim withholds from them. Its own commit is
     not in `seconds`: it is not over yet.
@@ -358,27 +384,29 @@ def round_result(
     """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
     rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
-    metrics = found | {
-        name: withheld(value)
-        for name, value in {
-            "train/loss": collected.train_loss.mean,
-            "clients/selected": collected.selected,
-            "clients/received": collected.partial.count,
-            "clients/rejected": len(collected.rejected),
-            "communication/upload_bytes": collected.upload_bytes,
-            "communication/download_bytes": collected.download_bytes,
-            **{f"time/{name}_s": s for name, s in seconds.items()},
-            "time/round_s": round_s + sum(collected.seconds.values()),
-            "memory/peak_mb": peak_memory_bytes / 1e6,
-        }.items()
+    of_examples = {
+        "train/loss": collected.train_loss.mean,
+        **{f"time/{name}_s": s for name, s in seconds.items()},
+        "time/round_s": round_s + sum(collected.seconds.values()),
+        "memory/peak_mb": peak_memory_bytes / 1e6,
     }
+    of_cohort = {  # what comes of updates that are private themselves may be told
+        "clients/selected": collected.selected,
+        "clients/received": collected.partial.count,
+        "clients/rejected": len(collected.rejected),
+        "communication/upload_bytes": collected.upload_bytes,
+        "communication/download_bytes": collected.download_bytes,
+    }
+    told = withheld if withholds_cohort else public
+    metrics = found | {name: withheld(value) for name, value in of_examples.items()}
+    metrics |= {name: told(value) for name, value in of_cohort.items()}
     finite = {name: each for name, each in metrics.items() if np.isfinite(each.value)}
     shown, kept = shown_and_withheld(finite, withholds=withholds)
     return RoundResult(
         round=state.round,
         params_digest=state.params_digest,
         metrics={name: float(value) for name, value in shown.items()},
-        rejected={} if withholds else rejected,
+        rejected={} if withholds_cohort else rejected,
         seconds={} if withholds else seconds,
         withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},
     )

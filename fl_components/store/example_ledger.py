@@ -7,16 +7,16 @@ journal has them in the row of the reservation.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
 from fl_components.errors import BudgetExhausted, StoreError
 from fl_components.store import journal, ledger
 from fl_components.store.keys import SigningKey
 from fl_components.store.ledger import EACH_CLIENT, in_pages, minus, plus, unregistered
-from fl_components.store.records import ChargeRecord, Events, ExampleCharges
+from fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
 from fl_components.store.schema import AnyRow, canonical_json, charges, example_charges, example_spending, populations
 
 
@@ -39,29 +39,32 @@ def register(connection: Connection, key: SigningKey, population: str, names: Co
 def charge(connection: Connection, run_id: str, wanted: ExampleCharges) -> dict[str, dict[str, Any]]:
     """Count a round against the budgets of its clients, where the guard lets it. Returns the events of those that pay.
 
-    Raises `BudgetExhausted` when one cannot and all are needed, or none can.
+    Raises `BudgetExhausted` when fewer can than are needed.
     """
-    budgets = ledger.find_many(connection, wanted.events.keys(), lock=True)
-    spent = spending_of(connection, run_id, wanted.events)
-    known, paid, refusal = set(spent), dict[str, dict[str, Any]](), None
-    after: dict[str, Events] = {}
+    budgets = ledger.find_many(connection, wanted.events, lock=True)
+    before = spending_of(connection, run_id, wanted.events)
+    after = payable(budgets, before, wanted)
+    if after:
+        ledger.write_many(connection, {name: by_all for name, (by_all, _) in after.items()})
+        _write(connection, run_id, {name: by_run for name, (_, by_run) in after.items()}, before)
+    return {name: wanted.events[name] for name in after}
+
+
+def payable(
+    budgets: Mapping[str, Budget], before: Mapping[str, Events], wanted: ExampleCharges
+) -> dict[str, tuple[Events, Events]]:
+    """The clients that can pay, each with what it will have spent by all runs and by this one."""
+    found, refusal = {}, None
     for name, event in wanted.events.items():
-        budget = budgets[name]
-        by_all, by_run = plus(budget.spent, event), plus(spent.get(name, {}), event)
+        after = plus(budgets[name].spent, event), plus(before.get(name, {}), event)
         try:
-            wanted.guard(budget, by_all, by_run)
+            wanted.guard(budgets[name], *after)
+            found[name] = after
         except BudgetExhausted as error:
-            if wanted.all_needed:
-                raise
             refusal = error
-            continue
-        paid[name], after[name], spent[name] = event, by_all, by_run
-    if refusal is not None and not paid:
+    if refusal is not None and len(found) < wanted.least:
         raise refusal
-    if paid:
-        ledger.write_many(connection, after)
-        _write(connection, run_id, {name: spent[name] for name in paid}, known)
-    return paid
+    return found
 
 
 def enter(
@@ -111,6 +114,32 @@ def spending_of(connection: Connection, run_id: str, names: Collection[str] | No
     query = select(example_spending.c.population, example_spending.c.spent).where(example_spending.c.run_id == run_id)
     pages = [query] if names is None else [query.where(each) for each in in_pages(example_spending.c.population, names)]
     return {row.population: ledger.from_pairs(row.spent) for each in pages for row in connection.execute(each)}
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTotals:
+    """What clients have spent, each different sum once: `of_run` in one run, and `budgets` of those that took part in
+    it, by all runs."""
+
+    num_clients: int
+    of_run: list[Events]
+    budgets: list[Budget]
+
+
+def totals(connection: Connection, run_id: str) -> ExampleTotals:
+    mine = example_spending.c.run_id == run_id
+    count = connection.execute(select(func.count()).select_from(example_spending).where(mine)).scalar_one()
+    spent = connection.scalars(select(example_spending.c.spent).where(mine).distinct())
+    each = (
+        select(func.min(populations.c.population))
+        .join(example_spending, example_spending.c.population == populations.c.population)
+        .where(mine)
+        .group_by(populations.c.spent, populations.c.epsilon)
+    )
+    names = list(connection.scalars(each))
+    return ExampleTotals(
+        count, [ledger.from_pairs(pairs) for pairs in spent], list(ledger.find_many(connection, names).values())
+    )
 
 
 def runs_of(connection: Connection, population: str) -> dict[str, Events]:

@@ -135,9 +135,10 @@ def bind_members(connection: Connection, key: SigningKey, population: str, diges
     locked(connection, population)
     journal.lock(connection)  # so that of two processes that bind the same data to two populations only one does
     known = bound(connection, digests)
-    others = sorted(set(known.values()) - {population})
+    base = population.removesuffix(EACH_CLIENT)
+    others = sorted({each.removesuffix(EACH_CLIENT) for each in known.values()} - {base})
     if others:
-        raise of_another_population(population, others[0])
+        raise of_another_population(base, others[0])
     new = [digest for digest in digests if digest not in known]
     if new:
         content = {"population": population, "members": digest_of_members(new)}

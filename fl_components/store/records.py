@@ -97,12 +97,12 @@ class ExampleCharges:
     Args:
       events: by the client's own population (`of_client`).
       guard: decides for each; one that it refuses is left out of the round.
-      all_needed: the round is refused where one is.
+      least: how many must be able to pay, or the round is refused.
     """
 
     events: Mapping[str, dict[str, Any]]
     guard: Guard
-    all_needed: bool = False
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from fl_components.store import lease as lease_
 from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database, open_database
 from fl_components.store.durable_files import write_durably
+from fl_components.store.example_ledger import ExampleTotals
 from fl_components.store.home import home as home_folder
 from fl_components.store.keys import KeyRing
 from fl_components.store.reconciliation import reconcile
@@ -31,6 +32,7 @@ from fl_components.store.records import (
     BudgetTerms,
     ChargeRecord,
     Events,
+    ExampleCharges,
     JournalReport,
     JournalRow,
     RoundRecord,
@@ -391,6 +393,22 @@ class Store:
         """What a run has spent of each client's own budget, or of these clients'."""
         with self._database.snapshot() as connection:
             return example_ledger.spending_of(connection, run_id, names)
+
+    def example_totals(self, run_id: str) -> ExampleTotals:
+        """What a run's clients have spent on their examples, each different sum once."""
+        with self._database.snapshot() as connection:
+            return example_ledger.totals(connection, run_id)
+
+    def check_examples(self, run_id: str, wanted: ExampleCharges) -> None:
+        """Raises `BudgetExhausted` when a reservation of these would be refused; it decides itself later."""
+        with self._database.snapshot() as connection:
+            budgets = ledger.find_many(connection, wanted.events)
+            example_ledger.payable(budgets, example_ledger.spending_of(connection, run_id, wanted.events), wanted)
+
+    def is_reserved(self, run_id: str, round: int) -> bool:
+        """Whether a round is reserved, and neither committed nor voided."""
+        with self._database.snapshot() as connection:
+            return ledger.open_charge(connection, run_id, round) is not None
 
     def spending_on(self, client: str) -> dict[str, Events]:
         """What each run has spent of one client's own budget."""

@@ -1,6 +1,6 @@
 """What a client does with the parameters: train them, and evaluate them. And how many clients do it at once."""
 
-from fl_components.training.engine import Additive, ShardReport, Summing
+from fl_components.training.engine import Additive, ShardReport, Summing, names_of
 from fl_components.training.evaluation import Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
 from fl_components.training.facts import engine_facts
@@ -27,6 +27,7 @@ __all__ = [
     "Workload",
     "engine_facts",
     "evaluate",
+    "names_of",
     "one_thread",
     "peak_memory_bytes",
 ]

@@ -259,4 +259,4 @@ def shown_of_a_round() -> Any:
     )
     state = ServerState(1, np.zeros(2, np.float32), {}, "digest")
     found = Evaluation().releases({"eval/accuracy": 0.5})
-    return round_result(state, collected, found, {"train": 1.0}, 1.0, 10, withholds=True)
+    return round_result(state, collected, found, {"train": 1.0}, 1.0, 10, withholds=True, withholds_cohort=True)

@@ -286,7 +286,14 @@ class TestRoundResult:
         collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
         found = {"eval/loss": public(float("inf")), "eval/accuracy": public(0.5)}
         result = stages.round_result(
-            self.state, collected, found, {}, round_s=7.0, peak_memory_bytes=3_000_000, withholds=False
+            self.state,
+            collected,
+            found,
+            {},
+            round_s=7.0,
+            peak_memory_bytes=3_000_000,
+            withholds=False,
+            withholds_cohort=False,
         )
         assert result.metrics == {
             "eval/accuracy": 0.5,
@@ -305,7 +312,14 @@ class TestRoundResult:
         collected = Collected(Partial({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
         result = stages.round_result(
-            self.state, collected, {}, seconds, round_s=3.0, peak_memory_bytes=0, withholds=False
+            self.state,
+            collected,
+            {},
+            seconds,
+            round_s=3.0,
+            peak_memory_bytes=0,
+            withholds=False,
+            withholds_cohort=False,
         )
         assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
         assert result.metrics["time/round_s"] == 3 + 1 + 8
