@@ -193,19 +193,41 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
 
 
 def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
-    """The run's epsilon as its last round was told of it, with all that gives it a meaning."""
-    budget = store.find_budget(run.population) if run.spent else None
-    terms = ("delta", "unit", "neighbouring", "accountant")
-    epsilon = rounds[-1].result["metrics"].get("privacy/epsilon") if rounds else None
-    tightest = None
-    if budget is not None and epsilon is not None:
-        from fl_components.server.statement import tightest_epsilon
+    """The run's epsilon as its last round was told of it, with all that gives it a meaning; about examples where
+    nothing else is promised, and beside it where clients are protected as well."""
+    metrics = rounds[-1].result["metrics"] if rounds else {}
+    epsilons = (metrics.get("privacy/epsilon"), metrics.get("privacy/example/epsilon"))
+    about_clients = _of_clients(store, run, epsilons[0]) if epsilons[0] is not None else None
+    about_examples = _of_examples(store, run, epsilons[1]) if epsilons[1] is not None else None
+    nothing = {name: None for name in ("epsilon", "epsilon_tightest", "delta", "unit", "neighbouring", "accountant")}
+    found = about_clients or about_examples or nothing
+    return {"clients": None, **found, "examples": about_examples if about_clients else None}
 
-        tightest = tightest_epsilon(budget, run)
+
+def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
+    from fl_components.server.statement import tightest_epsilon
+    from fl_components.store.ledger import from_pairs
+
+    budget = store.find_budget(run.population)
+    assert budget is not None
     return {
         "epsilon": epsilon,
-        "epsilon_tightest": tightest,
-        **{name: getattr(budget, name, None) if epsilon is not None else None for name in terms},
+        "epsilon_tightest": tightest_epsilon(budget, from_pairs(run.spent)),
+        **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant")},
+    }
+
+
+def _of_examples(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
+    """`epsilon` is the largest of any client's."""
+    from fl_components.server.claim import example_spending
+
+    told = example_spending(store, run)
+    assert told is not None
+    return {
+        "epsilon": epsilon,
+        "epsilon_tightest": None,
+        **{name: getattr(told.run, name) for name in ("delta", "unit", "neighbouring", "accountant")},
+        "clients": dict(told.clients) if told.clients is not None else None,
     }
 
 

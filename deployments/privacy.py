@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from fl_components.errors import ConfigError
-from fl_components.store import Budget, BudgetTerms, RunRecord, Store
+from fl_components.store import Budget, BudgetTerms, Store
 
 POINTS: Final = 60  # of a curve
 REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
@@ -18,25 +19,81 @@ REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
 
 def status(population: str | None = None) -> list[dict[str, Any]]:
     """Each population's budget, what is spent of it, and by which runs; of one that is named, each run's epsilon by
-    privacy loss distributions as well. Raises `StoreError` for one that has none."""
-    from fl_components.store.ledger import unregistered
+    privacy loss distributions as well.
+
+    POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* lists all clients'; without a name all
+    clients of a population are one entry, with the largest epsilon of any. Raises `StoreError` for one that has none.
+    """
+    from fl_components.store.ledger import EACH_CLIENT, unregistered
 
     with Store.open() as store:
-        budgets = [each for each in store.budgets() if population in (None, each.population)]
-        if population is not None and not budgets:
+        budgets = {each.population: each for each in store.budgets()}
+        if population is not None and population not in budgets:
             raise unregistered(population)
-        runs: dict[str, list[RunRecord]] = {each.population: [] for each in budgets}
-        for run in store.runs():
-            if run.spent and run.population in runs:
-                runs[run.population].append(run)
-        named = population is not None
-        return [_status(budget, runs[budget.population], tightest=named) for budget in budgets]
+        if population is None:
+            found = []
+            for name, budget in budgets.items():
+                if name.endswith(EACH_CLIENT):
+                    found.append(_all_clients(budget, _clients_of(budgets, name)))
+                elif "/" not in name:
+                    found.append(_status(store, budget))
+            return found
+        if population.endswith(EACH_CLIENT):
+            clients = _clients_of(budgets, population)
+            return [_all_clients(budgets[population], clients), *(_status(store, each) for each in clients)]
+        return [_status(store, budgets[population], tightest=True)]
 
 
-def _status(budget: Budget, runs: Sequence[RunRecord] = (), *, tightest: bool = False) -> dict[str, Any]:
+def _clients_of(budgets: Mapping[str, Budget], population: str) -> list[Budget]:
+    prefix = population.removesuffix("*")
+    return [each for name, each in budgets.items() if name.startswith(prefix) and name != population]
+
+
+def _all_clients(terms: Budget, clients: Sequence[Budget]) -> dict[str, Any]:
+    """The one that has spent most, for all."""
     from fl_components.server.claim import spending
+
+    worst = max(clients, key=lambda each: spending(each, {}).population, default=terms)
+    left = [spending(each, {}).remaining for each in clients or [terms]]
+    return _terms(worst) | {
+        "population": terms.population,
+        "epsilon_limit": terms.epsilon,
+        "epsilon_remaining": min((each for each in left if each is not None), default=None),
+        "clients": len(clients),
+        "runs": [],
+    }
+
+
+def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str, Any]:
+    from fl_components.server.claim import epsilon_of
     from fl_components.server.statement import tightest_epsilon
     from fl_components.store.ledger import from_pairs
+
+    of_client = store.spending_on(budget.population) if "/" in budget.population else None
+    spent = {
+        run.run_id: from_pairs(run.spent) if of_client is None else of_client.get(run.run_id, {})
+        for run in store.runs()
+        if run.population == budget.population.partition("/")[0]
+    }
+    return _terms(budget) | {
+        "clients": None,
+        "runs": [
+            {
+                "run_id": run.run_id,
+                "name": run.name,
+                "state": run.state,
+                "rounds": run.committed_round,
+                "epsilon": epsilon_of(spent[run.run_id], budget),
+                "epsilon_tightest": tightest_epsilon(budget, spent[run.run_id]) if tightest else None,
+            }
+            for run in store.runs()
+            if spent.get(run.run_id)
+        ],
+    }
+
+
+def _terms(budget: Budget) -> dict[str, Any]:
+    from fl_components.server.claim import spending
 
     told = spending(budget, {})
     return {
@@ -50,17 +107,6 @@ def _status(budget: Budget, runs: Sequence[RunRecord] = (), *, tightest: bool = 
         "accountant": budget.accountant,
         "demonstration": budget.demonstration,
         "events": [{"event": json.loads(text), "count": count} for text, count in budget.spent.items()],
-        "runs": [
-            {
-                "run_id": run.run_id,
-                "name": run.name,
-                "state": run.state,
-                "rounds": run.committed_round,
-                "epsilon": spending(budget, from_pairs(run.spent)).run.epsilon,
-                "epsilon_tightest": tightest_epsilon(budget, run) if tightest else None,
-            }
-            for run in runs
-        ],
     }
 
 
@@ -75,9 +121,11 @@ def set_budget(
 ) -> dict[str, Any]:
     """Register a population, or change what it may spend; what is not given stays as it is.
 
-    The reason and the account that gave it are journalled. Raises `ConfigError`.
+    POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* that of each of its clients, those that
+    are known and those to come. The reason and the account that gave it are journalled. Raises `ConfigError`.
     """
     from fl_components.privacy.accountants import NAME
+    from fl_components.privacy.example_level import NEIGHBOURING, UNIT
     from fl_components.server.statement import RELATIONS_IN_WORDS, UNITS_IN_WORDS
 
     if not reason.strip():
@@ -91,11 +139,13 @@ def set_budget(
                 f"population {population!r} is new and delta is not given",
                 hint="--delta D, smaller than one over its number of clients",
             )
+        of_examples = "/" in population
         terms = BudgetTerms(
             epsilon=epsilon,
             delta=delta if delta is not None else before.delta,  # type: ignore[union-attr]
-            unit=unit or (before.unit if before else "client"),
-            neighbouring=neighbouring or (before.neighbouring if before else "add_or_remove"),
+            unit=unit or (UNIT if of_examples else "client"),
+            neighbouring=neighbouring
+            or (before.neighbouring if before else NEIGHBOURING if of_examples else "add_or_remove"),
             accountant=before.accountant if before else NAME,
             demonstration=before.demonstration if before else False,
         )
@@ -104,9 +154,19 @@ def set_budget(
         for name, known in (("unit", UNITS_IN_WORDS), ("neighbouring", RELATIONS_IN_WORDS)):
             if getattr(terms, name) not in known:
                 raise ConfigError(f"{name} is {getattr(terms, name)!r}; known are {', '.join(known)}")
+        if (terms.unit == UNIT) != of_examples:
+            raise ConfigError(
+                f"the unit of population {population!r} cannot be {terms.unit}",
+                hint="examples have budgets by client: POPULATION/CLIENT, or 'POPULATION/*' for each; clients have "
+                "POPULATION",
+            )
+        if of_examples and terms.neighbouring != NEIGHBOURING:
+            raise ConfigError(
+                f"neighbouring is {terms.neighbouring} for examples", hint=f"leave it out: it is {NEIGHBOURING}"
+            )
         budget = store.set_budget(population, terms, reason=reason, by=getpass.getuser())
         store.anchor()
-        return _status(budget)
+        return _status(store, budget)
 
 
 def ledger(population: str) -> list[dict[str, Any]]:
@@ -199,7 +259,10 @@ def plan(
     resolved = load_config(config, overrides)
     central = resolved.privacy
     if not isinstance(central, CentralPrivacy):
-        raise ConfigError("there is nothing to plan: privacy.kind is none", hint="set privacy.kind to central")
+        about_examples = ", or plan for the examples with --example-level" * resolved.training.privacy.claims
+        raise ConfigError(
+            "there is nothing to plan: privacy.kind is none", hint=f"set privacy.kind to central{about_examples}"
+        )
     num_clients = resolved.data.known_num_clients()
     if num_clients is None:
         num_clients = assemble(resolved, str(Path(config).resolve().parent)).data.num_clients
@@ -250,3 +313,71 @@ def plan(
 
         draw_plan(found, Path(picture))
     return found
+
+
+def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float) -> dict[str, Any]:
+    """What keeps `epsilon` at each client for its own examples, with this configuration's sampling rate, epochs or
+    steps, and rounds: the noise, and how much of it is on the mean gradient of a step; beside it what the configured
+    noise comes to, and for how many rounds it is enough. Never less private than asked.
+
+    The clients with the fewest rows come first, at most `MOST_SHOWN`: the same noise weighs more on a smaller batch.
+    Raises `ConfigError`.
+    """
+    from fl_components.config import load_config
+    from fl_components.privacy.accountants import rdp_epsilon
+    from fl_components.privacy.calibration import least_noise, most_rounds
+    from fl_components.privacy.example_level import NEIGHBOURING
+    from fl_components.server.claim import MOST_SHOWN
+    from fl_components.server.federation import assemble
+
+    resolved = load_config(config, overrides)
+    rule, steps, rounds = resolved.training.example_level, 0, resolved.rounds
+    if rule is None:
+        raise ConfigError(
+            "there is nothing to plan for the examples: training.privacy.kind is none",
+            hint="set training.privacy.kind to example_level",
+        )
+    steps, delta = resolved.training.private_steps, rule.delta
+    configured = rule.noise(rounds * steps)
+    data = assemble(resolved, str(Path(config).resolve().parent)).data
+    rows = sorted((data.num_examples(client), data.client_ids[client]) for client in range(data.num_clients))
+
+    @cache
+    def costs(num_examples: int) -> tuple[float, float, int]:
+        """The noise that is needed, the epsilon of the configured one, and the rounds that it is enough for."""
+        needed = least_noise(
+            lambda noise: {rule.event(num_examples, steps, noise): rounds}, NEIGHBOURING, epsilon, delta
+        )
+        event = rule.event(num_examples, steps, configured)
+        enough = most_rounds(lambda rounds: {event: rounds}, NEIGHBOURING, epsilon, delta)
+        return needed, rdp_epsilon({event: rounds}, NEIGHBOURING, delta), enough
+
+    cut = rule.max_batch_size is not None  # else the number of rows changes nothing but how much the noise weighs
+    clients = []
+    for num_examples, client_id in rows[:MOST_SHOWN]:
+        noise, comes_to, enough = costs(num_examples if cut else 1)
+        batch = rule.sampling_rate * num_examples
+        clients.append(
+            {
+                "client": client_id,
+                "examples": num_examples,
+                "batch": batch,
+                "noise_multiplier": noise,
+                "noise_on_the_mean": noise / batch,
+                "configured_epsilon": comes_to,
+                "configured_rounds": enough,
+            }
+        )
+    return {
+        "name": resolved.name,
+        "epsilon": epsilon,
+        "delta": delta,
+        "unit": "example",
+        "neighbouring": NEIGHBOURING,
+        "sampling_rate": rule.sampling_rate,
+        "steps": steps,
+        "rounds": rounds,
+        "configured_noise_multiplier": configured,
+        "num_clients": data.num_clients,
+        "clients": clients,
+    }

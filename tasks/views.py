@@ -16,10 +16,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.utilities.annotations import opaque
 
-from fl_components.server.claim import spending
+from fl_components.server.claim import example_spending, spending
 from fl_components.server.hub import Hub
-from fl_components.store import RoundRecord, RunRecord, Store
-from fl_components.store.ledger import from_pairs
+from fl_components.store import Budget, RoundRecord, RunRecord, Store
+from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 from fl_components.values import RoundResult
 from tasks.anchors import anchor_line
 from tasks.session import Session
@@ -99,22 +99,56 @@ class RunArtifact:
 
 
 def _privacy(hub: Hub) -> list[str]:
-    """What is claimed, and how much of the population's budget is left, as a bar."""
-    budget = hub.store.find_budget(hub.run.population) if hub.federation.is_charged else None
-    if budget is None:
-        return ["Privacy: " + ("a larger cohort is simulated; no claim." if hub.config.privacy.claims else "no claim.")]
+    """What is claimed, and how much of the budget is left, as a bar: about clients, then about their examples."""
+    claims = [*_about_clients(hub), *_about_examples(hub)]
+    return claims or ["Privacy: no claim."]
+
+
+def _about_clients(hub: Hub) -> list[str]:
+    if not hub.federation.is_charged:
+        return ["Privacy: a larger cohort is simulated; no claim."] if hub.config.privacy.claims else []
+    budget = hub.store.find_budget(hub.run.population)
+    assert budget is not None
     told = spending(budget, from_pairs(hub.store.run(hub.run_id).spent))
-    lines = [
-        f"Privacy: this run has come to **epsilon {told.run.epsilon:.4g}** at delta {budget.delta:g} ({budget.unit}, "
-        f"{budget.neighbouring}, "
-        f"{budget.accountant}){'; a demonstration, as the data are public' * budget.demonstration}.",
-        "",
-    ]
+    lines = [f"Privacy: this run has come to **epsilon {told.run.epsilon:.4g}**{_meaning(budget)}.", ""]
     if budget.epsilon is None:
         return [*lines, f"Its population `{budget.population}` has spent {told.population:.4g}; nothing limits it."]
-    filled = min(BAR_WIDTH, round(told.population / budget.epsilon * BAR_WIDTH)) if budget.epsilon else BAR_WIDTH
-    bar = "█" * filled + "░" * (BAR_WIDTH - filled)
-    return [*lines, f"Population `{budget.population}`: `{bar}` {told.population:.4g} of {budget.epsilon:g} spent."]
+    bar = _bar(told.population, budget.epsilon)
+    return [*lines, f"Population `{budget.population}`: {bar} {told.population:.4g} of {budget.epsilon:g} spent."]
+
+
+def _about_examples(hub: Hub) -> list[str]:
+    """A line for each client, where there are not too many."""
+    told = example_spending(hub.store, hub.run)
+    if told is None:
+        return []
+    names = {name: of_client(hub.run.population, name) for name in told.clients or {}}
+    budgets = hub.store.find_budgets(names.values())
+    lines = [
+        f"Privacy of each client's examples: this run has come to **epsilon {told.run.epsilon:.4g}** at most"
+        f"{_meaning(hub.store.find_budgets([hub.run.population + EACH_CLIENT])[hub.run.population + EACH_CLIENT])}. "
+        "That is the whole only if nobody is in two clients' data.",
+        "",
+    ]
+    if not names:
+        return [*lines, f"By all runs a client has spent {told.population:.4g} at most."]
+    lines += ["| client | this run | in all | limit |", "|---|---:|---:|---|"]
+    for name, epsilon in (told.clients or {}).items():
+        budget = budgets[names[name]]
+        spent = spending(budget, {}).population
+        limit = "none" if budget.epsilon is None else f"{_bar(spent, budget.epsilon)} {budget.epsilon:g}"
+        lines.append(f"| {name} | {epsilon:.4g} | {spent:.4g} | {limit} |")
+    return [*lines, ""]
+
+
+def _meaning(budget: Budget) -> str:
+    demonstration = "; a demonstration, as the data are public" * budget.demonstration
+    return f" at delta {budget.delta:g} ({budget.unit}, {budget.neighbouring}, {budget.accountant}){demonstration}"
+
+
+def _bar(spent: float, limit: float) -> str:
+    filled = min(BAR_WIDTH, round(spent / limit * BAR_WIDTH)) if limit else BAR_WIDTH
+    return f"`{'█' * filled}{'░' * (BAR_WIDTH - filled)}`"
 
 
 COLUMNS: Final = {
@@ -122,6 +156,7 @@ COLUMNS: Final = {
     "eval loss": ("eval/loss", ".4f"),
     "accuracy": ("eval/accuracy", ".4f"),
     "epsilon": ("privacy/epsilon", ".4g"),
+    "epsilon of an example": ("privacy/example/epsilon", ".4g"),
     "signal to noise": ("privacy/signal_to_noise", ".3g"),
     "selected": ("clients/selected", ",.0f"),
     "received": ("clients/received", ",.0f"),

@@ -215,13 +215,19 @@ def privacy_plan(
     /,
     *,
     epsilon: Annotated[float, Parameter(help="What the run may come to.")],
+    example_level: Annotated[bool, Parameter(help="For the examples of each client.", negative=())] = False,
     overrides: Overrides = None,
     picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
 ) -> Answer:
-    """Find the noise, the rounds or the cohort that keep an epsilon."""
+    """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
     from deployments import privacy
     from deployments.cli import tables
 
+    if example_level:
+        if picture is not None:
+            raise ConfigError("--picture draws no plan for examples", hint="leave it out; --json has the numbers")
+        told = privacy.plan_examples(config, overrides or (), epsilon=epsilon)
+        return Answer(told, tables.plan_examples(told))
     found = privacy.plan(config, overrides or (), epsilon=epsilon, picture=picture)
     return Answer(found, tables.plan(found))
 

@@ -38,18 +38,18 @@ COLUMNS: dict[str, Callable[[float | None], str]] = {
     "time": duration,
 }
 OF_A_CLAIM = ("epsilon", "signal/noise")
+EPSILONS = ("privacy/epsilon", "privacy/epsilon_simulated", "privacy/example/epsilon")
 BOTH_TIMES_WIDTH = 72  # from here there is room for the time so far beside the time left
 LEFT_OUT_FIRST = ("signal/noise", "eval loss", "upload", "time")
 
 
 def withholds(metrics: Mapping[str, float]) -> bool:
-    """Whether a privacy claim keeps what is measured on clients from a round's metrics: how many came is known of every
-    other round.
+    """Whether a privacy claim keeps what is measured on clients' data from a round's metrics.
 
-    >>> withholds({"privacy/epsilon": 1.0}), withholds({"privacy/epsilon": 1.0, "clients/received": 0.0}), withholds({})
+    >>> withholds({"privacy/epsilon": 1.0}), withholds({"privacy/epsilon": 1.0, "time/round_s": 0.2}), withholds({})
     (True, False, False)
     """
-    return any(name.startswith("privacy/epsilon") for name in metrics) and "clients/received" not in metrics
+    return any(name in metrics for name in EPSILONS) and "time/round_s" not in metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class RoundLine:
             "train loss": metrics.get("train/loss"),
             "eval loss": metrics.get("eval/loss"),
             "accuracy": metrics.get("eval/accuracy"),
-            "epsilon": metrics.get("privacy/epsilon", metrics.get("privacy/epsilon_simulated")),
+            "epsilon": next((metrics[name] for name in EPSILONS if name in metrics), None),
             "signal/noise": metrics.get("privacy/signal_to_noise"),
             "upload": metrics.get("communication/upload_bytes"),
             "time": metrics.get("time/round_s", sum(seconds.values()) if seconds else None),

@@ -222,6 +222,8 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
             f" at delta {budget['delta']:g} ({budget['unit']}, {budget['neighbouring']}, {budget['accountant']})",
             style="dim",
         )
+        if budget["clients"] is not None:
+            heading.append(f"  the largest of {budget['clients']} clients")
         if budget["demonstration"]:
             heading.append("  a demonstration on public data", style="yellow")
         parts += [Text("")] if parts else []
@@ -238,6 +240,37 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
                 table.add_row(f"{run['run_id']} ({run['name']})", str(run["rounds"]), *epsilons)
             parts.append(_indented(table))
     return Group(*parts)
+
+
+def plan_examples(data: Mapping[str, Any]) -> RenderableType:
+    """What each client needs, the smallest first."""
+    title = Text.assemble(
+        (data["name"], "bold"),
+        f"  what keeps epsilon {data['epsilon']:g} at delta {data['delta']:g} for each example "
+        f"({data['neighbouring']}), by {data['rounds']:,} rounds of {data['steps']:,} steps at a sampling rate of "
+        f"{data['sampling_rate']:g}",
+    )
+    table = _columns("client", "rows", "batch", "noise", "noise on the mean", "epsilon as configured", "rounds enough")
+    for each in data["clients"]:
+        over = each["configured_epsilon"] > data["epsilon"]
+        table.add_row(
+            each["client"],
+            f"{each['examples']:,}",
+            f"{each['batch']:,.1f}",
+            f"{each['noise_multiplier']:.4g}",
+            f"{each['noise_on_the_mean']:.3g}",
+            Text(number(each["configured_epsilon"]), style="red" if over else "green"),
+            f"{each['configured_rounds']:,}",
+        )
+    more = data["num_clients"] - len(data["clients"])
+    notes = [Text(f"and {more:,} larger ones", style="dim")] * (more > 0)
+    notes.append(
+        Text(
+            "noise is in clipping norms; on the mean gradient of a step it weighs more the fewer rows a client has",
+            style="dim",
+        )
+    )
+    return Group(title, _indented(table), *map(_indented, notes))
 
 
 def _budget_bar(share: float) -> Text:
@@ -407,9 +440,12 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
         return "no privacy claim"
     terms = [f"delta {privacy['delta']:g}"] if privacy.get("delta") is not None else []
     terms += [str(privacy[key]) for key in ("unit", "neighbouring", "accountant") if privacy.get(key)]
-    tightest = privacy.get("epsilon_tightest")
+    tightest, clients, examples = (privacy.get(key) for key in ("epsilon_tightest", "clients", "examples"))
     told = f"epsilon {number(epsilon)}" + (f" ({', '.join(terms)})" if terms else "")
-    return told if tightest is None else f"{told}, {number(tightest)} by privacy loss distributions"
+    told += f", {number(tightest)} by privacy loss distributions" if tightest is not None else ""
+    if clients and len(set(clients.values())) > 1:
+        told += ": " + ", ".join(f"{name} {number(each)}" for name, each in clients.items())
+    return f"{told}; {_privacy(examples)}" if examples else told
 
 
 def _where_next(data: Mapping[str, Any], more: Mapping[str, str]) -> RenderableType:

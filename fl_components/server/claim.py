@@ -53,7 +53,7 @@ def check_client_budget(terms: BudgetTerms, budget: Budget, spent: Mapping[str, 
     """Raises `BudgetExhausted` when what will have been spent on a client's examples passes its own budget, and
     `ConfigError` when the two do not speak of the same epsilon."""
     check_terms(budget.population, terms, budget)
-    epsilon = _epsilon(spent, budget)
+    epsilon = epsilon_of(spent, budget)
     if budget.epsilon is not None and not epsilon <= budget.epsilon:
         raise BudgetExhausted(
             f"the next round would bring the examples of client {budget.population!r} to an epsilon of {epsilon:.4g} "
@@ -79,7 +79,7 @@ def check_budget(
         ),
         ("this run", config.privacy.epsilon, run_spent, "another run may go on from its model, within the same budget"),
     ):
-        epsilon = _epsilon(spent, budget)
+        epsilon = epsilon_of(spent, budget)
         if limit is not None and not epsilon <= limit:
             raise BudgetExhausted(
                 f"the next round would bring {whose} to an epsilon of {epsilon:.4g} at delta {budget.delta:g}, and its "
@@ -232,8 +232,8 @@ class Spending:
 
 def spending(budget: Budget, run_spent: Mapping[str, int]) -> Spending:
     """The epsilons of a run and of its population, by the terms of the population's budget."""
-    population = _epsilon(budget.spent, budget)
-    run = PrivacySpend(_epsilon(run_spent, budget), budget.delta, budget.unit, budget.neighbouring, budget.accountant)
+    population = epsilon_of(budget.spent, budget)
+    run = PrivacySpend(epsilon_of(run_spent, budget), budget.delta, budget.unit, budget.neighbouring, budget.accountant)
     return Spending(run, population, None if budget.epsilon is None else max(0.0, budget.epsilon - population))
 
 
@@ -274,27 +274,28 @@ def example_spending(store: Store, run: RunRecord) -> ExampleSpending | None:
     if not totals.of_run or not totals.budgets:
         return None
     terms = totals.budgets[0]
-    epsilon = max(_epsilon(spent, terms) for spent in totals.of_run)
-    left = [each.epsilon - _epsilon(each.spent, each) for each in totals.budgets if each.epsilon is not None]
+    epsilon = max(epsilon_of(spent, terms) for spent in totals.of_run)
+    left = [each.epsilon - epsilon_of(each.spent, each) for each in totals.budgets if each.epsilon is not None]
     clients = None
     if totals.num_clients <= MOST_SHOWN:
         by_client = store.example_spending(run.run_id)
         clients = {
-            name.removeprefix(of_client(run.population, "")): _epsilon(spent, terms)
+            name.removeprefix(of_client(run.population, "")): epsilon_of(spent, terms)
             for name, spent in sorted(by_client.items())
         }
     return ExampleSpending(
         PrivacySpend(epsilon, terms.delta, terms.unit, terms.neighbouring, terms.accountant),
-        max(_epsilon(each.spent, each) for each in totals.budgets),
+        max(epsilon_of(each.spent, each) for each in totals.budgets),
         max(0.0, min(left)) if left else None,
         clients,
     )
 
 
-def _epsilon(spent: Mapping[str, int], budget: BudgetTerms) -> float:
-    return _epsilon_of(tuple(sorted(spent.items())), as_neighbouring(budget.neighbouring), budget.delta)
+def epsilon_of(spent: Mapping[str, int], budget: BudgetTerms) -> float:
+    """What these events come to, by the terms of a budget."""
+    return _cached_epsilon(tuple(sorted(spent.items())), as_neighbouring(budget.neighbouring), budget.delta)
 
 
 @lru_cache(10_000)  # most clients have spent the same
-def _epsilon_of(spent: tuple[tuple[str, int], ...], neighbouring: Neighbouring, delta: float) -> float:
+def _cached_epsilon(spent: tuple[tuple[str, int], ...], neighbouring: Neighbouring, delta: float) -> float:
     return rdp_epsilon(events_of(dict(spent)), neighbouring, delta)

@@ -4,6 +4,7 @@ privacy guarantees", 2025) asks a claim to name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fl_components.aggregation import AdditiveRule
@@ -11,11 +12,16 @@ from fl_components.config import FederationConfig, parse_config
 from fl_components.privacy import AdaptiveClipping, CentralPrivacy
 from fl_components.privacy.accountants import pld_epsilon
 from fl_components.privacy.events import as_neighbouring
-from fl_components.server.claim import events_of, spending
+from fl_components.privacy.example_level import UNIT
+from fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
 from fl_components.store import Budget, RunRecord, Store
-from fl_components.store.ledger import from_pairs
+from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 
-UNITS_IN_WORDS: Final = {"client": "a client: all that one client holds"}
+UNITS_IN_WORDS: Final = {
+    "client": "a client: all that one client holds",
+    "example": "one training example (a row) of a client, against everybody who sees what the client sends, the server "
+    "included; not a patient, where a patient has several rows",
+}
 
 RELATIONS_IN_WORDS: Final = {
     "add_or_remove": "with or without one client",
@@ -30,6 +36,29 @@ SAMPLING_IN_WORDS: Final = {
     "was drawn is withheld",
     "zero_out": "every client takes part in every round; no amplification by sampling is claimed",
 }
+
+EXAMPLE_NEIGHBOURS: Final = "with what one example adds to each step exchanged for zero"
+
+EXAMPLE_SAMPLING: Final = (
+    "in each step each example is in the batch by an independent coin, drawn from the client's own secret; no "
+    "amplification by the selection of clients is claimed"
+)
+
+EXAMPLE_WITHHELD: Final = (
+    "training loss, seconds and memory, which depend on the batches, and every metric of clients' own test examples"
+)
+
+EXAMPLE_NOT_COVERED: Final = (
+    "a patient who has several rows, or rows at several clients: the largest epsilon is the whole only if nobody is in "
+    "two of them",
+    "how many training examples each client has: it is taken as public, to divide by and as a weight",
+    "clients' test examples: what is measured on them is withheld",
+    "when rounds begin and end, by the clocks of Prefect, MLflow and the journal, and how long a client takes",
+    "that a run fails, where some client's data make its training fail",
+    "what a client's own machine shows of it; simulated clients all run on the machine of the simulation, and their "
+    "secrets are made from the run's",
+    "the choice of the configuration, where earlier results on these data led to it outside this ledger",
+)
 
 WITHHELD: Final = (
     "training loss, who was selected, how many came and how many were refused and why, bytes and seconds that depend "
@@ -48,27 +77,38 @@ NOT_COVERED: Final = (
 
 
 def statement(store: Store, run: RunRecord) -> dict[str, Any]:
-    """The statement as plain values; `claim` is False where nothing is promised."""
-    if run.config.get("privacy", {}).get("kind", "none") == "none":
-        return {"run_id": run.run_id, "name": run.name, "claim": False}
+    """The statement as plain values; `claim` is False where nothing is promised.
+
+    What is promised about clients comes first; what is promised about their examples stands under `examples` then, and
+    in its place where nothing else is promised.
+    """
+    named = {"run_id": run.run_id, "name": run.name}
     config = parse_config(run.config)
-    central = config.privacy
-    assert isinstance(central, CentralPrivacy)
-    if central.simulate_noise_cohort is not None:
-        return {
-            "run_id": run.run_id,
-            "name": run.name,
-            "claim": False,
-            "simulated": "the noise is that of a larger cohort, scaled down: its epsilon belongs to a federation "
-            "of that size, and these clients are not protected by it",
-        }
-    budget = store.find_budget(run.population)
-    assert budget is not None
+    of_examples = _about_examples(store, run, config) if config.training.privacy.claims else None
+    if not isinstance(config.privacy, CentralPrivacy):
+        return named | {"claim": of_examples is not None} | (of_examples or {})
+    if config.privacy.simulate_noise_cohort is not None:
+        simulated = (
+            "the noise is that of a larger cohort, scaled down: its epsilon belongs to a federation of that size, and "
+            "these clients are not protected by it"
+        )
+        return named | {"claim": of_examples is not None, "simulated": simulated} | (of_examples or {})
+    return named | {"claim": True} | _about_clients(store, run, config) | {"examples": of_examples}
+
+
+ACCOUNTANT: Final = (
+    "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, Kamath and Steinke 2020; it "
+    "decides, and it stays valid when later runs are chosen after seeing earlier ones"
+)
+
+TIGHTEST_BY: Final = "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance"
+
+
+def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> dict[str, Any]:
+    central, budget = config.privacy, store.find_budget(run.population)
+    assert isinstance(central, CentralPrivacy) and budget is not None
     told, lineage = spending(budget, from_pairs(run.spent)), _lineage(store, run)
     return {
-        "run_id": run.run_id,
-        "name": run.name,
-        "claim": True,
         "demonstration": budget.demonstration,
         "protects": UNITS_IN_WORDS[budget.unit],
         "unit": budget.unit,
@@ -77,7 +117,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         "delta": budget.delta,
         "epsilon": {
             "run": told.run.epsilon,
-            "run_tightest": tightest_epsilon(budget, run),
+            "run_tightest": tightest_epsilon(budget, from_pairs(run.spent)),
             "lineage": _epsilon_of(budget, lineage),
             "population": told.population,
             "population_limit": budget.epsilon,
@@ -85,13 +125,85 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         "lineage": [each.run_id for each in lineage] if lineage else [run.run_id, run.ancestor],
         "mechanism": _mechanism(config, central),
         "sampling": SAMPLING_IN_WORDS[budget.neighbouring],
-        "accountant": "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, "
-        "Kamath and Steinke 2020; it decides, and it stays valid when later runs are chosen after seeing earlier ones",
-        "tightest_by": "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance",
+        "accountant": ACCOUNTANT,
+        "tightest_by": TIGHTEST_BY,
         "releases": _releases(config, central),
         "withheld": None if budget.demonstration else WITHHELD,
         "not_covered": list(NOT_COVERED),
     }
+
+
+def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> dict[str, Any]:
+    """The epsilons are the largest of any client's."""
+    of_all, lineage = store.find_budget(run.population + EACH_CLIENT), _lineage(store, run)
+    assert of_all is not None
+    clients, worst = _clients(store, run), example_spending(store, run)
+    largest = max(clients.values(), key=lambda each: each[1], default=(of_all, 0.0, {}))
+    budgets = [budget for budget, _, _ in clients.values()]
+    return {
+        "demonstration": of_all.demonstration,
+        "protects": UNITS_IN_WORDS[UNIT],
+        "unit": UNIT,
+        "neighbouring": of_all.neighbouring,
+        "neighbours": EXAMPLE_NEIGHBOURS,
+        "delta": of_all.delta,
+        "epsilon": {
+            "run": largest[1],
+            "run_tightest": tightest_epsilon(of_all, largest[2]),
+            "lineage": _example_epsilon_of(store, run, of_all, lineage),
+            "population": worst.population if worst is not None else 0.0,
+            "population_limit": min((each.epsilon for each in budgets if each.epsilon is not None), default=None),
+        },
+        "clients": {
+            name: {"run": epsilon, "population": spending(budget, {}).population, "population_limit": budget.epsilon}
+            for name, (budget, epsilon, _) in sorted(clients.items())[:MOST_SHOWN]
+        },
+        "lineage": [each.run_id for each in lineage] if lineage else [run.run_id, run.ancestor],
+        "mechanism": _example_mechanism(run, config),
+        "sampling": EXAMPLE_SAMPLING,
+        "accountant": ACCOUNTANT,
+        "tightest_by": TIGHTEST_BY,
+        "releases": "each client's update in each round, and all that is computed from these",
+        "withheld": None if of_all.demonstration else EXAMPLE_WITHHELD,
+        "not_covered": list(EXAMPLE_NOT_COVERED),
+    }
+
+
+def _clients(store: Store, run: RunRecord) -> dict[str, tuple[Budget, float, Mapping[str, int]]]:
+    """Each client that has paid for the run: its budget, and what the run cost it, as an epsilon and in events."""
+    spent = store.example_spending(run.run_id)
+    return {
+        name.removeprefix(of_client(run.population, "")): (budget, epsilon_of(spent[name], budget), spent[name])
+        for name, budget in store.find_budgets(spent).items()
+    }
+
+
+def _example_mechanism(run: RunRecord, config: FederationConfig) -> str:
+    rule = config.training.example_level
+    assert rule is not None
+    noise = rule.noise(run.rounds * config.training.private_steps)
+    cut = f", cut to {rule.max_batch_size} at random" if rule.max_batch_size is not None else ""
+    return (
+        f"DP-SGD (Abadi et al. 2016), {config.training.private_steps} steps a round: the gradient of each example is "
+        f"clipped to an L2 norm of {rule.max_grad_norm:g}; Gaussian noise of {noise:.4g} times that, from a "
+        "cryptographic stream, is added to their sum on a fixed grid, which is divided by the expected size of a batch "
+        f"({rule.sampling_rate:g} of the examples{cut}). Gradients of single examples by {run.engine['example_way']}"
+    )
+
+
+def _example_epsilon_of(store: Store, run: RunRecord, terms: Budget, lineage: list[RunRecord] | None) -> float | None:
+    """The largest that any client has come to by all that a model was made from. None where an ancestor was charged
+    elsewhere, or not at all."""
+    total: dict[str, dict[str, int]] = {}
+    for each in lineage or ():
+        spent = store.example_spending(each.run_id)
+        if each.population != run.population or (each.committed_round and not spent):
+            return None
+        for name, events in spent.items():
+            mine = total.setdefault(name, {})
+            for event, count in events.items():
+                mine[event] = mine.get(event, 0) + count
+    return max((epsilon_of(events, terms) for events in total.values()), default=0.0) if lineage else None
 
 
 def _mechanism(config: FederationConfig, central: CentralPrivacy) -> str:
@@ -128,9 +240,9 @@ def _lineage(store: Store, run: RunRecord) -> list[RunRecord] | None:
     return found
 
 
-def tightest_epsilon(budget: Budget, run: RunRecord) -> float | None:
-    """A run's epsilon for itself, by privacy loss distributions; None where they do not tell it."""
-    return pld_epsilon(events_of(from_pairs(run.spent)), as_neighbouring(budget.neighbouring), budget.delta)
+def tightest_epsilon(budget: Budget, spent: Mapping[str, int]) -> float | None:
+    """The epsilon of a run for itself, by privacy loss distributions; None where they do not tell it."""
+    return pld_epsilon(events_of(spent), as_neighbouring(budget.neighbouring), budget.delta)
 
 
 def _epsilon_of(budget: Budget, lineage: list[RunRecord] | None) -> float | None:
@@ -152,44 +264,66 @@ def in_short(found: dict[str, Any]) -> str:
     """
     if not found["claim"]:
         return "simulated: no claim" if "simulated" in found else "none"
-    epsilon, lineage = found["epsilon"]["run"], found["epsilon"]["lineage"]
-    told = f"epsilon {epsilon:.4g} at delta {found['delta']:g} ({found['unit']}, {found['neighbouring']})"
+    beside = found.get("examples")
+    return _in_short(found) + (f"; {_in_short(beside)}" if beside else "")
+
+
+def _in_short(claim: dict[str, Any]) -> str:
+    epsilon, lineage = claim["epsilon"]["run"], claim["epsilon"]["lineage"]
+    told = f"epsilon {epsilon:.4g} at delta {claim['delta']:g} ({claim['unit']}, {claim['neighbouring']})"
     if lineage != epsilon:
         told += "; with its ancestors " + ("not known" if lineage is None else f"{lineage:.4g}")
-    return f"{told}, a demonstration on public data" if found["demonstration"] else told
+    return f"{told}, a demonstration on public data" if claim["demonstration"] else told
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The statement for people."""
     title = f"# Privacy statement of run {found['run_id']} ({found['name']})\n"
+    simulated = found.get("simulated")
     if not found["claim"]:
-        reason = found.get("simulated")
-        return title + ("\nNothing is claimed" + (f": {reason}.\n" if reason else ".\n"))
-    epsilon, delta = found["epsilon"], found["delta"]
+        return title + ("\nNothing is claimed" + (f": {simulated}.\n" if simulated else ".\n"))
+    about_clients = f"\nAbout clients nothing is claimed: {simulated}.\n" if simulated else ""
+    beside = found.get("examples")
+    if not beside:
+        return title + about_clients + _as_table(found)
+    return f"{title}\n## About clients\n{_as_table(found)}\n## About their examples\n{_as_table(beside)}"
+
+
+def _as_table(claim: dict[str, Any]) -> str:
+    epsilon, delta = claim["epsilon"], claim["delta"]
 
     def shown(value: float | None) -> str:
         return "not known" if value is None else f"{value:.4g}"
 
-    limit = "without a limit" if epsilon["population_limit"] is None else f"limit {epsilon['population_limit']:g}"
+    def limited(value: float, limit: float | None) -> str:
+        return f"{shown(value)}, " + ("without a limit" if limit is None else f"limit {limit:g}")
+
     demonstration = (
-        "**A demonstration: the data are public, so the claim protects nobody.**\n\n" * found["demonstration"]
+        "**A demonstration: the data are public, so the claim protects nobody.**\n\n" * claim["demonstration"]
     )
+    clients = claim.get("clients")
+    whose = "" if clients is None else ", at the client that paid most"
     rows = {
-        "Protects": found["protects"],
-        "Neighbours": f"{found['neighbours']} ({found['neighbouring']})",
-        "This run": f"epsilon {shown(epsilon['run'])} at delta {delta:g}",
-        "This run, tightest": f"{shown(epsilon['run_tightest'])}, by {found['tightest_by']}",
-        "The model's lineage": f"{shown(epsilon['lineage'])} ({', '.join(found['lineage'])})",
-        "The population in all": f"{shown(epsilon['population'])}, {limit}",
-        "Mechanism": found["mechanism"],
-        "Sampling": found["sampling"],
-        "Accountant": found["accountant"],
-        "Released": found["releases"],
-        "Withheld": found["withheld"] or "nothing, since the data are public",
-        "Not covered": "; ".join(found["not_covered"]),
+        "Protects": claim["protects"],
+        "Neighbours": f"{claim['neighbours']} ({claim['neighbouring']})",
+        "This run": f"epsilon {shown(epsilon['run'])} at delta {delta:g}{whose}",
+        "This run, tightest": f"{shown(epsilon['run_tightest'])}, by {claim['tightest_by']}",
+        "The model's lineage": f"{shown(epsilon['lineage'])} ({', '.join(claim['lineage'])}){whose}",
+    }
+    if clients is None:
+        rows["The population in all"] = limited(epsilon["population"], epsilon["population_limit"])
+    for name, each in (clients or {}).items():
+        rows[f"Client {name}"] = (
+            f"this run {shown(each['run'])}; in all {limited(each['population'], each['population_limit'])}"
+        )
+    rows |= {
+        "Mechanism": claim["mechanism"],
+        "Sampling": claim["sampling"],
+        "Accountant": claim["accountant"],
+        "Released": claim["releases"],
+        "Withheld": claim["withheld"] or "nothing, since the data are public",
+        "Not covered": "; ".join(claim["not_covered"]),
     }
     return (
-        f"{title}\n{demonstration}| | |\n|---|---|\n"
-        + "\n".join(f"| {name} | {text} |" for name, text in rows.items())
-        + "\n"
+        f"\n{demonstration}| | |\n|---|---|\n" + "\n".join(f"| {name} | {text} |" for name, text in rows.items()) + "\n"
     )

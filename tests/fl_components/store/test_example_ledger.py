@@ -1,0 +1,241 @@
+"""Clients' own budgets: charged with the round, each for itself, and held to the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
+from fl_components.store import Budget, BudgetTerms, ExampleCharges, RunRecord, Store
+
+TERMS = BudgetTerms(
+    epsilon=2.0, delta=1e-3, unit="example", neighbouring="zero_out", accountant="RDP", demonstration=False
+)
+EVENT = {"kind": "gaussian", "noise_multiplier": 1.0}
+TEXT = '{"kind":"gaussian","noise_multiplier":1.0}'
+NONE = {"kind": "none"}
+
+
+def one_each(budget: Budget, by_all: Mapping[str, int], by_run: Mapping[str, int]) -> None:
+    """A guard that counts: one event costs an epsilon of 1."""
+    if budget.epsilon is not None and sum(by_all.values()) > budget.epsilon:
+        raise BudgetExhausted(f"too much for {budget.population}")
+
+
+def of(*clients: str, least: int = 1) -> ExampleCharges:
+    return ExampleCharges({f"p/{client}": EVENT for client in clients}, one_each, least)
+
+
+def set_budget(store: Store, whose: str = "p/*", **changes: Any) -> Budget:
+    return store.set_budget(whose, replace(TERMS, **changes), reason="the board agreed", by="ada")
+
+
+def commit(lease: Any, round: int) -> None:
+    lease.seal(round, 1, b"sum")
+    lease.commit(round, state=b"state", params_digest=f"{round:064d}", result={"metrics": {}})
+
+
+@pytest.fixture
+def begun(store: Store, new_run: Callable[..., RunRecord]) -> Store:
+    """A run "a", and three clients that may spend 2 each."""
+    set_budget(store)
+    store.register_clients("p", ["p/x", "p/y", "p/z"])
+    new_run("a")
+    return store
+
+
+def spent(store: Store, client: str) -> int:
+    budget = store.find_budget(f"p/{client}")
+    assert budget is not None
+    return sum(budget.spent.values())
+
+
+class TestCharges:
+    def test_each_client_pays_for_the_rounds_it_takes_part_in(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            for round, cohort in enumerate((of("x", "y"), of("x")), 1):
+                lease.reserve(round, NONE, None, cohort)
+                assert lease.paying(round) == set(cohort.events)
+                commit(lease, round)
+        assert [spent(begun, client) for client in "xyz"] == [2, 1, 0]
+        assert begun.example_spending("a") == {"p/x": {TEXT: 2}, "p/y": {TEXT: 1}}
+        assert begun.example_spending("a", ["p/y", "p/z"]) == {"p/y": {TEXT: 1}}
+        assert [(each.round, each.state, each.event) for each in begun.charges(population="p/x")] == [
+            (1, "spent", EVENT),
+            (2, "spent", EVENT),
+        ]
+        assert begun.run("a").spent == [] and begun.charges(population="p/z") == []
+        begun.verify_journal()
+
+    def test_who_cannot_pay_is_left_out_and_the_others_go_on(self, begun: Store) -> None:
+        set_budget(begun, "p/x", epsilon=0.0)
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("x", "y"))
+            assert lease.paying(1) == {"p/y"}
+        assert [spent(begun, client) for client in "xy"] == [0, 1]
+
+    @pytest.mark.parametrize("least", [2, 3])
+    def test_fewer_than_are_needed_refuse_the_round(self, begun: Store, least: int) -> None:
+        set_budget(begun, "p/x", epsilon=0.0), set_budget(begun, "p/y", epsilon=0.0)
+        before = begun.verify_journal()
+        with begun.acquire("a") as lease, pytest.raises(BudgetExhausted, match="too much for p/y"):
+            lease.reserve(1, NONE, None, of("x", "y", "z", least=least))
+        assert begun.verify_journal() == before and spent(begun, "z") == 0 and begun.charges() == []
+        with pytest.raises(BudgetExhausted):
+            begun.check_examples("a", of("x", "y", "z", least=least))
+        begun.check_examples("a", of("x", "y", "z"))
+
+    def test_nobody_who_can_pay_refuses_the_round(self, begun: Store) -> None:
+        set_budget(begun, epsilon=0.0)
+        with begun.acquire("a") as lease, pytest.raises(BudgetExhausted):
+            lease.reserve(1, NONE, None, of("x", "y"))
+
+    def test_a_round_of_nobody_costs_nobody(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            assert lease.reserve(1, NONE, None, of()) == 1
+            assert lease.paying(1) == set()
+
+    def test_a_budget_is_shared_by_runs(self, begun: Store, new_run: Callable[..., RunRecord]) -> None:
+        new_run("b")
+        paying = []
+        for run_id in ("a", "b"):
+            with begun.acquire(run_id) as lease:
+                for round in (1, 2):
+                    lease.reserve(round, NONE, None, of("x", "yz"[round - 1]))
+                    paying.append(lease.paying(round))
+                    commit(lease, round)
+        assert paying == [{"p/x", "p/y"}, {"p/x", "p/z"}, {"p/y"}, {"p/z"}]
+
+    def test_again_it_is_the_same_reservation(self, begun: Store) -> None:
+        for _ in range(3):
+            with begun.acquire("a") as lease:
+                assert lease.reserve(1, NONE, None, of("x", "y")) == 1
+                assert lease.paying(1) == {"p/x", "p/y"}
+        assert spent(begun, "x") == 1 and begun.is_reserved("a", 1) and not begun.is_reserved("a", 2)
+
+    def test_of_another_event_it_is_refused(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("x"))
+            other = ExampleCharges({"p/x": EVENT | {"noise_multiplier": 2.0}}, one_each)
+            with pytest.raises(StoreError, match="already reserved for another privacy event of p/x"):
+                lease.reserve(1, NONE, None, other)
+
+    def test_a_voided_round_is_given_back_to_all(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("x", "y"))
+            assert lease.void("nothing came of it", by="ada") == 1
+            assert [spent(begun, client) for client in "xy"] == [0, 0]
+            assert begun.example_spending("a") == {"p/x": {}, "p/y": {}}
+            begun.verify_journal()
+            assert lease.reserve(1, NONE, None, of("x")) == 2
+        assert [each.state for each in begun.charges(population="p/x")] == ["voided", "reserved"]
+        begun.verify_journal()
+
+    def test_a_clients_and_a_populations_budget_are_charged_together(self, begun: Store) -> None:
+        client_level = replace(TERMS, unit="client", epsilon=1.0)
+        begun.set_budget("p", client_level, reason="both", by="ada")
+        with begun.acquire("a") as lease:
+            lease.reserve(1, EVENT, one_each, of("x"))
+            commit(lease, 1)
+            with pytest.raises(BudgetExhausted, match=r"too much for p$"):
+                lease.reserve(2, EVENT, one_each, of("x"))
+        assert spent(begun, "x") == 1 and begun.run("a").spent == [[TEXT, 1]]
+        begun.verify_journal()
+
+    def test_totals_name_each_different_sum_once(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            for round, cohort in enumerate((of("x", "y", "z"), of("x")), 1):
+                lease.reserve(round, NONE, None, cohort)
+                commit(lease, round)
+        totals = begun.example_totals("a")
+        assert totals.num_clients == 3
+        assert sorted(sum(each.values()) for each in totals.of_run) == [1, 2]
+        assert sorted(sum(each.spent.values()) for each in totals.budgets) == [1, 2]
+
+
+class TestTerms:
+    def test_new_clients_have_the_terms_of_all(self, begun: Store) -> None:
+        assert begun.find_budget("p/x").epsilon == 2.0  # type: ignore[union-attr]
+        set_budget(begun, epsilon=5.0)
+        assert {each.epsilon for each in begun.budgets()} == {5.0}
+        begun.register_clients("p", ["p/x", "p/new"])
+        assert begun.find_budget("p/new").epsilon == 5.0  # type: ignore[union-attr]
+        begun.verify_journal()
+
+    def test_one_client_may_have_its_own(self, begun: Store) -> None:
+        set_budget(begun, "p/x", epsilon=9.0)
+        assert [begun.find_budget(f"p/{each}").epsilon for each in "xy"] == [9.0, 2.0]  # type: ignore[union-attr]
+        begun.verify_journal()
+
+    def test_populations_with_like_names_are_others(self, begun: Store) -> None:
+        for name in ("P/*", "pp/*", "p_/*"):
+            set_budget(begun, name, epsilon=7.0)
+        set_budget(begun, epsilon=3.0)
+        assert {each.population: each.epsilon for each in begun.budgets()} == {
+            "P/*": 7.0,
+            "pp/*": 7.0,
+            "p_/*": 7.0,
+            "p/*": 3.0,
+            "p/x": 3.0,
+            "p/y": 3.0,
+            "p/z": 3.0,
+        }
+
+    def test_registering_again_changes_nothing(self, begun: Store) -> None:
+        before = begun.verify_journal()
+        begun.register_clients("p", ["p/x", "p/y"])
+        assert begun.verify_journal() == before
+
+    def test_without_terms_nobody_is_registered(self, store: Store) -> None:
+        with pytest.raises(StoreError, match=r"population 'q/\*' has no privacy budget") as refused:
+            store.register_clients("q", ["q/x"])
+        assert "budget set 'q/*' --unit example" in str(refused.value.hint)
+
+    def test_the_meaning_of_what_is_spent_stays(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("x"))
+        with pytest.raises(ConfigError, match="population 'p/x' has spent under other terms: delta"):
+            set_budget(begun, delta=1e-6)
+
+    def test_data_bound_to_clients_are_the_populations(self, begun: Store) -> None:
+        begun.bind_members("p/*", ["d1"])
+        begun.set_budget("p", replace(TERMS, unit="client"), reason="both", by="ada")
+        begun.bind_members("p", ["d1", "d2"])
+        set_budget(begun, "q/*")
+        with pytest.raises(ConfigError, match="data of population 'q' belong to population 'p'"):
+            begun.bind_members("q/*", ["d2"])
+
+
+class TestJournal:
+    @pytest.mark.parametrize(
+        ("statement", "named"),
+        [
+            ("UPDATE populations SET spent = '[]' WHERE population = 'p/x'", "totals of populations.*p/x"),
+            ("UPDATE populations SET epsilon = 99 WHERE population = 'p/x'", "budgets differ.*p/x"),
+            ("UPDATE example_spending SET spent = '[]' WHERE population = 'p/x'", "totals of runs.*a at p/x"),
+            ("DELETE FROM example_charges WHERE population = 'p/x'", "charges of examples.*of p/x"),
+            (
+                "UPDATE example_charges SET event = '{\"kind\":\"none\"}' WHERE population = 'p/y'",
+                "charges of examples.*of p/y",
+            ),
+        ],
+    )
+    def test_what_does_not_add_up_is_named(self, begun: Store, statement: str, named: str) -> None:
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("x", "y"))
+            commit(lease, 1)
+        begun.verify_journal()
+        with begun._transaction() as connection:
+            connection.execute(text(statement))
+        with pytest.raises(JournalBroken, match=named):
+            begun.verify_journal()
+
+    def test_a_row_of_a_round_names_who_paid(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("y", "x"))
+        (content,) = [row.content for row in begun.journal() if row.kind == "charge.reserved"]
+        assert content["examples"] == [[EVENT, ["p/x", "p/y"]]]
