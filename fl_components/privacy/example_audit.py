@@ -30,7 +30,8 @@ before it showed, the claim bounds Pr[N >= c] by the p-value of c. So the sum ov
 that of R independent variables with these tails: a convolution. A few releases say far more than one of many canaries.
 
 **Canaries.** Each is as long as clipping allows, in a coordinate of its own ("Dirac canaries"): none is in another's
-way, and each is one normal variable, N(0 or C, (z C)^2). There are at most as many as parameters.
+way, and each is one normal variable, N(0 or C, (z C)^2). There are at most as many as parameters. Random directions,
+which are in each other's way, were never better, and much worse with few parameters.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Final
 
@@ -120,8 +122,8 @@ def audit_examples(
       release: the step as it is made in training, without sampling, of `rule` with this noise.
       key_of: the key of a purpose, 32 bytes: the canaries and their coins.
 
-    Raises `ConfigError` when there are too few canaries, or more than parameters, and when what is released is no
-    sum of these gradients by its looks.
+    Raises `ConfigError` when there are too few canaries to accuse anybody, or more than parameters, and when what is
+    released is no sum of these gradients by its looks.
 
     >>> rule = ExampleLevel(noise_multiplier=1.0, max_grad_norm=0.5, sampling_rate=0.1)
     >>> def release(gradients, number):
@@ -139,9 +141,16 @@ def audit_examples(
     if num_canaries > num_parameters:
         raise ConfigError(
             f"{num_canaries} canaries need a parameter each, and there are {num_parameters}",
-            hint="audit more releases instead",
+            hint=f"draw at most {num_parameters}, in more releases",
         )
-    guesses_G = numbers_of_guesses(num_canaries)
+    guesses_G, mu = numbers_of_guesses(num_canaries), claimed_mu(noise_multiplier)
+    all_right = min(p_value(num_canaries, int(guesses), int(guesses), mu) ** num_releases for guesses in guesses_G)
+    if len(guesses_G) * all_right > 1 - confidence:
+        raise ConfigError(
+            f"even if all guesses about {num_canaries} canaries in {num_releases} releases were right, "
+            f"a noise multiplier of {noise_multiplier:g} could be true",
+            hint="audit more releases, of at least 1,000 canaries if there are as many parameters",
+        )
     right_G, num_joined = np.zeros(len(guesses_G), np.int64), 0
     for number in range(num_releases):
         joined_M = generator(key_of("coins of the canaries"), number, "coins").random(num_canaries) < 0.5
@@ -160,7 +169,6 @@ def audit_examples(
         num_joined += int(joined_M.sum())
 
     found = [(int(guesses), int(right)) for guesses, right in zip(guesses_G, right_G, strict=True)]
-    mu = claimed_mu(noise_multiplier)
     p_values = [p_value(num_canaries, guesses, right, mu, num_releases) for guesses, right in found]
     most = int(np.argmin(p_values))
     claimed = gaussian_epsilon(mu, rule.delta)
@@ -250,8 +258,8 @@ def p_value(num_canaries: int, num_guesses: int, num_right: int, mu: float, num_
         raise ValueError(f"mu is a finite number from 0 on, not {mu}")
     if num_releases == 1:
         return _most_likely(num_canaries, num_guesses, num_right, mu)
-    sum_masses = _powers(_masses(num_canaries, num_guesses, mu), num_releases)
-    return min(1.0, float(sum_masses[num_right:].sum()) + 1e-12)
+    sum_masses = _sum_masses(num_canaries, num_guesses, mu, num_releases)
+    return min(1.0, float(sum_masses[num_right:].sum()) + 1e-12)  # more than the convolution's rounding
 
 
 def largest_refuted_mu(
@@ -319,26 +327,22 @@ def _most_likely(num_canaries: int, num_guesses: int, num_right: int, mu: float)
     return math.exp(high)
 
 
-def _masses(num_canaries: int, num_guesses: int, mu: float) -> Float64:
-    """The distribution, float64 [n + 1], whose tails are the p-values of a release. Between the counts of the grid a
-    tail is that of the count below: it is not smaller than its own."""
+@lru_cache(maxsize=len(GUESSED))
+def _sum_masses(num_canaries: int, num_guesses: int, mu: float, num_releases: int) -> Float64:
+    """The distribution, float64 [R n + 1], of the sum of R independent variables whose tails are the p-values of a
+    release. Between the counts of the grid a tail is that of the count below: it is not smaller than its own."""
+    from scipy.signal import fftconvolve
+
     counts_K = np.unique(np.linspace(0, num_guesses, GRID + 1).astype(np.int64))
     tails_K = np.array([_most_likely(num_canaries, num_guesses, int(count), mu) for count in counts_K])
     tails_K = np.maximum.accumulate(tails_K[::-1])[::-1]  # what rounding left out of order
-    tails_N1 = tails_K[np.searchsorted(counts_K, np.arange(num_guesses + 1), side="right") - 1]
-    return -np.diff(tails_N1, append=0.0)
-
-
-def _powers(masses: Float64, count: int) -> Float64:
-    """The distribution of the sum of so many independent variables, each with these masses."""
-    from scipy.signal import fftconvolve
-
-    total = np.ones(1)
-    while count:
-        if count % 2:
+    tails = tails_K[np.searchsorted(counts_K, np.arange(num_guesses + 1), side="right") - 1]
+    masses, total, left = -np.diff(tails, append=0.0), np.ones(1), num_releases
+    while left:  # as powers are computed, by squaring
+        if left % 2:
             total = np.maximum(fftconvolve(total, masses), 0.0)
-        count //= 2
-        masses = np.maximum(fftconvolve(masses, masses), 0.0) if count else masses
+        left //= 2
+        masses = np.maximum(fftconvolve(masses, masses), 0.0) if left else masses
     return total
 
 
