@@ -113,6 +113,7 @@ def audit_examples(
     num_canaries: int = 1000,
     num_releases: int = 10,
     confidence: float = 0.999,
+    length: float = 1.0,
 ) -> ExampleAuditReport:
     """Audit a step of DP-SGD, in memory for `CHUNK` gradients.
 
@@ -121,6 +122,7 @@ def audit_examples(
       num_parameters: D.
       release: the step as it is made in training, without sampling, of `rule` with this noise.
       key_of: the key of a purpose, 32 bytes: the canaries and their coins.
+      length: of the canaries' gradients, in `max_grad_norm`. Where `release` clips them, a larger one audits that too.
 
     Raises `ConfigError` when there are too few canaries to accuse anybody, or more than parameters, and when what is
     released is no sum of these gradients by its looks.
@@ -155,7 +157,7 @@ def audit_examples(
     for number in range(num_releases):
         joined_M = generator(key_of("coins of the canaries"), number, "coins").random(num_canaries) < 0.5
         places_M = generator(key_of("canaries"), number, "canaries").permutation(num_parameters)[:num_canaries]
-        gradients = _gradients(places_M[joined_M], num_parameters, rule.max_grad_norm)
+        gradients = _gradients(places_M[joined_M], num_parameters, length * rule.max_grad_norm)
         released_D = release(gradients, number)
         if (
             released_D.shape != (num_parameters,)

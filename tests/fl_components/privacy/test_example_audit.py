@@ -245,6 +245,18 @@ class TestAudit:
         report = audit_examples(RULE, 1.0, 2_000, partly, key_of(0))
         assert not accuses(report)  # which it cannot show: the guesses it is surest of are made where there is noise
 
+    @pytest.mark.parametrize("norm", [0.3, 0.6])
+    def test_clipping_is_audited_by_canaries_that_are_longer(self, norm: float) -> None:
+        """As long as twice what is said is as much as half the noise."""
+        unclipped = step(1.0)
+
+        def release(gradients: Iterator[Float32], number: int) -> Float32:
+            clipped = (each * (norm / np.linalg.norm(each, axis=1, keepdims=True)) for each in gradients)
+            return unclipped(clipped, number)
+
+        report = audit_examples(RULE, 1.0, 2_000, release, key_of(0), num_canaries=200, length=10.0)
+        assert accuses(report) == (norm > RULE.max_grad_norm)
+
     def test_canaries_come_a_few_at_a_time_each_as_long_as_clipping_allows_in_a_place_of_its_own(self) -> None:
         places: list[set[int]] = []
         honest = step(1.0)
