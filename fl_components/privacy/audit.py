@@ -152,10 +152,10 @@ def audit(
     each_confidence = confidence if counts == (0.0, 0.0) else (1 + confidence) / 2  # both hold at once
     low, high = noncentrality_interval(statistic(released_D, sum_D1[:-1]), num_parameters, each_confidence)
     fullest = length / float(lengths_M[joined_M].sum())  # the mean cosine of a release without noise
-    claimed = _epsilon(1 / rule.noise_multiplier, rule.delta)
+    claimed = gaussian_epsilon(1 / rule.noise_multiplier, rule.delta)
     epsilons = (
-        _epsilon(math.hypot(max(low, 0) * UNITS / length, counts[0]), rule.delta),
-        _epsilon(math.hypot(high * UNITS / length, counts[1]), rule.delta),
+        gaussian_epsilon(math.hypot(max(low, 0) * UNITS / length, counts[0]), rule.delta),
+        gaussian_epsilon(math.hypot(high * UNITS / length, counts[1]), rule.delta),
     )
     return AuditReport(
         claimed_epsilon=claimed,
@@ -278,7 +278,7 @@ def _largest_refuted(p_value: Callable[[float], float], level: float) -> float:
     return low
 
 
-def _epsilon(sensitivity: float, delta: float) -> float:
+def gaussian_epsilon(sensitivity: float, delta: float) -> float:
     """The exact epsilon of normal noise whose deviation is 1 (Balle and Wang 2018, https://arxiv.org/abs/1805.06530)."""
     from dp_accounting import get_epsilon_gaussian
 
