@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support import copy_home, make_template_home, missing
+
+settings.register_profile("without timing", deadline=None)  # the machine may be busy
+settings.load_profile("without timing")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,10 +83,14 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
     in its place where nothing else is promised.
     """
     named = {"run_id": run.run_id, "name": run.name}
+    rules = (run.config.get("privacy", {}), run.config.get("training", {}).get("privacy", {}))
+    if all(rule.get("kind", "none") == "none" for rule in rules):
+        return named | {"claim": False}
     config = parse_config(run.config)
     of_examples = _about_examples(store, run, config) if config.training.privacy.claims else None
     if not isinstance(config.privacy, CentralPrivacy):
-        return named | {"claim": of_examples is not None} | (of_examples or {})
+        assert of_examples is not None
+        return named | {"claim": True} | of_examples
     if config.privacy.simulate_noise_cohort is not None:
         simulated = (
             "the noise is that of a larger cohort, scaled down: its epsilon belongs to a federation of that size, and "
