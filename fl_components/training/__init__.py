@@ -4,6 +4,7 @@ from fl_components.training.engine import Additive, ShardReport, Summing
 from fl_components.training.evaluation import Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
 from fl_components.training.facts import engine_facts
+from fl_components.training.private import example_way
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
 from fl_components.training.trainer import ModelSpec, Result, Trainer, Workload, peak_memory_bytes
@@ -27,6 +28,7 @@ __all__ = [
     "Workload",
     "engine_facts",
     "evaluate",
+    "example_way",
     "one_thread",
     "peak_memory_bytes",
 ]
