@@ -60,7 +60,7 @@ def gaussian(key: bytes, deviation: float, size: int) -> Int64:
 MOST_OF_FLOAT32: Final = 2.0**20
 """The largest deviation, in units, of `WholeNormals`: a draw is then below 2^24, and a float32 holds it exactly."""
 
-_PAIRS: Final = 1 << 14  # at a time: what a processor's cache holds, and too few for torch to use a second thread
+_PAIRS: Final = 1 << 15  # at a time: what a processor's cache holds; fewer, and calling torch would show
 
 
 class WholeNormals:
@@ -97,30 +97,42 @@ class WholeNormals:
             yield self._draw(min(_PAIRS, (size - start + 1) // 2))[: size - start]
 
     def _draw(self, pairs: int) -> Tensor:
-        room, variance = _ROOM, self._deviation**2
-        self._stream.update_into(room.zeros[: 12 * pairs], room.bytes)
-        bits = room.bits[: 12 * pairs]
-        radius64, radius, angle = room.radius64[:pairs], room.radius[:pairs], room.angle[:pairs]
-        radius64.copy_(bits[: 8 * pairs].view(torch.int64).bitwise_and_(2**63 - 1)).add_(0.5).log_()
+        room, variance = _ROOMS.of(pairs), self._deviation**2
+        self._stream.update_into(room.zeros, room.bytes)
+        room.radius64.copy_(room.radius_bits.bitwise_and_(2**63 - 1)).add_(0.5).log_()
         # -2 log of (bits + 1/2) / 2^63, and next to nothing more: rounding must not make it negative.
-        radius64.mul_(-2 * variance).add_((126 * math.log(2) + 1e-13) * variance)
-        radius.copy_(radius64).sqrt_()
-        angle.copy_(bits[8 * pairs :].view(torch.int32)).mul_(2 * math.pi / 2**32)
-        draws = room.draws[: 2 * pairs]
-        torch.cos(angle, out=draws[:pairs]).mul_(radius)
-        torch.sin(angle, out=draws[pairs:]).mul_(radius)
-        return draws.round_()
+        room.radius64.mul_(-2 * variance).add_((126 * math.log(2) + 1e-13) * variance)
+        room.radius.copy_(room.radius64).sqrt_()
+        room.angle.copy_(room.angle_bits).mul_(2 * math.pi / 2**32)
+        torch.cos(room.angle, out=room.cosines).mul_(room.radius)
+        torch.sin(room.angle, out=room.sines).mul_(room.radius)
+        return room.draws.round_()
 
 
-class _Room(threading.local):
-    """What a block of draws is made in. One for each thread, whose streams take turns: it stays in the cache."""
+class _Room:
+    """What a block of draws is made in."""
+
+    def __init__(self, pairs: int) -> None:
+        self.zeros, self.bytes = bytes(12 * pairs), bytearray(12 * pairs)
+        bits = torch.frombuffer(self.bytes, dtype=torch.uint8)
+        self.radius_bits, self.angle_bits = bits[: 8 * pairs].view(torch.int64), bits[8 * pairs :].view(torch.int32)
+        self.radius64 = torch.empty(pairs, dtype=torch.float64)
+        self.radius, self.angle, self.draws = (torch.empty(each) for each in (pairs, pairs, 2 * pairs))
+        self.cosines, self.sines = self.draws.split(pairs)
+
+
+class _Rooms(threading.local):
+    """One for whole blocks and one for what is left of a vector, for each thread: all streams take turns in them, since
+    they stay in the cache."""
 
     def __init__(self) -> None:
-        self.zeros = memoryview(bytes(12 * _PAIRS))
-        self.bytes = bytearray(12 * _PAIRS + 63)  # the cipher may write a block more than it is given
-        self.bits = torch.frombuffer(self.bytes, dtype=torch.uint8)
-        self.radius64 = torch.empty(_PAIRS, dtype=torch.float64)
-        self.radius, self.angle, self.draws = (torch.empty(each) for each in (_PAIRS, _PAIRS, 2 * _PAIRS))
+        self._rooms: dict[int, _Room] = {}
+
+    def of(self, pairs: int) -> _Room:
+        if pairs not in self._rooms:
+            self._rooms = {size: room for size, room in self._rooms.items() if size == _PAIRS}
+            self._rooms[pairs] = _Room(pairs)
+        return self._rooms[pairs]
 
 
-_ROOM: Final = _Room()
+_ROOMS: Final = _Rooms()

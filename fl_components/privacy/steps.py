@@ -63,11 +63,11 @@ class Mechanism:
       kept: the norm to which each example's gradient is clipped, a little less than `max_grad_norm` (C).
       unit: of sums and noise. The noise has a deviation of 2^20 units, which are z * C.
 
-    With u = 2^-24 and R = `PIECE_ROWS`, one example more or less moves a sum of whole numbers by at most, in this order:
-    its clipped gradient, `kept` (1 + (BLOCK + 2) u), as the float32 norm and factor come out; what it changes in the
-    rounding of a float32 sum of R such, in any order: R terms of at most R + 8 operations each, at either of the two
-    neighbours, 2 R (R + 8) u `kept`; and rounding D coordinates at both, sqrt(D) units. `kept` is
-    chosen so that all of it together is at most C.
+    With u = 2^-24 and R = `PIECE_ROWS`, one example more or less moves a sum of whole numbers by at most, in this
+    order: its clipped gradient, `kept` (1 + (BLOCK + 2) u), as the float32 norm and factor come out; what it changes in
+    the rounding of a float32 sum of R such, in any order: R terms of at most R + 8 operations each, at either of the
+    two neighbours, 2 R (R + 8) u `kept`; and rounding D coordinates at both, sqrt(D) units. `kept` is chosen so that
+    all of it together is at most C.
     """
 
     num_parameters: int
@@ -96,8 +96,8 @@ class Mechanism:
         return WholeNormals(derived_key(key, "noise of the steps"), MOST_OF_FLOAT32)
 
     def factors(self, squares: Tensor) -> Tensor:
-        """By what gradients are multiplied to be clipped and in units, float32, from their squared norms, float64; 0 for
-        those that do not count.
+        """By what gradients are multiplied to be clipped and in units, float32, from their squared norms, float64. 0
+        for those that do not count.
 
         >>> Mechanism(4, kept=1.0, unit=0.5).factors(torch.tensor([0.25, 16.0, float("nan")], dtype=torch.float64))
         tensor([2.0000, 0.5000, 0.0000])
@@ -105,29 +105,34 @@ class Mechanism:
         scales = self.kept / self.unit / squares.sqrt().clamp_(min=self.kept)
         return torch.where(counts(squares), scales, 0).to(torch.float32)
 
-    def release_(
-        self, parts: Sequence[Tensor], whole: Sequence[Tensor] | None, noise: WholeNormals, scale: float = 1.0
+    def release(
+        self, sums: Sequence[Tensor], noise: WholeNormals, into: Sequence[Tensor], alpha: float, *, fresh: bool = False
     ) -> None:
-        """Make one client's sums what is released of them, times `scale`: whole units with noise.
+        """into += alpha times what is released of one client's step: whole units with noise.
 
         Args:
-          parts: the sums, in units, float32 [d] each, d adding up to D; overwritten.
-          whole: where there is more than one piece, their rounded sums added up, float64 [d] each: what `parts` hold
-            is not looked at.
-          scale: `per_example` makes a mean of the sum.
+          sums: in units, [d] each, d adding up to D; either float32, of one piece, or float64: the sum of rounded
+            pieces. Used up.
+          into: float32 [d] each.
+          alpha: with `per_example` in it the sum becomes a mean.
+          fresh: into = alpha times it.
         """
         part = start = 0
+        sizes = [each.numel() for each in sums]
         for block in noise.blocks(self.num_parameters):
-            taken = 0
-            while taken < len(block):
-                stop = min(len(parts[part]), start + len(block) - taken)
-                into, own = parts[part][start:stop], block[taken : taken + stop - start].to(parts[part].device)
-                if whole is None:
-                    into.round_().add_(own).mul_(scale)
-                else:  # the exact sum, rounded once: the same bits as above
-                    into.copy_(own + whole[part][start:stop]).mul_(scale)
+            taken, size = 0, block.numel()
+            while taken < size:
+                stop = min(sizes[part], start + size - taken)
+                own = block[taken : taken + stop - start]
+                whole, target = sums[part][start:stop], into[part][start:stop]
+                # Rounded once, from the exact sum of two whole numbers: the same bits for either type of sums.
+                own = whole.round_().add_(own.to(whole.device)).to(torch.float32)
+                if fresh:
+                    torch.mul(own, alpha, out=target)
+                else:
+                    target.add_(own, alpha=alpha)
                 taken, start = taken + stop - start, stop
-                if start == len(parts[part]):
+                if start == sizes[part]:
                     part, start = part + 1, 0
 
     def per_example(self, sampling_rate: float, num_examples: int) -> float:

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,10 @@ class OpacusWay:
     def __init__(self, module: nn.Module) -> None:
         opacus, self._in_hand = import_opacus(), InHand()
         # deepcopy takes what its memo holds for a copy that is made already.
-        dropouts = {id(each): ClientDropout(each, self._in_hand) for each in module.modules() if is_dropout(each)}
-        self._module = copy.deepcopy(module, memo=dict(dropouts)).train()
+        dropouts: dict[int, Any] = {
+            id(each): ClientDropout(each, self._in_hand) for each in module.modules() if is_dropout(each)
+        }
+        self._module = copy.deepcopy(module, memo=dropouts).train()
         self._draws = bool(dropouts)
         # Not strict: buffers are allowed, since what comes out is compared with one example after the other.
         self._hooked = opacus.GradSampleModule(self._module, loss_reduction="sum", strict=False)
@@ -73,7 +75,7 @@ class OpacusWay:
         rows = max(1, FORMED_FLOATS // len(params_D))
 
         def clipped_sum(inputs: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-            parts = zip(inputs.split(rows), labels.split(rows), strict=True)
+            parts = zip(torch.split(inputs, rows), torch.split(labels, rows), strict=True)
             losses = [
                 self._add(optimizer, *part, seeds[place * rows :][:rows], smoothing) for place, part in enumerate(parts)
             ]
@@ -93,7 +95,7 @@ class OpacusWay:
         return losses.detach()
 
 
-def is_dropout(layer: nn.Module) -> bool:
+def is_dropout(layer: nn.Module) -> TypeGuard[nn.Dropout]:
     """Whether it draws, in a way that each example can have its own draws."""
     return type(layer) is nn.Dropout and layer.p > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Final
@@ -44,10 +45,10 @@ class ClippedReplicas:
 
     @abstractmethod
     def add_clipped(
-        self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor]
+        self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor], *, fresh: bool
     ) -> Tensor:
-        """targets [C, *shape] += the sum of the gradients of each client's examples, clipped, in units. Returns the
-        mean loss of each example, [C, B]."""
+        """targets [C, *shape] += the sum of the gradients of each client's examples, clipped, in units; = where they
+        are `fresh`. Returns the mean loss of each example, [C, B]."""
 
 
 class GhostNorms(LayeredReplicas, ClippedReplicas):
@@ -74,19 +75,18 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         return sum(self.shapes[index].numel() for index in self._formed)
 
     def add_clipped(
-        self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor]
+        self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor], *, fresh: bool
     ) -> Tensor:
         counted = _labels(batch)
         shares = torch.where(counted > 0, 1 / counted, 0)  # of a label in its example's mean
         weights = shares.view(*shares.shape, *(1,) * (batch.y.ndim - 2)).expand(batch.y.shape)
         losses = self._run(batch, label_smoothing, weights.reshape(-1))
         with torch.no_grad():
-            self._clip(shares.shape, mechanism, targets)
+            self._clip(shares.shape, mechanism, targets, fresh)
         return losses.view(*shares.shape, -1).sum(2) * shares
 
-    def _clip(self, shape: torch.Size, mechanism: Mechanism, targets: Sequence[Tensor]) -> None:
-        num_clients, num_rows = shape
-        uses: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in targets]  # of a bias: no x
+    def _clip(self, shape: torch.Size, mechanism: Mechanism, targets: Sequence[Tensor], fresh: bool) -> None:
+        uses: list[list[Factors]] = [[] for _ in targets]
         for layer, indices in self._layers:
             if isinstance(layer, ClientLinear):
                 for x, g in layer.passes.factors:
@@ -95,35 +95,38 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
                         uses[bias].append((None, g))
                 layer.passes.factors.clear()
         squares = torch.zeros(shape, dtype=torch.float64, device=targets[0].device)
+        unformed: dict[int, Factors] = {}
         formed: dict[int, Tensor] = {}
         for index, factors in enumerate(uses):
-            if len(factors) > 1 or any(g.shape[1] != num_rows for _, g in factors):
-                formed[index] = sum(_gradients(x, g, num_rows) for x, g in factors)  # type: ignore[assignment]
+            if len(factors) == 1 and factors[0][1].shape[1] == shape[1]:
+                use = unformed[index] = factors[0]
+                squares += math.prod(squared_norms(each.flatten(0, 1)).view(shape) for each in use if each is not None)
+            elif not factors:  # it took no part
+                if fresh:
+                    targets[index].zero_()
+            else:
+                formed[index] = torch.stack([_gradients(x, g, shape[1]) for x, g in factors]).sum(0)
                 squares += squared_norms(formed[index].flatten(2).flatten(0, 1)).view(shape)
-            for x, g in factors if index not in formed else ():
-                own = _row_squares(g)
-                squares += own if x is None else own * _row_squares(x)
         self._formed |= formed.keys()
         scales, all_count = mechanism.factors(squares), bool(counts(squares).all())
-        for index, (target, factors) in enumerate(zip(targets, uses, strict=True)):
-            if index in formed:
-                _add_weighted(target, formed[index], scales, all_count)
-            for x, g in factors if index not in formed else ():
-                scaled = _scaled(g, scales, all_count)
-                if x is None:
-                    target.add_(scaled.sum(1))
-                else:
-                    target.baddbmm_(scaled.mT, x if all_count else torch.where((scales != 0)[:, :, None], x, 0))
+        for index, each in formed.items():
+            _add_weighted(targets[index], each, scales, all_count, fresh)
+        for index, (x, g) in unformed.items():
+            scaled = _left(g, scales, all_count) * scales[:, :, None]
+            if x is None:
+                total = scaled.sum(1)
+                targets[index].copy_(total if fresh else total + targets[index])
+            else:
+                targets[index].baddbmm_(scaled.mT, _left(x, scales, all_count), beta=0 if fresh else 1)
+
+
+Factors = tuple[Tensor | None, Tensor]
+"""x and g of one use of a weight, or None and g of one of a bias: [C, rows, width] each."""
 
 
 def _labels(batch: Batch) -> Tensor:
     """How many labels of each row count, float32 [C, B]."""
     return (batch.y != IGNORED).view(*batch.y.shape[:2], -1).sum(2).to(torch.float32)
-
-
-def _row_squares(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=2, dtype=torch.float64)
-    return norms.square_()
 
 
 def _gradients(x: Tensor | None, g: Tensor, num_rows: int) -> Tensor:
@@ -133,23 +136,23 @@ def _gradients(x: Tensor | None, g: Tensor, num_rows: int) -> Tensor:
     return formed.view(len(g), num_rows, *formed.shape[1:])
 
 
-def _scaled(rows: Tensor, scales: Tensor, all_count: bool) -> Tensor:
-    scaled = rows * scales[:, :, None]
-    return scaled if all_count else torch.where((scales != 0)[:, :, None], scaled, 0)
+def _left(rows: Tensor, scales: Tensor, all_count: bool) -> Tensor:
+    """Rows [C, B, width], but for those that do not count: zero times what is not finite is not zero."""
+    return rows if all_count else torch.where((scales != 0)[:, :, None], rows, 0)
 
 
-def _add_weighted(target: Tensor, formed: Tensor, scales: Tensor, all_count: bool) -> None:
-    """target [C, ...] += the sum over B of scales [C, B] times what was formed, [C, B, ...]."""
-    rows = formed.flatten(2)
-    if not all_count:  # zero times what is not finite is not zero
-        rows = torch.where((scales != 0)[:, :, None], rows, 0)
-    target.view(len(target), 1, -1).baddbmm_(scales[:, None, :], rows)
+def _add_weighted(target: Tensor, formed: Tensor, scales: Tensor, all_count: bool, fresh: bool) -> None:
+    """target [C, ...] += (= where it is fresh) the sum over B of scales [C, B] times what was formed, [C, B, ...]."""
+    rows = _left(formed.flatten(2), scales, all_count)
+    target.view(len(target), 1, -1).baddbmm_(scales[:, None, :], rows, beta=0 if fresh else 1)
 
 
 class VmapExamples(ClippedReplicas):
     """Any module that torch.func.vmap can differentiate for many clients and examples."""
 
     name = "vmap"
+
+    _own_parameters = False
 
     def __init__(self, module: nn.Module) -> None:
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
@@ -165,7 +168,7 @@ class VmapExamples(ClippedReplicas):
         self._views = [view for view in views if isinstance(view, Tensor)]
 
     def add_clipped(
-        self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor]
+        self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor], *, fresh: bool
     ) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             scores = functional_call(self._module, params, (x[None],))
@@ -173,14 +176,23 @@ class VmapExamples(ClippedReplicas):
 
         self._module.train()
         params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}
+        if self._own_parameters:
+            params = {name: each[:, None].expand(*batch.x.shape[:2], *each.shape[1:]) for name, each in params.items()}
+        examples_of_one = vmap(grad_and_value(loss), in_dims=(0 if self._own_parameters else None, 0, 0))
         losses: Tensor
         with sdpa_kernel(SDPBackend.MATH):  # of which vmap can make one operation for all
-            gradients, losses = vmap(vmap(grad_and_value(loss), in_dims=(None, 0, 0)))(params, batch.x, batch.y)
+            gradients, losses = vmap(examples_of_one)(params, batch.x, batch.y)
         with torch.no_grad():
             formed = list(gradients.values())
             squares = torch.stack([squared_norms(each.flatten(2).flatten(0, 1)) for each in formed]).sum(0)
             squares = squares.view(losses.shape)
             scales, all_count = mechanism.factors(squares), bool(counts(squares).all())
             for target, each in zip(targets, formed, strict=True):
-                _add_weighted(target, each, scales, all_count)
+                _add_weighted(target, each, scales, all_count, fresh)
         return losses.detach()
+
+
+class VmapAlone(VmapExamples):
+    """The same, slower, for modules that only work if each example comes with parameters of its own (torch.nn.GRU)."""
+
+    _own_parameters = True

@@ -15,11 +15,11 @@ from fl_components.parameters import flatten
 from fl_components.privacy import ExampleLevel
 from fl_components.privacy.central import LEAST_NOISE
 from fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fl_components.training.chunk import Examples, Rows, Updates, finish, made_up
+from fl_components.training.chunk import Examples, Rows, Updates, finish, is_plain, made_up
 from fl_components.training.layers import Batch, NoClientForm
 from fl_components.training.loss import labels_of_each
 from fl_components.training.opacus_way import OpacusWay, is_dropout, objections
-from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
+from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
 from fl_components.training.sgd import SGD, example_seed
 from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Weighted
@@ -71,15 +71,23 @@ class PrivateChunks:
             wholes, found = self._sum(examples, tasks, rows, step, gradients)
             for client, loss in enumerate(found):
                 losses[client] += loss
+            # Plain steps are made as the noise comes, while what it is added to is in the cache.
+            plain = is_plain(rule)
             with torch.no_grad():
                 for client in range(active):
-                    parts = [each[client].view(-1) for each in gradients]
-                    whole = None if wholes is None else [each[client].view(-1) for each in wholes]
-                    mechanism.release_(parts, whole, noises[client], scales[client])
+                    flat, flat_wholes, flat_own = (
+                        [each[client].view(-1) for each in tensors] for tensors in (gradients, wholes, own)
+                    )
+                    if plain:
+                        alpha = -rule.learning_rate * scales[client]
+                        mechanism.release(flat_wholes, noises[client], flat_own, alpha)
+                    else:
+                        mechanism.release(flat_wholes, noises[client], flat, scales[client], fresh=True)
                 if rule.proximal:
                     for gradient, each, from_ in zip(gradients, own, self._start, strict=True):
                         gradient.add_(each - from_, alpha=rule.proximal)
-                finish(rule, gradients, own, kept)
+                if not plain:
+                    finish(rule, gradients, own, kept)
         updates = [each.sub_(part) for each, part in zip(params, self._start, strict=True)]
         return Updates(updates), losses
 
@@ -90,29 +98,30 @@ class PrivateChunks:
         rows: Sequence[Rows],
         step: int,
         sums: Sequence[Tensor],
-    ) -> tuple[list[Tensor] | None, list[Weighted]]:
-        """Put a step's sums into `sums`; where there are several pieces, return the sums of the rounded ones, float64.
+    ) -> tuple[Sequence[Tensor], list[Weighted]]:
+        """A step's sums in units, in `sums` (used up) where there is one piece, else float64: those of rounded pieces.
         Also each client's loss."""
-        longest, losses, whole = max(map(len, rows)), [Weighted()] * len(rows), None
-        if longest > PIECE_ROWS:
-            whole = [torch.zeros_like(each, dtype=torch.float64) for each in sums]
-        for each in sums:
-            each.zero_()
+        longest, losses = max(map(len, rows)), [Weighted()] * len(rows)
+        if not longest:
+            return [each.zero_() for each in sums], losses
+        several = longest > PIECE_ROWS
+        wholes = [torch.zeros_like(each, dtype=torch.float64) for each in sums] if several else sums
         at_once = self._replicas.rows_at_once(len(rows))
         for piece in range(0, longest, PIECE_ROWS):
             for first in range(piece, min(longest, piece + PIECE_ROWS), at_once):
                 stop = min(first + at_once, piece + PIECE_ROWS)
                 batch = self._batch(examples, tasks, [own[first:stop] for own in rows], step, first)
-                found = self._replicas.add_clipped(batch, self._rule.label_smoothing, self._mechanism, sums)
+                found = self._replicas.add_clipped(
+                    batch, self._rule.label_smoothing, self._mechanism, sums, fresh=first == piece
+                )
                 counted = labels_of_each(batch.y.flatten(0, 1)).view(found.shape).to(found)
                 totals = torch.where(counted > 0, found * counted, 0).sum(1)
                 for client, loss in enumerate(zip(totals.tolist(), counted.sum(1).tolist(), strict=True)):
                     losses[client] += Weighted(*loss)
-            if whole is not None:
-                for total, each in zip(whole, sums, strict=True):
+            if several:
+                for total, each in zip(wholes, sums, strict=True):
                     total += each.round_()
-                    each.zero_()
-        return whole, losses
+        return wholes, losses
 
     def _batch(
         self, examples: Examples, tasks: Sequence[ClientTask], rows: Sequence[Rows], step: int, first: int
@@ -148,7 +157,7 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
     if mixed:
         hint = "normalise over an example's own features, with torch.nn.GroupNorm or torch.nn.LayerNorm"
         raise ModelError("; ".join([_MIXED, *found]), hint=hint)
-    notes, ways = [], (GhostNorms, VmapExamples, OpacusWay)
+    notes, ways = [], (GhostNorms, VmapExamples, VmapAlone, OpacusWay)
     for make in ways:
         try:
             way = make(module)

@@ -263,7 +263,7 @@ class SGD(Rule):
                 loss += Weighted(float(losses @ counted), float(counted.sum()))
             gradients = tuple(torch.empty(each.shape, device=each.device) for each in parameters)
             flat, flat_whole = ([each.view(-1) for each in tensors] for tensors in (gradients, whole))
-            mechanism.release_(flat, flat_whole, noise, scale)
+            mechanism.release(flat_whole, noise, flat, scale, fresh=True)
             yield gradients, loss
 
     def _pulled(
