@@ -55,7 +55,7 @@ def contributions(parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> Tens
     Returns which were not clipped, bool [C]. An update that is not finite contributes zero, and counts as clipped.
     """
     kept = kept_units(sum(part.shape[1] for part in parts))
-    squares = [_squared_norms(part) for part in parts]
+    squares = [squared_norms(part) for part in parts]
     finite_C = torch.isfinite(torch.stack(squares).sum(0))
     if not finite_C.all():
         for part in parts:
@@ -71,7 +71,7 @@ def contributions(parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> Tens
     return unclipped_C.cpu()
 
 
-def _squared_norms(part: Tensor) -> Tensor:
+def squared_norms(part: Tensor) -> Tensor:
     """Of each row, float64 [C]: squares are added up in float32 within blocks, where that is fast and its error is
     bounded, and the blocks in float64."""
     whole = part.shape[1] // BLOCK * BLOCK

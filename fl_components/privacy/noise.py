@@ -9,9 +9,13 @@ privacy").
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fl_components.values import Int64
 
@@ -51,3 +55,84 @@ def gaussian(key: bytes, deviation: float, size: int) -> Int64:
         angle = uniform[half:] * (2 * math.pi / 2**64)
         block[:half], block[half:] = np.rint(radius * np.cos(angle)), np.rint(radius * np.sin(angle))
     return noise[:size]
+
+
+MOST_OF_FLOAT32: Final = 2.0**20
+"""The largest deviation, in units, of `WholeNormals`: a draw is then below 2^24, and a float32 holds it exactly."""
+
+_PAIRS: Final = 1 << 15  # at a time: what a processor's cache holds; fewer, and calling torch would show
+
+
+class WholeNormals:
+    """An endless stream of draws like those of `gaussian`, float32 whole numbers, at about the speed of torch.normal_.
+
+    A pair of draws takes 12 bytes of the stream: 63 bits and a half for the radius, whose logarithm is a float64's, so
+    that draws reach 9.4 deviations; 32 bits for the angle. The rest is float32: it moves a draw by less than 2^-20 of
+    the deviation, thus by about one unit.
+
+    Args:
+      key: 32 bytes. The same key gives the same draws: it must never serve two different sums.
+      deviation: in units, at most `MOST_OF_FLOAT32`.
+
+    >>> stream = WholeNormals(b"k" * 32, 1000.0)
+    >>> draws = torch.cat([block.clone() for block in stream.blocks(50_000)])
+    >>> bool(abs(draws.std() - 1000) < 15), bool((draws == draws.round()).all())
+    (True, True)
+    """
+
+    def __init__(self, key: bytes, deviation: float) -> None:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+        if not 0 <= deviation <= MOST_OF_FLOAT32:
+            raise ValueError(f"a deviation of {deviation:g} units is not between 0 and {MOST_OF_FLOAT32:g}")
+        self._stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._deviation = deviation
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """The next `size` draws, in blocks. A block holds until the next one is drawn, from any stream of the thread.
+
+        The stream goes on behind them, after a last pair where `size` is odd.
+        """
+        for start in range(0, size, 2 * _PAIRS):
+            yield self._draw(min(_PAIRS, (size - start + 1) // 2))[: size - start]
+
+    def _draw(self, pairs: int) -> Tensor:
+        room, variance = _ROOMS.of(pairs), self._deviation**2
+        self._stream.update_into(room.zeros, room.bytes)
+        room.radius64.copy_(room.radius_bits.bitwise_and_(2**63 - 1)).add_(0.5).log_()
+        # -2 log of (bits + 1/2) / 2^63, and next to nothing more: rounding must not make it negative.
+        room.radius64.mul_(-2 * variance).add_((126 * math.log(2) + 1e-13) * variance)
+        room.radius.copy_(room.radius64).sqrt_()
+        room.angle.copy_(room.angle_bits).mul_(2 * math.pi / 2**32)
+        torch.cos(room.angle, out=room.cosines).mul_(room.radius)
+        torch.sin(room.angle, out=room.sines).mul_(room.radius)
+        return room.draws.round_()
+
+
+class _Room:
+    """What a block of draws is made in."""
+
+    def __init__(self, pairs: int) -> None:
+        self.zeros, self.bytes = bytes(12 * pairs), bytearray(12 * pairs)
+        bits = torch.frombuffer(self.bytes, dtype=torch.uint8)
+        self.radius_bits, self.angle_bits = bits[: 8 * pairs].view(torch.int64), bits[8 * pairs :].view(torch.int32)
+        self.radius64 = torch.empty(pairs, dtype=torch.float64)
+        self.radius, self.angle, self.draws = (torch.empty(each) for each in (pairs, pairs, 2 * pairs))
+        self.cosines, self.sines = self.draws.split(pairs)
+
+
+class _Rooms(threading.local):
+    """One for whole blocks and one for what is left of a vector, for each thread: all streams take turns in them, since
+    they stay in the cache."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, _Room] = {}
+
+    def of(self, pairs: int) -> _Room:
+        if pairs not in self._rooms:
+            self._rooms = {size: room for size, room in self._rooms.items() if size == _PAIRS}
+            self._rooms[pairs] = _Room(pairs)
+        return self._rooms[pairs]
+
+
+_ROOMS: Final = _Rooms()

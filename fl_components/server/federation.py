@@ -31,7 +31,7 @@ from fl_components.privacy.clipping import Clip
 from fl_components.privacy.events import Event
 from fl_components.randomness import generator
 from fl_components.shared_memory import SharedMemory, give_back_memory
-from fl_components.training import MOST_OF_SHARD, ModelSpec, Result, Workload, evaluate
+from fl_components.training import MOST_OF_SHARD, Examples, ModelSpec, Result, Workload, evaluate, example_way
 from fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
@@ -55,11 +55,21 @@ class Federation:
     @property
     def facts(self) -> dict[str, int | str]:
         """What a resumed run must find as it was, and a warm start as its ancestor left it."""
-        return {
+        facts: dict[str, int | str] = {
             "num_clients": self.data.num_clients,
             "num_parameters": self.num_parameters,
             "constants_digest": constants_digest(self.module),
         }
+        return facts | ({"example_way": self.example_way} if self.example_way is not None else {})
+
+    @cached_property
+    def example_way(self) -> str | None:
+        """How gradients of single examples are found, where clients answer for these. Raises what
+        `training.example_way` raises."""
+        if self.example_level is None:
+            return None
+        x, y = (torch.from_numpy(self.examples[name]) for name in ("x", "y"))
+        return example_way(self.module, Examples(x, y, self.examples["starts"], self.examples["stops"]))
 
     @cached_property
     def baselines(self) -> dict[str, float]:
@@ -244,6 +254,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     give_back_memory()
     federation = Federation(config, data, examples, module, flatten(module))
     _try_selection(federation)
+    _ = federation.example_way  # refuses what has no gradients of single examples
     return federation
 
 

@@ -1,9 +1,11 @@
 """What a client does with the parameters: train them, and evaluate them. And how many clients do it at once."""
 
+from fl_components.training.chunk import Examples
 from fl_components.training.engine import Additive, ShardReport, Summing, names_of
 from fl_components.training.evaluation import Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
 from fl_components.training.facts import engine_facts
+from fl_components.training.private import example_way
 from fl_components.training.sgd import SGD
 from fl_components.training.threads import one_thread
 from fl_components.training.trainer import ModelSpec, Result, Trainer, Workload, peak_memory_bytes
@@ -16,6 +18,7 @@ __all__ = [
     "Additive",
     "DaskExecution",
     "Evaluation",
+    "Examples",
     "Execution",
     "LocalExecution",
     "ModelSpec",
@@ -27,6 +30,7 @@ __all__ = [
     "Workload",
     "engine_facts",
     "evaluate",
+    "example_way",
     "names_of",
     "one_thread",
     "peak_memory_bytes",

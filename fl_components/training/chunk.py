@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,14 +26,17 @@ class Examples:
         # How many labels of a row count; None where each row has one, which does.
         self._counts = None if y.ndim == 1 else (y != IGNORED).flatten(1).sum(1).numpy(force=True)
 
-    def gather(self, rows: Sequence[Rows], generators: Sequence[torch.Generator]) -> Batch:
-        """C clients' rows as one batch, shorter ones padded."""
+    def gather(
+        self, rows: Sequence[Rows], generators: Sequence[torch.Generator], spare: Sequence[int] | None = None
+    ) -> Batch:
+        """C clients' rows as one batch, shorter ones padded. `spare` are rows to pad with, where one may have none."""
         sizes = list(map(len, rows))
         longest, padded = max(sizes), min(sizes) < max(sizes)
         if padded:  # by a client's own row: what is wrong with one client's data must not reach another
             index = np.empty((len(rows), longest), np.int64)
             for client, own in enumerate(rows):
-                index[client, : len(own)], index[client, len(own) :] = own, own[0]
+                index[client, : len(own)] = own
+                index[client, len(own) :] = own[0] if spare is None else spare[client]
         else:
             index = np.stack(rows)
         flat = torch.from_numpy(index.ravel()).to(self.x.device)
@@ -41,6 +45,18 @@ class Examples:
             y[torch.arange(longest) >= torch.tensor(sizes)[:, None]] = IGNORED
         counts = sizes if self._counts is None else [int(self._counts[own].sum()) for own in rows]
         return Batch(x, y, sizes, counts, generators)
+
+
+def made_up(examples: Examples) -> Examples:
+    """A few rows like these, but nobody's: how all clients are trained must not depend on what some of them hold."""
+    generator = torch.Generator().manual_seed(0)
+
+    def like(rows: Tensor, values: Callable[..., Tensor]) -> Tensor:
+        return values((7, *rows.shape[1:]), generator=generator).to(rows)
+
+    bits = partial(torch.randint, 0, 2)  # tokens and labels of any vocabulary
+    x = like(examples.x, torch.randn if examples.x.is_floating_point() else bits)
+    return Examples(x, like(examples.y, bits), np.array([0, 5]), np.array([5, 7]))
 
 
 class Updates:
@@ -174,9 +190,14 @@ def _move(
         scales = (rule.max_gradient_norm / norms).clamp_(max=1.0)
         for gradient in gradients:
             gradient.mul_(scales.view(-1, *(1,) * (gradient.ndim - 1)))
-    for index, (gradient, each) in enumerate(zip(gradients, own, strict=True)):
+    finish(rule, gradients, own, kept if clips else [])
+
+
+def finish(rule: SGD, gradients: Sequence[Tensor], params: Sequence[Tensor], velocities: Sequence[Tensor]) -> None:
+    """The last parts of a step: weight decay, momentum (where there are velocities), the step."""
+    for index, (gradient, each) in enumerate(zip(gradients, params, strict=True)):
         if rule.weight_decay:
             gradient.add_(each, alpha=rule.weight_decay)
-        if kept and clips:
-            gradient = kept[index].mul_(rule.momentum).add_(gradient)
+        if velocities:
+            gradient = velocities[index].mul_(rule.momentum).add_(gradient)
         each.sub_(gradient, alpha=rule.learning_rate)

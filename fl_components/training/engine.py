@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -15,8 +14,11 @@ from torch import Tensor, nn
 from fl_components.errors import ModelError, one_line
 from fl_components.parameters import flatten
 from fl_components.privacy.clipping import Clip, add_contributions
-from fl_components.training.chunk import Examples, Rows, Updates, is_plain, train_chunk
+from fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
 from fl_components.training.layers import NoClientForm
+from fl_components.training.opacus_way import OpacusWay
+from fl_components.training.per_example import ClippedReplicas
+from fl_components.training.private import PrivateChunks, Way, find_way
 from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
 from fl_components.training.sgd import SGD, torch_seed
 from fl_components.training.threads import one_thread
@@ -95,7 +97,8 @@ class Engine:
     """Trains clients of one model.
 
     It has three ways: layers that hold many clients' parameters at once, torch.func.vmap, and one client after the
-    other. It takes the first that makes a few small steps as `SGD.train` makes them.
+    other. It takes the first that makes a few small steps as `SGD.train` makes them. Where clients make a claim about
+    their examples the ways are others (private.py, `find_way`), found when that is first asked for.
 
     Args:
       module: with its initial parameters; from here on a scratch pad.
@@ -111,7 +114,8 @@ class Engine:
         self._shapes = [each.shape for each in module.parameters() if each.requires_grad]
         self._sizes = [shape.numel() for shape in self._shapes]
         with one_thread():
-            self._replicas, self.note = _fastest(self._module, _made_up(examples))
+            self._replicas, self.note = _fastest(self._module, made_up(examples))
+        self._way: Way | None = None
 
     def train(
         self,
@@ -126,8 +130,11 @@ class Engine:
         Without `summing`, the updates of those that sent one go into the first rows of `out` [N, D], in the order of
         the tasks. With it, the weighted sum of those that are not refused goes into `out` [D] (float64 [D + 1] where
         contributions are summed), and N x D never exists. Stragglers that are to be dropped are absent. Raises
-        `ModelError` when the model fails.
+        `ModelError` when the model fails, and what `example_way` raises.
         """
+        if rule.example_level is not None and self._way is None:
+            with one_thread():
+                self._way = find_way(self._module, made_up(self._examples))
         absent = {}
         if rule.drop_stragglers:
             absent = {each.client_id: STRAGGLER for each in tasks if rule.work_of(each.seed) is not None}
@@ -174,13 +181,22 @@ class Engine:
     ) -> Iterator[tuple[list[int], Updates, list[Weighted]]]:
         """The clients in chunks, those with the most steps first: their positions, updates and losses."""
         steps = [self._steps(rule, task) for task in tasks]
+        private = None
+        if rule.example_level is not None and isinstance(self._way, ClippedReplicas):
+            private = PrivateChunks(self._way, self._module, rule, params_D)
         order = sorted(range(len(tasks)), key=lambda position: -len(steps[position]))
         while order:
-            size = self._chunk_size(rule, [sum(map(len, steps[position])) for position in order])
+            if private is not None:
+                size = _chunk_size(len(order), private.floats)
+            else:
+                size = self._chunk_size(rule, [sum(map(len, steps[position])) for position in order])
             positions, order = order[:size], order[size:]
-            chunk = [tasks[position] for position in positions]
+            chunk, batches = [tasks[position] for position in positions], [steps[position] for position in positions]
             try:
-                trained = self._train_chunk(rule, params_D, chunk, [steps[position] for position in positions])
+                if private is not None:
+                    trained = private.train(self._examples, chunk, batches)
+                else:
+                    trained = self._train_chunk(rule, params_D, chunk, batches)
             except Exception as error:
                 raise ModelError(
                     f"the model failed while {names_of(chunk)} trained: {one_line(error)}",
@@ -190,29 +206,40 @@ class Engine:
 
     def _steps(self, rule: SGD, task: ClientTask) -> list[Rows]:
         """The rows of each step's batch, among all clients' rows; one who trains alone needs none."""
-        if self._replicas is None:
+        if self._goes_alone(rule):
             return []
         first = self._examples.starts[task.index]
+        if rule.example_level is not None:
+            return [first + rows for rows in rule.private_batches_of(task.num_examples, task.seed, task.key)]
         return [first + rows for rows in rule.steps_of(task.num_examples, task.seed)]
+
+    def _goes_alone(self, rule: SGD) -> bool:
+        """Whether clients train one after the other."""
+        return self._replicas is None if rule.example_level is None else isinstance(self._way, OpacusWay)
 
     def _train_chunk(
         self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask], steps: Sequence[Sequence[Rows]]
     ) -> tuple[Updates, list[Weighted]]:
-        if self._replicas is None:
+        if self._goes_alone(rule):
             examples, (task,) = self._examples, tasks
             rows = slice(examples.starts[task.index], examples.stops[task.index])
-            start_D = params_D.cpu().numpy()
-            delta_D, loss = rule.train(self._module, start_D, examples.x[rows], examples.y[rows], task.seed)
+            start_D, x, y = params_D.cpu().numpy(), examples.x[rows], examples.y[rows]
+            if isinstance(self._way, OpacusWay) and rule.example_level is not None:
+                delta_D, loss = self._way.train(rule, start_D, x, y, task.seed, task.key)
+            else:
+                delta_D, loss = rule.train(self._module, start_D, x, y, task.seed)
             delta_1D = torch.from_numpy(delta_D[None]).to(params_D.device)
             return Updates(delta_1D.split_with_sizes(self._sizes, dim=1)), [loss]
+        assert self._replicas is not None
         generators = [torch.Generator().manual_seed(torch_seed(task.seed)) for task in tasks]
         return train_chunk(self._replicas, rule, params_D, self._examples, steps, generators)
 
     def _chunk_size(self, rule: SGD, num_examples: Sequence[int]) -> int:
         """How many of the clients to come train together. `num_examples` are those that each steps through: those who
         come first have the same parameters in dual form, and the bytes of all stay within `CHUNK_BYTES`."""
-        if self._replicas is None:
+        if self._goes_alone(rule):
             return 1
+        assert self._replicas is not None
         duals = self._replicas.dual(max(num_examples)) if is_plain(rule) else {}
         alike = 1
         while alike < len(num_examples) and (
@@ -221,8 +248,13 @@ class Engine:
             alike += 1
         floats = 2 * sum(shape.numel() for index, shape in enumerate(self._shapes) if index not in duals)
         floats += sum(rows * sum(self._shapes[index]) for index, rows in duals.items())
-        most = max(1, CHUNK_BYTES // (4 * max(1, floats)))
-        return -(-alike // -(-alike // most))  # in chunks of equal size
+        return _chunk_size(alike, floats)
+
+
+def _chunk_size(num_clients: int, floats: int) -> int:
+    """How many of so many clients, alike in what they take (`floats` each), train together: in chunks of equal size."""
+    most = max(1, CHUNK_BYTES // (4 * max(1, floats)))
+    return -(-num_clients // -(-num_clients // most))
 
 
 def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, str]:
@@ -239,18 +271,6 @@ def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, st
             return replicas, "; ".join(notes)
         notes.append(f"{name}: {difference}")
     return None, "; ".join(notes)
-
-
-def _made_up(examples: Examples) -> Examples:
-    """A few rows like these, but nobody's: how all clients are trained must not depend on what some of them hold."""
-    generator = torch.Generator().manual_seed(0)
-
-    def like(rows: Tensor, values: Callable[..., Tensor]) -> Tensor:
-        return values((7, *rows.shape[1:]), generator=generator).to(rows)
-
-    bits = partial(torch.randint, 0, 2)  # tokens and labels of any vocabulary
-    x = like(examples.x, torch.randn if examples.x.is_floating_point() else bits)
-    return Examples(x, like(examples.y, bits), np.array([0, 5]), np.array([5, 7]))
 
 
 def _difference(replicas: Replicas, module: nn.Module, examples: Examples) -> str | None:

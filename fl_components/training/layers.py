@@ -27,7 +27,8 @@ class Batch:
       x, y: examples and labels, [C, B, ...] each.
       sizes: how many of each client's B rows are its own; the others are padding, labelled `IGNORED`.
       counts: how many labels of each client's rows count.
-      generators: the clients' own, for what a module draws.
+      generators: the clients' own, for what a module draws. Where examples are trained on by themselves, each row's
+        own; `sizes` then says of each row whether it is no padding.
     """
 
     x: Tensor
@@ -318,9 +319,9 @@ class ClientDropout(ClientLayer):
         if not self._p:
             return x
         kept = torch.zeros(x.shape)  # drawn on the processor, whatever the device: the same draws everywhere
-        for client, rows in enumerate(kept.chunk(self.in_hand.num_clients)):
-            own = rows[: self.in_hand.batch.sizes[client]]
-            own.bernoulli_(1 - self._p, generator=self.in_hand.batch.generators[client])
+        sizes, generators = self.in_hand.batch.sizes, self.in_hand.batch.generators
+        for rows, size, generator in zip(kept.chunk(len(generators)), sizes, generators, strict=True):
+            rows[:size].bernoulli_(1 - self._p, generator=generator)
         return x * kept.div_(1 - self._p).to(x.device)
 
 

@@ -21,11 +21,22 @@ def label_losses(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: fl
     )
 
 
-def sum_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sum_loss(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """The same, summed over the labels that count."""
-    return cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return cross_entropy(
+        scores.flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
 
 
 def num_labels(labels: torch.Tensor) -> int:
     """How many labels count."""
     return labels.numel() if labels.ndim == 1 else int((labels != IGNORED).sum())
+
+
+def labels_of_each(labels: torch.Tensor) -> torch.Tensor:
+    """How many labels of each row count, int64 [B], of labels [B, ...]."""
+    return (labels != IGNORED).view(len(labels), -1).sum(1)

@@ -87,15 +87,18 @@ class LayeredReplicas(Replicas):
             layer.use([views[index] for index in indices])
 
     def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
-        self._in_hand.batch, num_clients = batch, len(batch.x)
-        scores = self._module(batch.x.flatten(0, 1))
-        losses = label_losses(scores, batch.y, label_smoothing)
+        num_clients = len(batch.x)
+        shares = 1 / torch.tensor(batch.counts, dtype=torch.float32, device=batch.x.device)  # of a label in its mean
+        losses = self._run(batch, label_smoothing, shares.repeat_interleave(batch.y.numel() // num_clients))
+        return losses.view(num_clients, -1).sum(1) * shares
+
+    def _run(self, batch: Batch, label_smoothing: float, weights: Tensor) -> Tensor:
+        """Forward, and back from the labels' losses with these weights. Returns the losses; both flat."""
+        self._in_hand.batch = batch
+        losses = label_losses(self._module(batch.x.flatten(0, 1)), batch.y, label_smoothing)
         leaves = [leaf for layer, _ in self._layers for leaf in layer.leaves()]
-        shares = 1 / torch.tensor(batch.counts, dtype=torch.float32, device=losses.device)  # of a label in its mean
-        weights = shares.repeat_interleave(len(losses) // num_clients)
-        gradients = torch.autograd.grad(losses, leaves, weights, allow_unused=True, materialize_grads=True)
-        self._gradients[:] = gradients
-        return losses.detach().view(num_clients, -1).sum(1) * shares
+        self._gradients[:] = torch.autograd.grad(losses, leaves, weights, allow_unused=True, materialize_grads=True)
+        return losses.detach()
 
     def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
         remaining = iter(self._gradients)

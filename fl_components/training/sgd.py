@@ -4,7 +4,7 @@ https://arxiv.org/abs/1812.06127)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +15,10 @@ from pydantic import Field, model_validator
 from fl_components import randomness
 from fl_components.parameters import flatten, load_into
 from fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
+from fl_components.privacy.clipping import squared_norms
+from fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
 from fl_components.rules import Rule
-from fl_components.training.loss import mean_loss, num_labels
+from fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
 from fl_components.training.schedules import Constant, Schedule
 from fl_components.values import Float32, Weighted
 
@@ -26,6 +28,16 @@ def torch_seed(seed: int) -> int:
     return seed % 2**63
 
 
+def example_seed(seed: int, step: int, place: int) -> int:
+    """The seed of what a client's module draws for one example of a batch, where each is trained on by itself."""
+    return torch_seed(randomness.derive_key(seed, step, "example", str(place)))
+
+
+ClippedSum = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[list[torch.Tensor], torch.Tensor]]
+"""From a piece of a batch (examples and labels [B, ...], and the seed of each example's draws) to the sum of the
+examples' clipped gradients in units, float32, one tensor for each parameter; and each one's mean loss [B]."""
+
+
 class SGD(Rule):
     """`epochs` passes over the client's examples, or `steps` mini-batches; momentum starts at zero in every round.
 
@@ -33,6 +45,10 @@ class SGD(Rule):
     A step is, in this order: the gradient of the (smoothed) loss, plus `proximal` (w - w_global), scaled down to
     `max_gradient_norm` where it is longer; plus `weight_decay` w; momentum; the step. That is torch.optim.SGD after
     clip_grad_norm_ of the objective's gradient.
+
+    With `privacy: example_level` the gradient is what is released of a step (privacy/steps.py): the gradients of the
+    examples of a batch that coins drew, each clipped by itself, added up, with noise, over the batch's expected size.
+    An example's loss is the mean over its own labels that count. What follows is as above.
 
     With `straggler_fraction` the local work is uneven, after section 5.2 of FedProx: in each round each client is with
     that probability a straggler, which stops after a number of epochs (or steps) drawn uniformly from 1 to one less
@@ -154,6 +170,16 @@ class SGD(Rule):
         """The rows of the batch of each step that the client with this seed makes."""
         return list(self.batches(num_examples, np.random.Generator(np.random.Philox(key=seed)), self.work_of(seed)))
 
+    def private_batches_of(self, num_examples: int, seed: int, key: bytes | None) -> list[NDArray[np.int64]]:
+        """The same under an example-level claim: drawn from the client's key. A straggler stops early."""
+        private, work = self.example_level, self.work_of(seed)
+        if private is None or key is None:
+            raise ValueError("a client that makes a claim about its examples draws its batches from a key of its own")
+        steps = self.private_steps
+        if work is not None:
+            steps = work if self.steps is not None else private.steps(work)
+        return private_batches(private, key, num_examples, steps)
+
     def train(
         self,
         module: torch.nn.Module,
@@ -161,11 +187,14 @@ class SGD(Rule):
         x: NDArray[Any] | torch.Tensor,
         y: NDArray[np.int64] | torch.Tensor,
         seed: int,
+        key: bytes | None = None,
+        clipped_sum: ClippedSum | None = None,
     ) -> tuple[Float32, Weighted]:
         """One client's update (w_local - w_global, float32 [D]) and the loss over the labels that it stepped through.
 
         `module` is a scratch pad: its parameters are overwritten. `seed` decides the batches, and what the module
-        itself draws (dropout).
+        itself draws (dropout). Under an example-level claim batches and noise are drawn from `key`, the client's own
+        secret of the round; `clipped_sum` replaces one example after the other.
         """
         load_into(module, params_D)
         module.train()
@@ -173,22 +202,69 @@ class SGD(Rule):
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in parameters] if self.proximal else []
         velocities = [torch.zeros_like(parameter) for parameter in parameters]
-        loss_sum, loss_labels = 0.0, 0
+        loss = Weighted()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed))
-            for rows in self.steps_of(len(y), seed):
-                batch = torch.from_numpy(rows)
-                loss = mean_loss(module(inputs[batch]), labels[batch], self.label_smoothing)
-                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
+            if self.example_level is None:
+                steps = self._gradients(module, parameters, inputs, labels, seed)
+            else:
+                steps = self._private_gradients(module, parameters, inputs, labels, seed, key, clipped_sum)
+            for gradients, loss_of_step in steps:
                 with torch.no_grad():
                     gradients = self._pulled(gradients, parameters, start)
                     for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                         velocity.mul_(self.momentum).add_(gradient)
                         parameter.sub_(velocity, alpha=self.learning_rate)
-                counted = num_labels(labels[batch])
-                loss_sum += loss.item() * counted
-                loss_labels += counted
-        return flatten(module) - params_D, Weighted(loss_sum, loss_labels)
+                loss += loss_of_step
+        return flatten(module) - params_D, loss
+
+    def _gradients(
+        self,
+        module: torch.nn.Module,
+        parameters: list[torch.nn.Parameter],
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        seed: int,
+    ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
+        """Of each step: the gradient of the mean loss, and the loss."""
+        for rows in self.steps_of(len(labels), seed):
+            batch = torch.from_numpy(rows)
+            loss = mean_loss(module(inputs[batch]), labels[batch], self.label_smoothing)
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
+            counted = num_labels(labels[batch])
+            yield gradients, Weighted(loss.item() * counted, counted)
+
+    def _private_gradients(
+        self,
+        module: torch.nn.Module,
+        parameters: list[torch.nn.Parameter],
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        seed: int,
+        key: bytes | None,
+        clipped_sum: ClippedSum | None,
+    ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
+        """Of each step: what is released of the examples' gradients, and the loss, which is not released."""
+        batches, private = self.private_batches_of(len(labels), seed, key), self.example_level
+        assert private is not None and key is not None
+        mechanism = Mechanism.of(private, sum(parameter.numel() for parameter in parameters))
+        noise, scale = mechanism.noise(key), mechanism.per_example(private.sampling_rate, len(labels))
+        clipped_sum = clipped_sum or OneByOne(module, parameters, mechanism, self.label_smoothing)
+        for step, rows in enumerate(batches):
+            loss = Weighted()
+            whole = [torch.zeros(each.shape, dtype=torch.float64, device=each.device) for each in parameters]
+            for first in range(0, len(rows), PIECE_ROWS):
+                piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
+                seeds = [example_seed(seed, step, place) for place in range(first, first + len(piece))]
+                sums, losses = clipped_sum(inputs[piece], labels[piece], seeds)
+                for total, part in zip(whole, sums, strict=True):
+                    total += part.round()
+                counted = labels_of_each(labels[piece]).to(losses)
+                loss += Weighted(float(losses @ counted), float(counted.sum()))
+            gradients = tuple(torch.empty(each.shape, device=each.device) for each in parameters)
+            flat, flat_whole = ([each.view(-1) for each in tensors] for tensors in (gradients, whole))
+            mechanism.release(flat_whole, noise, flat, scale, fresh=True)
+            yield gradients, loss
 
     def _pulled(
         self,
@@ -212,3 +288,33 @@ class SGD(Rule):
                 for gradient, parameter in zip(gradients, parameters, strict=True)
             )
         return gradients
+
+
+class OneByOne:
+    """A `ClippedSum` as it is defined: the gradient of one example after the other."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        parameters: list[torch.nn.Parameter],
+        mechanism: Mechanism,
+        label_smoothing: float,
+    ) -> None:
+        self._module, self._parameters = module, parameters
+        self._mechanism, self._label_smoothing = mechanism, label_smoothing
+
+    def __call__(
+        self, inputs: torch.Tensor, labels: torch.Tensor, seeds: Sequence[int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        sums, losses = [torch.zeros_like(each) for each in self._parameters], torch.zeros(len(seeds))
+        for place, seed in enumerate(seeds):
+            torch.manual_seed(seed)
+            x, y = inputs[place : place + 1], labels[place : place + 1]
+            loss = sum_loss(self._module(x), y, self._label_smoothing) / max(num_labels(y), 1)
+            gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+            squares = torch.stack([squared_norms(each.reshape(1, -1)) for each in gradients]).sum(0)
+            if counts(squares):
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total.add_(gradient, alpha=float(self._mechanism.factors(squares)))
+            losses[place] = loss.detach()
+        return sums, losses

@@ -1,0 +1,148 @@
+"""The gradients of single examples as Opacus (https://opacus.ai) computes them: for models that the faster ways cannot
+take, one client after the other."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from fl_components.errors import ConfigError
+from fl_components.privacy.clipping import squared_norms
+from fl_components.privacy.steps import Mechanism, counts
+from fl_components.training.layers import Batch, ClientDropout, InHand
+from fl_components.training.loss import label_losses, labels_of_each
+from fl_components.training.per_example import FORMED_FLOATS
+from fl_components.training.sgd import SGD
+from fl_components.values import Float32, Weighted
+
+
+def import_opacus() -> Any:
+    """The package. Raises `ConfigError` where it is not installed."""
+    try:
+        import opacus.validators
+    except ImportError as error:
+        raise ConfigError(
+            "training.privacy.kind is example_level, and the gradients of this model's single examples needs Opacus",
+            hint="pip install 'fedrounds[opacus]'",
+        ) from error
+    return opacus
+
+
+def objections(module: nn.Module) -> list[str]:
+    """Opacus' reasons against a model, each with what would replace the layer; none where it is not installed."""
+    try:
+        opacus = import_opacus()
+    except ConfigError:
+        return []
+    return [" ".join(str(each).split()) for each in opacus.validators.ModuleValidator.validate(module.train())]
+
+
+class OpacusWay:
+    """Holds a gradient for each example of a part of a batch, at most 64 MiB of them (one example at least).
+
+    Raises what Opacus raises for a module that it cannot take, and `ConfigError` where it is not installed.
+    """
+
+    name: ClassVar[str] = "opacus"
+
+    def __init__(self, module: nn.Module) -> None:
+        opacus, self._in_hand = import_opacus(), InHand()
+        # deepcopy takes what its memo holds for a copy that is made already.
+        dropouts: dict[int, Any] = {
+            id(each): ClientDropout(each, self._in_hand) for each in module.modules() if is_dropout(each)
+        }
+        self._module = copy.deepcopy(module, memo=dropouts).train()
+        self._draws = bool(dropouts)
+        # Not strict: buffers are allowed, since what comes out is compared with one example after the other.
+        self._hooked = opacus.GradSampleModule(self._module, loss_reduction="sum", strict=False)
+        self._parameters = [each for each in self._module.parameters() if each.requires_grad]
+
+    def train(
+        self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, seed: int, key: bytes | None
+    ) -> tuple[Float32, Weighted]:
+        """`SGD.train` with these gradients."""
+        private = rule.example_level
+        assert private is not None
+        mechanism, smoothing = Mechanism.of(private, len(params_D)), rule.label_smoothing
+        optimizer = _clipping_optimizer()(torch.optim.SGD(self._parameters, lr=1.0), mechanism)
+        rows = max(1, FORMED_FLOATS // len(params_D))
+
+        def clipped_sum(inputs: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+            parts = zip(torch.split(inputs, rows), torch.split(labels, rows), strict=True)
+            losses = [
+                self._add(optimizer, *part, seeds[place * rows :][:rows], smoothing) for place, part in enumerate(parts)
+            ]
+            return optimizer.take(), torch.cat(losses)
+
+        return rule.train(self._module, params_D, x, y, seed, key, clipped_sum)
+
+    def _add(self, optimizer: Any, x: Tensor, y: Tensor, seeds: Sequence[int], smoothing: float) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds] if self._draws else []
+        self._in_hand.batch = Batch(x[None], y[None], [1] * len(x), [], generators)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that nobody needs the gradient by a hook's input
+            losses = label_losses(self._hooked(x), y, smoothing).view(len(x), -1).sum(1)
+            losses = losses / labels_of_each(y).clamp(min=1)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.clip_and_accumulate()
+        return losses.detach()
+
+
+def is_dropout(layer: nn.Module) -> TypeGuard[nn.Dropout]:
+    """Whether it draws, in a way that each example can have its own draws."""
+    return type(layer) is nn.Dropout and layer.p > 0
+
+
+@cache
+def _clipping_optimizer() -> Any:
+    from opacus.optimizers import DPOptimizer
+
+    class Clipping(DPOptimizer):  # type: ignore[misc]
+        """Opacus' optimizer as far as it adds up. Its own factor, C / (norm + 1e-6) of a float32 norm over whole
+        tensors, has no bound for its rounding, and a norm that is not finite spoils all; so each example is clipped
+        before, and there is nothing left to clip. Noise comes with the release of the sum."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> None:
+            super().__init__(
+                optimizer,
+                noise_multiplier=0.0,
+                max_grad_norm=math.inf,
+                expected_batch_size=None,
+                loss_reduction="sum",
+            )
+            self._mechanism = mechanism
+            self._forget()
+
+        def clip_and_accumulate(self) -> None:
+            samples = [each.grad_sample for each in self.params]
+            num_examples = next(len(each) for each in samples if each is not None)
+            for index, (each, sample) in enumerate(zip(self.params, samples, strict=True)):
+                if sample is None:  # it took no part
+                    samples[index] = each.new_zeros(num_examples, *each.shape)
+            squares = torch.stack([squared_norms(each.reshape(num_examples, -1)) for each in samples]).sum(0)
+            scales, counted = self._mechanism.factors(squares), counts(squares)
+            for each, sample in zip(self.params, samples, strict=True):
+                by_example = (-1, *(1,) * (sample.ndim - 1))
+                each.grad_sample = torch.where(counted.view(by_example), sample * scales.view(by_example), 0)
+            super().clip_and_accumulate()
+            for each in self.params:
+                each.grad_sample = each.grad = None
+
+        def take(self) -> list[Tensor]:
+            """The sums since they were last taken."""
+            sums = [each.summed_grad for each in self.params]
+            self._forget()
+            return sums
+
+        def _forget(self) -> None:
+            for each in self.params:
+                each.summed_grad = each.grad_sample = each.grad = None
+
+    return Clipping

@@ -1,0 +1,230 @@
+"""A chunk of clients that make a claim about each of their examples, and how their gradients are found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fl_components.errors import FedroundsError, ModelError, one_line
+from fl_components.parameters import flatten
+from fl_components.privacy import ExampleLevel
+from fl_components.privacy.central import LEAST_NOISE
+from fl_components.privacy.steps import PIECE_ROWS, Mechanism
+from fl_components.training.chunk import Examples, Rows, Updates, finish, is_plain, made_up
+from fl_components.training.layers import Batch, NoClientForm
+from fl_components.training.loss import labels_of_each
+from fl_components.training.opacus_way import OpacusWay, is_dropout, objections
+from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
+from fl_components.training.sgd import SGD, example_seed
+from fl_components.training.threads import one_thread
+from fl_components.values import ClientTask, Weighted
+
+Way = ClippedReplicas | OpacusWay
+
+_MIXED: Final = "gradients of examples would mix: what the model makes of an example depends on the others of its batch"
+
+
+class PrivateChunks:
+    """Trains chunks of clients as `SGD.train` does with a key.
+
+    A client takes 2 D float32 (its parameters, a step's sum), one D more with momentum, two more while a batch has more
+    than `PIECE_ROWS` rows; and for at most that many rows of a batch at a time what the model's layers make of them.
+    Formed gradients of all clients together are at most 64 MiB, or one for each client.
+    """
+
+    def __init__(self, replicas: ClippedReplicas, module: nn.Module, rule: SGD, params_D: Tensor) -> None:
+        assert rule.example_level is not None
+        self._replicas, self._rule, self._private = replicas, rule, rule.example_level
+        self._mechanism = Mechanism.of(self._private, len(params_D))
+        self._draws = any(is_dropout(each) for each in module.modules())
+        sizes = [shape.numel() for shape in replicas.shapes]
+        self._start = [
+            part.view(shape) for part, shape in zip(torch.split(params_D, sizes), replicas.shapes, strict=True)
+        ]
+
+    @property
+    def floats(self) -> int:
+        """What a client takes, besides what stays the same for all."""
+        return (2 + bool(self._rule.momentum)) * self._mechanism.num_parameters + self._replicas.formed
+
+    def train(
+        self, examples: Examples, tasks: Sequence[ClientTask], batches: Sequence[Sequence[Rows]]
+    ) -> tuple[Updates, list[Weighted]]:
+        """Their updates and losses; `batches` as for `train_chunk`, among all clients' rows. A batch may be empty."""
+        rule, mechanism, num_clients = self._rule, self._mechanism, len(tasks)
+        noises = [mechanism.noise(task.key or b"") for task in tasks]
+        scales = [mechanism.per_example(self._private.sampling_rate, task.num_examples) for task in tasks]
+        params = [part.expand(num_clients, *part.shape).clone() for part in self._start]
+        velocities = [torch.zeros_like(each) for each in params] if rule.momentum else []
+        sums = [torch.empty_like(each) for each in params]
+        losses = [Weighted()] * num_clients
+        self._replicas.use(params)
+        for step in range(len(batches[0])):
+            active = sum(len(each) > step for each in batches)
+            own, gradients, kept = ([each[:active] for each in tensors] for tensors in (params, sums, velocities))
+            rows = [each[step] for each in batches[:active]]
+            wholes, found = self._sum(examples, tasks, rows, step, gradients)
+            for client, loss in enumerate(found):
+                losses[client] += loss
+            # Plain steps are made as the noise comes, while what it is added to is in the cache.
+            plain = is_plain(rule)
+            with torch.no_grad():
+                for client in range(active):
+                    flat, flat_wholes, flat_own = (
+                        [each[client].view(-1) for each in tensors] for tensors in (gradients, wholes, own)
+                    )
+                    if plain:
+                        alpha = -rule.learning_rate * scales[client]
+                        mechanism.release(flat_wholes, noises[client], flat_own, alpha)
+                    else:
+                        mechanism.release(flat_wholes, noises[client], flat, scales[client], fresh=True)
+                if rule.proximal:
+                    for gradient, each, from_ in zip(gradients, own, self._start, strict=True):
+                        gradient.add_(each - from_, alpha=rule.proximal)
+                if not plain:
+                    finish(rule, gradients, own, kept)
+        updates = [each.sub_(part) for each, part in zip(params, self._start, strict=True)]
+        return Updates(updates), losses
+
+    def _sum(
+        self,
+        examples: Examples,
+        tasks: Sequence[ClientTask],
+        rows: Sequence[Rows],
+        step: int,
+        sums: Sequence[Tensor],
+    ) -> tuple[Sequence[Tensor], list[Weighted]]:
+        """A step's sums in units, in `sums` (used up) where there is one piece, else float64: those of rounded pieces.
+        Also each client's loss."""
+        longest, losses = max(map(len, rows)), [Weighted()] * len(rows)
+        if not longest:
+            return [each.zero_() for each in sums], losses
+        several = longest > PIECE_ROWS
+        wholes = [torch.zeros_like(each, dtype=torch.float64) for each in sums] if several else sums
+        at_once = self._replicas.rows_at_once(len(rows))
+        for piece in range(0, longest, PIECE_ROWS):
+            for first in range(piece, min(longest, piece + PIECE_ROWS), at_once):
+                stop = min(first + at_once, piece + PIECE_ROWS)
+                batch = self._batch(examples, tasks, [own[first:stop] for own in rows], step, first)
+                found = self._replicas.add_clipped(
+                    batch, self._rule.label_smoothing, self._mechanism, sums, fresh=first == piece
+                )
+                counted = labels_of_each(batch.y.flatten(0, 1)).view(found.shape).to(found)
+                totals = torch.where(counted > 0, found * counted, 0).sum(1)
+                for client, loss in enumerate(zip(totals.tolist(), counted.sum(1).tolist(), strict=True)):
+                    losses[client] += Weighted(*loss)
+            if several:
+                for total, each in zip(wholes, sums, strict=True):
+                    total += each.round_()
+        return wholes, losses
+
+    def _batch(
+        self, examples: Examples, tasks: Sequence[ClientTask], rows: Sequence[Rows], step: int, first: int
+    ) -> Batch:
+        batch = examples.gather(rows, (), [int(examples.starts[task.index]) for task in tasks[: len(rows)]])
+        if not self._draws:
+            return batch
+        longest = batch.x.shape[1]
+        places = [(task, len(own), place) for task, own in zip(tasks, rows, strict=False) for place in range(longest)]
+        generators = [
+            torch.Generator().manual_seed(example_seed(task.seed, step, first + place)) for task, _, place in places
+        ]
+        return Batch(batch.x, batch.y, [int(place < size) for _, size, place in places], batch.counts, generators)
+
+
+def example_way(module: nn.Module, examples: Examples) -> str:
+    """How the gradients of single examples are found: "ghost norms", "vmap" or "opacus".
+
+    It follows from the model and from what its rows look like, not from what they hold. Raises `ModelError` for a model
+    of which no way is right, and `ConfigError` where the one that is needs Opacus, which is not installed.
+    """
+    with one_thread():
+        return find_way(copy.deepcopy(module), made_up(examples)).name
+
+
+def find_way(module: nn.Module, rows: Examples) -> Way:
+    """The first way that makes a few small steps as `SGD.train` does, on rows that are nobody's (`made_up`)."""
+    found = objections(module)
+    try:
+        mixed = _mixes(module, rows.x)
+    except Exception as error:
+        raise ModelError("; ".join([f"the model fails on made-up rows: {one_line(error)}", *found])) from error
+    if mixed:
+        hint = "normalise over an example's own features, with torch.nn.GroupNorm or torch.nn.LayerNorm"
+        raise ModelError("; ".join([_MIXED, *found]), hint=hint)
+    notes, ways = [], (GhostNorms, VmapExamples, VmapAlone, OpacusWay)
+    for make in ways:
+        try:
+            way = make(module)
+            difference = _difference(way, module, rows)
+        except FedroundsError:
+            raise
+        except Exception as error:
+            notes.append(f"{make.name}: {error if isinstance(error, NoClientForm) else one_line(error)}")
+            continue
+        if difference is None:
+            return way
+        notes.append(f"{make.name}: {difference}")
+    raise ModelError("no way gives the gradients of this model's single examples: " + "; ".join([*found, *notes]))
+
+
+def _mixes(module: nn.Module, x: Tensor) -> bool:
+    """Whether what comes out for a row changes with the other rows of its batch, by a single bit."""
+    module.train()
+
+    def out(rows: Tensor) -> Tensor:
+        torch.manual_seed(0)  # what is drawn is the same for each row
+        scores: Tensor = module(rows)
+        return scores.view(len(rows), -1)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        scores = out(x)
+        for place in (0, len(x) // 2, len(x) - 1):
+            others = x.roll(1, 0)
+            others[place] = x[place]
+            if not torch.equal(out(others)[place], scores[place]):
+                return True
+    return False
+
+
+def _difference(way: Way, module: nn.Module, rows: Examples) -> str | None:
+    """How two clients' updates differ from what each comes to by one example after the other; None where they agree.
+
+    They have five rows and two, and batches that coins draw, some of them empty. First with all gradients clipped, as a
+    rule, and momentum; then with few or none of them clipped, and plain steps.
+    """
+    start_D = flatten(module)
+    tasks = [ClientTask(str(index), index, size, index, bytes([index]) * 32) for index, size in enumerate((5, 2))]
+    for norm, momentum in ((0.1, 0.5), (10.0, 0.0)):
+        # Hardly any noise: next to it a difference must not look small.
+        private = ExampleLevel(noise_multiplier=LEAST_NOISE, max_grad_norm=norm, sampling_rate=0.5)
+        rule = SGD(learning_rate=0.1 / norm, momentum=momentum, steps=4, privacy=private)
+        own = [slice(start, stop) for start, stop in zip(rows.starts, rows.stops, strict=True)]
+        each = [(task, rows.x[mine], rows.y[mine]) for task, mine in zip(tasks, own, strict=True)]
+        with torch.random.fork_rng(devices=[]):
+            before = torch.get_rng_state()
+            if isinstance(way, OpacusWay):
+                found = [way.train(rule, start_D, x, y, task.seed, task.key)[0] for task, x, y in each]
+                together_CD = torch.from_numpy(np.stack(found))
+            else:
+                params_D = torch.from_numpy(start_D).to(rows.x.device)
+                batches = [
+                    [rows.starts[task.index] + drawn for drawn in rule.private_batches_of(len(y), task.seed, task.key)]
+                    for task, _, y in each
+                ]
+                together_CD = PrivateChunks(way, module, rule, params_D).train(rows, tasks, batches)[0].stack().cpu()
+            if not torch.equal(before, torch.get_rng_state()):
+                return "it draws random numbers elsewhere than in torch.nn.Dropout"
+        alone_CD = torch.from_numpy(
+            np.stack([rule.train(module, start_D, x, y, task.seed, task.key)[0] for task, x, y in each])
+        )
+        allowed = 1e-3 * alone_CD.abs().max() + 1e-6 * float(np.abs(start_D).max())
+        error = (together_CD - alone_CD).abs().max()
+        if not error <= allowed:
+            return f"its updates differ by {error:.2g} from those of one example after the other"
+    return None
