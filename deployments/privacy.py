@@ -226,6 +226,7 @@ def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = No
         find_run(store, run)
     with connect() as connection:
         from fl_components.privacy.audit import AuditReport
+        from fl_components.privacy.example_audit import ExampleAuditReport
         from flows.audit import privacy_audit
 
         connection.wait()
@@ -235,7 +236,8 @@ def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = No
     if picture is not None:
         from deployments.cli.picture import draw_audit
 
-        draw_audit([AuditReport(**{name: found[name] for name in AuditReport.__slots__})], Path(picture))
+        kind = AuditReport if "epsilon_interval" in found else ExampleAuditReport
+        draw_audit([kind(**{name: found[name] for name in kind.__slots__})], Path(picture))
     return dict(found)
 
 

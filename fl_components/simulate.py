@@ -39,6 +39,13 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     [(1, True), (2, True), (3, True)]
     """
     federation = assemble(config, source_folder)
+
+    def key(round: int, client: int) -> bytes | None:
+        """From the seed, which everybody knows: here it protects nobody."""
+        if federation.example_level is None:
+            return None
+        return derive_key(config.seed, round, "examples", data.client_ids[client]).to_bytes(32, "little")
+
     data, params_D = federation.data, federation.initial_params_D
     optimizer = config.server_optimizer.init(len(params_D))
     participations = np.zeros(data.num_clients, np.int64)
@@ -52,7 +59,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
             if training.drop_stragglers and training.work_of(seed) is not None:
                 continue
             with one_thread():
-                delta_D, _ = training.train(federation.module, params_D, *data.train(client), seed)
+                delta_D, _ = training.train(federation.module, params_D, *data.train(client), seed, key(round, client))
             deltas.append(delta_D)
             weights.append(float(data.num_examples(client)))
         total = config.aggregation.init(len(params_D))

@@ -192,7 +192,7 @@ def audit(
     canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
     picture: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
 ) -> Answer:
-    """Measure how much noise a run's mechanism really adds, with canary clients."""
+    """Measure how much noise a run's mechanisms really add, with canaries."""
     _need_server("audit")
     from deployments import privacy
     from deployments.cli import tables

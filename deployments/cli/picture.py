@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_components.errors import ConfigError
 from fl_components.privacy.audit import AuditReport, accuses
+from fl_components.privacy.example_audit import ExampleAuditReport
 
 MAX_COLOURS = 20
 
@@ -58,8 +59,10 @@ def draw_plan(plan: Mapping[str, Any], file: Path) -> None:
         pyplot.close(figure)
 
 
-def draw_audit(reports: Sequence[AuditReport], file: Path) -> None:
-    """The claimed epsilon of each audited release, the interval that was measured, and the lower bound without a model.
+def draw_audit(reports: Sequence[AuditReport | ExampleAuditReport], file: Path) -> None:
+    """The claimed epsilon of each audited release, the lower bound without a model, and of a release of clients'
+    updates the interval that was measured.
+
     There is at least one report, and all have one delta, confidence, and number of canaries and of parameters. Raises
     `ConfigError` when the file cannot be written."""
     import matplotlib
@@ -77,13 +80,14 @@ def draw_audit(reports: Sequence[AuditReport], file: Path) -> None:
         axis.fill_between([left, right], [left, right], top, color="#c0392b", alpha=0.05, lw=0)
         axis.plot([left, right], [left, right], color="#888888", lw=1, ls="--")
         for report, claim in zip(reports, _side_by_side(claims), strict=True):
-            low, high = (min(max(end, bottom), top) for end in report.epsilon_interval)
-            low = min(low, top / 1.3)  # of what is far above, the foot is seen
-            colour = "#c0392b" if accuses(report) else "#1f5f8b"
-            axis.vlines(claim, low, high, color=colour, lw=6)
-            if report.epsilon_interval[1] > top:
-                axis.plot(claim, top, marker="^", ms=9, color=colour, clip_on=False)
-            bound = max(report.epsilon_lower_bound, bottom)
+            if isinstance(report, AuditReport):
+                low, high = (min(max(end, bottom), top) for end in report.epsilon_interval)
+                low = min(low, top / 1.3)  # of what is far above, the foot is seen
+                colour = "#c0392b" if accuses(report) else "#1f5f8b"
+                axis.vlines(claim, low, high, color=colour, lw=6)
+                if report.epsilon_interval[1] > top:
+                    axis.plot(claim, top, marker="^", ms=9, color=colour, clip_on=False)
+            bound = min(max(report.epsilon_lower_bound, bottom), top)
             marker: dict[str, Any] = (
                 {"marker": "v", "ms": 6} if bound == bottom else {"marker": "_", "ms": 10, "mew": 1.8}
             )
@@ -125,13 +129,16 @@ def _side_by_side(claims: Sequence[float]) -> list[float]:
     return [claim * 1.05**place for claim, place in zip(claims, places, strict=True)]
 
 
-def _audit_legend(axis: Any, reports: Sequence[AuditReport]) -> None:
+def _audit_legend(axis: Any, reports: Sequence[AuditReport | ExampleAuditReport]) -> None:
     from matplotlib.lines import Line2D
 
     interval = f"interval of {100 * reports[0].confidence:g} %, if the noise is Gaussian"
-    entries = [
+    intervals = [
         Line2D([], [], color="#1f5f8b", lw=6, label=interval),
         Line2D([], [], color="#c0392b", lw=6, label="the same, above the claim: accused"),
+    ]
+    entries = [
+        *(intervals if any(isinstance(report, AuditReport) for report in reports) else ()),
         Line2D([], [], color="#444444", lw=0, marker="_", mew=1.8, ms=10, label="lower bound, for any mechanism"),
         Line2D([], [], color="#888888", lw=1, ls="--", label="as claimed (arrows: beyond the picture)"),
     ]

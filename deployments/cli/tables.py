@@ -302,19 +302,32 @@ def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def audit(data: Mapping[str, Any]) -> RenderableType:
     """The verdict, and what it rests on."""
-    low, high = data["epsilon_interval"]
-    facts = _grid()
-    facts.add_row("claimed", f"epsilon {number(data['claimed_epsilon'])} at delta {data['delta']:g}, one release")
-    facts.add_row(
-        "measured",
-        f"epsilon {number(low)} to {number(high)} at {100 * data['confidence']:g} %, if the noise is Gaussian",
-    )
-    facts.add_row("at least", f"epsilon {number(data['epsilon_lower_bound'])}, whatever the mechanism is")
-    facts.add_row(
-        "canaries", f"{data['num_joined']} of {data['num_canaries']} joined, {data['num_parameters']:,} parameters"
-    )
     verdict = Text("Accused", style="bold red") if data["accused"] else Text("Not accused", style="bold green")
-    return Group(Text.assemble(verdict, f"  run {data['run_id']}"), _indented(facts))
+    parts: list[RenderableType] = [Text.assemble(verdict, f"  run {data['run_id']}"), _indented(_audit(data))]
+    if data["examples"]:
+        parts += [Text("  Each client's examples", style="bold"), _indented(_audit(data["examples"]))]
+    return Group(*parts)
+
+
+def _audit(report: Mapping[str, Any]) -> RenderableType:
+    facts, about_clients = _grid(), "epsilon_interval" in report
+    of_what = "one release" if about_clients else "one step without sampling"
+    facts.add_row("claimed", f"epsilon {number(report['claimed_epsilon'])} at delta {report['delta']:g}, {of_what}")
+    if about_clients:
+        low, high = report["epsilon_interval"]
+        facts.add_row(
+            "measured",
+            f"epsilon {number(low)} to {number(high)} at {100 * report['confidence']:g} %, if the noise is Gaussian",
+        )
+    facts.add_row("at least", f"epsilon {number(report['epsilon_lower_bound'])}, whatever the mechanism is")
+    joined = f"{report['num_joined']} of {report['num_canaries']} joined, {report['num_parameters']:,} parameters"
+    if not about_clients:
+        joined = (
+            f"{report['num_canaries']} in each of {report['num_releases']} steps, {report['num_parameters']:,} "
+            f"parameters; {report['num_right']} of {report['num_guesses']} guesses right"
+        )
+    facts.add_row("canaries", joined)
+    return facts
 
 
 def plan(data: Mapping[str, Any]) -> RenderableType:

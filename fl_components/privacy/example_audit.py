@@ -44,13 +44,16 @@ from statistics import NormalDist
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fl_components.errors import ConfigError
 from fl_components.privacy.audit import CHUNK, LEAST_CANARIES, gaussian_epsilon
 from fl_components.privacy.central import KeyOf
+from fl_components.privacy.clipping import squared_norms
 from fl_components.privacy.events import Gaussian, SelfComposed
 from fl_components.privacy.example_level import ExampleLevel
+from fl_components.privacy.steps import Mechanism
 from fl_components.randomness import generator
 from fl_components.values import Float32, Float64, Int64
 
@@ -191,6 +194,24 @@ def audit_examples(
         verdict="",
     )
     return replace(report, verdict=_in_words(report))
+
+
+def step_of(rule: ExampleLevel, num_parameters: int, key_of: KeyOf) -> Release:
+    """The step as clients make it (steps.py), but for what comes before the gradients. `rule` has its noise multiplier;
+    each release has a key of its own."""
+    mechanism = Mechanism.of(rule, num_parameters)
+
+    def release(gradients: Iterator[Float32], number: int) -> Float32:
+        whole_D = torch.zeros(num_parameters, dtype=torch.float64)
+        for gradients_CD in gradients:
+            each = torch.from_numpy(gradients_CD)
+            whole_D += (each * mechanism.factors(squared_norms(each))[:, None]).sum(0).round()
+        released_D = torch.empty(num_parameters)
+        noise = mechanism.noise(key_of(f"noise of release {number}"))
+        mechanism.release([whole_D], noise, [released_D], mechanism.unit, fresh=True)
+        return released_D.numpy()
+
+    return release
 
 
 def claimed_event(noise_multiplier: float, steps: int = 1) -> Gaussian | SelfComposed:

@@ -118,7 +118,7 @@ class _Room:
         self.radius_bits, self.angle_bits = bits[: 8 * pairs].view(torch.int64), bits[8 * pairs :].view(torch.int32)
         self.radius64 = torch.empty(pairs, dtype=torch.float64)
         self.radius, self.angle, self.draws = (torch.empty(each) for each in (pairs, pairs, 2 * pairs))
-        self.cosines, self.sines = self.draws.split(pairs)
+        self.cosines, self.sines = self.draws[:pairs], self.draws[pairs:]
 
 
 class _Rooms(threading.local):

@@ -97,13 +97,14 @@ class SGD(Rule):
 
     @model_validator(mode="after")
     def _private_batches_are_drawn(self) -> SGD:
-        given = self.model_fields_set & {"batch_size", "max_gradient_norm"}
+        names = ("batch_size", "max_gradient_norm")
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if self.privacy.claims and given:
             instead = {
                 "batch_size": "training.privacy.sampling_rate says how large batches are",
                 "max_gradient_norm": "training.privacy.max_grad_norm clips the gradient of each example",
             }
-            name = min(given)
+            name = given[0]
             raise ValueError(
                 f"training.privacy.kind is {self.privacy.kind} and training.{name} is {getattr(self, name)}: "
                 f"{instead[name]}; leave training.{name} out"
