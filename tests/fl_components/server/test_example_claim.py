@@ -1,0 +1,328 @@
+"""A run whose clients answer for each of their examples: what it costs each of them, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
+from fl_components.privacy.accountants import rdp_epsilon
+from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fl_components.server import stages
+from fl_components.server.hub import Hub, open_hub
+from fl_components.server.statement import in_short, markdown, statement
+from fl_components.store import BudgetTerms, Store
+from flows.round import walk
+from tests.fl_components.server import wards
+from tests.fl_components.server.wards import NUM_CLIENTS, WARDS, Begin
+
+EXAMPLES = {"kind": "example_level", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "sampling_rate": 0.5, "delta": 1e-3}
+EVERYONE = {
+    "data": WARDS,
+    "selection": {"kind": "uniform"},
+    "privacy": {"kind": "none"},
+    "training": {"learning_rate": 0.5, "steps": 2, "privacy": EXAMPLES},
+}
+TERMS = BudgetTerms(
+    epsilon=100.0, delta=1e-3, unit="example", neighbouring="zero_out", accountant="RDP", demonstration=False
+)
+STEP = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.0))
+ROUND = SelfComposed(event=STEP, count=2)
+
+
+def privately(**changes: Any) -> dict[str, Any]:
+    return EVERYONE | {"training": EVERYONE["training"] | {"privacy": EXAMPLES | changes}}
+
+
+def budget(store: Store, whose: str = "wards/*", **changes: Any) -> None:
+    store.set_budget(whose, replace(TERMS, **changes), reason="the board agreed", by="ada")
+
+
+def epsilon_of(rounds: int) -> float:
+    return rdp_epsilon({ROUND: rounds}, "zero_out", 1e-3)
+
+
+def spent(store: Store, ward: int) -> int:
+    found = store.find_budget(f"wards/ward-{ward}")
+    return sum(found.spent.values()) if found is not None else 0
+
+
+def trained(hub: Hub) -> Any:
+    state = stages.load(hub, hub.refresh().committed_round + 1)
+    plan = stages.authorise(hub, stages.select(hub, state))
+    batch = stages.train(hub, plan, state, plan.waves[0])
+    return batch.partial.tensors["sum"]  # type: ignore[union-attr]
+
+
+class TestSpending:
+    def test_each_client_is_charged_and_told(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        hub = begin(**EVERYONE)
+        for round in (1, 2):
+            metrics = walk(stages, hub, round).metrics
+            assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(round))
+            assert metrics["privacy/example/epsilon_population"] == pytest.approx(epsilon_of(round))
+            assert metrics["privacy/example/epsilon_remaining"] == pytest.approx(100 - epsilon_of(round))
+            assert metrics["privacy/example/client/ward-3"] == pytest.approx(epsilon_of(round))
+        assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [2] * NUM_CLIENTS
+        assert store.find_budget("wards") is None and store.run("r").spent == []
+        store.verify_journal()
+
+    def test_a_client_that_took_part_in_fewer_rounds_has_paid_for_fewer(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        hub = begin(**EVERYONE | {"selection": {"kind": "uniform", "cohort_size": 4}})
+        walk(stages, hub, 1), walk(stages, hub, 2)
+        paid = [spent(store, ward) for ward in range(NUM_CLIENTS)]
+        assert sum(paid) == 8 and max(paid) <= 2
+        metrics = walk(stages, hub, 3).metrics
+        most = max(spent(store, ward) for ward in range(NUM_CLIENTS))
+        assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(most))
+
+    def test_budgets_are_shared_by_runs(self, begin: Begin, store: Store) -> None:
+        budget(store, epsilon=epsilon_of(3))
+        first, second = begin("a", **EVERYONE), begin("b", **EVERYONE)
+        walk(stages, first, 1), walk(stages, second, 1), walk(stages, second, 2)
+        with pytest.raises(BudgetExhausted, match=r"examples of client 'wards/ward-\d' to an epsilon of .* limit is"):
+            first.check_budget()
+        with pytest.raises(BudgetExhausted):
+            walk(stages, first, 2)
+        assert spent(store, 0) == 3
+
+    def test_without_who_cannot_pay_the_run_goes_on(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        budget(store, "wards/ward-2", epsilon=epsilon_of(1))
+        hub = begin(**EVERYONE)
+        walk(stages, hub, 1)
+        hub.check_budget()
+        result = walk(stages, hub, 2)
+        assert result.rejected == {"budget_exhausted": 1}
+        assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (9.0, 8.0)
+        assert (spent(store, 2), spent(store, 3)) == (1, 2)
+
+    def test_or_it_ends_if_it_is_told_to(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        budget(store, "wards/ward-2", epsilon=epsilon_of(1))
+        hub = begin(**privately(when_exhausted="end"))
+        walk(stages, hub, 1)
+        for act in (hub.check_budget, lambda: walk(stages, hub, 2)):
+            with pytest.raises(BudgetExhausted, match="client 'wards/ward-2'"):
+                act()
+        assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [1] * NUM_CLIENTS
+
+    def test_too_few_who_can_pay_end_it(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        budget(store, "wards/ward-2", epsilon=0.0)
+        hub = begin(**EVERYONE | {"selection": {"kind": "uniform", "min_updates": 9}})
+        with pytest.raises(BudgetExhausted):
+            walk(stages, hub, 1)
+        assert spent(store, 1) == 0
+
+    def test_a_target_is_kept_by_all_rounds(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        hub = begin(**privately(noise_multiplier=None, target_epsilon=2.0))
+        told = [walk(stages, hub, round).metrics["privacy/example/epsilon"] for round in range(1, 6)]
+        assert told == sorted(told) and 1.99 < told[-1] <= 2.0
+
+    def test_a_run_goes_on_where_it_stopped_and_pays_once(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        hub = begin(**EVERYONE)
+        first = trained(hub)
+        hub.close()
+        hub = begin(**EVERYONE)
+        np.testing.assert_array_equal(trained(hub), first)  # what is sent again is the same, bit by bit
+        walk(stages, hub, 1)
+        assert spent(store, 0) == 1
+        assert not np.array_equal(trained(hub), first)
+
+
+class TestBothClaims:
+    FIELDS = EVERYONE | {"privacy": wards.FIELDS["privacy"], "selection": wards.FIELDS["selection"]}
+
+    def test_each_is_paid_from_its_own_ledger(self, begin: Begin, store: Store) -> None:
+        """Who was selected must not be told, so every client pays for its examples in every round."""
+        budget(store)
+        store.set_budget("wards", wards.TERMS, reason="x", by="ada")
+        hub = begin(**self.FIELDS)
+        for round in (1, 2):
+            metrics = walk(stages, hub, round).metrics
+        assert metrics["privacy/epsilon"] == pytest.approx(rdp_epsilon({wards.EVENT: 2}, "add_or_remove", 1e-3))
+        assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(2))
+        assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [2] * NUM_CLIENTS
+        assert "clients/received" not in metrics
+        found = statement(store, store.run("r"))
+        assert (found["unit"], found["examples"]["unit"]) == ("client", "example")
+        text = markdown(found)
+        assert "## About clients" in text and "## About their examples" in text
+        assert in_short(found).count("epsilon") == 2
+        store.verify_journal()
+
+    def test_each_needs_its_budget(self, begin: Begin, store: Store) -> None:
+        store.set_budget("wards", wards.TERMS, reason="x", by="ada")
+        with pytest.raises(StoreError, match=r"population 'wards/\*' has no privacy budget"):
+            begin(**self.FIELDS)
+
+    def test_too_many_clients_cannot_all_pay(self) -> None:
+        fields = wards.FIELDS | self.FIELDS
+        data = {"kind": "function", "path": "x:y", "num_classes": 2}
+        config = wards_config(fields | {"data": data})
+        from fl_components.config import check_example_claim
+
+        check_example_claim(config, 1000)
+        with pytest.raises(ValueError, match="every client pays for every round, which at most 1000 can"):
+            check_example_claim(config, 1001)
+
+
+def wards_config(fields: dict[str, Any]) -> Any:
+    from fl_components.config import parse_config
+
+    return parse_config(fields)
+
+
+class TestWhoseDataTheseAre:
+    def test_private_data_need_a_budget(self, begin: Begin) -> None:
+        with pytest.raises(StoreError, match=r"population 'wards/\*' has no privacy budget") as refused:
+            begin(**EVERYONE)
+        assert "--unit example" in str(refused.value.hint)
+
+    def test_public_data_register_a_demonstration(self, begin: Begin, store: Store) -> None:
+        hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
+        walk(stages, hub, 1)
+        found = store.find_budget("wards/*")
+        assert found is not None and found.demonstration and found.epsilon is None
+        assert len(store.budgets()) == 1 + NUM_CLIENTS
+
+    @pytest.mark.parametrize("privacy", [{"kind": "none"}, wards.FIELDS["privacy"]])
+    def test_nobody_learns_from_them_without_paying(self, begin: Begin, store: Store, privacy: Any) -> None:
+        budget(store)
+        walk(stages, begin(**EVERYONE), 1)
+        fields = {"data": WARDS, "population": "other", "privacy": privacy}
+        if privacy["kind"] == "none":
+            fields["selection"] = {"kind": "uniform"}
+        else:
+            store.set_budget("other", wards.TERMS, reason="x", by="ada")
+        with pytest.raises(ConfigError, match=r"population 'wards' has a privacy budget for each client's examples"):
+            begin("b", **fields)
+
+    def test_terms_are_the_same(self, begin: Begin, store: Store) -> None:
+        budget(store, delta=1e-4)
+        with pytest.raises(ConfigError, match=r"'wards/\*' do not speak of the same epsilon: delta is 0.001"):
+            begin(**EVERYONE)
+
+    def test_a_clients_own_terms_are_the_same_too(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        budget(store, "wards/ward-1", delta=1e-4)
+        with pytest.raises(ConfigError, match="population 'wards/ward-1' do not speak of the same epsilon"):
+            walk(stages, begin(**EVERYONE), 1)
+
+
+class TestReleases:
+    def test_what_comes_of_rows_is_withheld_and_what_comes_of_updates_is_not(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        result = walk(stages, begin(**EVERYONE), 1)
+        assert {"clients/received", "clients/selected", "communication/upload_bytes"} <= result.metrics.keys()
+        assert not {name for name in result.metrics if name.startswith(("train/", "eval/", "time/", "memory/"))}
+        assert result.seconds == {} and "train/loss" in store.rounds("r")[0].withheld["metrics"]
+
+    def test_clients_draw_from_secrets_of_their_own(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        hub = begin(**EVERYONE)
+        state = stages.load(hub, 1)
+        plan = stages.authorise(hub, stages.select(hub, state))
+        keys = [task.key for task in hub.with_keys(plan, plan.cohort)]
+        assert len({*keys}) == NUM_CLIENTS and all(key is not None and len(key) == 32 for key in keys)
+        assert hub.key(1, "selection and training") not in keys
+        assert keys[0] is not None and keys[0].hex() not in repr(hub.with_keys(plan, plan.cohort))
+
+    def test_what_one_example_adds_is_bounded_whatever_it_is(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the noise taken away, as nobody can: one step moves by at most C over the expected batch."""
+        budget(store, delta=0.5)
+        from fl_components.privacy import steps
+
+        class NoNoise:
+            def __init__(self, *_: Any) -> None: ...
+
+            def blocks(self, size: int) -> Any:
+                import torch
+
+                yield torch.zeros(size)
+
+        monkeypatch.setattr(steps, "WholeNormals", NoNoise)
+        monkeypatch.setattr(wards, "wards_with_an_outlier", outlier, raising=False)
+        sums = []
+        for index, path in enumerate(("wards", "wards_with_an_outlier")):
+            data = WARDS | {"path": f"{wards.HERE}:{path}"}
+            training = {
+                "learning_rate": 1.0,
+                "steps": 1,
+                "privacy": EXAMPLES | {"sampling_rate": 1.0, "max_grad_norm": 0.1, "delta": 0.5},
+            }
+            with open_hub(
+                store, f"r{index}", config=wards_config(wards.FIELDS | EVERYONE | {"data": data, "training": training})
+            ) as hub:
+                sums.append(trained(hub))
+        moved = np.linalg.norm(sums[1] - sums[0])
+        assert 0 < moved <= 2 * 0.1 / 20 * (1 + 1e-6)  # exchanged, not zeroed: twice C over 20 examples
+
+
+def outlier() -> dict[str, tuple[Any, ...]]:
+    found = wards.wards()
+    x_train, y_train, *rest = found["ward-4"]
+    x_train = x_train.copy()
+    x_train[3] = 1e6
+    return found | {"ward-4": (x_train, ~y_train ^ (np.arange(len(y_train)) != 3), *rest)}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"noise_multiplier": 0.0}, "training.privacy.noise_multiplier is 0.0: it must be greater than or equal"),
+            ({"sampling_rate": 1.5}, "training.privacy.sampling_rate is 1.5: it must be less than or equal to 1"),
+            ({"sampling_rate": 0.01}, "client 'ward-0' has 20 training examples .* less than one; make"),
+            ({"min_examples": 21}, "client 'ward-0' has 20 training examples and .*min_examples is 21"),
+            ({"seed": 1}, "training.privacy has no seed for its noise"),
+            ({"noise_multiplier": None}, "neither is given"),
+            ({"target_epsilon": 1.0}, "both are given"),
+            (
+                {"noise_multiplier": None, "target_epsilon": 1.0, "max_batch_size": 5},
+                "max_batch_size and .*target_epsilon are both given",
+            ),
+        ],
+    )
+    def test_one_clear_sentence(self, begin: Begin, store: Store, changes: dict[str, Any], sentence: str) -> None:
+        budget(store)
+        with pytest.raises(ConfigError, match=sentence):
+            begin(**privately(**changes))
+        assert store.runs() == []
+
+    @pytest.mark.parametrize(("name", "value"), [("batch_size", 16), ("max_gradient_norm", 1.0)])
+    def test_fields_that_would_be_ignored(self, begin: Begin, name: str, value: Any) -> None:
+        training = EVERYONE["training"] | {name: value}
+        with pytest.raises(ConfigError, match=rf"training.privacy.kind is example_level and training.{name} is"):
+            begin(**EVERYONE | {"training": training})
+
+    def test_statistics_of_private_rows(self, begin: Begin) -> None:
+        data = {"kind": "heart_disease", "normalisation": "per_client"}
+        with pytest.raises(ConfigError, match=r"data.normalisation is per_client: one example moves all the others"):
+            begin(**EVERYONE | {"data": data})
+
+    def test_more_than_the_budget_pays_for(self, begin: Begin, store: Store) -> None:
+        budget(store, epsilon=0.01)
+        hub = begin(**EVERYONE)
+        with pytest.raises(BudgetExhausted, match=r"and their limit is 0\.01"):
+            hub.check_budget()
+
+    def test_an_unchanged_way_of_gradients(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        budget(store)
+        begin(**EVERYONE).close()
+        assert store.run("r").engine["example_way"] == "ghost norms"
+        from fl_components.server import federation
+
+        monkeypatch.setattr(federation, "example_way", lambda *_: "opacus")
+        with pytest.raises(RunConflict, match="example way ghost norms, now opacus"):
+            begin(**EVERYONE)
