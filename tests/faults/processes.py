@@ -123,7 +123,8 @@ def outcome(place: Place) -> dict[str, Any]:
                 for each in rounds
             ],
             "charges": [[each.round, each.collection, each.state] for each in store.charges(run_id=RUN_ID)],
-            "spent": [run.spent, [dict(budget.spent) for budget in store.budgets()]],
+            "spent": [run.spent, {each.population: dict(each.spent) for each in store.budgets()}],
+            "spent on examples": {name: dict(spent) for name, spent in store.example_spending(RUN_ID).items()},
             "rounds of secrets": place.rounds_of_secrets(),
             "seals": [each.round for each in rounds if store.sealed(RUN_ID, each.round)],
             "journal": {

@@ -56,8 +56,11 @@ def test_a_kill_before_or_after_any_write_changes_nothing(run_cases: Callable[..
 def check_private(cases: Cases, kills: int) -> None:
     """As `check`; and nothing is charged twice or left out, and no key outlives its round."""
     expected = dict(cases["undisturbed"]["outcome"])
-    (((_, count),), (budget,)) = expected["spent"]
-    assert (count, list(budget.values()), expected["rounds of secrets"]) == (3, [3], [4])
+    ((_, count),), budgets = expected["spent"]
+    assert (count, list(budgets["faults-private"].values()), expected["rounds of secrets"]) == (3, [3], [4])
+    paid = {name: sum(spent.values()) for name, spent in expected["spent on examples"].items()}
+    assert paid == {name: sum(budgets[name].values()) for name in paid}  # each client, by this run alone
+    assert sum(paid.values()) == sum(metrics["clients/selected"] for *_, metrics in expected["rounds"])
     assert len({metrics["privacy/clipping_norm"] for *_, metrics in expected["rounds"]}) == 3
     assert [metrics["privacy/epsilon"] for *_, metrics in expected["rounds"]] == sorted(
         metrics["privacy/epsilon"] for *_, metrics in expected["rounds"]

@@ -111,6 +111,7 @@ class TestVerdict:
             assert report.epsilon_lower_bound < true
 
     @pytest.mark.slow
+    @pytest.mark.timeout(1200)  # 120 audits: the machine may be busy
     @pytest.mark.parametrize("epsilon", NOISE)
     def test_none_of_100_honest_mechanisms_is_accused_and_19_of_20_others_are(self, epsilon: int) -> None:
         honest = [audited(CentralPrivacy, NOISE[epsilon], f"honest {seed}", 20_000) for seed in range(100)]
