@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Final
@@ -100,7 +99,7 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         for index, factors in enumerate(uses):
             if len(factors) == 1 and factors[0][1].shape[1] == shape[1]:
                 use = unformed[index] = factors[0]
-                squares += math.prod(squared_norms(each.flatten(0, 1)).view(shape) for each in use if each is not None)
+                squares += _product([squared_norms(each.flatten(0, 1)).view(shape) for each in use if each is not None])
             elif not factors:  # it took no part
                 if fresh:
                     targets[index].zero_()
@@ -127,6 +126,10 @@ Factors = tuple[Tensor | None, Tensor]
 def _labels(batch: Batch) -> Tensor:
     """How many labels of each row count, float32 [C, B]."""
     return (batch.y != IGNORED).view(*batch.y.shape[:2], -1).sum(2).to(torch.float32)
+
+
+def _product(factors: list[Tensor]) -> Tensor:
+    return factors[0] if len(factors) == 1 else factors[0] * factors[1]
 
 
 def _gradients(x: Tensor | None, g: Tensor, num_rows: int) -> Tensor:
