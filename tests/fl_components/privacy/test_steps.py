@@ -19,9 +19,7 @@ from fl_components.privacy.steps import LARGEST, PIECE_ROWS, Mechanism, private_
 
 
 def rule(**changes: object) -> ExampleLevel:
-    return ExampleLevel.model_validate(
-        {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "sampling_rate": 0.2, **changes}
-    )
+    return ExampleLevel.model_validate({"noise_multiplier": 1.0, "max_grad_norm": 1.0, "sampling_rate": 0.2, **changes})
 
 
 class TestBatches:
@@ -136,4 +134,6 @@ class TestRelease:
         for step in steps:
             mechanism.release([torch.zeros(5)], noise, [step], 1.0, fresh=True)
         assert not torch.equal(*steps)
-        assert not torch.equal(steps[0], torch.cat(list(WholeNormals(b"k" * 32, 2.0**20).blocks(5))))  # a key of its own
+        assert not torch.equal(
+            steps[0], torch.cat(list(WholeNormals(b"k" * 32, 2.0**20).blocks(5)))
+        )  # a key of its own
