@@ -117,7 +117,7 @@ class _Room:
         self.radius_bits, self.angle_bits = bits[: 8 * pairs].view(torch.int64), bits[8 * pairs :].view(torch.int32)
         self.radius, self.angle = torch.empty(2, pairs, dtype=torch.float64)
         self.pairs, self.draws = torch.empty(2 * pairs, dtype=torch.float64), torch.empty(2 * pairs)
-        self.cosines, self.sines = self.pairs.split(pairs)
+        self.cosines, self.sines = self.pairs[:pairs], self.pairs[pairs:]
 
 
 class _Rooms(threading.local):

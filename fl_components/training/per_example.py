@@ -88,10 +88,10 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         uses: list[list[Factors]] = [[] for _ in targets]
         for layer, indices in self._layers:
             if isinstance(layer, ClientLinear):
-                for x, g in layer.passes.factors:
-                    uses[indices[0]].append((x, g))
+                for by_weight in layer.passes.factors:
+                    uses[indices[0]].append(by_weight)
                     for bias in indices[1:]:
-                        uses[bias].append((None, g))
+                        uses[bias].append((None, by_weight[1]))
                 layer.passes.factors.clear()
         squares = torch.zeros(shape, dtype=torch.float64, device=targets[0].device)
         unformed: dict[int, Factors] = {}

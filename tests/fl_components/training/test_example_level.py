@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.privacy import ExampleLevel
 from fl_components.privacy.steps import PIECE_ROWS, Mechanism, private_batches
 from fl_components.shared_memory import SharedMemory
-from fl_components.training import SGD, LocalExecution, ModelSpec, Summing, Workload, example_way
+from fl_components.training import SGD, LocalExecution, ModelSpec, Summing, Workload, example_way, one_thread
 from fl_components.training.chunk import Examples
 from fl_components.training.engine import Engine
 from fl_components.training.layers import Batch
@@ -43,6 +43,12 @@ def rule(privacy: dict[str, Any] | None = None, **options: Any) -> SGD:
     if not options.keys() & {"steps", "epochs"}:
         options["steps"] = 4
     return SGD.model_validate({"learning_rate": 0.1, "privacy": {**PRIVACY, **(privacy or {})}, **options})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 class Careful(nn.Module):
@@ -342,7 +348,7 @@ class TestRelease:
         module, data = make(), Data([4, 7], x_of, labels)
         params_D, each = flatten(module), rule({"sampling_rate": 1e-9}, steps=2)
         mechanism = Mechanism.of(each.privacy, len(params_D))  # type: ignore[arg-type]
-        both = [data.alone(each, module, params_D)[0], data.together(each, module, params_D)[0]]
+        both = [data.together(each, module, params_D)[0], data.alone(each, module, params_D)[0]]
         draws = []
         for row, task in enumerate(data.tasks):
             noise = mechanism.noise(task.key or b"")
