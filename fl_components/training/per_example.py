@@ -98,8 +98,9 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         formed: dict[int, Tensor] = {}
         for index, factors in enumerate(uses):
             if len(factors) == 1 and factors[0][1].shape[1] == shape[1]:
-                use = unformed[index] = factors[0]
-                squares += _product([squared_norms(each.flatten(0, 1)).view(shape) for each in use if each is not None])
+                inputs, g = unformed[index] = factors[0]
+                own = _row_squares(g)
+                squares += own if inputs is None else own.mul_(_row_squares(inputs))
             elif not factors:  # it took no part
                 if fresh:
                     targets[index].zero_()
@@ -110,13 +111,13 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         scales, all_count = mechanism.factors(squares), bool(counts(squares).all())
         for index, each in formed.items():
             _add_weighted(targets[index], each, scales, all_count, fresh)
-        for index, (x, g) in unformed.items():
+        for index, (inputs, g) in unformed.items():
             scaled = _left(g, scales, all_count) * scales[:, :, None]
-            if x is None:
+            if inputs is None:
                 total = scaled.sum(1)
                 targets[index].copy_(total if fresh else total + targets[index])
             else:
-                targets[index].baddbmm_(scaled.mT, _left(x, scales, all_count), beta=0 if fresh else 1)
+                targets[index].baddbmm_(scaled.mT, _left(inputs, scales, all_count), beta=0 if fresh else 1)
 
 
 Factors = tuple[Tensor | None, Tensor]
@@ -128,8 +129,10 @@ def _labels(batch: Batch) -> Tensor:
     return (batch.y != IGNORED).view(*batch.y.shape[:2], -1).sum(2).to(torch.float32)
 
 
-def _product(factors: list[Tensor]) -> Tensor:
-    return factors[0] if len(factors) == 1 else factors[0] * factors[1]
+def _row_squares(rows: Tensor) -> Tensor:
+    """The squared length of each row, float64 [C, B], of [C, B, width]."""
+    squares: Tensor = rows.double().square_().sum(2)
+    return squares
 
 
 def _gradients(x: Tensor | None, g: Tensor, num_rows: int) -> Tensor:
