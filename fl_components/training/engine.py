@@ -133,6 +133,8 @@ class Engine:
         contributions are summed), and N x D never exists. Stragglers that are to be dropped are absent. Raises
         `ModelError` when the model fails, and what `example_way` raises.
         """
+        if rule.example_level is not None and not all(task.key for task in tasks):
+            raise ValueError("clients that make a claim about their examples need a key each")
         if rule.example_level is not None and self._way is None:
             load_into(self._module, self._initial_D)  # the same in every process, whatever it trained before
             with one_thread():

@@ -105,7 +105,9 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
                 if fresh:
                     targets[index].zero_()
             else:
-                formed[index] = torch.stack([_gradients(x, g, shape[1]) for x, g in factors]).sum(0)
+                formed[index] = _gradients(*factors[0], shape[1])
+                for use in factors[1:]:
+                    formed[index] += _gradients(*use, shape[1])
                 squares += squared_norms(formed[index].flatten(2).flatten(0, 1)).view(shape)
         self._formed |= formed.keys()
         scales, all_count = mechanism.factors(squares), bool(counts(squares).all())

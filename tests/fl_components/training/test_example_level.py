@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -408,6 +409,8 @@ class TestRelease:
         module, data = CASES["mlp"][0](), Data([5], floats(6), ())
         with pytest.raises(ValueError, match="from a key of its own"):
             rule().train(module, flatten(module), data.x, data.y, seed=0)
+        with pytest.raises(ValueError, match="need a key each"):
+            data.together(rule(), module, flatten(module), [replace(data.tasks[0], key=None)])
 
 
 class Centred(nn.Module):
