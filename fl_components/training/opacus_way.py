@@ -29,7 +29,7 @@ def import_opacus() -> Any:
         import opacus.validators
     except ImportError as error:
         raise ConfigError(
-            "training.privacy.kind is example_level: to find the gradients of this model's single examples needs Opacus",
+            "training.privacy is example_level: finding the gradients of this model's examples needs Opacus",
             hint="pip install 'fedrounds[opacus]'",
         ) from error
     return opacus
