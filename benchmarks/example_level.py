@@ -120,9 +120,10 @@ def main() -> None:
         most_of_shard=len(tasks),
         result=(np.float32, (len(start_D),)),
     )
-    epoch, rate = len(tasks[0:1]) and tasks[0].num_examples, task.batch_size / tasks[0].num_examples
-    steps = epoch // task.batch_size
+    rate, steps = task.batch_size / tasks[0].num_examples, tasks[0].num_examples // task.batch_size
     plain = SGD(learning_rate=task.learning_rate, batch_size=task.batch_size, steps=steps)
+    # Clips each step's gradient as a whole: what a round takes where each client needs weights of its own.
+    weights = plain.model_copy(update={"max_gradient_norm": 1.0})
     private = SGD.model_validate(
         {"learning_rate": task.learning_rate, "steps": steps, "privacy": PRIVACY | {"sampling_rate": rate}}
     )
@@ -135,7 +136,7 @@ def main() -> None:
             stack.callback(trainer.close)
             shards = np.array_split(np.arange(len(tasks)), 1 if processes == 1 else 4)
             cut = [[tasks[row] for row in shard] for shard in shards]
-            for name, each in (("not private", plain), ("example-level", private)):
+            for name, each in (("not private", plain), ("clipped steps", weights), ("example-level", private)):
 
                 def run(trainer: Any = trainer, each: SGD = each, cut: Any = cut) -> float:
                     found = trainer.train(each, start_D, cut, Summing(Mean(weights="uniform")), 1)
@@ -146,8 +147,9 @@ def main() -> None:
         load(opacus_module, task.initial)
         runs["Opacus, 1 process"] = opacus_round(task, opacus_module, rate, steps)
         runs["the noise alone, 1 process"] = lambda: noise(tasks, len(start_D), steps)
+        runs["torch.normal_, as much"] = lambda: torch_noise(len(tasks), len(start_D), steps)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for repeat in range(options.repeats + 1):
+        for repeat in range(options.repeats + 1):  # the first one warms up
             for name, each_run in runs.items():
                 began = time.perf_counter()
                 each_run()
@@ -174,6 +176,12 @@ def noise(tasks: list[ClientTask], num_parameters: int, steps: int) -> None:
         for _ in range(steps):
             for _block in stream.blocks(num_parameters):
                 pass
+
+
+def torch_noise(num_clients: int, num_parameters: int, steps: int) -> None:
+    room = torch.empty(num_parameters)
+    for _ in range(num_clients * steps):
+        room.normal_()
 
 
 if __name__ == "__main__":

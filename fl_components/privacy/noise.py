@@ -60,15 +60,15 @@ def gaussian(key: bytes, deviation: float, size: int) -> Int64:
 MOST_OF_FLOAT32: Final = 2.0**20
 """The largest deviation, in units, of `WholeNormals`: a draw is then below 2^24, and a float32 holds it exactly."""
 
-_PAIRS: Final = 1 << 15  # at a time: what a processor's cache holds; fewer, and calling torch would show
+_PAIRS: Final = 1 << 14  # at a time: what a processor's cache holds, and too few for torch to wake a second thread
 
 
 class WholeNormals:
     """An endless stream of draws like those of `gaussian`, float32 whole numbers, at about the speed of torch.normal_.
 
-    A pair of draws takes 12 bytes of the stream: 63 bits and a half for the radius, whose logarithm is a float64's, so
-    that draws reach 9.4 deviations; 32 bits for the angle. The rest is float32: it moves a draw by less than 2^-20 of
-    the deviation, thus by about one unit.
+    A pair of draws takes 12 bytes of the stream: 63 bits and a half for the radius, so that draws reach 9.4 deviations;
+    32 bits for the angle. All is float64 until it is rounded: next to a deviation of 2^20 units float32 has so few bits
+    left that it prefers even numbers (54 to 46), from which one could tell sums of many coordinates apart.
 
     Args:
       key: 32 bytes. The same key gives the same draws: it must never serve two different sums.
@@ -99,14 +99,13 @@ class WholeNormals:
     def _draw(self, pairs: int) -> Tensor:
         room, variance = _ROOMS.of(pairs), self._deviation**2
         self._stream.update_into(room.zeros, room.bytes)
-        room.radius64.copy_(room.radius_bits.bitwise_and_(2**63 - 1)).add_(0.5).log_()
+        radius = room.radius.copy_(room.radius_bits.bitwise_and_(2**63 - 1)).add_(0.5).log_()
         # -2 log of (bits + 1/2) / 2^63, and next to nothing more: rounding must not make it negative.
-        room.radius64.mul_(-2 * variance).add_((126 * math.log(2) + 1e-13) * variance)
-        room.radius.copy_(room.radius64).sqrt_()
+        radius.mul_(-2 * variance).add_((126 * math.log(2) + 1e-13) * variance).sqrt_()
         room.angle.copy_(room.angle_bits).mul_(2 * math.pi / 2**32)
-        torch.cos(room.angle, out=room.cosines).mul_(room.radius)
-        torch.sin(room.angle, out=room.sines).mul_(room.radius)
-        return room.draws.round_()
+        torch.cos(room.angle, out=room.cosines).mul_(radius)
+        torch.sin(room.angle, out=room.sines).mul_(radius)
+        return room.draws.copy_(room.pairs.round_())
 
 
 class _Room:
@@ -116,9 +115,9 @@ class _Room:
         self.zeros, self.bytes = bytes(12 * pairs), bytearray(12 * pairs)
         bits = torch.frombuffer(self.bytes, dtype=torch.uint8)
         self.radius_bits, self.angle_bits = bits[: 8 * pairs].view(torch.int64), bits[8 * pairs :].view(torch.int32)
-        self.radius64 = torch.empty(pairs, dtype=torch.float64)
-        self.radius, self.angle, self.draws = (torch.empty(each) for each in (pairs, pairs, 2 * pairs))
-        self.cosines, self.sines = self.draws[:pairs], self.draws[pairs:]
+        self.radius, self.angle = torch.empty(2, pairs, dtype=torch.float64)
+        self.pairs, self.draws = torch.empty(2 * pairs, dtype=torch.float64), torch.empty(2 * pairs)
+        self.cosines, self.sines = self.pairs[:pairs], self.pairs[pairs:]
 
 
 class _Rooms(threading.local):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_components.errors import ModelError, one_line
-from fl_components.parameters import flatten
+from fl_components.parameters import flatten, load_into
 from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
 from fl_components.training.layers import NoClientForm
@@ -113,6 +113,7 @@ class Engine:
         self._module = module.to(self._device)
         self._shapes = [each.shape for each in module.parameters() if each.requires_grad]
         self._sizes = [shape.numel() for shape in self._shapes]
+        self._initial_D = flatten(self._module)
         with one_thread():
             self._replicas, self.note = _fastest(self._module, made_up(examples))
         self._way: Way | None = None
@@ -132,7 +133,10 @@ class Engine:
         contributions are summed), and N x D never exists. Stragglers that are to be dropped are absent. Raises
         `ModelError` when the model fails, and what `example_way` raises.
         """
+        if rule.example_level is not None and not all(task.key for task in tasks):
+            raise ValueError("clients that make a claim about their examples need a key each")
         if rule.example_level is not None and self._way is None:
+            load_into(self._module, self._initial_D)  # the same in every process, whatever it trained before
             with one_thread():
                 self._way = find_way(self._module, made_up(self._examples))
         absent = {}

@@ -319,8 +319,8 @@ class ClientDropout(ClientLayer):
         if not self._p:
             return x
         kept = torch.zeros(x.shape)  # drawn on the processor, whatever the device: the same draws everywhere
-        sizes, generators = self.in_hand.batch.sizes, self.in_hand.batch.generators
-        for rows, size, generator in zip(kept.chunk(len(generators)), sizes, generators, strict=True):
+        sizes, generators = self.in_hand.batch.sizes, self.in_hand.batch.generators  # these of the finished too
+        for rows, size, generator in zip(kept.chunk(len(sizes)), sizes, generators, strict=False):
             rows[:size].bernoulli_(1 - self._p, generator=generator)
         return x * kept.div_(1 - self._p).to(x.device)
 

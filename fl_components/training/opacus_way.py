@@ -19,7 +19,7 @@ from fl_components.privacy.steps import Mechanism, counts
 from fl_components.training.layers import Batch, ClientDropout, InHand
 from fl_components.training.loss import label_losses, labels_of_each
 from fl_components.training.per_example import FORMED_FLOATS
-from fl_components.training.sgd import SGD
+from fl_components.training.sgd import SGD, ClippedSum
 from fl_components.values import Float32, Weighted
 
 
@@ -29,7 +29,7 @@ def import_opacus() -> Any:
         import opacus.validators
     except ImportError as error:
         raise ConfigError(
-            "training.privacy.kind is example_level, and the gradients of this model's single examples needs Opacus",
+            "training.privacy is example_level: finding the gradients of this model's examples needs Opacus",
             hint="pip install 'fedrounds[opacus]'",
         ) from error
     return opacus
@@ -70,18 +70,22 @@ class OpacusWay:
         """`SGD.train` with these gradients."""
         private = rule.example_level
         assert private is not None
-        mechanism, smoothing = Mechanism.of(private, len(params_D)), rule.label_smoothing
-        optimizer = _clipping_optimizer()(torch.optim.SGD(self._parameters, lr=1.0), mechanism)
-        rows = max(1, FORMED_FLOATS // len(params_D))
+        clipped_sum = self.clipped_sum(Mechanism.of(private, len(params_D)), rule.label_smoothing)
+        return rule.train(self._module, params_D, x, y, seed, key, clipped_sum)
 
-        def clipped_sum(inputs: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-            parts = zip(torch.split(inputs, rows), torch.split(labels, rows), strict=True)
+    def clipped_sum(self, mechanism: Mechanism, label_smoothing: float) -> ClippedSum:
+        """Of the parameters that the module holds."""
+        optimizer = _clipping_optimizer()(torch.optim.SGD(self._parameters, lr=1.0), mechanism)
+        rows = max(1, FORMED_FLOATS // mechanism.num_parameters)
+
+        def found(inputs: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[list[Tensor], Tensor]:
             losses = [
-                self._add(optimizer, *part, seeds[place * rows :][:rows], smoothing) for place, part in enumerate(parts)
+                self._add(optimizer, x, y, seeds[part * rows : (part + 1) * rows], label_smoothing)
+                for part, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(labels, rows), strict=True))
             ]
             return optimizer.take(), torch.cat(losses)
 
-        return rule.train(self._module, params_D, x, y, seed, key, clipped_sum)
+        return found
 
     def _add(self, optimizer: Any, x: Tensor, y: Tensor, seeds: Sequence[int], smoothing: float) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds] if self._draws else []

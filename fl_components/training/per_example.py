@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Final
@@ -89,35 +88,38 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         uses: list[list[Factors]] = [[] for _ in targets]
         for layer, indices in self._layers:
             if isinstance(layer, ClientLinear):
-                for x, g in layer.passes.factors:
-                    uses[indices[0]].append((x, g))
+                for by_weight in layer.passes.factors:
+                    uses[indices[0]].append(by_weight)
                     for bias in indices[1:]:
-                        uses[bias].append((None, g))
+                        uses[bias].append((None, by_weight[1]))
                 layer.passes.factors.clear()
         squares = torch.zeros(shape, dtype=torch.float64, device=targets[0].device)
         unformed: dict[int, Factors] = {}
         formed: dict[int, Tensor] = {}
         for index, factors in enumerate(uses):
             if len(factors) == 1 and factors[0][1].shape[1] == shape[1]:
-                use = unformed[index] = factors[0]
-                squares += math.prod(squared_norms(each.flatten(0, 1)).view(shape) for each in use if each is not None)
+                inputs, g = unformed[index] = factors[0]
+                own = _row_squares(g)
+                squares += own if inputs is None else own.mul_(_row_squares(inputs))
             elif not factors:  # it took no part
                 if fresh:
                     targets[index].zero_()
             else:
-                formed[index] = torch.stack([_gradients(x, g, shape[1]) for x, g in factors]).sum(0)
+                formed[index] = _gradients(*factors[0], shape[1])
+                for use in factors[1:]:
+                    formed[index] += _gradients(*use, shape[1])
                 squares += squared_norms(formed[index].flatten(2).flatten(0, 1)).view(shape)
         self._formed |= formed.keys()
         scales, all_count = mechanism.factors(squares), bool(counts(squares).all())
         for index, each in formed.items():
             _add_weighted(targets[index], each, scales, all_count, fresh)
-        for index, (x, g) in unformed.items():
+        for index, (inputs, g) in unformed.items():
             scaled = _left(g, scales, all_count) * scales[:, :, None]
-            if x is None:
+            if inputs is None:
                 total = scaled.sum(1)
                 targets[index].copy_(total if fresh else total + targets[index])
             else:
-                targets[index].baddbmm_(scaled.mT, _left(x, scales, all_count), beta=0 if fresh else 1)
+                targets[index].baddbmm_(scaled.mT, _left(inputs, scales, all_count), beta=0 if fresh else 1)
 
 
 Factors = tuple[Tensor | None, Tensor]
@@ -127,6 +129,12 @@ Factors = tuple[Tensor | None, Tensor]
 def _labels(batch: Batch) -> Tensor:
     """How many labels of each row count, float32 [C, B]."""
     return (batch.y != IGNORED).view(*batch.y.shape[:2], -1).sum(2).to(torch.float32)
+
+
+def _row_squares(rows: Tensor) -> Tensor:
+    """The squared length of each row, float64 [C, B], of [C, B, width]."""
+    squares: Tensor = rows.double().square_().sum(2)
+    return squares
 
 
 def _gradients(x: Tensor | None, g: Tensor, num_rows: int) -> Tensor:

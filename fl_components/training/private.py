@@ -149,14 +149,14 @@ def example_way(module: nn.Module, examples: Examples) -> str:
 
 def find_way(module: nn.Module, rows: Examples) -> Way:
     """The first way that makes a few small steps as `SGD.train` does, on rows that are nobody's (`made_up`)."""
-    found = objections(module)
     try:
         mixed = _mixes(module, rows.x)
     except Exception as error:
-        raise ModelError("; ".join([f"the model fails on made-up rows: {one_line(error)}", *found])) from error
+        failed = f"the model fails on made-up rows: {one_line(error)}"
+        raise ModelError("; ".join([failed, *objections(module)])) from error
     if mixed:
         hint = "normalise over an example's own features, with torch.nn.GroupNorm or torch.nn.LayerNorm"
-        raise ModelError("; ".join([_MIXED, *found]), hint=hint)
+        raise ModelError("; ".join([_MIXED, *objections(module)]), hint=hint)
     notes, ways = [], (GhostNorms, VmapExamples, VmapAlone, OpacusWay)
     for make in ways:
         try:
@@ -170,7 +170,8 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
         if difference is None:
             return way
         notes.append(f"{make.name}: {difference}")
-    raise ModelError("no way gives the gradients of this model's single examples: " + "; ".join([*found, *notes]))
+    why = "; ".join([*objections(module), *notes])
+    raise ModelError(f"no way gives the gradients of this model's single examples: {why}")
 
 
 def _mixes(module: nn.Module, x: Tensor) -> bool:
@@ -187,7 +188,7 @@ def _mixes(module: nn.Module, x: Tensor) -> bool:
         for place in (0, len(x) // 2, len(x) - 1):
             others = x.roll(1, 0)
             others[place] = x[place]
-            if not torch.equal(out(others)[place], scores[place]):
+            if not torch.allclose(out(others)[place], scores[place], rtol=0, atol=0, equal_nan=True):
                 return True
     return False
 
