@@ -42,8 +42,8 @@ DELTA = 1e-3
 FOLDS = 5
 
 CHOSEN: dict[float, dict[str, Any]] = {
-    1.0: {"rounds": 20, "learning_rate": 1.0, "max_grad_norm": 1.0, "sampling_rate": 1.0},
-    0.1: {"rounds": 5, "learning_rate": 1.0, "max_grad_norm": 1.0, "sampling_rate": 1.0},
+    1.0: {"rounds": 20, "learning_rate": 0.3, "max_grad_norm": 3.0, "sampling_rate": 0.3},
+    0.1: {"rounds": 5, "learning_rate": 0.3, "max_grad_norm": 0.3, "sampling_rate": 1.0},
 }
 """By --choose."""
 

@@ -34,6 +34,7 @@ from fl_components.config import load_config
 from fl_components.errors import FedroundsError
 from fl_components.privacy import CentralPrivacy, neighbouring_of
 from fl_components.privacy.accountants import renyi_divergences
+from fl_components.privacy.example_level import NEIGHBOURING
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.store import Store, blobs, durable_files
@@ -367,6 +368,9 @@ def main() -> int:
     if isinstance(CONFIG.privacy, CentralPrivacy):  # what an event costs is computed once
         sampling = CONFIG.selection.sampling(data.num_clients)
         renyi_divergences(CONFIG.privacy.event(sampling), neighbouring_of(sampling))
+    if (rule := CONFIG.training.example_level) is not None:
+        steps = CONFIG.training.private_steps
+        renyi_divergences(rule.event(1, steps, rule.noise(CONFIG.rounds * steps)), NEIGHBOURING)
     gc.freeze()  # or the first collection of each child copies all of the parent's memory
     beat = (0.2, 1.0) if options.mode == "stops" else (5.0, 30.0)
     places = Places(options.folder, options.postgres_url, *beat)
