@@ -4,7 +4,7 @@
     python benchmarks/private_heart.py --seeds 40 --picture docs/images/private-heart.png
 
 Each hospital answers for its own patients at delta 1e-3: DP-SGD with the least noise that keeps the epsilon (RDP) over
-all rounds. Inputs are scaled by public constants. The batches and the noise of each seed come from a new secret; the
+all rounds. Inputs lie between public bounds. The batches and the noise of each seed come from a new secret; the
 split into training and test rows is the data set's own. The whole walk of a round with its store, without Prefect and
 MLflow.
 """
@@ -42,16 +42,16 @@ DELTA = 1e-3
 FOLDS = 5
 
 CHOSEN: dict[float, dict[str, Any]] = {
-    1.0: {"rounds": 20, "learning_rate": 0.3, "max_grad_norm": 3.0, "sampling_rate": 0.3},
-    0.1: {"rounds": 5, "learning_rate": 0.3, "max_grad_norm": 0.3, "sampling_rate": 1.0},
+    1.0: {"rounds": 10, "learning_rate": 1.0, "max_grad_norm": 1.0, "sampling_rate": 1.0},
+    0.1: {"rounds": 1, "learning_rate": 0.3, "max_grad_norm": 1.0, "sampling_rate": 1.0},
 }
 """By --choose."""
 
 GRID = {
-    "rounds": [3, 5, 10, 20, 40],
+    "rounds": [1, 3, 10, 30],
     "learning_rate": [0.1, 0.3, 1.0, 3.0],
     "max_grad_norm": [0.3, 1.0, 3.0],
-    "sampling_rate": [0.3, 1.0],
+    "sampling_rate": [1.0],
 }
 
 
@@ -60,8 +60,8 @@ def configuration(epsilon: float, choice: dict[str, Any]) -> FederationConfig:
         {
             "name": "private-heart",
             "rounds": choice["rounds"],
-            "data": {"kind": "heart_disease"},
-            "model": {"kind": "logistic_regression"},
+            "data": {"kind": "heart_disease", "normalisation": "public_bounds"},
+            "model": {"kind": "logistic_regression", "bias": False},
             "training": {
                 "learning_rate": choice["learning_rate"],
                 "steps": 1,
@@ -80,7 +80,7 @@ def configuration(epsilon: float, choice: dict[str, Any]) -> FederationConfig:
 
 def folds() -> Iterator[tuple[list[tuple[Any, Any]], Any, Any]]:
     """Each hospital's training rows without a fifth of them, and all hospitals' fifths together."""
-    data = HeartDisease().load(seed=0)
+    data = HeartDisease(normalisation="public_bounds").load(seed=0)
     clients = [data.train(client) for client in range(data.num_clients)]
     orders = [np.random.default_rng(client).permutation(len(y)) for client, (_, y) in enumerate(clients)]
     for fold in range(FOLDS):
@@ -150,7 +150,7 @@ def draw(curves: dict[str, list[list[float]]], baselines: dict[str, float], file
     for (label, runs), colour in zip(curves.items(), ("C0", "C1"), strict=False):
         rounds = range(1, len(runs[0]) + 1)
         low, _, high = zip(*(quantiles(each, n=4) for each in zip(*runs, strict=True)), strict=True)
-        axis.plot(rounds, [mean(each) for each in zip(*runs, strict=True)], color=colour, label=label)
+        axis.plot(rounds, [mean(each) for each in zip(*runs, strict=True)], color=colour, marker="o", ms=4, label=label)
         axis.fill_between(rounds, low, high, color=colour, alpha=0.2, lw=0)
     for (name, value), style in zip(baselines.items(), ("--", ":"), strict=True):
         axis.axhline(value, color="#888888", lw=1, ls=style, label=name.replace("_", " "))
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     if options.choose:
-        choose(options.epsilons, min(options.seeds, 4))
+        choose(options.epsilons, options.seeds)
         return
     baselines = assemble(configuration(1.0, CHOSEN[1.0])).baselines
     curves: dict[str, list[list[float]]] = {}

@@ -42,6 +42,7 @@ _ALLOWED = {1: (0, 1), 2: (1, 2, 3, 4), 5: (0, 1), 6: (0, 1, 2), 8: (0, 1), 13: 
 
 # Of the 13 inputs: the place of those that are no 0/1, and the constants that bring them near to [-1, 1].
 _NUMERIC = [0, 2, 3, 5, 7]  # age, pressure, cholesterol, heart rate, oldpeak
+_BINARY = [1, 4, 6, *range(8, 13)]
 _CENTRE = np.array([50.0, 130.0, 200.0, 150.0, 1.0])
 _SCALE = np.array([10.0, 20.0, 50.0, 25.0, 1.0])
 
@@ -56,6 +57,8 @@ class HeartDisease(DataRule):
     Args:
       normalisation: "public_constants" scales the numeric inputs by fixed numbers that are no statistics of these rows:
         (age - 50) / 10, (pressure - 130) / 20, (cholesterol - 200) / 50, (heart rate - 150) / 25 and oldpeak - 1.
+        "public_bounds" does the same, cuts them to [-1, 1], and makes 0 of the other inputs -1: no input is then much
+        larger than others, which is what clipping the gradients of single rows asks for.
         "per_client" gives all 13 inputs mean 0 and standard deviation 1 over the client's own training rows. That mean
         and deviation are computed from private rows: what is published with them is an unaccounted release.
       folder: where the four `processed.*.data` files are, if not those of the package.
@@ -67,12 +70,12 @@ class HeartDisease(DataRule):
 
     kind: Literal["heart_disease"] = "heart_disease"
     public: ClassVar[bool] = True
-    normalisation: Literal["public_constants", "per_client"] = "public_constants"
+    normalisation: Literal["public_constants", "public_bounds", "per_client"] = "public_constants"
     folder: str | None = None
 
     @property
     def private_statistics(self) -> str | None:
-        return None if self.normalisation == "public_constants" else f"normalisation is {self.normalisation}"
+        return f"normalisation is {self.normalisation}" if self.normalisation == "per_client" else None
 
     def known_num_clients(self) -> int:
         return len(HOSPITALS)
@@ -98,8 +101,11 @@ class HeartDisease(DataRule):
         chest_pain, ecg = table[:, [2]], table[:, [6]]
         x = np.hstack([table[:, [0, 1, 3, 4, 5, 7, 8, 9]], chest_pain == [2, 3, 4], ecg == [1, 2]])
         train, test = _split(y)
-        if self.normalisation == "public_constants":
+        if self.normalisation != "per_client":
             x[:, _NUMERIC] = (x[:, _NUMERIC] - _CENTRE) / _SCALE
+            if self.normalisation == "public_bounds":
+                x[:, _BINARY] = 2 * x[:, _BINARY] - 1
+                x = x.clip(-1, 1)
         else:
             deviation = x[train].std(axis=0)
             x = (x - x[train].mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)

@@ -48,6 +48,16 @@ def test_public_constants_on_one_row(tmp_path: Path) -> None:
     assert y[0] == 1
 
 
+def test_public_bounds_are_the_constants_cut_and_nothing_of_the_rows() -> None:
+    data, raw = HeartDisease(normalisation="public_bounds").load(seed=0), HeartDisease().load(seed=0)
+    numeric = [0, 2, 3, 5, 7]
+    for client in range(data.num_clients):
+        (x, _), (constants, _) = data.train(client), raw.train(client)
+        np.testing.assert_array_equal(x[:, numeric], constants[:, numeric].clip(-1, 1))
+        others = [place for place in range(13) if place not in numeric]
+        np.testing.assert_array_equal(x[:, others], 2 * constants[:, others] - 1)
+
+
 def test_per_client_uses_the_clients_training_rows_only() -> None:
     data = HeartDisease(normalisation="per_client").load(seed=0)
     raw = HeartDisease().load(seed=0)

@@ -1,0 +1,232 @@
+"""`fedrounds privacy` where clients answer for their examples, on a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import privacy
+from deployments.api import run_data
+from deployments.cli import main
+from fl_components.config import parse_config
+from fl_components.errors import ConfigError, RunNotFound, StoreError
+from fl_components.privacy.accountants import rdp_epsilon
+from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.server.statement import in_short
+from fl_components.store import Store
+from flows.round import walk
+from tasks.audit import audit_mechanism, find_run
+
+EXAMPLES: dict[str, Any] = {
+    "kind": "example_level",
+    "noise_multiplier": 1.0,
+    "max_grad_norm": 1.0,
+    "sampling_rate": 0.5,
+    "delta": 1e-3,
+}
+FIELDS: dict[str, Any] = {
+    "name": "heart",
+    "rounds": 4,
+    "data": {"kind": "heart_disease"},
+    "model": {"kind": "logistic_regression"},
+    "training": {"learning_rate": 0.5, "epochs": 1, "privacy": EXAMPLES},
+}
+ROUND = SelfComposed(event=PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.0)), count=2)
+
+
+def epsilon(rounds: int) -> float:
+    return rdp_epsilon({ROUND: rounds}, "zero_out", 1e-3)
+
+
+@pytest.fixture
+def trained(home: Path) -> Iterator[Store]:
+    """A store in which two runs have committed two rounds and one, the second of them with two of the clients."""
+    two = {"selection": {"kind": "uniform", "cohort_size": 2}}
+    with Store.open() as store:
+        for run_id, rounds, changes in (("a", 2, {}), ("b", 1, two)):
+            with open_hub(store, run_id, config=parse_config(FIELDS | changes)) as hub:
+                for round in range(1, rounds + 1):
+                    walk(stages, hub, round)
+        yield store
+
+
+class TestStatus:
+    def test_all_clients_are_one_line(self, trained: Store) -> None:
+        (found,) = privacy.status()
+        assert (found["population"], found["unit"], found["clients"]) == ("heart/*", "example", 4)
+        assert found["epsilon"] == pytest.approx(epsilon(3))
+        assert (found["epsilon_limit"], found["epsilon_remaining"]) == (None, None)
+
+    def test_or_one_each(self, trained: Store) -> None:
+        _, *clients = privacy.status("heart/*")
+        assert [each["population"] for each in clients] == [
+            f"heart/{name}" for name in ("cleveland", "hungarian", "switzerland", "va")
+        ]
+        assert sorted(each["epsilon"] for each in clients) == pytest.approx(
+            [epsilon(2), epsilon(2), epsilon(3), epsilon(3)]
+        )
+        busy = next(each for each in clients if len(each["runs"]) == 2)
+        assert {run["run_id"]: run["epsilon"] for run in busy["runs"]} == {
+            "a": pytest.approx(epsilon(2)),
+            "b": pytest.approx(epsilon(1)),
+        }
+        (named,) = privacy.status(busy["population"])
+        assert all(0 < run["epsilon_tightest"] <= run["epsilon"] for run in named["runs"])
+        assert len(privacy.ledger(busy["population"])) == 3
+
+    def test_nobody_of_that_name(self, trained: Store) -> None:
+        with pytest.raises(StoreError, match="population 'heart/nowhere' has no privacy budget"):
+            privacy.status("heart/nowhere")
+
+
+class TestRun:
+    def test_the_largest_and_each(self, trained: Store) -> None:
+        found = run_data(trained, trained.run("a"))["privacy"]
+        assert (found["unit"], found["neighbouring"], found["delta"]) == ("example", "zero_out", 1e-3)
+        assert found["epsilon"] == pytest.approx(epsilon(2))
+        assert found["clients"] == dict.fromkeys(
+            ("cleveland", "hungarian", "switzerland", "va"), pytest.approx(epsilon(2))
+        )
+        assert found["examples"] is None
+
+    def test_a_statement_says_whose_and_what_an_example_is(self, trained: Store) -> None:
+        found = privacy.statement("a")
+        assert found["epsilon"]["run"] == found["epsilon"]["lineage"] == pytest.approx(epsilon(2))
+        assert found["epsilon"]["population"] == pytest.approx(epsilon(3))
+        assert 0 < found["epsilon"]["run_tightest"] <= found["epsilon"]["run"]
+        for words in (
+            "not a patient, where a patient has several rows",
+            "only if nobody is in two of them",
+            "| Client va | this run",
+            "2 steps a round",
+            "Gradients of single examples by ghost norms",
+            "how many training examples each client has",
+        ):
+            assert words in found["markdown"]
+        assert in_short(found).startswith(f"epsilon {epsilon(2):.4g} at delta 0.001 (example, zero_out)")
+
+    def test_a_model_answers_for_its_ancestors(self, trained: Store) -> None:
+        with trained.acquire("a") as lease:
+            lease.finish("Completed")
+        model = FIELDS["model"] | {"start_from": "latest"}
+        with open_hub(trained, "c", config=parse_config(FIELDS | {"model": model})) as hub:
+            walk(stages, hub, 1)
+        found = privacy.statement("c")
+        assert (found["lineage"], found["epsilon"]["lineage"]) == (["c", "a"], pytest.approx(epsilon(3)))
+
+    def test_an_honest_step_is_not_accused_and_half_the_noise_is(
+        self, trained: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert find_run(trained, "heart").run_id == "b"
+        honest = audit_mechanism(trained, trained.run("a"), 1000)
+        assert honest.clients is None and honest.examples is not None and not honest.accused
+        assert honest.examples.num_parameters == 1000  # of a model that has 28
+
+        from fl_components.privacy import noise
+
+        draw = noise.WholeNormals._draw
+        monkeypatch.setattr(noise.WholeNormals, "_draw", lambda self, pairs: (draw(self, pairs) / 2).round())
+        half = audit_mechanism(trained, trained.run("a"), 1000)
+        assert half.accused and half.as_data()["epsilon_lower_bound"] > half.as_data()["claimed_epsilon"]
+
+    def test_gradients_that_are_not_clipped_are_accused(self, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        from fl_components.privacy.steps import Mechanism
+
+        factors = Mechanism.factors
+        monkeypatch.setattr(Mechanism, "factors", lambda self, squares: factors(self, squares) * 3)
+        assert audit_mechanism(trained, trained.run("a"), 1000).accused
+
+
+class TestBudget:
+    def test_of_each_client_and_of_one(self, home: Path) -> None:
+        found = privacy.set_budget("heart/*", epsilon=3.0, delta=1e-3, reason="the board")
+        assert (found["unit"], found["neighbouring"]) == ("example", "zero_out")
+        with Store.open() as store:
+            store.register_clients("heart", ["heart/va", "heart/cleveland"])
+        privacy.set_budget("heart/va", epsilon=1.0, reason="as the hospital asks")
+        limits = {each["population"]: each["epsilon_limit"] for each in privacy.status("heart/*")}
+        assert limits == {"heart/*": 3.0, "heart/va": 1.0, "heart/cleveland": 3.0}
+
+    @pytest.mark.parametrize(
+        ("population", "options", "sentence"),
+        [
+            ("heart/*", {"unit": "client"}, "unit of population 'heart/\\*' cannot be client"),
+            ("heart", {"unit": "example"}, "unit of population 'heart' cannot be example"),
+            ("heart/va", {"neighbouring": "add_or_remove"}, "neighbouring is add_or_remove for examples"),
+        ],
+    )
+    def test_what_makes_no_sense(self, home: Path, population: str, options: dict[str, str], sentence: str) -> None:
+        with pytest.raises(ConfigError, match=sentence):
+            privacy.set_budget(population, epsilon=1.0, delta=1e-3, reason="x", **options)
+
+
+class TestPlan:
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> str:
+        file = tmp_path / "heart.yaml"
+        file.write_text(json.dumps(FIELDS))
+        return str(file)
+
+    def test_a_small_hospital_pays_more(self, config: str, home: Path) -> None:
+        found = privacy.plan_examples(config, epsilon=2.0)
+        assert [(each["client"], each["examples"]) for each in found["clients"]] == [
+            ("switzerland", 30),
+            ("va", 85),
+            ("hungarian", 172),
+            ("cleveland", 199),
+        ]
+        on_the_mean = [each["noise_on_the_mean"] for each in found["clients"]]
+        assert on_the_mean == sorted(on_the_mean, reverse=True)
+        assert all(each["configured_epsilon"] == pytest.approx(epsilon(4)) for each in found["clients"])
+        for each in found["clients"]:
+            rule = ROUND.model_copy(
+                update={
+                    "event": PoissonSampled(
+                        sampling_rate=0.5, event=Gaussian(noise_multiplier=each["noise_multiplier"])
+                    )
+                }
+            )
+            assert 0.99 * 2 < rdp_epsilon({rule: 4}, "zero_out", 1e-3) <= 2
+            assert epsilon(each["configured_rounds"]) <= 2 < epsilon(each["configured_rounds"] + 1)
+
+    def test_cut_batches_are_paid_for(self, config: str, home: Path) -> None:
+        plain = privacy.plan_examples(config, epsilon=2.0)["clients"]
+        cut = privacy.plan_examples(config, ["training.privacy.max_batch_size=130"], epsilon=2.0)["clients"]
+        assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
+        assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
+
+    def test_people_see_a_table(self, config: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["privacy", "plan", config, "--epsilon", "2", "--example-level"]) == 0
+        out = capsys.readouterr().out
+        assert "what keeps epsilon 2 at delta 0.001 for each example" in out and "switzerland" in out
+
+    def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
+        with pytest.raises(ConfigError, match="nothing to plan for the examples"):
+            privacy.plan_examples(config, ["training.privacy={kind: none}"], epsilon=1.0)
+        with pytest.raises(ConfigError, match=r"privacy\.kind is none") as refused:
+            privacy.plan(config, epsilon=1.0)
+        assert "--example-level" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    "line", ["privacy status", "privacy status heart/*", "privacy ledger heart/va", "privacy statement a", "show a"]
+)
+def test_each_command_says_something_to_people_and_one_object_to_programs(
+    line: str, trained: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 0
+    assert len(capfd.readouterr().out.splitlines()) >= 1
+    assert main([*line.split(), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["schema"], found["status"]) == (1, "ok")
+
+
+def test_nothing_is_audited_that_does_not_exist(home: Path) -> None:
+    with Store.open() as store, pytest.raises(RunNotFound):
+        find_run(store, "nowhere")
