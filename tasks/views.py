@@ -123,11 +123,12 @@ def _about_examples(hub: Hub) -> list[str]:
     if told is None:
         return []
     names = {name: of_client(hub.run.population, name) for name in told.clients or {}}
+    terms = hub.store.find_budget(hub.run.population + EACH_CLIENT)
+    assert terms is not None
     budgets = hub.store.find_budgets(names.values())
     lines = [
         f"Privacy of each client's examples: this run has come to **epsilon {told.run.epsilon:.4g}** at most"
-        f"{_meaning(hub.store.find_budgets([hub.run.population + EACH_CLIENT])[hub.run.population + EACH_CLIENT])}. "
-        "That is the whole only if nobody is in two clients' data.",
+        f"{_meaning(terms)}. That is the whole only if nobody is in two clients' data.",
         "",
     ]
     if not names:

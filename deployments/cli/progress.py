@@ -74,12 +74,12 @@ class RoundLine:
         return cls(round, values, withholds(metrics))
 
     def columns(self) -> dict[str, str]:
-        """Under a privacy claim its columns too; where it withholds what is measured on clients, only what is known."""
-        claims = self.values["epsilon"] is not None
+        """Those of a privacy claim where it has a value for them; where it withholds what is measured, only what is
+        known."""
         return {
             name: show(self.values[name])
             for name, show in COLUMNS.items()
-            if (self.values[name] is not None if self.withholds else claims or name not in OF_A_CLAIM)
+            if self.values[name] is not None or not (self.withholds or name in OF_A_CLAIM)
         }
 
 
