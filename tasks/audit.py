@@ -64,11 +64,11 @@ def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
     federation = federation_of(store, run)
     sizes = [each.numel() for each in federation.module.parameters() if each.requires_grad]
     with one_thread():
-        clients = None
-        if isinstance(config.privacy, CentralPrivacy):
+        clients, about_examples = None, config.training.privacy.claims
+        if isinstance(config.privacy, CentralPrivacy) and (federation.is_charged or not about_examples):
             rule = config.privacy.counting_for(federation.sampling.cohort_size)
             clients = audit(rule, sizes, _fresh_keys(), num_canaries=num_canaries)
-        examples = _audit_examples(config, sum(sizes), num_canaries) if config.training.privacy.claims else None
+        examples = _audit_examples(config, sum(sizes), num_canaries) if about_examples else None
     return Audit(clients, examples)
 
 

@@ -73,7 +73,7 @@ def _experiment_under_a_claim(config: Path, overrides: Sequence[str]) -> str:
 
     resolved = load_config(config, overrides)
     simulated = getattr(resolved.privacy, "simulate_noise_cohort", None) is not None
-    if not resolved.privacy.claims or simulated:
+    if not resolved.training.privacy.claims and (simulated or not resolved.privacy.claims):
         why = "a larger cohort is simulated" if simulated else f"privacy.kind is {resolved.privacy.kind}"
         raise ConfigError(
             f"{config} claims nothing that could be audited: {why}",
