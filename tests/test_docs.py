@@ -16,7 +16,7 @@ from fl_components.config import FederationConfig, load_config, parse_config
 from fl_components.data import Data
 from fl_components.data.partition import Partition
 from fl_components.models import Model
-from fl_components.privacy import AnyClipping, Privacy
+from fl_components.privacy import AnyClipping, ExamplePrivacy, Privacy
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.server_optimizers import ServerOptimizer
@@ -56,6 +56,7 @@ UNIONS: dict[str, Any] = {
     "data": Data,
     "data.partition": Partition,
     "model": Model,
+    "training.privacy": ExamplePrivacy,
     "training.schedule": Schedule,
     "selection": Selection,
     "selection.availability": Availability,

@@ -47,7 +47,7 @@ def test_the_surface_is_frozen() -> None:
         "journal verify",
         "privacy budget set POPULATION --epsilon --reason [--delta] [--unit] [--neighbouring]",
         "privacy ledger POPULATION",
-        "privacy plan CONFIG --epsilon [--set] [--picture]",
+        "privacy plan CONFIG --epsilon [--example-level] [--set] [--picture]",
         "privacy statement RUN",
         "privacy status [POPULATION]",
         "privacy void RUN --reason",
