@@ -89,10 +89,13 @@ class Mechanism:
             )
         return cls(num_parameters, kept, unit)
 
-    def noise(self, key: bytes) -> WholeNormals:
-        """The noise of a client's round, from its key of that round: one stream for all steps."""
+    def noise(self, key: bytes | None) -> WholeNormals:
+        """The noise of a client's round, from its key of that round: one stream for all steps. Raises ValueError where
+        there is no key: noise that anybody could draw again would be none."""
         from fl_components.store.secrets import derived_key
 
+        if not key:
+            raise ValueError("a client that makes a claim about its examples draws its noise from a key of its own")
         return WholeNormals(derived_key(key, "noise of the steps"), MOST_OF_FLOAT32)
 
     def factors(self, squares: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ def check_terms(population: str, terms: BudgetTerms, budget: Budget) -> None:
         raise ConfigError(
             f"this run and the budget of population {population!r} do not speak of the same epsilon: "
             f"{'; '.join(differing)}",
-            hint="set privacy.delta, and the selection (poisson: add_or_remove; a fixed cohort: replace_one; everyone: "
+            hint="set training.privacy.delta as the budget says"
+            if terms.unit == UNIT
+            else "set privacy.delta, and the selection (poisson: add_or_remove; a fixed cohort: replace_one; everyone: "
             "zero_out), as the budget says",
         )
 

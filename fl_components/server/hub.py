@@ -175,7 +175,8 @@ class Hub:
     def check_budget(self) -> None:
         """Raises `BudgetExhausted` when the next round would be refused: before it is begun, so that no view shows it
         as one that failed. The reservation itself decides (`guard`, `example_charges`)."""
-        run, round = self.refresh(), self.run.committed_round + 1
+        run = self.refresh()
+        round = run.committed_round + 1
         if self.store.is_reserved(run.run_id, round):  # by an attempt that ended
             return
         if self.federation.is_charged:

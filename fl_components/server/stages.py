@@ -137,8 +137,9 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     if not refused:
         return plan
     hub.say_of_clients(f"round {plan.round}: {names_of(refused)}: {EXHAUSTED}")
-    left = tuple(task for task in plan.cohort if task not in refused)
-    return replace(plan, **_cut(hub, left), refused={task.client_id: EXHAUSTED for task in refused})
+    reasons = {task.client_id: EXHAUSTED for task in refused}
+    left = tuple(task for task in plan.cohort if task.client_id not in reasons)
+    return replace(plan, **_cut(hub, left), refused=reasons)
 
 
 @stage

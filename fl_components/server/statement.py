@@ -76,6 +76,14 @@ NOT_COVERED: Final = (
 )
 
 
+ACCOUNTANT: Final = (
+    "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, Kamath and Steinke 2020; it "
+    "decides, and it stays valid when later runs are chosen after seeing earlier ones"
+)
+
+TIGHTEST_BY: Final = "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance"
+
+
 def statement(store: Store, run: RunRecord) -> dict[str, Any]:
     """The statement as plain values; `claim` is False where nothing is promised.
 
@@ -98,14 +106,6 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
         )
         return named | {"claim": of_examples is not None, "simulated": simulated} | (of_examples or {})
     return named | {"claim": True} | _about_clients(store, run, config) | {"examples": of_examples}
-
-
-ACCOUNTANT: Final = (
-    "Renyi differential privacy on fixed orders (dp_accounting), converted after Canonne, Kamath and Steinke 2020; it "
-    "decides, and it stays valid when later runs are chosen after seeing earlier ones"
-)
-
-TIGHTEST_BY: Final = "privacy loss distributions (dp_accounting), for this run alone and as it was fixed in advance"
 
 
 def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> dict[str, Any]:

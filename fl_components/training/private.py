@@ -57,7 +57,7 @@ class PrivateChunks:
     ) -> tuple[Updates, list[Weighted]]:
         """Their updates and losses; `batches` as for `train_chunk`, among all clients' rows. A batch may be empty."""
         rule, mechanism, num_clients = self._rule, self._mechanism, len(tasks)
-        noises = [mechanism.noise(task.key or b"") for task in tasks]
+        noises = [mechanism.noise(task.key) for task in tasks]
         scales = [mechanism.per_example(self._private.sampling_rate, task.num_examples) for task in tasks]
         params = [part.expand(num_clients, *part.shape).clone() for part in self._start]
         velocities = [torch.zeros_like(each) for each in params] if rule.momentum else []

@@ -177,3 +177,13 @@ def test_after_twenty_rounds_the_engine_is_where_the_loops_are(home: Path, train
         params_D = hub.state().params_D
     np.testing.assert_allclose(params_D, expected.params_D, rtol=0, atol=1e-6)
     assert np.abs(params_D - hub.federation.initial_params_D).max() > 0.1
+
+
+def test_clients_that_answer_for_their_examples_draw_from_the_seed_here() -> None:
+    """The same each time, and not what they come to without noise."""
+    privacy = {"kind": "example_level", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "sampling_rate": 0.5}
+    fields = {"name": "reference", "rounds": 2, **HEART, "training": {"learning_rate": 0.1, "epochs": 1}}
+    private = parse_config(fields | {"training": fields["training"] | {"privacy": privacy}})
+    first, second, plain = ([*simulate(config)][-1].params_D for config in (private, private, parse_config(fields)))
+    np.testing.assert_array_equal(first, second)
+    assert not np.allclose(first, plain)

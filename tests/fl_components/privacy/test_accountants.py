@@ -19,6 +19,7 @@ from fl_components.privacy.events import (
     PoissonSampled,
     SampledWithoutReplacement,
     SelfComposed,
+    TruncatedPoissonSampled,
     parse_event,
 )
 
@@ -74,6 +75,51 @@ def test_a_cohort_collected_twice_is_one_draw() -> None:
     twice = PoissonSampled(sampling_rate=0.1, event=SelfComposed(event=Gaussian(noise_multiplier=1.0), count=2))
     as_one_draw = rdp_epsilon({once: 9, twice: 1}, "add_or_remove", 1e-5)
     assert as_one_draw > rdp_epsilon({once: 11}, "add_or_remove", 1e-5)
+
+
+class TestStepsOfAClient:
+    """DP-SGD: a round is so many steps, each with a batch of its own."""
+
+    @pytest.mark.parametrize(("noise", "steps", "rdp", "pld"), [(1.3, 3515, 0.954, 0.864), (0.7, 10_546, 6.319, 5.639)])
+    def test_as_published(self, noise: float, steps: int, rdp: float, pld: float) -> None:
+        """The settings of `test_dp_sgd_on_mnist`, with one example's contribution exchanged for zero."""
+        spent: Mapping[Event, int] = {SelfComposed(event=poisson(256 / 60_000, noise), count=steps): 1}
+        assert rdp_epsilon(spent, "zero_out", 1e-5) == pytest.approx(rdp, abs=1e-3)
+        assert pld_epsilon(spent, "zero_out", 1e-5) == pytest.approx(pld, abs=1e-3)
+
+    @staticmethod
+    def cut(size: int, noise: float = 5.9) -> TruncatedPoissonSampled:
+        """100 examples, of which 10 are expected."""
+        return TruncatedPoissonSampled(
+            dataset_size=100, sampling_rate=0.1, truncated_batch_size=size, noise_multiplier=noise
+        )
+
+    @pytest.mark.parametrize("size", [30, 40, 100])
+    @pytest.mark.parametrize("noise", [1.0, 5.9])
+    def test_cut_batches_are_never_cheaper(self, size: int, noise: float) -> None:
+        spent: Mapping[Event, int] = {SelfComposed(event=self.cut(size, noise), count=10): 20}
+        uncut = rdp_epsilon({poisson(0.1, noise): 200}, "zero_out", 1e-3)
+        exact = pld_epsilon(spent, "zero_out", 1e-3)
+        assert rdp_epsilon(spent, "zero_out", 1e-3) >= uncut * (1 - 1e-9)
+        assert exact is None or rdp_epsilon(spent, "zero_out", 1e-3) >= exact
+
+    def test_what_cutting_adds_to_delta(self) -> None:
+        """All of it: (1 + e^epsilon) times the probability that any of the 200 batches is cut, by a sum of it here."""
+        cut_at_all = 200 * sum(math.comb(100, k) * 0.1**k * 0.9 ** (100 - k) for k in range(31, 101))
+        found = rdp_epsilon({self.cut(30): 200}, "zero_out", 1e-3)
+        left = 1e-3 - (1 + math.exp(found)) * cut_at_all
+        assert left < 1e-3 and found == pytest.approx(rdp_epsilon({poisson(0.1, 5.9): 200}, "zero_out", left), rel=1e-4)
+
+    def test_often_cut_batches_promise_nothing(self) -> None:
+        assert rdp_epsilon({self.cut(15): 200}, "zero_out", 1e-3) == math.inf
+
+    def test_a_draw_within_a_draw_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="a draw within a draw"):
+            PoissonSampled(sampling_rate=0.1, event=SelfComposed(event=poisson(0.1, 1.0), count=2))
+
+    def test_they_are_json_and_back(self) -> None:
+        for event in (self.cut(30), SelfComposed(event=self.cut(30), count=3)):
+            assert parse_event(event.model_dump(mode="json")) == event
 
 
 noises = st.floats(1e-3, 1e6)

@@ -137,3 +137,9 @@ class TestRelease:
         assert not torch.equal(
             steps[0], torch.cat(list(WholeNormals(b"k" * 32, 2.0**20).blocks(5)))
         )  # a key of its own
+
+
+@pytest.mark.parametrize("key", [None, b""])
+def test_without_a_key_there_is_no_noise_to_draw(key: bytes | None) -> None:
+    with pytest.raises(ValueError, match="draws its noise from a key of its own"):
+        Mechanism.of(rule(), 10).noise(key)
