@@ -31,7 +31,16 @@ from fl_components.privacy.clipping import Clip
 from fl_components.privacy.events import Event
 from fl_components.randomness import generator
 from fl_components.shared_memory import SharedMemory, give_back_memory
-from fl_components.training import MOST_OF_SHARD, Examples, ModelSpec, Result, Workload, evaluate, example_way
+from fl_components.training import (
+    MOST_OF_SHARD,
+    Examples,
+    ModelSpec,
+    Result,
+    Workload,
+    evaluate,
+    example_way,
+    made_up,
+)
 from fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
@@ -66,10 +75,20 @@ class Federation:
     def example_way(self) -> str | None:
         """How gradients of single examples are found, where clients answer for these. Raises what
         `training.example_way` raises."""
-        if self.example_level is None:
-            return None
+        return None if self.example_level is None else example_way(self.module, self._training_examples)
+
+    @property
+    def _training_examples(self) -> Examples:
         x, y = (torch.from_numpy(self.examples[name]) for name in ("x", "y"))
-        return example_way(self.module, Examples(x, y, self.examples["starts"], self.examples["stops"]))
+        return Examples(x, y, self.examples["starts"], self.examples["stops"])
+
+    def public_rows(self, most: int) -> Examples:
+        """Test examples where they are declared public, at most so many, else as many that are made up."""
+        x, y = self.data.x_test, self.data.y_test
+        if not (self.data.public or self.config.evaluation.public_test):
+            return made_up(self._training_examples, (most,))
+        rows = np.linspace(0, len(y) - 1, min(most, len(y))).astype(np.int64)  # of all clients
+        return Examples(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), np.array([0]), np.array([len(rows)]))
 
     @cached_property
     def baselines(self) -> dict[str, float]:

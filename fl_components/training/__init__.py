@@ -1,6 +1,6 @@
 """What a client does with the parameters: train them, and evaluate them. And how many clients do it at once."""
 
-from fl_components.training.chunk import Examples
+from fl_components.training.chunk import Examples, made_up
 from fl_components.training.engine import Additive, ShardReport, Summing, names_of
 from fl_components.training.evaluation import Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
@@ -31,6 +31,7 @@ __all__ = [
     "engine_facts",
     "evaluate",
     "example_way",
+    "made_up",
     "names_of",
     "one_thread",
     "peak_memory_bytes",

@@ -47,16 +47,17 @@ class Examples:
         return Batch(x, y, sizes, counts, generators)
 
 
-def made_up(examples: Examples) -> Examples:
-    """A few rows like these, but nobody's: how all clients are trained must not depend on what some of them hold."""
-    generator = torch.Generator().manual_seed(0)
+def made_up(examples: Examples, sizes: Sequence[int] = (5, 2)) -> Examples:
+    """Rows like these, but nobody's, for clients of these sizes: how all clients are trained must not depend on what
+    some of them hold."""
+    generator, stops = torch.Generator().manual_seed(0), np.cumsum(sizes, dtype=np.int64)
 
     def like(rows: Tensor, values: Callable[..., Tensor]) -> Tensor:
-        return values((7, *rows.shape[1:]), generator=generator).to(rows)
+        return values((sum(sizes), *rows.shape[1:]), generator=generator).to(rows)
 
     bits = partial(torch.randint, 0, 2)  # tokens and labels of any vocabulary
     x = like(examples.x, torch.randn if examples.x.is_floating_point() else bits)
-    return Examples(x, like(examples.y, bits), np.array([0, 5]), np.array([5, 7]))
+    return Examples(x, like(examples.y, bits), stops - sizes, stops)
 
 
 class Updates:

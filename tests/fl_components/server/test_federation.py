@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fl_components.config import config_digest, parse_config
 from fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
@@ -54,6 +55,28 @@ def configured(arguments: dict[str, Any] | None = None, **changes: Any) -> Any:
             **changes,
         }
     )
+
+
+class TestPublicRows:
+    def test_test_examples_where_they_are_public(self, folder: str) -> None:
+        data = configured().data.model_dump() | {"public": True}
+        for changes in ({"data": data}, {"evaluation": {"public_test": True}}):
+            federation = assemble(configured(**changes), folder)
+            all_rows, two = federation.public_rows(100), federation.public_rows(2)
+            np.testing.assert_array_equal(all_rows.x, federation.data.x_test)
+            np.testing.assert_array_equal(all_rows.y, federation.data.y_test)
+            np.testing.assert_array_equal(two.x, federation.data.x_test[[0, -1]])
+            assert (two.starts.tolist(), two.stops.tolist()) == ([0], [2])
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_else_nobody_s(self, whole: bool, folder: str) -> None:
+        model = {"kind": "gru", "hidden": 3, "vocabulary": 9} if whole else {"kind": "logistic_regression"}
+        first, other = (
+            assemble(configured({"whole": whole, "num_clients": clients}, model=model), folder) for clients in (3, 5)
+        )
+        rows, same = first.public_rows(20), other.public_rows(20)
+        assert rows.x.shape == (20, 4) and rows.x.dtype == torch.from_numpy(first.data.x_train).dtype
+        assert torch.equal(rows.x, same.x) and torch.equal(rows.y, same.y)  # whatever the clients hold
 
 
 class TestAssemble:
