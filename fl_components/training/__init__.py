@@ -7,6 +7,7 @@ from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execu
 from fl_components.training.facts import engine_facts
 from fl_components.training.private import example_way
 from fl_components.training.sgd import SGD
+from fl_components.training.shadow import Shadow
 from fl_components.training.threads import one_thread
 from fl_components.training.trainer import ModelSpec, Result, Trainer, Workload, peak_memory_bytes
 
@@ -23,6 +24,7 @@ __all__ = [
     "LocalExecution",
     "ModelSpec",
     "Result",
+    "Shadow",
     "ShardReport",
     "Summing",
     "Trainer",

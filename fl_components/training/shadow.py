@@ -1,0 +1,135 @@
+"""A shadow of a silo, in which canaries take part: for audits of what silos claim about their examples."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fl_components import randomness
+from fl_components.errors import ModelError
+from fl_components.parameters import flatten
+from fl_components.training.chunk import Examples, made_up
+from fl_components.training.opacus_way import OpacusWay
+from fl_components.training.private import PrivateChunks, Way, find_way
+from fl_components.training.sgd import SGD
+from fl_components.values import IGNORED, ClientTask, Float32
+
+LOUD: Final = 2.0**20
+"""What a canary's own part of its gradient is multiplied by: far more than the rest of it, and far from the largest
+float32."""
+
+
+class Shadow:
+    """A silo that holds public rows, and makes one step on them and on canaries as the silos of a run make theirs: the
+    run's model, its way of finding the gradients of single examples, its clipping, its noise.
+
+    Each canary has a parameter of its own, which is zero: `LOUD` times it is added to one score of what the model makes
+    of a public row. So nearly all of the canary's gradient is there: clipped, it is as long as clipping allows, in a
+    coordinate of its own (a "Dirac canary"), and yet it is an example's, by a backward pass through the whole model.
+
+    The score and the label are those of the class that the model finds least likely: of C classes it has a probability
+    p of at most 1 / C, so with label smoothing s the gradient by its score, p - (1 - s) - s / C, is at most
+    -(1 - s) (1 - 1 / C). It is negative for every canary, and not small.
+
+    Args:
+      module: the run's, with the parameters that a step starts from. It stays as it is.
+      rows: R examples that are nobody's secret. Canary j shows the model row j mod R.
+      rule: how clients train in a round, with its noise multiplier (`SGD.in_round`). Its batches hold all examples:
+        sampling takes no part.
+      num_canaries: M.
+
+    Raises what `find_way` raises.
+
+    >>> rule = SGD.model_validate({"learning_rate": 0.1, "epochs": 1, "privacy": {"kind": "example_level",
+    ...     "noise_multiplier": 1.0, "max_grad_norm": 0.5, "sampling_rate": 0.1}})
+    >>> rows = Examples(torch.zeros(3, 4), torch.tensor([0, 1, 1]), np.array([0]), np.array([3]))
+    >>> shadow = Shadow(nn.Linear(4, 2), rows, rule, num_canaries=100)
+    >>> shadow.num_parameters, shadow.step(np.arange(100) < 50, key=bytes(32)).shape
+    (110, (110,))
+    """
+
+    def __init__(self, module: nn.Module, rows: Examples, rule: SGD, num_canaries: int) -> None:
+        assert rule.example_level is not None
+        everyone = rule.example_level.model_copy(update={"sampling_rate": 1.0, "max_batch_size": None})
+        one_step = {"steps": 1, "epochs": None, "straggler_fraction": 0.0, "drop_stragglers": False}
+        self._rule = rule.model_copy(update={**one_step, "privacy": everyone})
+        self._num_canaries = num_canaries
+        self._module = _WithCanaries(copy.deepcopy(module), rows, num_canaries)
+        shown = torch.arange(num_canaries + len(rows.y)) % len(rows.y)
+        self._labels = torch.cat([self._module.labels[shown[:num_canaries]], rows.y[shown[num_canaries:]]])
+        make: Any = type(find_way(copy.deepcopy(module), made_up(rows)))  # what is right for the run's own module
+        self._way: Way = make(self._module)
+        self._start_D = flatten(self._module)
+
+    @property
+    def num_parameters(self) -> int:
+        """D: the model's, and those of the canaries, which come last."""
+        return len(self._start_D)
+
+    def step(self, joined_M: NDArray[np.bool_], key: bytes) -> Float32:
+        """The update of a step, float32 [D]. The larger its last M coordinates, the likelier a canary joined.
+
+        Args:
+          joined_M: which canaries join. All public rows do.
+          key: the client's own secret, 32 bytes, never used before.
+
+        Raises `ModelError` for an update that is not finite.
+        """
+        members = np.concatenate([np.flatnonzero(joined_M), np.arange(self._num_canaries, len(self._labels))])
+        # In any order: what goes wrong in one part of a batch must not spare the canaries.
+        places = torch.from_numpy(randomness.generator(key, 0, "order").permutation(members))
+        task = ClientTask("shadow", 0, len(places), randomness.derive_key(key, 0, "draws of the model"), key)
+        update_D = self._train(places[:, None], self._labels[places], task)
+        if not np.isfinite(update_D).all():
+            raise ModelError("the update of a step over canaries is not finite", hint="lower training.learning_rate")
+        return update_D
+
+    def _train(self, x: Tensor, y: Tensor, task: ClientTask) -> Float32:
+        if isinstance(self._way, OpacusWay):
+            return self._way.train(self._rule, self._start_D, x, y, task.seed, task.key)[0]
+        chunks = PrivateChunks(self._way, self._module, self._rule, torch.from_numpy(self._start_D))
+        batches = self._rule.private_batches_of(len(x), task.seed, task.key)
+        updates, _ = chunks.train(Examples(x, y, np.array([0]), np.array([len(x)])), [task], [batches])
+        update_D: Float32 = updates.stack()[0].numpy()
+        return update_D
+
+
+class _WithCanaries(nn.Module):
+    """A model that takes places, int64 [B, 1], instead of rows. Place p stands for row p mod R; the first M places are
+    canaries, the R after them are the rows as they are.
+
+    Attributes:
+      labels: of each row as canaries show it.
+    """
+
+    rows: Tensor
+    loud: Tensor
+
+    def __init__(self, module: nn.Module, rows: Examples, num_canaries: int) -> None:
+        super().__init__()
+        self.module, self.num_canaries = module.eval(), num_canaries
+        self.canaries = nn.Linear(num_canaries, 1, bias=False, device="meta").to_empty(device="cpu")  # draws nothing
+        nn.init.zeros_(self.canaries.weight)
+        with torch.no_grad():
+            scores = self.module(rows.x)
+        by_label = scores.reshape(len(scores), -1, scores.shape[-1])  # [R, labels of a row, C]
+        least_likely = by_label[:, 0].argmin(1)
+        self.labels = torch.full_like(rows.y, IGNORED)
+        self.labels.view(len(scores), -1)[:, 0] = least_likely
+        loud = by_label.new_zeros(by_label.shape)
+        loud[torch.arange(len(scores)), 0, least_likely] = LOUD
+        self.register_buffer("rows", rows.x)
+        self.register_buffer("loud", loud.view(scores.shape))
+
+    def forward(self, places: Tensor) -> Tensor:
+        places = places[:, 0]
+        rows = places % len(self.rows)
+        scores: Tensor = self.module(self.rows[rows])
+        own = places[:, None] == torch.arange(self.num_canaries, device=places.device)  # no row is a canary
+        heard: Tensor = self.canaries(own.to(scores.dtype))
+        return scores + self.loud[rows] * heard.view(-1, *(1,) * (scores.ndim - 1))
