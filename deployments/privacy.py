@@ -216,8 +216,8 @@ def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = No
     """Measure how much noise the mechanism of a run (or of an experiment's newest) really adds, as the Prefect flow
     `privacy-audit`.
 
-    Nothing of the run's clients is touched, and nothing is charged. Raises `RunNotFound`, `ConfigError` for a run
-    without a claim, `Unreachable`.
+    No training example of the run's clients takes part, and nothing is charged. Raises `RunNotFound`, `ConfigError` for
+    a run without a claim, `Unreachable`.
     """
     from deployments.stack.connection import client_settings, connect
     from tasks.audit import find_run

@@ -9,22 +9,28 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
-from fl_components.config import FederationConfig, parse_config
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_components.config import parse_config
 from fl_components.errors import ConfigError
 from fl_components.privacy import CentralPrivacy
 from fl_components.privacy.audit import AuditReport, accuses, audit
-from fl_components.privacy.example_audit import ExampleAuditReport, audit_examples, step_of
+from fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fl_components.privacy.example_audit import accuses as accuses_examples
+from fl_components.server.federation import Federation
 from fl_components.server.hub import federation_of
 from fl_components.store import RunRecord, Store, derived_key
-from fl_components.training import one_thread
+from fl_components.training import Shadow, one_thread
+from fl_components.values import Float32
 from tasks.tracking import server
 from tasks.tracking.run_view import experiment_of
 
 AUDIT_TAG: Final = "fedrounds.audit_of"
 
-LONGER: Final = 10.0
-"""Canary gradients than clipping allows, so that clipping is audited as well."""
+PUBLIC_ROWS: Final = 300
+"""At most, beside the canaries of each step: enough that what a step makes of an example in the place of another shows
+in many of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,8 @@ def find_run(store: Store, run: str) -> RunRecord:
 
 
 def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
-    """Audit what each of the run's claims rests on, in a shadow of it: nobody takes part but canaries, which are made
-    up, so that nothing is charged. Keys are fresh ones. Raises `ConfigError` for a run without a claim."""
+    """Audit what each of the run's claims rests on, in a shadow of it: nobody takes part but canaries and public rows,
+    so that nothing is charged. Keys are fresh ones. Raises `ConfigError` for a run without a claim."""
     config = parse_config(run.config)
     if not config.claims:
         raise ConfigError(f"run {run.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")
@@ -68,18 +74,27 @@ def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
         if isinstance(config.privacy, CentralPrivacy) and (federation.is_charged or not about_examples):
             rule = config.privacy.counting_for(federation.sampling.cohort_size)
             clients = audit(rule, sizes, _fresh_keys(), num_canaries=num_canaries)
-        examples = _audit_examples(config, sum(sizes), num_canaries) if about_examples else None
+        examples = _audit_examples(federation, num_canaries) if about_examples else None
     return Audit(clients, examples)
 
 
-def _audit_examples(config: FederationConfig, num_parameters: int, num_canaries: int) -> ExampleAuditReport:
-    """At the size of the run's model, or of a larger one where there would be no parameter for each canary."""
-    rule = config.training.in_round(1, config.rounds).example_level
-    assert rule is not None and rule.noise_multiplier is not None
-    num_parameters, keys = max(num_parameters, num_canaries), _fresh_keys()
-    release = step_of(rule, num_parameters, keys)
+def _audit_examples(federation: Federation, num_canaries: int) -> ExampleAuditReport:
+    config, keys = federation.config, _fresh_keys()
+    rule = config.training.in_round(1, config.rounds)
+    private = rule.example_level
+    assert private is not None and private.noise_multiplier is not None
+    shadow = Shadow(federation.module, federation.public_rows(min(PUBLIC_ROWS, num_canaries)), rule, num_canaries)
+
+    def release(joined_M: NDArray[np.bool_], number: int) -> Float32:
+        return shadow.step(joined_M, keys(f"step {number}"))[-num_canaries:]
+
     return audit_examples(
-        rule, rule.noise_multiplier, num_parameters, release, keys, num_canaries=num_canaries, length=LONGER
+        release,
+        keys,
+        noise_multiplier=private.noise_multiplier,
+        delta=private.delta,
+        num_parameters=shadow.num_parameters,
+        num_canaries=num_canaries,
     )
 
 

@@ -1,10 +1,10 @@
 """An audit of example-level differential privacy that rests on nothing but coins (Mahloujifar, Melis and Chaudhuri
 2024, "Auditing f-Differential Privacy in One Run", https://arxiv.org/abs/2410.22235).
 
-Of m canary examples each joins a step of DP-SGD by a fair coin, and nobody else does. Whoever sees what comes out
-guesses n of the coins, those it is surest of, and is right about N of them. What is claimed is a step without sampling:
-normal noise of z times the most that an example moves, which is mu-GDP with mu = 1 / z: what happens with probability x
-without an example happens with at most g(x) = Phi(Phi^-1(x) + mu) with it, and the other way round.
+Of m canary examples each joins a step of DP-SGD by a fair coin. Whoever sees what comes out guesses n of the coins,
+those it is surest of, and is right about N of them. What is claimed is a step without sampling: normal noise of z times
+the most that an example moves, which is mu-GDP with mu = 1 / z: what happens with probability x without an example
+happens with at most g(x) = Phi(Phi^-1(x) + mu) with it, and the other way round.
 
 **What the claim allows.** Let canary i be guessed right and N be in a set T. Had its coin fallen otherwise, the same
 guesses would have i wrong and one fewer right, so by the claim, for any coins of the others,
@@ -30,36 +30,32 @@ before it showed, the claim bounds Pr[N >= c] by the p-value of c. So the sum ov
 that of R independent variables with these tails: a convolution. A few releases say far more than one of many canaries.
 
 **Canaries.** Each is as long as clipping allows, in a coordinate of its own ("Dirac canaries"): none is in another's
-way, and each is one normal variable, N(0 or C, (z C)^2). There are at most as many as parameters. Random directions,
-which are in each other's way, were never better, and much worse with few parameters.
+way, and each is one normal variable, N(0 or C, (z C)^2). Random directions, which are in each other's way, were never
+better, and much worse with few parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fl_components.errors import ConfigError
-from fl_components.privacy.audit import CHUNK, LEAST_CANARIES, gaussian_epsilon
+from fl_components.privacy.audit import LEAST_CANARIES, gaussian_epsilon
 from fl_components.privacy.central import KeyOf
-from fl_components.privacy.clipping import squared_norms
 from fl_components.privacy.events import Gaussian, SelfComposed
-from fl_components.privacy.example_level import ExampleLevel
-from fl_components.privacy.steps import Mechanism
 from fl_components.randomness import generator
-from fl_components.values import Float32, Float64, Int64
+from fl_components.values import Float64, Int64
 
-Release = Callable[[Iterator[Float32], int], Float32]
-"""A step of DP-SGD: from the gradients of the examples that joined, float32 [at most CHUNK, D] at a time and each time
-in the same memory, and the number of the release (0, 1, ...; noise is drawn anew for each), their noisy sum [D]."""
+Release = Callable[[NDArray[np.bool_], int], NDArray[np.floating]]
+"""A step of DP-SGD: from who of the canaries joined [M], and the number of the release (0, 1, ...; noise is drawn anew
+for each), to a score of each [M]: the larger, the likelier it joined."""
 
 GUESSED: Final = (0.02, 0.05, 0.1, 0.25, 0.5)
 """Of the canaries, how many are guessed: each share is a test of its own. Few where little is told of each."""
@@ -107,46 +103,38 @@ def accuses(report: ExampleAuditReport) -> bool:
 
 
 def audit_examples(
-    rule: ExampleLevel,
-    noise_multiplier: float,
-    num_parameters: int,
     release: Release,
     key_of: KeyOf,
     *,
+    noise_multiplier: float,
+    delta: float,
+    num_parameters: int,
     num_canaries: int = 1000,
     num_releases: int = 10,
     confidence: float = 0.999,
-    length: float = 1.0,
 ) -> ExampleAuditReport:
-    """Audit a step of DP-SGD, in memory for `CHUNK` gradients.
+    """Audit a step of DP-SGD.
 
     Args:
-      noise_multiplier: z, that is claimed: `rule.noise(...)` in the run.
-      num_parameters: D.
-      release: the step as it is made in training, without sampling, of `rule` with this noise.
-      key_of: the key of a purpose, 32 bytes: the canaries and their coins.
-      length: of the canaries' gradients, in `max_grad_norm`. Where `release` clips them, a larger one audits that too.
+      release: the step as it is made in training, without sampling.
+      key_of: the key of a purpose, 32 bytes: the canaries' coins.
+      noise_multiplier: z, that is claimed: `ExampleLevel.noise` in the run.
+      num_parameters: of what is trained, for the report.
 
-    Raises `ConfigError` when there are too few canaries to accuse anybody, or more than parameters, and when what is
-    released is no sum of these gradients by its looks.
+    Raises `ConfigError` when there are too few canaries to accuse anybody, and when what is released is not a score of
+    each.
 
-    >>> rule = ExampleLevel(noise_multiplier=1.0, max_grad_norm=0.5, sampling_rate=0.1)
-    >>> def release(gradients, number):
-    ...     noise = np.random.default_rng(number).normal(0, 1.0 * 0.5, 2000)
-    ...     return (sum(each.sum(0) for each in gradients) + noise).astype(np.float32)
-    >>> report = audit_examples(rule, 1.0, 2000, release, lambda purpose: purpose.encode().ljust(32))
+    >>> def release(joined_M, number):
+    ...     return 0.5 * joined_M + np.random.default_rng(number).normal(0, 1.0 * 0.5, len(joined_M))
+    >>> report = audit_examples(
+    ...     release, lambda purpose: purpose.encode().ljust(32), noise_multiplier=1.0, delta=1e-5, num_parameters=2000)
     >>> print(report.verdict)
-    not accused: an epsilon of 4.38 is claimed for a step, and 94.5 % of 200 guesses were right; ...
+    not accused: an epsilon of 4.38 is claimed for a step, and 96 % of 200 guesses were right; ...
     """
     if num_canaries < LEAST_CANARIES or num_releases < 1:
         raise ConfigError(
             f"{num_canaries} canaries in {num_releases} releases are too few for an audit",
             hint=f"draw at least {LEAST_CANARIES} canaries",
-        )
-    if num_canaries > num_parameters:
-        raise ConfigError(
-            f"{num_canaries} canaries need a parameter each, and there are {num_parameters}",
-            hint=f"draw at most {num_parameters}, in more releases",
         )
     guesses_G, mu = numbers_of_guesses(num_canaries), claimed_mu(noise_multiplier)
     all_right = min(p_value(num_canaries, int(guesses), int(guesses), mu) ** num_releases for guesses in guesses_G)
@@ -154,33 +142,25 @@ def audit_examples(
         raise ConfigError(
             f"even if all guesses about {num_canaries} canaries in {num_releases} releases were right, "
             f"a noise multiplier of {noise_multiplier:g} could be true",
-            hint="audit more releases, of at least 1,000 canaries if there are as many parameters",
+            hint="audit more releases, of at least 1,000 canaries",
         )
     right_G, num_joined = np.zeros(len(guesses_G), np.int64), 0
     for number in range(num_releases):
         joined_M = generator(key_of("coins of the canaries"), number, "coins").random(num_canaries) < 0.5
-        places_M = generator(key_of("canaries"), number, "canaries").permutation(num_parameters)[:num_canaries]
-        gradients = _gradients(places_M[joined_M], num_parameters, length * rule.max_grad_norm)
-        released_D = release(gradients, number)
-        if (
-            released_D.shape != (num_parameters,)
-            or not np.isfinite(released_D).all()
-            or next(gradients, None) is not None
-        ):
-            raise ConfigError(
-                f"a step over canaries did not release the sum of their gradients, {num_parameters} finite numbers"
-            )
-        right_G += count_right(released_D[places_M], joined_M, guesses_G)
+        scores_M = release(joined_M, number)
+        if scores_M.shape != (num_canaries,) or not np.isfinite(scores_M).all():
+            raise ConfigError(f"a step over {num_canaries} canaries did not release a finite score of each")
+        right_G += count_right(scores_M, joined_M, guesses_G)
         num_joined += int(joined_M.sum())
 
     found = [(int(guesses), int(right)) for guesses, right in zip(guesses_G, right_G, strict=True)]
     p_values = [p_value(num_canaries, guesses, right, mu, num_releases) for guesses, right in found]
     most = int(np.argmin(p_values))
-    claimed = gaussian_epsilon(mu, rule.delta)
+    claimed = gaussian_epsilon(mu, delta)
     refuted = largest_refuted_mu(num_canaries, found, confidence, num_releases)
     report = ExampleAuditReport(
         claimed_epsilon=claimed,
-        delta=rule.delta,
+        delta=delta,
         noise_multiplier=noise_multiplier,
         num_canaries=num_canaries,
         num_releases=num_releases,
@@ -189,29 +169,11 @@ def audit_examples(
         num_guesses=found[most][0] * num_releases,
         num_right=found[most][1],
         p_value=min(1.0, len(found) * p_values[most]),
-        epsilon_lower_bound=gaussian_epsilon(refuted, rule.delta),
+        epsilon_lower_bound=gaussian_epsilon(refuted, delta),
         confidence=confidence,
         verdict="",
     )
     return replace(report, verdict=_in_words(report))
-
-
-def step_of(rule: ExampleLevel, num_parameters: int, key_of: KeyOf) -> Release:
-    """The step as clients make it (steps.py), but for what comes before the gradients. `rule` has its noise multiplier;
-    each release has a key of its own."""
-    mechanism = Mechanism.of(rule, num_parameters)
-
-    def release(gradients: Iterator[Float32], number: int) -> Float32:
-        whole_D = torch.zeros(num_parameters, dtype=torch.float64)
-        for gradients_CD in gradients:
-            each = torch.from_numpy(gradients_CD)
-            whole_D += (each * mechanism.factors(squared_norms(each))[:, None]).sum(0).round()
-        released_D = torch.empty(num_parameters)
-        noise = mechanism.noise(key_of(f"noise of release {number}"))
-        mechanism.release([whole_D], noise, [released_D], mechanism.unit, fresh=True)
-        return released_D.numpy()
-
-    return release
 
 
 def claimed_event(noise_multiplier: float, steps: int = 1) -> Gaussian | SelfComposed:
@@ -367,17 +329,6 @@ def _sum_masses(num_canaries: int, num_guesses: int, mu: float, num_releases: in
         left //= 2
         masses = np.maximum(fftconvolve(masses, masses), 0.0) if left else masses
     return total
-
-
-def _gradients(places_K: Int64, num_parameters: int, norm: float) -> Iterator[Float32]:
-    """Of the canaries with these coordinates, at most CHUNK at a time: the norm there and zero elsewhere."""
-    buffer_CD = np.zeros((CHUNK, num_parameters), np.float32)
-    for start in range(0, len(places_K), CHUNK):
-        places_C = places_K[start : start + CHUNK]
-        rows_C = np.arange(len(places_C))
-        buffer_CD[rows_C, places_C] = norm
-        yield buffer_CD[: len(places_C)]
-        buffer_CD[rows_C, places_C] = 0.0
 
 
 def _in_words(report: ExampleAuditReport) -> str:

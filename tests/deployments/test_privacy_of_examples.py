@@ -124,9 +124,11 @@ class TestRun:
         self, trained: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert find_run(trained, "heart").run_id == "b"
+        before = privacy.status("heart/*"), sorted(each for each in trained.home.rglob("*"))
         honest = audit_mechanism(trained, trained.run("a"), 1000)
+        assert (privacy.status("heart/*"), sorted(each for each in trained.home.rglob("*"))) == before
         assert honest.clients is None and honest.examples is not None and not honest.accused
-        assert honest.examples.num_parameters == 1000  # of a model that has 28
+        assert honest.examples.num_parameters == 28 + 1000
 
         from fl_components.privacy import noise
 

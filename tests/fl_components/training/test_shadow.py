@@ -1,8 +1,9 @@
-"""The shadow of a silo: its canaries are what an audit needs."""
+"""The shadow of a silo: its canaries are what an audit needs, and faults of the training path are found by it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch import nn
 from fl_components.errors import ModelError
 from fl_components.models import LogisticRegression, build_seeded
 from fl_components.parameters import flatten
+from fl_components.privacy.example_audit import ExampleAuditReport, accuses, audit_examples
 from fl_components.privacy.noise import WholeNormals
+from fl_components.privacy.steps import Mechanism
 from fl_components.training import SGD, Examples, Shadow, one_thread
 from fl_components.training.opacus_way import OpacusWay
 from fl_components.training.per_example import GhostNorms, VmapExamples
@@ -49,6 +52,20 @@ def sum_of(shadow: Shadow, trained_by: SGD, joined_M: Any, key: bytes = KEY) -> 
     """The sum of the clipped gradients that an update came from, float64 [D], where there is no noise."""
     num_examples = ROWS + int(joined_M.sum())
     return -shadow.step(joined_M, key).astype(np.float64) * num_examples / trained_by.learning_rate
+
+
+def audited(shadow: Shadow, claimed: float, canaries: int, seed: int = 0) -> ExampleAuditReport:
+    def key_of(purpose: str) -> bytes:
+        return f"{seed} {purpose}".encode().ljust(32)
+
+    return audit_examples(
+        lambda joined_M, number: shadow.step(joined_M, key_of(f"step {number}"))[-canaries:],
+        key_of,
+        noise_multiplier=claimed,
+        delta=1e-5,
+        num_parameters=shadow.num_parameters,
+        num_canaries=canaries,
+    )
 
 
 def assert_dirac(shadow: Shadow, trained_by: SGD, norm: float, *, draws: bool = False) -> None:
@@ -129,3 +146,94 @@ class TestStep:
         make, x_of, labels, _ = CASES["mlp"]
         with pytest.raises(ModelError, match="the update of a step over canaries is not finite"):
             shadow_of(make(), x_of, labels, rule({"noise_multiplier": 1e3}, learning_rate=1e38)).step(JOINED_M, KEY)
+
+
+# What goes wrong in a training path, by replacing a part of it.
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+def clips_to_twice_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = Mechanism.of
+
+    def wrong(rule: Any, num_parameters: int) -> Mechanism:
+        mechanism = of(rule, num_parameters)
+        return replace(mechanism, kept=2 * mechanism.kept)
+
+    monkeypatch.setattr(Mechanism, "of", wrong)
+
+
+def clips_by_the_norm_of_another_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = Mechanism.factors
+    monkeypatch.setattr(Mechanism, "factors", lambda self, squares: factors(self, squares.roll(1, -1)))
+
+
+def takes_examples_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches_of = SGD.private_batches_of
+
+    def wrong(self: SGD, *args: Any) -> list[Any]:
+        return [np.repeat(rows, 2) for rows in batches_of(self, *args)]
+
+    monkeypatch.setattr(SGD, "private_batches_of", wrong)
+
+
+def adds_half_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = WholeNormals._draw
+    monkeypatch.setattr(WholeNormals, "_draw", lambda self, pairs: (draw(self, pairs) / 2).round())
+
+
+def adds_no_noise_to_the_last_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Mechanism.release
+
+    def wrong(self: Mechanism, sums: Any, noise: Any, into: Any, alpha: float, **options: Any) -> None:
+        last = into[-1] + alpha * sums[-1].round()
+        release(self, sums, noise, into, alpha, **options)
+        into[-1].copy_(last)
+
+    monkeypatch.setattr(Mechanism, "release", wrong)
+
+
+class TestAudit:
+    @pytest.mark.parametrize("case", ONE_OF_EACH_WAY)
+    def test_an_honest_step_is_not_accused(self, case: str) -> None:
+        make, x_of, labels, _ = CASES[case]
+        shadow = shadow_of(make(), x_of, labels, rule({"noise_multiplier": 1.0}), 200)
+        report = audited(shadow, 1.0, 200)
+        assert not accuses(report) and 0 < report.epsilon_lower_bound < report.claimed_epsilon
+        assert report.num_parameters == shadow.num_parameters
+
+    @pytest.mark.parametrize("case", ONE_OF_EACH_WAY)
+    def test_one_with_half_the_noise_is(self, case: str) -> None:
+        make, x_of, labels, _ = CASES[case]
+        report = audited(shadow_of(make(), x_of, labels, rule({"noise_multiplier": 0.5}), 200), 1.0, 200)
+        assert accuses(report) and report.epsilon_lower_bound > report.claimed_epsilon
+
+    @pytest.mark.parametrize("case", ONE_OF_EACH_WAY)
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            clips_to_twice_the_norm,
+            clips_by_the_norm_of_another_example,
+            takes_examples_twice,
+            adds_half_the_noise,
+            adds_no_noise_to_the_last_parameter,
+        ],
+    )
+    def test_faults_of_the_training_path_are(self, case: str, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+        make, x_of, labels, _ = CASES[case]
+        shadow = shadow_of(make(), x_of, labels, rule({"noise_multiplier": 1.0}), 200, rows=100)
+        fault(monkeypatch)
+        assert accuses(audited(shadow, 1.0, 200))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_half_the_noise_is_caught_and_nobody_else_over_many_keys() -> None:
+    """The usual 1,000 canaries in ten steps, with a model of MNIST's size."""
+    module = build_seeded(LogisticRegression(), (28, 28), (10,), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(300, 28, 28, generator=generator), torch.randint(0, 10, (300,), generator=generator)
+    rows = Examples(x, y, np.array([0]), np.array([300]))
+    for true, expected in ((1.0, 0), (0.5, 50)):
+        shadow = Shadow(module, rows, rule({"noise_multiplier": true, "max_grad_norm": 1.0}), 1000)
+        reports = [audited(shadow, 1.0, 1000, seed) for seed in range(50)]
+        assert sum(map(accuses, reports)) == expected
