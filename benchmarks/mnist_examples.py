@@ -30,6 +30,7 @@ from flows.round import walk
 MODELS: dict[str, dict[str, Any]] = {
     "2nn": {"kind": "mlp", "hidden": [200, 200]},
     "cnn": {"kind": "cnn", "channels": [16, 32], "hidden": 32},
+    "small cnn": {"kind": "cnn", "channels": [8, 16], "hidden": 32},
     "logistic": {"kind": "logistic_regression"},
 }
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--norm", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=0.5)
+    parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant")
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     for seed in range(options.seeds):
@@ -53,6 +55,7 @@ def main() -> None:
                 "model": MODELS[options.model],
                 "training": {
                     "learning_rate": options.learning_rate,
+                    "schedule": {"kind": options.schedule},
                     "steps": 234,
                     "privacy": {
                         "kind": "example_level",

@@ -1,4 +1,5 @@
-"""One ward exchanged for another, the noise kept: what differs in any view is made from noisy results."""
+"""One ward exchanged for another, or one patient, the noise kept: what differs in any view is made from noisy
+results."""
 
 from __future__ import annotations
 
@@ -28,6 +29,17 @@ def load(first, scale):
         y, cut = (x.sum(1) > 0).astype("int64"), rows * 2 // 3
         wards["annexe" if other else f"ward-{ward}"] = (x[:cut], y[:cut], x[cut:], y[cut:])
     return wards
+
+def load_patients(scale):
+    wards = {}
+    for ward in range(4):
+        generator = np.random.default_rng(ward)
+        x = generator.normal(size=(30, 4)).astype("float32")
+        y = (x.sum(1) > 0).astype("int64")
+        if OTHER and ward == 0:
+            x[5], y[5] = x[5] * np.float32(scale), 1 - y[5]
+        wards[f"ward-{ward}"] = (x[:20], y[:20], x[20:], y[20:])
+    return wards
 """
 FIELDS = PRIVATE | {"rounds": 3, "selection": {"kind": "poisson", "sampling_rate": 0.9}}
 DATA = {"kind": "function", "path": "our_wards:load", "num_classes": 2, "arguments": {"first": 0, "scale": 10}}
@@ -35,13 +47,28 @@ ENORMOUS = DATA | {"arguments": {"first": 100, "scale": 1e30}}
 PUBLIC = DATA | {"public": True, "arguments": {"first": 200, "scale": 10}}
 TWO_EPOCHS = PRIVATE["training"] | {"epochs": 2}  # the second one makes the other ward's update infinite
 ADAPTIVE = PRIVATE["privacy"] | {"clipping": {"kind": "adaptive", "count_noise": 5.0}}
+PATIENTS = DATA | {"path": "our_wards:load_patients", "arguments": {"scale": 10}}
+OF_EXAMPLES = {
+    "kind": "example_level",
+    "noise_multiplier": 2.0,
+    "max_grad_norm": 1.0,
+    "sampling_rate": 0.25,
+    "delta": 1e-3,
+}
+OF_PATIENTS = {name: FIELDS[name] for name in ("name", "model")} | {
+    "population": "patients",
+    "rounds": 3,
+    "training": {"learning_rate": 0.1, "steps": 4, "privacy": OF_EXAMPLES},
+}
 RUNS = {
     "fixed": FIELDS | {"population": "hospital", "data": DATA},
     "adaptive": FIELDS | {"population": "hospital", "data": DATA, "privacy": ADAPTIVE},
     "infinite": FIELDS | {"population": "clinic", "data": ENORMOUS, "training": TWO_EPOCHS},
+    "patient": OF_PATIENTS | {"data": PATIENTS},
+    "infinite-patient": OF_PATIENTS | {"data": PATIENTS | {"arguments": {"scale": 1e38}}},
     "public": FIELDS | {"population": "demonstration", "data": PUBLIC, "rounds": 2},
 }
-PRIVATE_RUNS = ("fixed", "adaptive", "infinite")
+PRIVATE_RUNS = ("fixed", "adaptive", "infinite", "patient", "infinite-patient")
 
 TRAIN = """
 import contextlib, hashlib, io, json, sys
@@ -88,6 +115,7 @@ def shown_by_mlflow(run_id):
 told = {}
 for population in ("hospital", "clinic"):
     privacy.set_budget(population, epsilon=100, delta=1e-3, reason="a test")
+privacy.set_budget("patients/*", epsilon=100, delta=1e-3, reason="a test")
 with connect(idle_s=20) as connection:
     connection.wait()
     for run_id, config in json.loads(sys.argv[1]).items():
