@@ -126,8 +126,11 @@ class ExampleLevel(ExamplePrivacyRule):
         assert self.target_epsilon is not None
         return _least_noise(self.sampling_rate, all_steps, self.target_epsilon, self.delta)
 
-    def event(self, num_examples: int, steps: int, noise_multiplier: float) -> Event:
-        """What a client's round of `steps` steps over its `num_examples` examples costs."""
+    def event(self, num_examples: int, steps: int, noise_multiplier: float | None = None) -> Event:
+        """What a client's round of `steps` steps over its `num_examples` examples costs, with the rule's own noise or
+        with another."""
+        noise_multiplier = noise_multiplier or self.noise_multiplier
+        assert noise_multiplier is not None
         step: Gaussian | PoissonSampled | TruncatedPoissonSampled = Gaussian(noise_multiplier=noise_multiplier)
         if self.max_batch_size is not None and self.max_batch_size < num_examples:
             step = TruncatedPoissonSampled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +26,11 @@ MOST_SHOWN: Final = 100
 
 MOST_GROUPS: Final = 10_000
 """Of clients whose data are told from others' by one digest each."""
+
+MOST_ROWS_TOLD: Final = 100_000
+"""Of all clients' rows, so many are told from others'; of one client's, no fewer than `LEAST_ROWS_TOLD`."""
+
+LEAST_ROWS_TOLD: Final = 4
 
 
 def events_of(spent: Mapping[str, int]) -> dict[Event, int]:
@@ -120,15 +126,21 @@ def check_population(store: Store, federation: Federation) -> list[str]:
                     f"population {whose!r} is {told[0]}, and data {config.data.kind} are {told[1]}",
                     hint="name another population" + (", and have an administrator set its budget" * (not public)),
                 )
+    if name + EACH_CLIENT in wanted and not public:
+        _check_names(store, federation)
     return digests if wanted else []
 
 
 def join_population(store: Store, federation: Federation, digests: Sequence[str], say: Callable[[str], None]) -> None:
-    """Bind the clients' data to the population of a run that `check_population` has let pass. Public data register a
-    demonstration instead."""
+    """Bind the clients' data to the population of a run that `check_population` has let pass, and under a claim about
+    examples each client's rows to its own. Public data register a demonstration instead."""
     config, wanted = federation.config, _terms_of(federation)
     if wanted and not federation.data.public:
         store.bind_members(min(wanted), digests)
+        if config.population + EACH_CLIENT in wanted:
+            rows = _rows_of(store, federation)
+            store.register_clients(config.population, list(rows))
+            store.bind_rows(config.population, rows)
     if federation.data.public:
         for whose, terms in wanted.items():
             if store.find_budget(whose) is None:
@@ -149,8 +161,27 @@ def _large_delta(field: str, delta: float, of: str, most: float) -> str:
 
 
 def _budgets_of(store: Store, population: str) -> dict[str, Budget]:
-    """A population's own budget, and that of each of its clients' examples, where they have one."""
-    return store.find_budgets([population, population + EACH_CLIENT])
+    """A population's own budget, and that of each of its clients' examples, where they have one; else that of one
+    client's."""
+    budgets = store.find_budgets([population, population + EACH_CLIENT])
+    if population + EACH_CLIENT not in budgets:
+        budgets |= store.find_budgets(list(store.clients_of(population))[:1])
+    return budgets
+
+
+def _check_names(store: Store, federation: Federation) -> None:
+    """Raises `ConfigError` when most of a client's rows are those of another client, whose budget they would escape."""
+    rows = _rows_of(store, federation)
+    owners = store.bound([digest for digests in rows.values() for digest in digests])
+    for name, digests in rows.items():
+        others = Counter(owners[digest] for digest in digests if owners.get(digest, name) != name)
+        if 2 * others.total() > len(digests):
+            other = others.most_common(1)[0][0]
+            raise ConfigError(
+                f"the examples of client {name!r} are for the most part those of {other!r}, which answers for them "
+                "with a budget of its own",
+                hint="a client keeps its name, and its examples, in all runs on its population",
+            )
 
 
 def _check_pays(federation: Federation, owner: str, budgets: Mapping[str, Budget]) -> None:
@@ -164,7 +195,7 @@ def _check_pays(federation: Federation, owner: str, budgets: Mapping[str, Budget
     if owner in budgets and not federation.is_charged:
         which = "privacy.kind is none" if federation.central is None else "privacy.simulate_noise_cohort is set"
         raise ConfigError(_why_not(owner, "", which), hint=f"use population: {owner}, with privacy.kind central")
-    if owner + EACH_CLIENT in budgets and federation.example_level is None:
+    if any("/" in name for name in budgets) and federation.example_level is None:
         raise ConfigError(
             _why_not(owner, " for each client's examples", "training.privacy.kind is none"),
             hint=f"use population: {owner}, with training.privacy.kind example_level",
@@ -221,6 +252,26 @@ def members_of(store: Store, federation: Federation) -> list[str]:
             contents = sorted(data.x_train[row].tobytes() + data.y_train[row].tobytes() for row in rows)
             found.append(hmac.new(store.keys.signing.secret, b"".join(contents), "sha256").hexdigest())
     return list(dict.fromkeys(found))
+
+
+def _rows_of(store: Store, federation: Federation) -> dict[str, list[str]]:
+    """What tells single rows of each client from others' to this hub: keyed digests of some of its distinct rows, those
+    with the smallest ones, so that it is always the same. None of a row that several clients hold, and none of a client
+    with so few that they may be anybody's."""
+    data, most = federation.data, min(64, max(LEAST_ROWS_TOLD, MOST_ROWS_TOLD // federation.data.num_clients))
+    found, holders = {}, Counter[str]()
+    for client, (start, stop) in enumerate(zip(data.train_rows.starts, data.train_rows.stops, strict=True)):
+        distinct = {
+            hmac.new(
+                store.keys.signing.secret, b"row" + data.x_train[row].tobytes() + data.y_train[row].tobytes(), "sha256"
+            ).hexdigest()
+            for row in range(int(start), int(stop))
+        }
+        name = of_client(federation.config.population, data.client_ids[client])
+        found[name] = sorted(distinct)[: 2 * most]
+        holders.update(found[name])
+    own = {name: [digest for digest in digests if holders[digest] == 1][:most] for name, digests in found.items()}
+    return {name: digests for name, digests in own.items() if len(digests) >= LEAST_ROWS_TOLD}
 
 
 @dataclass(frozen=True, slots=True)

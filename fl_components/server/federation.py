@@ -157,10 +157,9 @@ class Federation:
 
     def example_event(self, client: int) -> Event:
         """What a round costs the client in this row for its examples."""
-        config, rule = self.config, self.example_level
-        assert rule is not None
-        steps = config.training.private_steps
-        return rule.event(self.data.num_examples(client), steps, rule.noise(config.rounds * steps))
+        training = self.config.training
+        rule = training.private_in(self.config.rounds)
+        return rule.event(self.data.num_examples(client), training.private_steps)
 
     @property
     def num_coordinates(self) -> int:
@@ -284,7 +283,7 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
         lengths = data.train_rows.lengths
         fewest = int(np.argmin(lengths))
         rule.check(data.client_ids[fewest], int(lengths[fewest]))
-        rule.noise(config.rounds * config.training.private_steps)
+        config.training.private_in(config.rounds)
 
 
 def _try_selection(federation: Federation) -> None:

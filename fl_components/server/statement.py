@@ -183,15 +183,14 @@ def _clients(store: Store, run: RunRecord) -> dict[str, tuple[Budget, float, Map
 
 
 def _example_mechanism(run: RunRecord, config: FederationConfig) -> str:
-    rule = config.training.example_level
-    assert rule is not None
-    noise = rule.noise(run.rounds * config.training.private_steps)
+    rule = config.training.private_in(run.rounds)
     cut = f", cut to {rule.max_batch_size} at random" if rule.max_batch_size is not None else ""
     return (
         f"DP-SGD (Abadi et al. 2016), {config.training.private_steps} steps a round: the gradient of each example is "
-        f"clipped to an L2 norm of {rule.max_grad_norm:g}; Gaussian noise of {noise:.4g} times that, from a "
-        "cryptographic stream, is added to their sum on a fixed grid, which is divided by the expected size of a batch "
-        f"({rule.sampling_rate:g} of the examples{cut}). Gradients of single examples by {run.engine['example_way']}"
+        f"clipped to an L2 norm of {rule.max_grad_norm:g}; Gaussian noise of {rule.noise_multiplier:.4g} times that, "
+        "from a cryptographic stream, is added to their sum on a fixed grid, which is divided by the expected size of "
+        f"a batch ({rule.sampling_rate:g} of the examples{cut}). Gradients of single examples by "
+        f"{run.engine['example_way']}"
     )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 from fl_components.errors import BudgetExhausted, StoreError
 from fl_components.store import journal, ledger
 from fl_components.store.keys import SigningKey
-from fl_components.store.ledger import EACH_CLIENT, in_pages, minus, plus, unregistered
+from fl_components.store.ledger import EACH_CLIENT, in_pages, plus, unregistered
 from fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
 from fl_components.store.schema import AnyRow, canonical_json, charges, example_charges, example_spending, populations
 
@@ -96,17 +96,6 @@ def check_same(found: Mapping[str, dict[str, Any]], wanted: ExampleCharges, wher
             f"{wanted.events.get(other)}",
             hint="resume it with the version of fedrounds that began it",
         )
-
-
-def give_back(connection: Connection, charge: AnyRow) -> None:
-    """Take a voided charge's events off its clients' budgets."""
-    events = paid(connection, charge)
-    if not events:
-        return
-    budgets = ledger.find_many(connection, events, lock=True)
-    spent = spending_of(connection, charge.run_id, events)
-    ledger.write_many(connection, {name: minus(budgets[name].spent, event) for name, event in events.items()})
-    _write(connection, charge.run_id, {name: minus(spent[name], event) for name, event in events.items()}, set(spent))
 
 
 def spending_of(connection: Connection, run_id: str, names: Collection[str] | None = None) -> dict[str, Events]:

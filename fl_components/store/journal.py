@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
@@ -137,6 +137,16 @@ def read_kind(connection: Connection, run_id: str, kind: str, *, after: int) -> 
         journal_table.c.run_id == run_id, journal_table.c.kind == kind, journal_table.c.sequence > after
     )
     return [json.loads(content) for content in connection.scalars(query)]
+
+
+def contents(connection: Connection, sequences: Collection[int]) -> dict[int, dict[str, Any]]:
+    """The contents of these rows, by their numbers."""
+    wanted, found = sorted(sequences), {}
+    for start in range(0, len(wanted), 500):
+        page = journal_table.c.sequence.in_(wanted[start : start + 500])
+        for row in connection.execute(select(journal_table.c.sequence, journal_table.c.content).where(page)):
+            found[row.sequence] = json.loads(row.content)
+    return found
 
 
 def verify(connection: Connection, trusted: Mapping[str, bytes], anchors: Iterable[Anchor] = ()) -> JournalReport:

@@ -270,7 +270,8 @@ class Lease:
         journalled with its reason. Returns the round; None when nothing is reserved.
 
         Only while nothing can have come of the reservation. `StoreError` where something may: the round is sealed, so
-        that noise may have been drawn, or the run has failed in it, which is seen. A later attempt reserves afresh.
+        that noise may have been drawn, or the run has failed in it, which is seen; or clients pay for their examples,
+        and some may have sent an update. A later attempt reserves afresh.
         """
         with self._fenced() as connection:
             run = self._run(connection)
@@ -278,18 +279,22 @@ class Lease:
             charge = ledger.open_charge(connection, self.run_id, round)
             if charge is None:
                 return None
-            sealed, failed = self._seal_key(connection, round) is not None, ledger.failed_since(connection, charge)
-            if sealed or failed:
+            why = None
+            if self._seal_key(connection, round) is not None:
+                why = "is sealed: something of it may be known"
+            elif ledger.failed_since(connection, charge):
+                why = "has failed: something of it may be known"
+            elif example_ledger.paid(connection, charge):
+                why = "is paid for by clients for their examples: some may have sent an update"
+            if why is not None:
                 raise StoreError(
-                    f"round {round} of run {self.run_id} {'is sealed' if sealed else 'has failed'}: something of it "
-                    "may be known, so its charge stays",
+                    f"round {round} of run {self.run_id} {why}, so its charge stays",
                     hint=f"`fedrounds resume {self.run_id}` makes use of what is paid for",
                 )
             spent = ledger.from_pairs(run.spent)
             if charge.event.get("kind") != "none":
                 spent = ledger.give_back(connection, ledger.locked(connection, run.population), spent, charge.event)
                 self._update_run(connection, spent=ledger.as_pairs(spent))
-            example_ledger.give_back(connection, charge)
             content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
             row = self._append(connection, "charge.voided", content)
             ledger.settle(connection, charge, "voided", row.at)

@@ -78,20 +78,22 @@ def set_budget(
     connection: Connection, key: SigningKey, population: str, terms: BudgetTerms, reason: str, *, by: str
 ) -> Budget:
     """Register a population, or change what it may spend; of "POPULATION/*" what each client of it may, those that are
-    known and those to come. Raises `ConfigError` where that would change the meaning of what is spent already."""
+    known and those to come, but for those whose own budget was set by name: that one stays. Raises `ConfigError` where
+    it would change the meaning of what is spent already."""
     before = _affected(connection, population)
     if population not in before:
         journal.lock(connection)  # so that of two processes that register it only one does
         before = _affected(connection, population)
-    if population in before and all(each.terms == terms for each in before.values()):
+    same = population in before and all(each.terms == terms for each in before.values())
+    if same and _is_named(connection, population):
         return before[population]
     for each in before.values():
         _check_meaning_stays(each, terms)
     content = {"population": population, **asdict(terms), "reason": reason, "by": by}
     row = journal.append(connection, key, None, "budget.set", content)
     values = {**asdict(terms), "journal_sequence": row.sequence, "set_at": row.at}
-    if before:
-        connection.execute(update(populations).where(_affects(population)).values(**values))
+    for page in in_pages(populations.c.population, before):
+        connection.execute(update(populations).where(page).values(**values))
     if population not in before:
         connection.execute(insert(populations).values(population=population, spent=[], **values))
     found = find(connection, population)
@@ -99,18 +101,32 @@ def set_budget(
     return found
 
 
-def _affects(population: str) -> ColumnElement[bool]:
-    """Whose terms are set with those of a population."""
-    if not population.endswith(EACH_CLIENT):
-        return populations.c.population == population
-    prefix = population.removesuffix("*")
-    return func.substr(populations.c.population, 1, len(prefix)) == prefix
-
-
 def _affected(connection: Connection, population: str) -> dict[str, Budget]:
-    query = select(*_COLUMNS).where(_affects(population)).order_by(populations.c.population).with_for_update()
-    budgets = [_budget(row) for row in connection.execute(query)]
-    return {each.population: each for each in budgets if each is not None}
+    """The budgets whose terms are set with those of a population, locked."""
+    names = {population}
+    if population.endswith(EACH_CLIENT):
+        theirs = clients_of(connection, population.removesuffix(EACH_CLIENT))
+        names |= {name for name, named in theirs.items() if not named}
+    return find_many(connection, names, lock=True)
+
+
+def _is_named(connection: Connection, population: str) -> bool:
+    """Whether it got its terms by its own name."""
+    sequence = select(populations.c.journal_sequence).where(populations.c.population == population)
+    row = connection.execute(sequence).scalar_one()
+    return bool(journal.contents(connection, [row])[row].get("population") == population)
+
+
+def clients_of(connection: Connection, population: str) -> dict[str, bool]:
+    """The budgets of a population's clients and POPULATION/*, each with whether it got its terms by its own name."""
+    prefix = of_client(population, "")
+    rows = connection.execute(
+        select(populations.c.population, populations.c.journal_sequence)
+        .where(func.substr(populations.c.population, 1, len(prefix)) == prefix)
+        .order_by(populations.c.population)
+    ).all()
+    contents = journal.contents(connection, {row.journal_sequence for row in rows})
+    return {row.population: contents[row.journal_sequence].get("population") == row.population for row in rows}
 
 
 def _check_meaning_stays(before: Budget, terms: BudgetTerms) -> None:
@@ -145,6 +161,26 @@ def bind_members(connection: Connection, key: SigningKey, population: str, diges
         row = journal.append(connection, key, None, "population.bound", content)
         values = {"population": population, "key_id": key.id, "journal_sequence": row.sequence}
         connection.execute(insert(members), [{**values, "digest": digest} for digest in new])
+
+
+def bind_rows(connection: Connection, key: SigningKey, population: str, rows: Mapping[str, Collection[str]]) -> None:
+    """Remember which clients of a population hold these rows, told by digests: by the client's own population, which
+    has a budget. What is bound to another one already stays with it."""
+    journal.lock(connection)
+    known = bound(connection, [digest for digests in rows.values() for digest in digests])
+    new = [(name, digest) for name, digests in rows.items() for digest in digests if digest not in known]
+    if new:
+        digests = digest_of_members(as_bound(*each)[1] for each in new)
+        content = {"population": population + EACH_CLIENT, "members": digests}
+        row = journal.append(connection, key, None, "population.bound", content)
+        values = {"key_id": key.id, "journal_sequence": row.sequence}
+        connection.execute(insert(members), [{**values, "population": name, "digest": each} for name, each in new])
+
+
+def as_bound(population: str, digest: str) -> tuple[str, str]:
+    """Under which population the journal has a digest, and as what: rows of a client stand under POPULATION/*."""
+    base, slash, client = population.partition("/")
+    return (base + EACH_CLIENT, f"{digest} {client}") if slash and client != "*" else (population, digest)
 
 
 def digest_of_members(digests: Iterable[str]) -> str:

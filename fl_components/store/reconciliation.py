@@ -65,7 +65,7 @@ class _Books:
 
 def _told(connection: Connection) -> _Books:
     """By the journal."""
-    books = _Books()
+    books, named = _Books(), set[str]()  # those that got their terms by their own name
     query = select(journal_table.c.sequence, journal_table.c.run_id, journal_table.c.kind, journal_table.c.content)
     for sequence, run_id, kind, text in connection.execute(
         query.where(journal_table.c.kind.in_(_KINDS)).order_by(journal_table.c.sequence)
@@ -73,10 +73,12 @@ def _told(connection: Connection) -> _Books:
         content = json.loads(text)
         if kind == "budget.set":
             terms = BudgetTerms(**{each.name: content[each.name] for each in fields(BudgetTerms)})
+            named.add(content["population"])
             books.budgets[content["population"]] = terms
             if content["population"].endswith(EACH_CLIENT):
                 prefix = content["population"].removesuffix("*")
-                books.budgets |= {name: terms for name in books.budgets if name.startswith(prefix)}
+                theirs = {name for name in books.budgets if name.startswith(prefix)} - named
+                books.budgets |= dict.fromkeys(theirs, terms)
         elif kind == "clients.registered":
             books.budgets |= {name: books.budgets[content["population"]] for name in content["clients"]}
         elif kind == "population.bound":
@@ -112,7 +114,8 @@ def _stored(connection: Connection) -> _Books:
     budgets = ledger.all_budgets(connection)
     bound: dict[tuple[int, str], list[str]] = {}
     for row in connection.execute(select(members)):
-        bound.setdefault((row.journal_sequence, row.population), []).append(row.digest)
+        whose, digest = ledger.as_bound(row.population, row.digest)
+        bound.setdefault((row.journal_sequence, whose), []).append(digest)
     return _Books(
         budgets={each.population: each.terms for each in budgets},
         bindings={

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -420,6 +420,18 @@ class Store:
         them belong to another population; `StoreError` when this one has no budget."""
         with self._transaction() as connection:
             ledger.bind_members(connection, self.keys.signing, population, digests)
+
+    def bind_rows(self, population: str, rows: Mapping[str, Collection[str]]) -> None:
+        """Remembers which client of a population holds which rows, told by digests: {client's own population: digests},
+        each of which has a budget."""
+        with self._transaction() as connection:
+            ledger.bind_rows(connection, self.keys.signing, population, rows)
+
+    def clients_of(self, population: str) -> dict[str, bool]:
+        """The budgets of a population's clients and POPULATION/*, each with whether it got its terms by its own
+        name."""
+        with self._database.snapshot() as connection:
+            return ledger.clients_of(connection, population)
 
     def bound(self, digests: Collection[str]) -> dict[str, str]:
         """The populations that these digests are bound to, where they are."""

@@ -123,11 +123,19 @@ class SGD(Rule):
         factor = self.schedule.factor(round, rounds)
         if factor != 1:
             changes |= {"learning_rate": self.learning_rate * factor, "schedule": Constant()}
-        private = self.example_level
-        if private is not None and private.noise_multiplier is None:
-            noise = private.noise(rounds * self.private_steps)
-            changes["privacy"] = private.model_copy(update={"noise_multiplier": noise, "target_epsilon": None})
+        if self.example_level is not None:
+            changes["privacy"] = self.private_in(rounds)
         return self.model_copy(update=changes) if changes else self
+
+    def private_in(self, rounds: int) -> ExampleLevel:
+        """What is promised about each example in a run of so many rounds, its noise multiplier found where a target
+        epsilon is given: what training adds and what is charged. Raises `ConfigError` when no noise is enough."""
+        private = self.example_level
+        assert private is not None
+        if private.noise_multiplier is not None:
+            return private
+        noise = private.noise(rounds * self.private_steps)
+        return private.model_copy(update={"noise_multiplier": noise, "target_epsilon": None})
 
     @property
     def private_steps(self) -> int:

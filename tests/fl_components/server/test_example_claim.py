@@ -57,6 +57,41 @@ def trained(hub: Hub) -> Any:
     return batch.partial.tensors["sum"]  # type: ignore[union-attr]
 
 
+class TestWhosePatientsTheyAre:
+    """A budget is the patients': they do not get another one by another name."""
+
+    @pytest.mark.parametrize(
+        ("path", "arguments", "whose"),
+        [
+            ("renamed_wards", {"names": {"ward-0": "annexe"}}, "client 'wards/annexe'.*'wards/ward-0'"),
+            ("renamed_wards", {"names": {"ward-0": "ward-1", "ward-1": "ward-0"}}, "'wards/ward-[01]'"),
+            (
+                "redrawn_wards",
+                {"given_away": 15},
+                "client 'wards/ward-0' are for the most part those of 'wards/ward-8'",
+            ),
+        ],
+    )
+    def test_another_name_is_refused(
+        self, begin: Begin, store: Store, path: str, arguments: dict[str, Any], whose: str
+    ) -> None:
+        budget(store)
+        walk(stages, begin("a", **EVERYONE), 1)
+        data = WARDS | {"path": f"{wards.HERE}:{path}", "arguments": arguments}
+        with pytest.raises(ConfigError, match=whose) as refused:
+            begin("b", **EVERYONE | {"data": data})
+        assert refused.value.hint == "a client keeps its name, and its examples, in all runs on its population"
+        assert store.find_run("b") is None
+
+    def test_some_new_examples_are_not(self, begin: Begin, store: Store) -> None:
+        budget(store)
+        walk(stages, begin("a", **EVERYONE), 1)
+        data = WARDS | {"path": f"{wards.HERE}:redrawn_wards", "arguments": {"given_away": 5}}
+        walk(stages, begin("b", **EVERYONE | {"data": data}), 1)
+        store.verify_journal()
+        assert spent(store, 0) == 2
+
+
 class TestSpending:
     def test_each_client_is_charged_and_told(self, begin: Begin, store: Store) -> None:
         budget(store)
@@ -119,6 +154,28 @@ class TestSpending:
         with pytest.raises(BudgetExhausted):
             walk(stages, hub, 1)
         assert spent(store, 1) == 0
+
+    def test_the_noise_of_a_target_is_the_noise_that_is_charged(self, begin: Begin, store: Store) -> None:
+        """Where no example is drawn what is released is noise alone: its deviation is that of the event."""
+        budget(store)
+        target = {name: value for name, value in EXAMPLES.items() if name != "noise_multiplier"} | {
+            "target_epsilon": 2.0
+        }
+        training = {"learning_rate": 1.0, "steps": 1, "privacy": target | {"sampling_rate": 0.051}}
+        hub = begin(**EVERYONE | {"rounds": 40, "training": training, "model": {"kind": "mlp", "hidden": [200]}})
+        event = hub.federation.example_event(0)
+        assert isinstance(event, SelfComposed) and isinstance(event.event, PoissonSampled)
+        charged = event.event.event
+        assert isinstance(charged, Gaussian)
+        rule = hub.config.training.in_round(1, 40)
+        assert rule.example_level is not None and rule.example_level.noise_multiplier == charged.noise_multiplier
+        module, start_D = hub.federation.module, hub.federation.initial_params_D
+        key = next(
+            bytes([each]) * 32 for each in range(250) if not len(rule.private_batches_of(20, 0, bytes([each]) * 32)[0])
+        )
+        delta_D, _ = rule.train(module, start_D, *hub.federation.data.train(0), 0, key)
+        deviation = charged.noise_multiplier * 1.0 / (0.051 * 20)  # over the expected size of a batch
+        assert float(delta_D.std()) == pytest.approx(deviation, rel=5 / len(delta_D) ** 0.5)
 
     def test_a_target_is_kept_by_all_rounds(self, begin: Begin, store: Store) -> None:
         budget(store)
@@ -186,6 +243,11 @@ class TestWhoseDataTheseAre:
         with pytest.raises(StoreError, match=r"population 'wards/\*' has no privacy budget") as refused:
             begin(**EVERYONE)
         assert "--unit example" in str(refused.value.hint)
+
+    def test_one_clients_budget_is_enough_to_ask_for_a_claim(self, begin: Begin, store: Store) -> None:
+        budget(store, "wards/ward-3")
+        with pytest.raises(ConfigError, match="population 'wards' has a privacy budget for each client's examples"):
+            begin(**EVERYONE | {"training": {"learning_rate": 0.5, "steps": 2}})
 
     def test_public_data_register_a_demonstration(self, begin: Begin, store: Store) -> None:
         hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})

@@ -56,6 +56,23 @@ def broken_wards() -> dict[str, tuple[Any, ...]]:
     return found
 
 
+def renamed_wards(names: dict[str, str]) -> dict[str, tuple[Any, ...]]:
+    """The same wards; some under another name."""
+    return {names.get(name, name): ward for name, ward in wards().items()}
+
+
+def redrawn_wards(given_away: int) -> dict[str, tuple[Any, ...]]:
+    """Nine wards, each of which has given so many of its training rows to the next one."""
+    found = list(wards().values())
+    return {
+        f"ward-{ward}": (
+            *(np.concatenate([before[part][:given_away], mine[part][given_away:]]) for part in (0, 1)),
+            *mine[2:],
+        )
+        for ward, (before, mine) in enumerate(zip([found[-1], *found], found, strict=False))
+    }
+
+
 Begin = Callable[..., Hub]
 
 

@@ -124,16 +124,13 @@ class TestCharges:
             with pytest.raises(StoreError, match="already reserved for another privacy event of p/x"):
                 lease.reserve(1, NONE, None, other)
 
-    def test_a_voided_round_is_given_back_to_all(self, begun: Store) -> None:
+    def test_it_is_never_given_back(self, begun: Store) -> None:
+        """A client may have sent its update, which is what is paid for."""
         with begun.acquire("a") as lease:
             lease.reserve(1, NONE, None, of("x", "y"))
-            assert lease.void("nothing came of it", by="ada") == 1
-            assert [spent(begun, client) for client in "xy"] == [0, 0]
-            assert begun.example_spending("a") == {"p/x": {}, "p/y": {}}
-            begun.verify_journal()
-            assert lease.reserve(1, NONE, None, of("x")) == 2
-        assert [each.state for each in begun.charges(population="p/x")] == ["voided", "reserved"]
-        begun.verify_journal()
+            with pytest.raises(StoreError, match="round 1 of run a is paid for by clients for their examples"):
+                lease.void("nothing came of it", by="ada")
+            assert [spent(begun, client) for client in "xy"] == [1, 1]
 
     def test_a_clients_and_a_populations_budget_are_charged_together(self, begun: Store) -> None:
         client_level = replace(TERMS, unit="client", epsilon=1.0)
@@ -200,6 +197,33 @@ class TestTerms:
             lease.reserve(1, NONE, None, of("x"))
         with pytest.raises(ConfigError, match="population 'p/x' has spent under other terms: delta"):
             set_budget(begun, delta=1e-6)
+
+    def test_a_budget_that_was_set_by_name_stays(self, begun: Store) -> None:
+        with begun.acquire("a") as lease:
+            lease.reserve(1, NONE, None, of("x", "y", "z"))
+        set_budget(begun, "p/x", epsilon=0.5)
+        set_budget(begun, "p/y", epsilon=begun.find_budget("p/y").epsilon)  # type: ignore[union-attr]
+        set_budget(begun, "p/new", epsilon=0.25)
+        set_budget(begun, "p/*", epsilon=77.0)
+        limits = {each.population: each.epsilon for each in begun.budgets()}
+        assert limits["p/x"] == 0.5 and limits["p/new"] == 0.25
+        assert limits["p/y"] != 77.0 and limits["p/z"] == limits["p/*"] == 77.0
+        assert begun.clients_of("p") == {"p/*": True, "p/new": True, "p/x": True, "p/y": True, "p/z": False}
+        begun.verify_journal()
+        set_budget(begun, "p/x", epsilon=8.0)
+        assert begun.find_budget("p/x").epsilon == 8.0  # type: ignore[union-attr]
+        begun.verify_journal()
+
+    def test_rows_are_bound_to_the_client_that_holds_them(self, begun: Store) -> None:
+        begun.register_clients("p", ["p/x", "p/y"])
+        begun.bind_rows("p", {"p/x": ["r1", "r2"], "p/y": ["r3"]})
+        begun.bind_rows("p", {"p/x": ["r1", "r4"], "p/y": ["r2"]})
+        assert begun.bound(["r1", "r2", "r3", "r4", "r5"]) == {"r1": "p/x", "r2": "p/x", "r3": "p/y", "r4": "p/x"}
+        begun.verify_journal()
+        with begun._transaction() as connection:
+            connection.execute(text("UPDATE members SET population = 'p/y' WHERE digest = 'r1'"))
+        with pytest.raises(JournalBroken, match="bindings differ"):
+            begun.verify_journal()
 
     def test_data_bound_to_clients_are_the_populations(self, begun: Store) -> None:
         begun.bind_members("p/*", ["d1"])
