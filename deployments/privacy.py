@@ -258,6 +258,7 @@ def plan(
     from fl_components.server.federation import assemble
     from fl_components.values import Sampling
 
+    _check_epsilon(epsilon)
     resolved = load_config(config, overrides)
     central = resolved.privacy
     if not isinstance(central, CentralPrivacy):
@@ -317,6 +318,12 @@ def plan(
     return found
 
 
+def _check_epsilon(epsilon: float) -> None:
+    """Raises `ConfigError` for what no plan can keep, as a configuration's `target_epsilon` would be refused."""
+    if not 0 < epsilon < math.inf:
+        raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number above 0")
+
+
 def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float) -> dict[str, Any]:
     """What keeps `epsilon` at each client for its own examples, with this configuration's sampling rate, epochs or
     steps, and rounds: the noise, and how much of it is on the mean gradient of a step; beside it what the configured
@@ -327,13 +334,14 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     """
     from fl_components.config import load_config
     from fl_components.privacy.accountants import rdp_epsilon
-    from fl_components.privacy.calibration import least_noise, most_rounds
+    from fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
     from fl_components.privacy.example_level import NEIGHBOURING
     from fl_components.server.claim import MOST_SHOWN
     from fl_components.server.federation import assemble
 
+    _check_epsilon(epsilon)
     resolved = load_config(config, overrides)
-    rule, steps, rounds = resolved.training.example_level, 0, resolved.rounds
+    rule, rounds = resolved.training.example_level, resolved.rounds
     if rule is None:
         raise ConfigError(
             "there is nothing to plan for the examples: training.privacy.kind is none",
@@ -341,7 +349,9 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
         )
     steps, delta = resolved.training.private_steps, rule.delta
     configured = rule.noise(rounds * steps)
-    data = assemble(resolved, str(Path(config).resolve().parent)).data
+    uncut = rule.model_copy(update={"max_batch_size": None})  # cut batches may be more than the configured noise pays
+    loaded = resolved.model_copy(update={"training": resolved.training.model_copy(update={"privacy": uncut})})
+    data = assemble(loaded, str(Path(config).resolve().parent)).data
     rows = sorted((data.num_examples(client), data.client_ids[client]) for client in range(data.num_clients))
 
     @cache
@@ -354,6 +364,16 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
         enough = most_rounds(lambda rounds: {event: rounds}, NEIGHBOURING, epsilon, delta)
         return needed, rdp_epsilon({event: rounds}, NEIGHBOURING, delta), enough
 
+    most, largest = rows[-1]
+    if rule.max_batch_size is not None and rule.epsilon(most, rounds * steps, MOST_NOISE / 2) > epsilon:
+        least = rule.least_max_batch_size(most, rounds * steps, MOST_NOISE / 2, epsilon)
+        if least is not None:
+            raise ConfigError(
+                f"no noise keeps an epsilon of {epsilon:g} at a delta of {delta:g}: training.privacy.max_batch_size is "
+                f"{rule.max_batch_size}, and client {largest!r} with its {most} training examples would have batches "
+                "cut too often",
+                hint=f"make training.privacy.max_batch_size at least {least}, or leave it out",
+            )
     cut = rule.max_batch_size is not None  # else the number of rows changes nothing but how much the noise weighs
     clients = []
     for num_examples, client_id in rows[:MOST_SHOWN]:

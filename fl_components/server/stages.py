@@ -401,7 +401,9 @@ def round_result(
     told = withheld if withholds_cohort else public
     metrics = found | {name: withheld(value) for name, value in of_examples.items()}
     metrics |= {name: told(value) for name, value in of_cohort.items()}
-    finite = {name: each for name, each in metrics.items() if np.isfinite(each.value)}
+    finite = {  # a loss may not be; an epsilon is never dropped
+        name: each for name, each in metrics.items() if np.isfinite(each.value) or name.startswith("privacy/")
+    }
     shown, kept = shown_and_withheld(finite, withholds=withholds)
     return RoundResult(
         round=state.round,

@@ -203,6 +203,25 @@ class TestPlan:
         assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
         assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
 
+    def test_batches_that_are_cut_too_often_name_the_size_that_would_do(self, config: str, home: Path) -> None:
+        cut = "training.privacy.max_batch_size="
+        with pytest.raises(
+            ConfigError, match="no noise keeps an epsilon of 2 at a delta of 0.001: .*cut too"
+        ) as refused:
+            privacy.plan_examples(config, [f"{cut}100"], epsilon=2.0)
+        hint = str(refused.value.hint)
+        assert "or leave it out" in hint
+        least = int(hint.partition("at least ")[2].partition(",")[0])
+        assert 100 < least < 199 and privacy.plan_examples(config, [f"{cut}{least}"], epsilon=2.0)["clients"]
+        with pytest.raises(ConfigError, match="no noise keeps"):
+            privacy.plan_examples(config, [f"{cut}{least - 1}"], epsilon=2.0)
+
+    @pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), 0.0, -1.0])
+    def test_what_no_plan_can_keep(self, config: str, home: Path, epsilon: float) -> None:
+        for plan in (privacy.plan, privacy.plan_examples):
+            with pytest.raises(ConfigError, match=f"epsilon is {epsilon:g}"):
+                plan(config, epsilon=epsilon)
+
     def test_people_see_a_table(self, config: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["privacy", "plan", config, "--epsilon", "2", "--example-level"]) == 0
         out = capsys.readouterr().out

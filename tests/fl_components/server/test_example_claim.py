@@ -120,6 +120,39 @@ class TestSpending:
             walk(stages, hub, 1)
         assert spent(store, 1) == 0
 
+    def test_a_run_whose_cut_batches_leave_no_epsilon_is_refused(self, begin: Begin, store: Store) -> None:
+        """With the size that would do, which does."""
+        budget(store)
+        with pytest.raises(
+            ConfigError, match="max_batch_size is 10, .* no epsilon holds .* or leave it out"
+        ) as refused:
+            begin(**privately(max_batch_size=10))
+        assert store.runs() == []
+        least = int(str(refused.value).partition("at least ")[2].partition(",")[0])
+        assert 10 < least <= 20
+        hub = begin(**privately(max_batch_size=least))
+        for round in (1, 2, 3):
+            assert np.isfinite(walk(stages, hub, round).metrics["privacy/example/epsilon"])
+        with pytest.raises(ConfigError, match="no epsilon holds"):
+            begin("s", **privately(max_batch_size=least - 1))
+
+    def test_nor_does_any_run_go_on_to_where_no_epsilon_holds(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not even a demonstration, which nothing limits."""
+        from fl_components.server import claim
+
+        hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
+        walk(stages, hub, 1)
+        monkeypatch.setattr(claim, "rdp_epsilon", lambda *_: float("inf"))
+        claim._cached_epsilon.cache_clear()
+        for act in (hub.check_budget, lambda: walk(stages, hub, 2)):
+            with pytest.raises(BudgetExhausted, match="no epsilon would hold for the examples of client") as refused:
+                act()
+            assert "max_batch_size" in str(refused.value.hint)
+        claim._cached_epsilon.cache_clear()
+        assert store.run("r").committed_round == 1
+
     def test_a_target_is_kept_by_all_rounds(self, begin: Begin, store: Store) -> None:
         budget(store)
         hub = begin(**privately(noise_multiplier=None, target_epsilon=2.0))
