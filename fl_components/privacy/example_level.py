@@ -120,7 +120,7 @@ class ExampleLevel(ExamplePrivacyRule):
             )
 
     def check_epsilon(self, client_id: str, num_examples: int, all_steps: int) -> None:
-        """Raise ValueError, in words for people, when so many steps over a client's examples have no epsilon at all: the
+        """Raise ValueError, in words for people, when no epsilon holds for so many steps over a client's examples: the
         chance that a batch is cut is more than delta allows."""
         if self.max_batch_size is None or math.isfinite(self.epsilon(num_examples, all_steps, self.noise(all_steps))):
             return

@@ -206,7 +206,7 @@ class TestPlan:
     def test_batches_that_are_cut_too_often_name_the_size_that_would_do(self, config: str, home: Path) -> None:
         cut = "training.privacy.max_batch_size="
         with pytest.raises(
-            ConfigError, match="no noise keeps an epsilon of 2 at a delta of 0.001: .*cut too"
+            ConfigError, match=r"no noise keeps an epsilon of 2 at a delta of 0\.001: .*cut too"
         ) as refused:
             privacy.plan_examples(config, [f"{cut}100"], epsilon=2.0)
         hint = str(refused.value.hint)
