@@ -198,10 +198,11 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
     metrics = rounds[-1].result["metrics"] if rounds else {}
     epsilons = (metrics.get("privacy/epsilon"), metrics.get("privacy/example/epsilon"))
     about_clients = _of_clients(store, run, epsilons[0]) if epsilons[0] is not None else None
-    about_examples = _of_examples(store, run, epsilons[1]) if epsilons[1] is not None else None
-    nothing = {name: None for name in ("epsilon", "epsilon_tightest", "delta", "unit", "neighbouring", "accountant")}
+    about_examples = _of_examples(store, run, epsilons[1], rounds) if epsilons[1] is not None else None
+    meaning = ("delta", "unit", "neighbouring", "accountant", "demonstration")
+    nothing = {name: None for name in ("epsilon", "epsilon_tightest", *meaning)}
     found = about_clients or about_examples or nothing
-    return {"clients": None, **found, "examples": about_examples if about_clients else None}
+    return {"clients": None, "left_out": {}, **found, "examples": about_examples if about_clients else None}
 
 
 def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
@@ -213,21 +214,25 @@ def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
     return {
         "epsilon": epsilon,
         "epsilon_tightest": tightest_epsilon(budget, from_pairs(run.spent)),
-        **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant")},
+        **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant", "demonstration")},
     }
 
 
-def _of_examples(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
+def _of_examples(store: Store, run: RunRecord, epsilon: float, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """`epsilon` is the largest of any client's."""
     from fl_components.server.claim import example_spending
+    from fl_components.server.statement import left_out
+    from fl_components.store.ledger import EACH_CLIENT
 
-    told = example_spending(store, run)
-    assert told is not None
+    told, terms = example_spending(store, run), store.find_budget(run.population + EACH_CLIENT)
+    assert told is not None and terms is not None
     return {
         "epsilon": epsilon,
         "epsilon_tightest": None,
         **{name: getattr(told.run, name) for name in ("delta", "unit", "neighbouring", "accountant")},
+        "demonstration": terms.demonstration,
         "clients": dict(told.clients) if told.clients is not None else None,
+        "left_out": left_out(rounds),
     }
 
 

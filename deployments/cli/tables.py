@@ -416,12 +416,20 @@ def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
 def _facts(data: Mapping[str, Any]) -> RenderableType:
     communication = data.get("communication") or {}
     facts = _grid()
+    told = communication.get("upload_bytes") is not None
     if withholds(data.get("metrics") or {}):
-        facts.add_row("withheld", "what is measured on clients: losses, test results, traffic, times")
-    else:
+        traffic = "" if told else "traffic, "
+        facts.add_row("withheld", f"what is measured on clients: losses, test results, {traffic}times")
+    if told or not withholds(data.get("metrics") or {}):
         up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
         facts.add_row("communication", f"{up} up, {down} down")
-    facts.add_row("privacy", _privacy(data.get("privacy") or {}))
+    privacy = data.get("privacy") or {}
+    facts.add_row("privacy", _privacy(privacy))
+    left_out = privacy.get("left_out") or (privacy.get("examples") or {}).get("left_out")
+    if left_out:
+        from fl_components.server.statement import left_out_in_words
+
+        facts.add_row("left out", f"{left_out_in_words(left_out)}: their budgets are spent")
     if data.get("seconds"):
         facts.add_row("seconds", _seconds(data["seconds"]))
     if data.get("peak_memory_mb"):
@@ -456,8 +464,14 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
     tightest, clients, examples = (privacy.get(key) for key in ("epsilon_tightest", "clients", "examples"))
     told = f"epsilon {number(epsilon)}" + (f" ({', '.join(terms)})" if terms else "")
     told += f", {number(tightest)} by privacy loss distributions" if tightest is not None else ""
-    if clients and len(set(clients.values())) > 1:
-        told += ": " + ", ".join(f"{name} {number(each)}" for name, each in clients.items())
+    if privacy.get("unit") == "example":
+        told += ", the largest of any client"
+    if clients:
+        named = [f"{name} {number(each)}" for name, each in list(clients.items())[:CLIENTS_SHOWN]]
+        more = len(clients) - len(named)
+        told += f": {', '.join(named)}" + (f" and {more} more" if more else "")
+    if privacy.get("demonstration"):
+        told += "; a demonstration on public data"
     return f"{told}; {_privacy(examples)}" if examples else told
 
 
