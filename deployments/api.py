@@ -128,7 +128,8 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     """What a configuration would run.
 
     With `data`, its data is loaded and its model built and tried as well, and `partition` tells what clients were dealt
-    (`fl_components.data.summary`).
+    (`fl_components.data.summary`). A claim about private data withholds what their labels tell, and how many rows each
+    client has, unless its statement takes these as public.
     """
     from fl_components.config import config_digest, load_config
 
@@ -151,13 +152,18 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             "cohort_size": resolved.selection.cohort_size_of(table.num_clients),
             "num_parameters": federation.num_parameters,
             "num_classes": table.num_classes,
-            "clients": [
-                {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
-                for index, client_id in enumerate(table.client_ids[:1000])
-            ],
-            "baselines": federation.baselines,
-            "partition": summary(table),
         }
+        clients = [
+            {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
+            for index, client_id in enumerate(table.client_ids[:1000])
+        ]
+        if not federation.withholds:
+            found |= {"clients": clients, "baselines": federation.baselines, "partition": summary(table)}
+        elif not federation.withholds_cohort:  # how many training rows a client has is taken as public
+            found["clients"] = [{"id": each["id"], "train": each["train"]} for each in clients]
+        if federation.withholds:
+            found["withheld"] = "what the clients' labels and test rows tell"
+            found["withheld"] += "" if "clients" in found else ", and how many rows each has"
     return found
 
 
