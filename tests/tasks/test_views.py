@@ -128,6 +128,20 @@ def test_the_page_follows_the_rounds(api: PrefectApi, running: Session, said: li
     assert said == []
 
 
+def test_the_page_says_who_was_left_out_and_how_the_run_ended(api: PrefectApi, running: Session) -> None:
+    lease = running.hub.lease
+    for round in (1, 2):
+        lease.reserve(round, {"event": "none"})
+        result = {"metrics": {"privacy/example/epsilon": 0.5 * round, "time/round_s": 1.0}, "left_out": ["va"]}
+        lease.commit(round, state=b"%d" % round, params_digest="d", result=result)
+    lease.finish("BudgetExhausted", error={"code": "budget_exhausted", "message": "nothing is left", "hint": None})
+    RunArtifact(running).close()
+    page = api.pages[-1]
+    assert "**BudgetExhausted**: nothing is left." in page
+    assert "their budgets are spent: va (2 rounds)." in page
+    assert "| round | epsilon | seconds |" in page and "that of the client that has spent most" in page
+
+
 def test_an_update_that_fails_is_made_good(api: PrefectApi, running: Session, said: list[str]) -> None:
     artifact = RunArtifact(running)
     api.failures = 1
