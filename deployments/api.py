@@ -159,7 +159,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         ]
         if not federation.withholds:
             found |= {"clients": clients, "baselines": federation.baselines, "partition": summary(table)}
-        elif not federation.withholds_cohort:  # how many training rows a client has is taken as public
+        elif federation.example_level is not None:  # how many training rows a client has is taken as public
             found["clients"] = [{"id": each["id"], "train": each["train"]} for each in clients]
         if federation.withholds:
             found["withheld"] = "what the clients' labels and test rows tell"
