@@ -128,7 +128,8 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     """What a configuration would run.
 
     With `data`, its data is loaded and its model built and tried as well, and `partition` tells what clients were dealt
-    (`fl_components.data.summary`).
+    (`fl_components.data.summary`). A claim about private data withholds what their labels tell, and how many rows each
+    client has, unless its statement takes these as public.
     """
     from fl_components.config import config_digest, load_config
 
@@ -151,13 +152,18 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             "cohort_size": resolved.selection.cohort_size_of(table.num_clients),
             "num_parameters": federation.num_parameters,
             "num_classes": table.num_classes,
-            "clients": [
-                {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
-                for index, client_id in enumerate(table.client_ids[:1000])
-            ],
-            "baselines": federation.baselines,
-            "partition": summary(table),
         }
+        clients = [
+            {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
+            for index, client_id in enumerate(table.client_ids[:1000])
+        ]
+        if not federation.withholds:
+            found |= {"clients": clients, "baselines": federation.baselines, "partition": summary(table)}
+        elif federation.example_level is not None:  # how many training rows a client has is taken as public
+            found["clients"] = [{"id": each["id"], "train": each["train"]} for each in clients]
+        if federation.withholds:
+            found["withheld"] = "what the clients' labels and test rows tell"
+            found["withheld"] += "" if "clients" in found else ", and how many rows each has"
     return found
 
 
@@ -198,10 +204,11 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
     metrics = rounds[-1].result["metrics"] if rounds else {}
     epsilons = (metrics.get("privacy/epsilon"), metrics.get("privacy/example/epsilon"))
     about_clients = _of_clients(store, run, epsilons[0]) if epsilons[0] is not None else None
-    about_examples = _of_examples(store, run, epsilons[1]) if epsilons[1] is not None else None
-    nothing = {name: None for name in ("epsilon", "epsilon_tightest", "delta", "unit", "neighbouring", "accountant")}
+    about_examples = _of_examples(store, run, epsilons[1], rounds) if epsilons[1] is not None else None
+    meaning = ("delta", "unit", "neighbouring", "accountant", "demonstration")
+    nothing = {name: None for name in ("epsilon", "epsilon_tightest", *meaning)}
     found = about_clients or about_examples or nothing
-    return {"clients": None, **found, "examples": about_examples if about_clients else None}
+    return {"clients": None, "left_out": {}, **found, "examples": about_examples if about_clients else None}
 
 
 def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
@@ -213,21 +220,25 @@ def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
     return {
         "epsilon": epsilon,
         "epsilon_tightest": tightest_epsilon(budget, from_pairs(run.spent)),
-        **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant")},
+        **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant", "demonstration")},
     }
 
 
-def _of_examples(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
+def _of_examples(store: Store, run: RunRecord, epsilon: float, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """`epsilon` is the largest of any client's."""
     from fl_components.server.claim import example_spending
+    from fl_components.server.statement import left_out
+    from fl_components.store.ledger import EACH_CLIENT
 
-    told = example_spending(store, run)
-    assert told is not None
+    told, terms = example_spending(store, run), store.find_budget(run.population + EACH_CLIENT)
+    assert told is not None and terms is not None
     return {
         "epsilon": epsilon,
         "epsilon_tightest": None,
         **{name: getattr(told.run, name) for name in ("delta", "unit", "neighbouring", "accountant")},
+        "demonstration": terms.demonstration,
         "clients": dict(told.clients) if told.clients is not None else None,
+        "left_out": left_out(rounds),
     }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import getpass
 import json
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from fl_components.errors import ConfigError
+from fl_components.errors import ConfigError, StoreError
 from fl_components.store import Budget, BudgetTerms, Store
 
 POINTS: Final = 60  # of a curve
@@ -24,12 +26,10 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
     POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* lists all clients'; without a name all
     clients of a population are one entry, with the largest epsilon of any. Raises `StoreError` for one that has none.
     """
-    from fl_components.store.ledger import EACH_CLIENT, unregistered
+    from fl_components.store.ledger import EACH_CLIENT
 
     with Store.open() as store:
         budgets = {each.population: each for each in store.budgets()}
-        if population is not None and population not in budgets:
-            raise unregistered(population)
         if population is None:
             found = []
             for name, budget in budgets.items():
@@ -38,10 +38,28 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
                 elif "/" not in name:
                     found.append(_status(store, budget))
             return found
+        _check_known(store, population)
         if population.endswith(EACH_CLIENT):
             clients = _clients_of(budgets, population)
             return [_all_clients(budgets[population], clients), *(_status(store, each) for each in clients)]
         return [_status(store, budgets[population], tightest=True)]
+
+
+def _check_known(store: Store, population: str) -> None:
+    """Raises `StoreError` for a population, or a client, that has no budget."""
+    from fl_components.store.ledger import EACH_CLIENT, unregistered
+
+    if store.find_budget(population) is not None:
+        return
+    of_each = population.partition("/")[0] + EACH_CLIENT
+    if store.find_budget(of_each) is None:
+        raise unregistered(population)
+    raise StoreError(
+        f"population {population!r} has no privacy budget, but the examples of its clients have"
+        if "/" not in population
+        else f"population {population!r} has no privacy budget: no client of that name has taken part",
+        hint=f"`fedrounds privacy status {shlex.quote(of_each)}` lists the clients that have one",
+    )
 
 
 def _clients_of(budgets: Mapping[str, Budget], population: str) -> list[Budget]:
@@ -50,16 +68,19 @@ def _clients_of(budgets: Mapping[str, Budget], population: str) -> list[Budget]:
 
 
 def _all_clients(terms: Budget, clients: Sequence[Budget]) -> dict[str, Any]:
-    """The one that has spent most, for all."""
-    from fl_components.server.claim import spending
-
-    worst = max(clients, key=lambda each: spending(each, {}).population, default=terms)
-    left = [spending(each, {}).remaining for each in clients or [terms]]
-    return _terms(worst) | {
+    """The one that has spent most, for all, and beside it the one that has the least left. The limit is that of clients
+    that have none of their own."""
+    told = [_terms(each) for each in clients]
+    most = max(told, key=lambda each: each["epsilon"], default=_terms(terms))
+    limited = [each for each in told if each["epsilon_remaining"] is not None]
+    least_left = min(limited, key=lambda each: each["epsilon_remaining"], default=None)
+    shown = ("population", "epsilon", "epsilon_limit", "epsilon_remaining")
+    return most | {
         "population": terms.population,
         "epsilon_limit": terms.epsilon,
-        "epsilon_remaining": min((each for each in left if each is not None), default=None),
+        "epsilon_remaining": terms.epsilon if least_left is None else least_left["epsilon_remaining"],
         "clients": len(clients),
+        "least_left": None if least_left is None else {name: least_left[name] for name in shown},
         "runs": [],
     }
 
@@ -77,6 +98,7 @@ def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str
     }
     return _terms(budget) | {
         "clients": None,
+        "least_left": None,
         "runs": [
             {
                 "run_id": run.run_id,
@@ -127,19 +149,22 @@ def set_budget(
     from fl_components.privacy.accountants import NAME
     from fl_components.privacy.example_level import NEIGHBOURING, UNIT
     from fl_components.server.statement import RELATIONS_IN_WORDS, UNITS_IN_WORDS
+    from fl_components.store.ledger import EACH_CLIENT
 
     if not reason.strip():
         raise ConfigError("no reason is given", hint=REASON)
     if not 0 <= epsilon < math.inf:
         raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number of 0 or more")
+    _check_name(population)
+    of_examples = "/" in population
     with Store.open() as store:
-        before = store.find_budget(population)
+        of_each = store.find_budget(population.partition("/")[0] + EACH_CLIENT) if of_examples else None
+        before = store.find_budget(population) or of_each  # what is not said of one client is as for each
         if before is None and delta is None:
             raise ConfigError(
                 f"population {population!r} is new and delta is not given",
-                hint="--delta D, smaller than one over its number of clients",
+                hint=f"--delta D, smaller than one over its number of {'examples' if of_examples else 'clients'}",
             )
-        of_examples = "/" in population
         terms = BudgetTerms(
             epsilon=epsilon,
             delta=delta if delta is not None else before.delta,  # type: ignore[union-attr]
@@ -166,12 +191,42 @@ def set_budget(
             )
         budget = store.set_budget(population, terms, reason=reason, by=getpass.getuser())
         store.anchor()
+        if population.endswith(EACH_CLIENT):
+            return _all_clients(budget, _clients_of({each.population: each for each in store.budgets()}, population))
         return _status(store, budget)
 
 
+def _check_name(population: str) -> None:
+    """Raises `ConfigError` for what can be no population's name, nor that of one client's or each client's examples."""
+    from fl_components.config import NAME
+    from fl_components.data.federated import CLIENT_ID
+
+    base, slash, client = population.partition("/")
+    if not re.fullmatch(NAME, base) or len(base) > 100:
+        raise ConfigError(
+            f"{base!r} cannot be a population's name",
+            hint="a name has at most 100 letters, digits, '_', '.' and '-', and begins with a letter or a digit",
+        )
+    if slash and client != "*" and not CLIENT_ID.fullmatch(client):
+        raise ConfigError(
+            f"{client!r} cannot be a client of population {base!r}",
+            hint=f"{base}/CLIENT names one client, and '{base}/*' each of them",
+        )
+
+
 def ledger(population: str) -> list[dict[str, Any]]:
-    """The charges of a population in the order in which they were reserved."""
+    """The charges of a population in the order in which they were reserved. Raises `StoreError` for one that has no
+    budget, and `ConfigError` for POPULATION/*, since each client has a ledger of its own."""
+    from fl_components.store.ledger import EACH_CLIENT
+
     with Store.open() as store:
+        _check_known(store, population)
+        if population.endswith(EACH_CLIENT):
+            raise ConfigError(
+                f"{population!r} stands for all clients, and each has a ledger of its own",
+                hint=f"`fedrounds privacy ledger {population[:-1]}CLIENT`; `fedrounds privacy status "
+                f"{shlex.quote(population)}` lists the clients",
+            )
         return [
             {
                 "run_id": charge.run_id,
@@ -258,6 +313,7 @@ def plan(
     from fl_components.server.federation import assemble
     from fl_components.values import Sampling
 
+    _check_epsilon(epsilon)
     resolved = load_config(config, overrides)
     central = resolved.privacy
     if not isinstance(central, CentralPrivacy):
@@ -317,6 +373,12 @@ def plan(
     return found
 
 
+def _check_epsilon(epsilon: float) -> None:
+    """Raises `ConfigError` for what no plan can keep, as a configuration's `target_epsilon` would be refused."""
+    if not 0 < epsilon < math.inf:
+        raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number above 0")
+
+
 def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float) -> dict[str, Any]:
     """What keeps `epsilon` at each client for its own examples, with this configuration's sampling rate, epochs or
     steps, and rounds: the noise, and how much of it is on the mean gradient of a step; beside it what the configured
@@ -327,13 +389,14 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     """
     from fl_components.config import load_config
     from fl_components.privacy.accountants import rdp_epsilon
-    from fl_components.privacy.calibration import least_noise, most_rounds
+    from fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
     from fl_components.privacy.example_level import NEIGHBOURING
     from fl_components.server.claim import MOST_SHOWN
     from fl_components.server.federation import assemble
 
+    _check_epsilon(epsilon)
     resolved = load_config(config, overrides)
-    rule, steps, rounds = resolved.training.example_level, 0, resolved.rounds
+    rule, rounds = resolved.training.example_level, resolved.rounds
     if rule is None:
         raise ConfigError(
             "there is nothing to plan for the examples: training.privacy.kind is none",
@@ -341,7 +404,9 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
         )
     steps, delta = resolved.training.private_steps, rule.delta
     configured = rule.noise(rounds * steps)
-    data = assemble(resolved, str(Path(config).resolve().parent)).data
+    uncut = rule.model_copy(update={"max_batch_size": None})  # cut batches may be more than the configured noise pays
+    loaded = resolved.model_copy(update={"training": resolved.training.model_copy(update={"privacy": uncut})})
+    data = assemble(loaded, str(Path(config).resolve().parent)).data
     rows = sorted((data.num_examples(client), data.client_ids[client]) for client in range(data.num_clients))
 
     @cache
@@ -354,6 +419,16 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
         enough = most_rounds(lambda rounds: {event: rounds}, NEIGHBOURING, epsilon, delta)
         return needed, rdp_epsilon({event: rounds}, NEIGHBOURING, delta), enough
 
+    most, largest = rows[-1]
+    if rule.max_batch_size is not None and rule.epsilon(most, rounds * steps, MOST_NOISE / 2) > epsilon:
+        least = rule.least_max_batch_size(most, rounds * steps, MOST_NOISE / 2, epsilon)
+        if least is not None:
+            raise ConfigError(
+                f"no noise keeps an epsilon of {epsilon:g} at a delta of {delta:g}: training.privacy.max_batch_size is "
+                f"{rule.max_batch_size}, and client {largest!r} with its {most} training examples would have batches "
+                "cut too often",
+                hint=f"make training.privacy.max_batch_size at least {least}, or leave it out",
+            )
     cut = rule.max_batch_size is not None  # else the number of rows changes nothing but how much the noise weighs
     clients = []
     for num_examples, client_id in rows[:MOST_SHOWN]:

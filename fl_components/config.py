@@ -32,6 +32,9 @@ from fl_components.training import Evaluation, Execution, LocalExecution, Traini
 MANY = 10**9
 """Clients, where their number is not known."""
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Of an experiment or a population, at most 100 characters."""
+
 MOST_CHARGED = 1000
 """Clients that may all be charged in every round."""
 
@@ -47,10 +50,10 @@ class FederationConfig(Rule):
     ('heart', 'fedavg')
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="the MLflow experiment")
+    name: str = Field(pattern=NAME, max_length=100, description="the MLflow experiment")
     population: str = Field(
         default_factory=lambda fields: fields["name"],
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        pattern=NAME,
         max_length=100,
         description="clients that share one privacy budget; the name when it is not given",
     )

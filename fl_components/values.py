@@ -6,7 +6,7 @@ Arrays carry their shape in their name: N clients of a cohort, D trainable param
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -238,6 +238,7 @@ class RoundResult:
     metrics: Mapping[str, float]
     rejected: Mapping[str, int]  # reason -> how many
     seconds: Mapping[str, float]
+    left_out: Sequence[str] = ()  # the clients whose budgets were spent
     withheld: Mapping[str, Any] = field(
         default_factory=dict, compare=False
     )  # no view gets it; not kept with the others

@@ -32,7 +32,14 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 from fl_components.errors import BudgetExhausted, FedroundsError, RunCancelled, RunFailed, TooFewClients, Unreachable
 from tasks.progress import Listener, Progress
 
-METRICS_LOGGED = ("train/loss", "eval/loss", "eval/accuracy")
+METRICS_LOGGED = {
+    "train/loss": ".4f",
+    "eval/loss": ".4f",
+    "eval/accuracy": ".4f",
+    "privacy/epsilon": ".4g",
+    "privacy/epsilon_simulated": ".4g",
+    "privacy/example/epsilon": ".4g",
+}
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
 POLL_S = 2.0
 
@@ -188,7 +195,9 @@ def flow_run_log(flow_run_id: UUID) -> Listener:
         if news.kind == "message":
             logger.info(news.text, extra={"flow_run_id": str(flow_run_id)})
         elif news.kind == "round":
-            shown = ", ".join(f"{name} {news.metrics[name]:.4f}" for name in METRICS_LOGGED if name in news.metrics)
+            shown = ", ".join(
+                f"{name} {news.metrics[name]:{form}}" for name, form in METRICS_LOGGED.items() if name in news.metrics
+            )
             text = f"round {news.round} of {news.rounds}: {shown}"
             logger.info(text, extra={"flow_run_id": str(flow_run_id)})
 

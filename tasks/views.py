@@ -18,6 +18,7 @@ from prefect.utilities.annotations import opaque
 
 from fl_components.server.claim import example_spending, spending
 from fl_components.server.hub import Hub
+from fl_components.server.statement import left_out, left_out_in_words
 from fl_components.store import Budget, RoundRecord, RunRecord, Store
 from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 from fl_components.values import RoundResult
@@ -87,7 +88,9 @@ class RunArtifact:
             f"**{run.committed_round} of {run.rounds} rounds** committed, attempt {run.attempt}. "
             f"Parameters `{run.params_digest[:16]}`.",
             "",
+            *_end(run),
             *_privacy(hub),
+            *_left_out(rows),
             "",
             f"MLflow: {_mlflow_address(hub.store, run)}",
             "",
@@ -96,6 +99,18 @@ class RunArtifact:
             anchor_line(hub.store),
         ]
         return "\n".join(lines)
+
+
+def _end(run: RunRecord) -> list[str]:
+    """Why a run ended before its last round."""
+    return [f"**{run.state}**: {run.error['message']}.", ""] if run.error else []
+
+
+def _left_out(rows: Sequence[RoundRecord]) -> list[str]:
+    found = left_out(rows)
+    if not found:
+        return []
+    return [f"Left out of the rounds below, since their budgets are spent: {left_out_in_words(found)}."]
 
 
 def _privacy(hub: Hub) -> list[str]:
@@ -127,12 +142,12 @@ def _about_examples(hub: Hub) -> list[str]:
     assert terms is not None
     budgets = hub.store.find_budgets(names.values())
     lines = [
-        f"Privacy of each client's examples: this run has come to **epsilon {told.run.epsilon:.4g}** at most"
+        f"Privacy of each client's examples: this run has come to at most **epsilon {told.run.epsilon:.4g}**"
         f"{_meaning(terms)}. That is the whole only if nobody is in two clients' data.",
         "",
     ]
     if not names:
-        return [*lines, f"By all runs a client has spent {told.population:.4g} at most."]
+        return [*lines, f"By all runs a client has spent at most {told.population:.4g}.", ""]
     lines += ["| client | this run | in all | limit |", "|---|---:|---:|---|"]
     for name, epsilon in (told.clients or {}).items():
         budget = budgets[names[name]]
@@ -157,7 +172,7 @@ COLUMNS: Final = {
     "eval loss": ("eval/loss", ".4f"),
     "accuracy": ("eval/accuracy", ".4f"),
     "epsilon": ("privacy/epsilon", ".4g"),
-    "epsilon of an example": ("privacy/example/epsilon", ".4g"),
+    "of examples": ("privacy/example/epsilon", ".4g"),
     "signal to noise": ("privacy/signal_to_noise", ".3g"),
     "selected": ("clients/selected", ",.0f"),
     "received": ("clients/received", ",.0f"),
@@ -170,7 +185,11 @@ def _table(rows: Sequence[RoundRecord]) -> list[str]:
     """The rounds, with a column for what is known of any: not for what a claim withholds."""
     values: list[Mapping[str, float]] = [row.result["metrics"] for row in rows]
     names = [name for name, (metric, _) in COLUMNS.items() if any(metric in each for each in values)]
-    lines = [f"| round | {' | '.join(names)} |", "|---:" * (len(names) + 1) + "|"] if rows else []
+    headings = ["epsilon" if name == "of examples" and "epsilon" not in names else name for name in names]
+    lines = [f"| round | {' | '.join(headings)} |", "|---:" * (len(names) + 1) + "|"] if rows else []
+    if "of examples" in names:
+        which = "epsilon of examples" if "epsilon" in names else "epsilon"
+        lines = [f"In this table the {which} is that of the client that has spent most.", "", *lines]
     for row, metrics in zip(rows, values, strict=True):
         shown = [format(metrics[m], form) if m in metrics else "" for m, form in map(COLUMNS.__getitem__, names)]
         lines.append(f"| {row.round} | {' | '.join(shown)} |")

@@ -119,6 +119,10 @@ def config_check(
         raise ConfigError("--picture is given without --data: there would be nothing to draw", hint="add --data")
     found = api.check_config(config, overrides=overrides or (), data=data)
     if picture is not None:
+        if "withheld" in found:
+            raise ConfigError(
+                f"--picture draws what the privacy claim withholds: {found['withheld']}", hint="leave it out"
+            )
         from deployments.cli.picture import draw_partition
 
         draw_partition(found["partition"], found["name"], picture)

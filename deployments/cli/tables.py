@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.cli.progress import RoundLine, RoundsTable, withholds
-from deployments.cli.words import UNKNOWN, ago, number, size
+from deployments.cli.words import UNKNOWN, ago, counted, event, number, size
 
 CLIENTS_SHOWN = 12
 STAGES_SHOWN = 3
@@ -139,12 +139,15 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
     ]
     clients = data.get("clients") or []
     if clients:
-        table = _columns("client", "train examples", "test examples")
+        parts_told = [part for part in ("train", "test") if part in clients[0]]
+        table = _columns("client", *(f"{part} examples" for part in parts_told))
         for client in clients[:CLIENTS_SHOWN]:
-            table.add_row(str(client["id"]), f"{client['train']:,}", f"{client['test']:,}")
+            table.add_row(str(client["id"]), *(f"{client[part]:,}" for part in parts_told))
         parts += ["", _indented(table)]
         if len(clients) > CLIENTS_SHOWN:
             parts.append(Text(f"  and {data['num_clients'] - CLIENTS_SHOWN:,} more clients", style="dim"))
+    if data.get("withheld"):
+        parts += ["", Text(f"  withheld under the privacy claim: {data['withheld']}")]
     if data.get("partition"):
         parts += ["", _indented(_partition(data["partition"]))]
     baselines = _columns("without a model", "test accuracy")
@@ -204,7 +207,8 @@ def deployment(data: Mapping[str, Any]) -> RenderableType:
 
 def journal(data: Mapping[str, Any]) -> RenderableType:
     lines = [Text.assemble(("Intact", "bold green"), f"  {data['rows']:,} rows, head {data['head'] or 'none yet'}")]
-    lines.append(Text(f"  and {data['anchors']} anchors in MLflow and Prefect agree", style="dim"))
+    agree = "agrees" if data["anchors"] == 1 else "agree"
+    lines.append(Text(f"  and {counted(data['anchors'], 'anchor')} in MLflow and Prefect {agree}", style="dim"))
     lines += [Text(f"  {problem}", style="yellow") for problem in data["not_reached"]]
     return Group(*lines)
 
@@ -217,21 +221,25 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
     for budget in data:
         limit, epsilon = budget["epsilon_limit"], budget["epsilon"]
         heading = Text.assemble((budget["population"], "bold"), f"  epsilon {number(epsilon)}")
-        heading.append(" without a limit" if limit is None else f" of {limit:g}")
+        if budget["clients"] is None:
+            heading.append(" without a limit" if limit is None else f" of {limit:g}")
+        else:
+            heading.append(f", the largest of {counted(budget['clients'], 'client')},")
         heading.append(
             f" at delta {budget['delta']:g} ({budget['unit']}, {budget['neighbouring']}, {budget['accountant']})",
             style="dim",
         )
-        if budget["clients"] is not None:
-            heading.append(f"  the largest of {budget['clients']} clients")
         if budget["demonstration"]:
             heading.append("  a demonstration on public data", style="yellow")
         parts += [Text("")] if parts else []
         parts.append(heading)
-        if limit:
-            parts.append(
-                Text.assemble("  ", _budget_bar(epsilon / limit), f" {number(budget['epsilon_remaining'])} left")
-            )
+        if budget["clients"] is None:
+            parts += _left(budget)
+        else:
+            each = "no limit" if limit is None else f"a limit of {limit:g}"
+            parts.append(Text(f"  {each} for each client that has none of its own"))
+            if budget["least_left"] is not None:
+                parts += [Text(f"  least left: {budget['least_left']['population']}"), *_left(budget["least_left"])]
         if budget["runs"]:
             tightest = any(run["epsilon_tightest"] is not None for run in budget["runs"])
             table = _columns("run", "rounds", "epsilon", *["tightest"] * tightest)
@@ -242,13 +250,22 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
     return Group(*parts)
 
 
+def _left(budget: Mapping[str, Any]) -> list[RenderableType]:
+    """A bar of what is spent, where something may be."""
+    limit = budget["epsilon_limit"]
+    if not limit:
+        return []
+    left = f" {number(budget['epsilon_remaining'])} of {limit:g} left"
+    return [Text.assemble("  ", _budget_bar(budget["epsilon"] / limit), left)]
+
+
 def plan_examples(data: Mapping[str, Any]) -> RenderableType:
     """What each client needs, the smallest first."""
     title = Text.assemble(
         (data["name"], "bold"),
         f"  what keeps epsilon {data['epsilon']:g} at delta {data['delta']:g} for each example "
-        f"({data['neighbouring']}), by {data['rounds']:,} rounds of {data['steps']:,} steps at a sampling rate of "
-        f"{data['sampling_rate']:g}",
+        f"({data['neighbouring']}), by {counted(data['rounds'], 'round')} of {counted(data['steps'], 'step')} at a "
+        f"sampling rate of {data['sampling_rate']:g}",
     )
     table = _columns("client", "rows", "batch", "noise", "noise on the mean", "epsilon as configured", "rounds enough")
     for each in data["clients"]:
@@ -263,13 +280,11 @@ def plan_examples(data: Mapping[str, Any]) -> RenderableType:
             f"{each['configured_rounds']:,}",
         )
     more = data["num_clients"] - len(data["clients"])
-    notes = [Text(f"and {more:,} larger ones", style="dim")] * (more > 0)
-    notes.append(
-        Text(
-            "noise is in clipping norms; on the mean gradient of a step it weighs more the fewer rows a client has",
-            style="dim",
-        )
-    )
+    notes = [Text(f"and {counted(more, 'larger one')}", style="dim")] * (more > 0)
+    notes += [  # lines that fit 80 columns
+        Text("noise is in clipping norms; the same noise weighs more on the mean gradient", style="dim"),
+        Text("of a step the fewer rows a client has", style="dim"),
+    ]
     return Group(title, _indented(table), *map(_indented, notes))
 
 
@@ -288,14 +303,14 @@ def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not data:
         return Text("Nothing is charged to this population.")
     table = _columns("run", "round", "collection", "state")
-    table.add_column("event")
+    table.add_column("cost")
     for row in data:
         table.add_row(
             row["run_id"],
             str(row["round"]),
             str(row["collection"]),
             row["state"],
-            json.dumps(row["event"], sort_keys=True),
+            event(row["event"]),
         )
     return table
 
@@ -416,12 +431,20 @@ def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
 def _facts(data: Mapping[str, Any]) -> RenderableType:
     communication = data.get("communication") or {}
     facts = _grid()
+    told = communication.get("upload_bytes") is not None
     if withholds(data.get("metrics") or {}):
-        facts.add_row("withheld", "what is measured on clients: losses, test results, traffic, times")
-    else:
+        traffic = "" if told else "traffic, "
+        facts.add_row("withheld", f"what is measured on clients: losses, test results, {traffic}times")
+    if told or not withholds(data.get("metrics") or {}):
         up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
         facts.add_row("communication", f"{up} up, {down} down")
-    facts.add_row("privacy", _privacy(data.get("privacy") or {}))
+    privacy = data.get("privacy") or {}
+    facts.add_row("privacy", _privacy(privacy))
+    left_out = privacy.get("left_out") or (privacy.get("examples") or {}).get("left_out")
+    if left_out:
+        from fl_components.server.statement import left_out_in_words
+
+        facts.add_row("left out", f"{left_out_in_words(left_out)}: their budgets are spent")
     if data.get("seconds"):
         facts.add_row("seconds", _seconds(data["seconds"]))
     if data.get("peak_memory_mb"):
@@ -456,8 +479,14 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
     tightest, clients, examples = (privacy.get(key) for key in ("epsilon_tightest", "clients", "examples"))
     told = f"epsilon {number(epsilon)}" + (f" ({', '.join(terms)})" if terms else "")
     told += f", {number(tightest)} by privacy loss distributions" if tightest is not None else ""
-    if clients and len(set(clients.values())) > 1:
-        told += ": " + ", ".join(f"{name} {number(each)}" for name, each in clients.items())
+    if privacy.get("unit") == "example":
+        told += ", the largest of any client"
+    if clients:
+        named = [f"{name} {number(each)}" for name, each in list(clients.items())[:CLIENTS_SHOWN]]
+        more = len(clients) - len(named)
+        told += f": {', '.join(named)}" + (f" and {more} more" if more else "")
+    if privacy.get("demonstration"):
+        told += "; a demonstration on public data"
     return f"{told}; {_privacy(examples)}" if examples else told
 
 

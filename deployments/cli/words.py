@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 UNKNOWN = "-"
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "step"), counted(2000, "round")
+    ('1 step', '2,000 rounds')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def event(fields: Mapping[str, Any]) -> str:
+    """An event of the ledger (fl_components.privacy.events).
+
+    >>> gaussian = {"kind": "gaussian", "noise_multiplier": 1.5}
+    >>> event({"kind": "self_composed", "event": gaussian, "count": 3})
+    '3 times noise 1.5'
+    >>> event({"kind": "poisson_sampled", "sampling_rate": 0.25, "event": gaussian})
+    'noise 1.5 at rate 0.25'
+    """
+    match fields["kind"]:
+        case "gaussian":
+            return f"noise {fields['noise_multiplier']:.4g}"
+        case "poisson_sampled":
+            return f"{event(fields['event'])} at rate {fields['sampling_rate']:.4g}"
+        case "sampled_without_replacement":
+            return f"{event(fields['event'])}, {fields['sample_size']:,} of {fields['population_size']:,}"
+        case "truncated_poisson_sampled":
+            cut = f"cut to {fields['truncated_batch_size']:,} of {fields['dataset_size']:,}"
+            return f"noise {fields['noise_multiplier']:.4g} at rate {fields['sampling_rate']:.4g}, {cut}"
+        case "self_composed" if fields["count"] > 1:
+            return f"{fields['count']:,} times {event(fields['event'])}"
+        case "self_composed":
+            return event(fields["event"])
+        case kind:
+            return str(kind)
 
 
 def number(value: float | None) -> str:

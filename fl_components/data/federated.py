@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, overload
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ Features = NDArray[np.float32] | NDArray[np.int64]
 Labels = NDArray[np.int64]
 Array = NDArray[Any]
 
-_CLIENT_ID = re.compile(r"\w[\w.\- ]{0,99}")  # ids become part of metrics' names
+CLIENT_ID: Final = re.compile(r"\w[\w.\- ]{0,99}")
+"""Ids become part of metrics' names, and of those of ledgers (POPULATION/CLIENT)."""
 
 
 class ClientExamples(NamedTuple):
@@ -303,7 +304,7 @@ class FederatedData:
             return
         seen: set[str] = set()
         for client_id in self.client_ids:
-            if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
+            if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
                 raise DataError(
                     f"client id {client_id!r} cannot be used",
                     hint="an id is text of 1 to 100 letters, digits, '_', '.', '-' and spaces, and begins with a "

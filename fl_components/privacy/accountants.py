@@ -45,7 +45,7 @@ def renyi_divergences(event: Event, neighbouring: Neighbouring) -> Float64:
     accountant = RdpAccountant(ORDERS, _relation(neighbouring))
     with _quiet(), np.errstate(all="ignore"):  # it warns of each order that does not converge
         try:
-            found: Float64 = accountant.compose(event.most_likely.dp_event(scale)).rdp
+            found: Float64 = accountant.compose(event.dp_event(scale)).rdp
         except ArithmeticError:
             found = np.full(len(ORDERS), np.inf)
     divergences = np.where(found >= 0, found, np.inf)  # where its arithmetic ends it says NaN, or less than nothing
@@ -70,7 +70,7 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     total, exceptions = np.zeros(len(ORDERS)), 0.0
     for event, count in spent.items():
         if count:
-            total += count * renyi_divergences(event, neighbouring)
+            total += count * renyi_divergences(event.most_likely, neighbouring)
             exceptions += count * event.exception_probability
     if not np.isfinite(total).any():
         return math.inf

@@ -34,7 +34,7 @@ def least_noise(
         if high > MOST_NOISE:
             raise ConfigError(
                 f"no noise keeps an epsilon of {epsilon:g} at a delta of {delta:g}",
-                hint="ask for a larger epsilon or delta, for fewer rounds or a smaller cohort",
+                hint="ask for a larger epsilon or delta, for fewer rounds, or for a smaller cohort or batch",
             )
     low = high / 2
     while low > 1e-3 and rdp_epsilon(spent_with(low), neighbouring, delta) <= epsilon:

@@ -7,12 +7,15 @@ noise come from the client's own secret.
 
 from __future__ import annotations
 
+import bisect
 import math
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
+from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.base import no_seed
 from fl_components.privacy.calibration import least_noise
 from fl_components.privacy.central import LEAST_NOISE, LEAST_NORM, MOST_NOISE, MOST_NORM
@@ -115,6 +118,42 @@ class ExampleLevel(ExamplePrivacyRule):
                 f"{self.sampling_rate:g}: it expects {self.sampling_rate * num_examples:.2g} examples in a batch, less "
                 f"than one; make training.privacy.sampling_rate at least {1 / max(num_examples, 1):.3g}"
             )
+
+    def check_epsilon(self, client_id: str, num_examples: int, all_steps: int) -> None:
+        """Raise ValueError, in words for people, when no epsilon holds for so many steps over a client's examples: the
+        chance that a batch is cut is more than delta allows."""
+        if self.max_batch_size is None or math.isfinite(self.epsilon(num_examples, all_steps, self.noise(all_steps))):
+            return
+        least = self.least_max_batch_size(num_examples, all_steps, self.noise(all_steps), sys.float_info.max)
+        if least is not None:
+            raise ValueError(
+                f"training.privacy.max_batch_size is {self.max_batch_size}, and client {client_id!r} with its "
+                f"{num_examples} training examples would have batches cut so often that no epsilon holds at a delta of "
+                f"{self.delta:g}; make training.privacy.max_batch_size at least {least}, or leave it out"
+            )
+
+    def least_max_batch_size(
+        self, num_examples: int, all_steps: int, noise_multiplier: float, epsilon: float
+    ) -> int | None:
+        """The smallest `max_batch_size` with which so many steps over a client's examples keep `epsilon`; None where
+        they would not even if no batch was cut.
+
+        >>> rule = ExampleLevel(noise_multiplier=1.0, max_grad_norm=1.0, sampling_rate=0.1)
+        >>> rule.least_max_batch_size(200, all_steps=10, noise_multiplier=1.0, epsilon=3.5)
+        48
+        """
+
+        def keeps(size: int) -> bool:
+            cut = self.model_copy(update={"max_batch_size": size})
+            return cut.epsilon(num_examples, all_steps, noise_multiplier) <= epsilon
+
+        if not keeps(num_examples):
+            return None
+        return bisect.bisect_left(range(1, num_examples), True, key=keeps) + 1
+
+    def epsilon(self, num_examples: int, all_steps: int, noise_multiplier: float) -> float:
+        """What so many steps over a client's examples come to; infinity where nothing holds."""
+        return rdp_epsilon({self.event(num_examples, all_steps, noise_multiplier): 1}, NEIGHBOURING, self.delta)
 
     def noise(self, all_steps: int) -> float:
         """The noise multiplier, in a run in which a client makes at most `all_steps` steps.

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,12 +64,18 @@ def check_client_budget(terms: BudgetTerms, budget: Budget, spent: Mapping[str, 
     `ConfigError` when the two do not speak of the same epsilon."""
     check_terms(budget.population, terms, budget)
     epsilon = epsilon_of(spent, budget)
-    if budget.epsilon is not None and not epsilon <= budget.epsilon:
+    if not math.isfinite(epsilon):
+        raise BudgetExhausted(
+            f"after the next round no epsilon would hold for the examples of client {budget.population!r} at delta "
+            f"{budget.delta:g}: too many of its batches would have been cut",
+            hint="begin another run with a larger training.privacy.max_batch_size, or without it",
+        )
+    if budget.epsilon is not None and epsilon > budget.epsilon:
         raise BudgetExhausted(
             f"the next round would bring the examples of client {budget.population!r} to an epsilon of {epsilon:.4g} "
             f"at delta {budget.delta:g}, and their limit is {budget.epsilon:g}",
-            hint=f"an administrator may raise it: `fedrounds privacy budget set {budget.population} --epsilon E "
-            "--reason ...`",
+            hint="an administrator may raise it: `fedrounds privacy budget set "
+            f"{shlex.quote(budget.population)} --epsilon E --reason ...`",
         )
 
 

@@ -277,13 +277,16 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
 
 
 def _check_examples(config: FederationConfig, data: FederatedData) -> None:
-    """Raises ValueError when some client has too few training examples for the claim about them."""
+    """Raises ValueError when some client has too few training examples for the claim about them, or so many that
+    their batches would be cut too often."""
     rule = config.training.example_level
     if rule is not None:
         lengths = data.train_rows.lengths
         fewest = int(np.argmin(lengths))
         rule.check(data.client_ids[fewest], int(lengths[fewest]))
         config.training.private_in(config.rounds)
+        most, all_steps = int(np.argmax(lengths)), config.rounds * config.training.private_steps
+        rule.check_epsilon(data.client_ids[most], int(lengths[most]), all_steps)
 
 
 def _try_selection(federation: Federation) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import ConfigError, RunCancelled, RunConflict, RunNotFound
+from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.privacy.releases import Release, public
 from fl_components.server.claim import (
     check_budget,
@@ -40,12 +41,15 @@ from fl_components.store import (
     closed,
     opened,
 )
-from fl_components.store.ledger import from_pairs, of_client, plus
+from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
 from fl_components.values import ClientTask, Collected, Float32, RoundPlan, RoundResult, ServerState
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
+
+LOOKED_AT: Final = 500
+"""Clients whose budgets are read at a time."""
 
 
 def nobody_listens(_: str) -> None:
@@ -188,7 +192,11 @@ class Hub:
             cohort = self.federation.select(round, self.participations, self.source(round))
             wanted = self.example_charges(cohort.tolist())
             assert wanted is not None
-            self.store.check_examples(run.run_id, wanted)
+            try:
+                self.store.check_examples(run.run_id, wanted)
+            except BudgetExhausted:
+                if not self.goes_on_without_a_cohort():
+                    raise
 
     def example_charges(self, cohort: Sequence[int]) -> ExampleCharges | None:
         """What a round costs the clients in these rows for their examples, where they answer for these. All clients pay
@@ -206,8 +214,36 @@ class Hub:
         return ExampleCharges(
             events={name: federation.example_event(row).model_dump() for row, name in names.items()},
             guard=lambda budget, by_all, by_run: check_client_budget(terms, budget, by_all),
-            least=len(names) if rule.when_exhausted == "end" else max(1, self.config.selection.min_updates),
+            least=len(names) if rule.when_exhausted == "end" else self._least_that_pay,
         )
+
+    @property
+    def _least_that_pay(self) -> int:
+        return max(1, self.config.selection.min_updates)
+
+    def goes_on_without_a_cohort(self) -> bool:
+        """Whether a round whose cohort cannot pay for its examples is made with nobody, since enough of all clients
+        can: other rounds draw others. They are looked through until that many are found."""
+        federation, rule = self.federation, self.federation.example_level
+        if rule is None or rule.when_exhausted == "end":
+            return False
+        terms, found = example_terms(federation), 0
+        of_all = self.store.find_budget(self.run.population + EACH_CLIENT)
+        assert of_all is not None
+        for first in range(0, federation.data.num_clients, LOOKED_AT):
+            rows = range(first, min(first + LOOKED_AT, federation.data.num_clients))
+            names = {row: of_client(self.run.population, federation.data.client_ids[row]) for row in rows}
+            budgets = self.store.find_budgets(names.values())
+            for row, name in names.items():
+                budget = budgets.get(name, of_all)  # one that never took part has spent nothing
+                try:
+                    check_client_budget(terms, budget, plus(budget.spent, federation.example_event(row).model_dump()))
+                except BudgetExhausted:
+                    continue
+                found += 1
+                if found == self._least_that_pay:
+                    return True
+        return False
 
     def guard(self, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
         """Raises `BudgetExhausted` when a reservation would pass the run's own limit or what its population may

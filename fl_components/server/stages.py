@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from fl_components.aggregation import AdditiveRule
-from fl_components.errors import FedroundsError, RunFailed, TooFewClients, UpdateRejected
+from fl_components.errors import BudgetExhausted, FedroundsError, RunFailed, TooFewClients, UpdateRejected
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
 from fl_components.randomness import derive_key
@@ -44,6 +44,8 @@ OF_CLIENTS = ("train", "compress", "admit", "evaluate")
 """Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""
 
 EXHAUSTED = "budget_exhausted: the privacy budget of its examples is spent"
+
+TOO_FEW_PAY = "budget_exhausted: too few clients of the round have privacy budget left for their examples"
 
 LOWER_RATE = "begin another run with a lower training.learning_rate"
 
@@ -129,17 +131,26 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     loses the clients whose own budgets are spent."""
     guard = hub.guard if hub.federation.is_charged else None
     examples = hub.example_charges([task.index for task in plan.cohort])
-    plan = replace(plan, collection=hub.lease.reserve(plan.round, dict(plan.event), guard, examples))
+    try:
+        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, examples)
+    except BudgetExhausted:
+        if examples is None or not hub.goes_on_without_a_cohort():
+            raise
+        nobody = replace(examples, events={}, least=0)
+        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, nobody)
+    plan = replace(plan, collection=collection)
     if examples is None:
         return plan
     paying = hub.lease.paying(plan.round)
     refused = [task for task in plan.cohort if of_client(hub.run.population, task.client_id) not in paying]
     if not refused:
         return plan
-    hub.say_of_clients(f"round {plan.round}: {names_of(refused)}: {EXHAUSTED}")
-    reasons = {task.client_id: EXHAUSTED for task in refused}
+    say = hub.say_of_clients if hub.federation.withholds_cohort else hub.say
+    why = EXHAUSTED if paying else TOO_FEW_PAY
+    say(f"round {plan.round} is made without {names_of(refused)}: {why}")
+    reasons = {task.client_id: why for task in refused}
     left = tuple(task for task in plan.cohort if task.client_id not in reasons)
-    return replace(plan, **_cut(hub, left), refused=reasons)
+    return replace(plan, **_cut(hub, left), refused=reasons, min_updates=plan.min_updates if left else 0)
 
 
 @stage
@@ -356,6 +367,7 @@ def commit(
             "metrics": dict(result.metrics),
             "rejected": dict(result.rejected),
             "seconds": dict(result.seconds),
+            "left_out": list(result.left_out),
         },
         withheld=result.withheld,
         participants=[task.index for task in plan.cohort] if hub.config.selection.uses_history else (),
@@ -401,13 +413,18 @@ def round_result(
     told = withheld if withholds_cohort else public
     metrics = found | {name: withheld(value) for name, value in of_examples.items()}
     metrics |= {name: told(value) for name, value in of_cohort.items()}
-    finite = {name: each for name, each in metrics.items() if np.isfinite(each.value)}
+    finite = {  # a loss may not be; an epsilon is never dropped
+        name: each for name, each in metrics.items() if np.isfinite(each.value) or name.startswith("privacy/")
+    }
     shown, kept = shown_and_withheld(finite, withholds=withholds)
     return RoundResult(
         round=state.round,
         params_digest=state.params_digest,
         metrics={name: float(value) for name, value in shown.items()},
         rejected={} if withholds_cohort else rejected,
+        left_out=[]
+        if withholds_cohort
+        else [each for each, reason in collected.rejected.items() if reason in (EXHAUSTED, TOO_FEW_PAY)],
         seconds={} if withholds else seconds,
         withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},
     )

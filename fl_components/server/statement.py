@@ -4,7 +4,8 @@ privacy guarantees", 2025) asks a claim to name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from fl_components.aggregation import AdditiveRule
@@ -14,7 +15,7 @@ from fl_components.privacy.accountants import pld_epsilon
 from fl_components.privacy.events import as_neighbouring
 from fl_components.privacy.example_level import UNIT
 from fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
-from fl_components.store import Budget, RunRecord, Store
+from fl_components.store import Budget, RoundRecord, RunRecord, Store
 from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 
 UNITS_IN_WORDS: Final = {
@@ -44,6 +45,8 @@ EXAMPLE_SAMPLING: Final = (
     "amplification by the selection of clients is claimed"
 )
 
+ALL_EXAMPLES: Final = "all of a client's examples are in each step's batch; no amplification by sampling is claimed"
+
 EXAMPLE_WITHHELD: Final = (
     "training loss, seconds and memory, which depend on the batches, and every metric of clients' own test examples"
 )
@@ -52,7 +55,7 @@ EXAMPLE_NOT_COVERED: Final = (
     "a patient who has several rows, or rows at several clients: the largest epsilon is the whole only if nobody is in "
     "two of them",
     "how many training examples each client has: it is taken as public, to divide by and as a weight",
-    "clients' test examples: what is measured on them is withheld",
+    "clients' test examples, which train nothing",
     "when rounds begin and end, by the clocks of Prefect, MLflow and the journal, and how long a client takes",
     "that a run fails, where some client's data make its training fail",
     "what a client's own machine shows of it; simulated clients all run on the machine of the simulation, and their "
@@ -140,7 +143,7 @@ def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> di
 def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> dict[str, Any]:
     """The epsilons are the largest of any client's."""
     of_all, lineage = store.find_budget(run.population + EACH_CLIENT), _lineage(store, run)
-    assert of_all is not None
+    assert of_all is not None and config.training.example_level is not None
     clients, worst = _clients(store, run), example_spending(store, run)
     largest = max(clients.values(), key=lambda each: each[1], default=(of_all, 0.0, {}))
     budgets = [budget for budget, _, _ in clients.values()]
@@ -162,15 +165,30 @@ def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> d
             name: {"run": epsilon, "population": spending(budget, {}).population, "population_limit": budget.epsilon}
             for name, (budget, epsilon, _) in sorted(clients.items())[:MOST_SHOWN]
         },
+        "left_out": left_out(store.rounds(run.run_id)),
         "lineage": [each.run_id for each in lineage] if lineage else [run.run_id, run.ancestor],
         "mechanism": _example_mechanism(run, config),
-        "sampling": EXAMPLE_SAMPLING,
+        "sampling": EXAMPLE_SAMPLING if config.training.example_level.sampling_rate < 1 else ALL_EXAMPLES,
         "accountant": ACCOUNTANT,
         "tightest_by": TIGHTEST_BY,
         "releases": "each client's update in each round, and all that is computed from these",
         "withheld": None if of_all.demonstration else EXAMPLE_WITHHELD,
         "not_covered": list(EXAMPLE_NOT_COVERED),
     }
+
+
+def left_out(rounds: Iterable[RoundRecord]) -> dict[str, int]:
+    """The clients that rounds went without since their budgets are spent, each with how many rounds."""
+    return dict(Counter(name for row in rounds for name in row.result.get("left_out", ())).most_common())
+
+
+def left_out_in_words(found: Mapping[str, int]) -> str:
+    """
+    >>> left_out_in_words({"va": 3, "cleveland": 1})
+    'va (3 rounds), cleveland (1 round)'
+    """
+    named = [f"{name} ({count} round{'s' * (count > 1)})" for name, count in list(found.items())[:MOST_SHOWN]]
+    return ", ".join(named) + (f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else "")
 
 
 def _clients(store: Store, run: RunRecord) -> dict[str, tuple[Budget, float, Mapping[str, int]]]:
@@ -185,12 +203,13 @@ def _clients(store: Store, run: RunRecord) -> dict[str, tuple[Budget, float, Map
 def _example_mechanism(run: RunRecord, config: FederationConfig) -> str:
     rule = config.training.private_in(run.rounds)
     cut = f", cut to {rule.max_batch_size} at random" if rule.max_batch_size is not None else ""
+    steps = config.training.private_steps
+    batch = f"{rule.sampling_rate:g} of" if rule.sampling_rate < 1 else "all"
     return (
-        f"DP-SGD (Abadi et al. 2016), {config.training.private_steps} steps a round: the gradient of each example is "
+        f"DP-SGD (Abadi et al. 2016), {steps} step{'s' * (steps > 1)} a round: the gradient of each example is "
         f"clipped to an L2 norm of {rule.max_grad_norm:g}; Gaussian noise of {rule.noise_multiplier:.4g} times that, "
         "from a cryptographic stream, is added to their sum on a fixed grid, which is divided by the expected size of "
-        f"a batch ({rule.sampling_rate:g} of the examples{cut}). Gradients of single examples by "
-        f"{run.engine['example_way']}"
+        f"a batch ({batch} the examples{cut}). Gradients of single examples by {run.engine['example_way']}"
     )
 
 
@@ -319,6 +338,8 @@ def _as_table(claim: dict[str, Any]) -> str:
         rows[f"Client {name}"] = (
             f"this run {shown(each['run'])}; in all {limited(each['population'], each['population_limit'])}"
         )
+    if claim.get("left_out"):
+        rows["Left out"] = f"{left_out_in_words(claim['left_out'])}: their budgets are spent"
     rows |= {
         "Mechanism": claim["mechanism"],
         "Sampling": claim["sampling"],

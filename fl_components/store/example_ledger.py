@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
@@ -18,6 +18,9 @@ from fl_components.store.keys import SigningKey
 from fl_components.store.ledger import EACH_CLIENT, in_pages, plus, unregistered
 from fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
 from fl_components.store.schema import AnyRow, canonical_json, charges, example_charges, example_spending, populations
+
+NAMED: Final = 5
+"""Clients that an error names besides the first."""
 
 
 def register(connection: Connection, key: SigningKey, population: str, names: Collection[str]) -> None:
@@ -54,16 +57,21 @@ def payable(
     budgets: Mapping[str, Budget], before: Mapping[str, Events], wanted: ExampleCharges
 ) -> dict[str, tuple[Events, Events]]:
     """The clients that can pay, each with what it will have spent by all runs and by this one."""
-    found, refusal = {}, None
+    found, refusals = {}, {}
     for name, event in wanted.events.items():
         after = plus(budgets[name].spent, event), plus(before.get(name, {}), event)
         try:
             wanted.guard(budgets[name], *after)
             found[name] = after
         except BudgetExhausted as error:
-            refusal = error
-    if refusal is not None and len(found) < wanted.least:
-        raise refusal
+            refusals[name] = error
+    if refusals and len(found) < wanted.least:
+        first, *others = refusals
+        named = ", ".join(map(repr, others[:NAMED])) + (
+            f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        )
+        beside = f"; nor can {len(others)} other{'s' * (len(others) > 1)} pay: {named}" if others else ""
+        raise BudgetExhausted(refusals[first].message + beside, hint=refusals[first].hint)
     return found
 
 

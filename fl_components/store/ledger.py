@@ -8,6 +8,7 @@ journal, to which `reconciliation` holds all of it.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -62,8 +63,8 @@ def _find_locked(connection: Connection, population: str) -> Budget | None:
 
 
 def unregistered(population: str) -> StoreError:
-    which, options = (f"'{population}'", " --unit example") if population.endswith(EACH_CLIENT) else (population, "")
-    command = f"`fedrounds privacy budget set {which}{options} --epsilon E --delta D --reason ...`"
+    options = " --unit example" * population.endswith(EACH_CLIENT)
+    command = f"`fedrounds privacy budget set {shlex.quote(population)}{options} --epsilon E --delta D --reason ...`"
     return StoreError(f"population {population!r} has no privacy budget", hint=f"an administrator sets one: {command}")
 
 

@@ -110,7 +110,8 @@ def test_the_ledger_is_in_order(trained: Store) -> None:
         ("b", 1, "spent"),
     ]
     assert rows[0]["event"] == EVENT.model_dump()
-    assert privacy.ledger("nowhere") == []
+    with pytest.raises(StoreError, match="population 'nowhere' has no privacy budget"):
+        privacy.ledger("nowhere")
 
 
 class TestVoid:

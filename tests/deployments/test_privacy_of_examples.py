@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,22 @@ from typing import Any
 import pytest
 
 from deployments import privacy
-from deployments.api import run_data
+from deployments.api import check_config, run_data
 from deployments.cli import main
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError, RunNotFound, StoreError
+from fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
 from fl_components.server import stages
+from fl_components.server.claim import check_client_budget
 from fl_components.server.hub import open_hub
 from fl_components.server.statement import in_short
-from fl_components.store import Store
+from fl_components.store import ExampleCharges, Store
+from fl_components.store.schema import canonical_json
 from flows.round import walk
 from tasks.audit import audit_mechanism, find_run
+from tests.fl_components.server import wards
+from tests.support import PRIVATE
 
 EXAMPLES: dict[str, Any] = {
     "kind": "example_level",
@@ -80,9 +85,43 @@ class TestStatus:
         assert all(0 < run["epsilon_tightest"] <= run["epsilon"] for run in named["runs"])
         assert len(privacy.ledger(busy["population"])) == 3
 
-    def test_nobody_of_that_name(self, trained: Store) -> None:
-        with pytest.raises(StoreError, match="population 'heart/nowhere' has no privacy budget"):
-            privacy.status("heart/nowhere")
+    @pytest.mark.parametrize("ask", [privacy.status, privacy.ledger])
+    @pytest.mark.parametrize("name", ["heart/nowhere", "heart"])
+    def test_nobody_of_that_name(self, trained: Store, ask: Any, name: str) -> None:
+        with pytest.raises(StoreError, match=f"population '{name}' has no privacy budget") as refused:
+            ask(name)
+        assert "`fedrounds privacy status 'heart/*'` lists the clients" in str(refused.value.hint)
+
+    def test_all_clients_have_no_ledger_together(self, trained: Store) -> None:
+        with pytest.raises(ConfigError, match="each has a ledger of its own") as refused:
+            privacy.ledger("heart/*")
+        assert "`fedrounds privacy ledger heart/CLIENT`" in str(refused.value.hint)
+
+    def test_each_number_of_all_clients_is_said_of_whom_it_is_true(
+        self, home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The one that has spent most need not be the one that has the least left."""
+        privacy.set_budget("heart/*", epsilon=9.0, delta=1e-3, reason="x")
+        with Store.open() as store:
+            store.register_clients("heart", ["heart/va", "heart/cleveland"])
+            charges = ExampleCharges({"heart/cleveland": ROUND.model_dump()}, lambda *_: None)
+            with store.acquire(_some_run(store)) as lease:
+                lease.reserve(1, {"kind": "none"}, None, charges)
+        privacy.set_budget("heart/va", epsilon=1.0, reason="x")
+        found = next(each for each in privacy.status() if each["population"] == "heart/*")
+        assert (found["epsilon"], found["epsilon_limit"]) == (pytest.approx(epsilon(1)), 9.0)
+        assert found["epsilon_remaining"] == 1.0 < 9 - epsilon(1)
+        assert found["least_left"] == {
+            "population": "heart/va",
+            "epsilon": 0.0,
+            "epsilon_limit": 1.0,
+            "epsilon_remaining": 1.0,
+        }
+        assert main(["privacy", "status"]) == 0
+        out = capsys.readouterr().out
+        assert f"heart/*  epsilon {epsilon(1):.3f}, the largest of 2 clients," in out
+        assert "a limit of 9 for each client that has none of its own" in out
+        assert "least left: heart/va" in out and "1.000 of 1 left" in out
 
 
 class TestRun:
@@ -110,6 +149,28 @@ class TestRun:
         ):
             assert words in found["markdown"]
         assert in_short(found).startswith(f"epsilon {epsilon(2):.4g} at delta 0.001 (example, zero_out)")
+        assert found["withheld"] is None and "withheld" not in found["markdown"]  # the data are public
+        assert "by an independent coin" in found["sampling"]
+
+    def test_where_all_examples_are_in_each_batch_no_coin_is_spoken_of(self, home: Path) -> None:
+        training = FIELDS["training"] | {"privacy": EXAMPLES | {"sampling_rate": 1.0}}
+        with Store.open() as store, open_hub(store, "r", config=parse_config(FIELDS | {"training": training})) as hub:
+            walk(stages, hub, 1)
+        found = privacy.statement("r")
+        assert "coin" not in found["markdown"] and "all of a client's examples are in each" in found["sampling"]
+        assert "1 step a round" in found["mechanism"]
+
+    def test_people_are_told_whose_it_is(self, trained: Store, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["show", "a"]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        told = f"{epsilon(2):.3f}"
+        assert f"epsilon {told} (delta 0.001, example, zero_out, RDP), the largest of any client: " in out
+        assert f"cleveland {told}, hungarian {told}" in out and "a demonstration on public data" in out
+
+    def test_the_ledger_has_short_words(self, trained: Store, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["privacy", "ledger", "heart/va"]) == 0
+        out = capsys.readouterr().out
+        assert "2 times noise 1 at rate 0.5" in out and "{" not in out
 
     def test_a_model_answers_for_its_ancestors(self, trained: Store) -> None:
         with trained.acquire("a") as lease:
@@ -154,6 +215,28 @@ class TestBudget:
         privacy.set_budget("heart/va", epsilon=1.0, reason="as the hospital asks")
         limits = {each["population"]: each["epsilon_limit"] for each in privacy.status("heart/*")}
         assert limits == {"heart/*": 3.0, "heart/va": 1.0, "heart/cleveland": 3.0}
+
+    def test_one_client_s_is_on_the_terms_of_each(self, home: Path) -> None:
+        with pytest.raises(ConfigError, match="is new and delta is not given") as refused:
+            privacy.set_budget("heart/va", epsilon=1.0, reason="x")
+        assert str(refused.value.hint).endswith("its number of examples")
+        privacy.set_budget("heart/*", epsilon=3.0, delta=1e-3, reason="the board")
+        found = privacy.set_budget("heart/va", epsilon=1.0, reason="as the hospital asks")
+        assert (found["delta"], found["epsilon_limit"]) == (1e-3, 1.0)
+
+    @pytest.mark.parametrize("name", ["wards/", "/*", "wards/*/*", "wards/a/b", "", "wa rds", "wards\n", "wards/ a"])
+    def test_names_that_match_nothing(self, home: Path, name: str) -> None:
+        with pytest.raises(ConfigError, match="cannot be a"):
+            privacy.set_budget(name, epsilon=1.0, delta=1e-3, reason="x")
+
+    def test_a_client_s_name_is_quoted_for_the_shell(self, home: Path) -> None:
+        privacy.set_budget("heart/long beach", epsilon=0.0, delta=1e-3, reason="x")
+        with Store.open() as store:
+            budget = store.find_budget("heart/long beach")
+        assert budget is not None
+        with pytest.raises(BudgetExhausted) as refused:
+            check_client_budget(budget.terms, budget, {canonical_json(ROUND.model_dump()): 1})
+        assert "budget set 'heart/long beach' --epsilon" in str(refused.value.hint)
 
     @pytest.mark.parametrize(
         ("population", "options", "sentence"),
@@ -203,9 +286,34 @@ class TestPlan:
         assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
         assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
 
-    def test_people_see_a_table(self, config: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["privacy", "plan", config, "--epsilon", "2", "--example-level"]) == 0
+    def test_batches_that_are_cut_too_often_name_the_size_that_would_do(self, config: str, home: Path) -> None:
+        cut = "training.privacy.max_batch_size="
+        with pytest.raises(
+            ConfigError, match=r"no noise keeps an epsilon of 2 at a delta of 0\.001: .*cut too"
+        ) as refused:
+            privacy.plan_examples(config, [f"{cut}100"], epsilon=2.0)
+        hint = str(refused.value.hint)
+        assert "or leave it out" in hint
+        least = int(hint.partition("at least ")[2].partition(",")[0])
+        assert 100 < least < 199 and privacy.plan_examples(config, [f"{cut}{least}"], epsilon=2.0)["clients"]
+        with pytest.raises(ConfigError, match="no noise keeps"):
+            privacy.plan_examples(config, [f"{cut}{least - 1}"], epsilon=2.0)
+
+    @pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), 0.0, -1.0])
+    def test_what_no_plan_can_keep(self, config: str, home: Path, epsilon: float) -> None:
+        for plan in (privacy.plan, privacy.plan_examples):
+            with pytest.raises(ConfigError, match=f"epsilon is {epsilon:g}"):
+                plan(config, epsilon=epsilon)
+
+    def test_people_see_a_table(
+        self, config: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        one = ["--set", "training.epochs=null", "--set", "training.steps=1", "--set", "rounds=1"]
+        assert main(["privacy", "plan", config, "--epsilon", "2", "--example-level", *one]) == 0
         out = capsys.readouterr().out
+        assert "by 1 round of 1 step at" in out
+        assert out.rstrip().endswith("fewer rows a client has")
         assert "what keeps epsilon 2 at delta 0.001 for each example" in out and "switzerland" in out
 
     def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
@@ -227,6 +335,49 @@ def test_each_command_says_something_to_people_and_one_object_to_programs(
     assert main([*line.split(), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert (found["schema"], found["status"]) == (1, "ok")
+
+
+class TestPrivateRows:
+    """Of wards whose data are private, before any training."""
+
+    @pytest.fixture
+    def config(self, tmp_path: Path, home: Path) -> str:
+        file = tmp_path / "wards.yaml"
+        file.write_text(json.dumps(FIELDS | {"data": wards.WARDS}))
+        return str(file)
+
+    @pytest.mark.parametrize("as_json", [[], ["--json"]])
+    def test_a_check_tells_nothing_of_their_labels(
+        self, config: str, as_json: list[str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["config", "check", config, "--data", *as_json]) == 0
+        out = capfd.readouterr().out
+        assert "what the clients' labels and test rows tell" in out and "ward-3" in out
+        assert not {"baselines", "partition", "majority", "label"} & {*re.findall(r"\w+", out)}
+
+    def test_nor_how_many_rows_a_client_has_where_clients_are_protected(self, config: str) -> None:
+        changes = [
+            "training={learning_rate: 0.5, epochs: 1, batch_size: 10}",
+            f"privacy={json.dumps(PRIVATE['privacy'])}",
+            f"selection={json.dumps(PRIVATE['selection'])}",
+            "aggregation.weights=uniform",
+        ]
+        found = check_config(config, changes, data=True)
+        assert found["num_clients"] == wards.NUM_CLIENTS and "how many rows each has" in found["withheld"]
+        assert not {"clients", "baselines", "partition"} & found.keys()
+
+    def test_nor_draws_them(self, config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert main(["config", "check", config, "--data", "--picture", str(tmp_path / "p.png")]) == 2
+        assert "--picture draws what the privacy claim withholds" in capfd.readouterr().err
+
+    def test_without_a_claim_all_is_told(self, config: str) -> None:
+        found = check_config(config, ["training={learning_rate: 0.5, epochs: 1, batch_size: 10}"], data=True)
+        assert {"clients", "baselines", "partition"} <= found.keys() and "withheld" not in found
+
+
+def _some_run(store: Store) -> str:
+    with open_hub(store, "r", config=parse_config(FIELDS | {"population": "other"})):
+        return "r"
 
 
 def test_nothing_is_audited_that_does_not_exist(home: Path) -> None:

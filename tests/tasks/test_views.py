@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from fl_components.store import Store
+from flows.prefect_runs import flow_run_log
 from tasks.progress import Progress
 from tasks.session import Session, session
 from tasks.views import RunArtifact
@@ -126,6 +129,30 @@ def test_the_page_follows_the_rounds(api: PrefectApi, running: Session, said: li
     artifact.close()  # without a poke: the last page is never behind
     assert "**2 of 3 rounds** committed" in api.pages[-1]
     assert said == []
+
+
+def test_the_page_says_who_was_left_out_and_how_the_run_ended(api: PrefectApi, running: Session) -> None:
+    lease = running.hub.lease
+    for round in (1, 2):
+        lease.reserve(round, {"event": "none"})
+        result = {"metrics": {"privacy/example/epsilon": 0.5 * round, "time/round_s": 1.0}, "left_out": ["va"]}
+        lease.commit(round, state=b"%d" % round, params_digest="d", result=result)
+    lease.finish("BudgetExhausted", error={"code": "budget_exhausted", "message": "nothing is left", "hint": None})
+    RunArtifact(running).close()
+    page = api.pages[-1]
+    assert "**BudgetExhausted**: nothing is left." in page
+    assert "their budgets are spent: va (2 rounds)." in page
+    assert "| round | epsilon | seconds |" in page and "that of the client that has spent most" in page
+
+
+def test_the_log_of_a_round_has_its_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(logging.getLogger("fedrounds"), "handlers", [logging.NullHandler()])
+    listen = flow_run_log(uuid4())
+    monkeypatch.setattr(logging.getLogger("fedrounds"), "info", lambda text, **_: heard.append(text))
+    metrics = {"eval/accuracy": 0.5, "privacy/example/epsilon": 0.6681234}
+    listen(Progress("round", round=2, rounds=3, metrics=metrics))
+    assert heard == ["round 2 of 3: eval/accuracy 0.5000, privacy/example/epsilon 0.6681"]
 
 
 def test_an_update_that_fails_is_made_good(api: PrefectApi, running: Session, said: list[str]) -> None:

@@ -502,11 +502,26 @@ def test_what_is_withheld_is_named_and_not_shown_as_nothing(
 ) -> None:
     privacy = {"epsilon": 1.25, "delta": 1e-5, "unit": "client", "neighbouring": "add_or_remove", "accountant": "RDP"}
     metrics = {"privacy/epsilon": 1.25, "privacy/signal_to_noise": 0.5}
-    interface.data = RUN | {"privacy": privacy, "seconds": None, "metrics": metrics, "baselines": {}}
+    private = {"privacy": privacy, "seconds": None, "metrics": metrics, "baselines": {}}
+    interface.data = RUN | private | {"communication": {"upload_bytes": None, "download_bytes": None}}
     assert main(["train", "heart.yaml"]) == 0
     out = capfd.readouterr().out
-    assert "withheld" in out and "epsilon 1.25" in out
+    assert "losses, test results, traffic, times" in out and "epsilon 1.25" in out
     assert "all clients pooled" not in out and "communication" not in out
+    interface.data = RUN | private  # where examples alone are protected, bytes are told
+    assert main(["train", "heart.yaml"]) == 0
+    out = capfd.readouterr().out
+    assert "losses, test results, times" in out and "communication   8.4 kB up" in out
+
+
+def test_who_was_left_out_is_named(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:
+    privacy = {"epsilon": 1.25, "delta": 1e-5, "unit": "example", "neighbouring": "zero_out", "accountant": "RDP"}
+    told = {"clients": {"va": 1.0, "cleveland": 1.25}, "left_out": {"va": 3}, "demonstration": False}
+    interface.data = RUN | {"privacy": privacy | told, "metrics": {"privacy/example/epsilon": 1.25}}
+    assert main(["train", "heart.yaml"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "the largest of any client: va 1.000, cleveland 1.250" in out and "demonstration" not in out
+    assert "left out va (3 rounds): their budgets are spent" in out
 
 
 @pytest.mark.parametrize("command", ["up", "ui"])

@@ -113,6 +113,12 @@ class TestStepsOfAClient:
     def test_often_cut_batches_promise_nothing(self) -> None:
         assert rdp_epsilon({self.cut(15): 200}, "zero_out", 1e-3) == math.inf
 
+    def test_each_of_the_steps_may_be_cut(self) -> None:
+        """The exceptions of single steps add up, in one event as in many."""
+        one = self.cut(30).exception_probability
+        assert SelfComposed(event=self.cut(30), count=7).exception_probability == pytest.approx(7 * one)
+        assert one > 0
+
     def test_a_draw_within_a_draw_is_refused(self) -> None:
         with pytest.raises(ValueError, match="a draw within a draw"):
             PoissonSampled(sampling_rate=0.1, event=SelfComposed(event=poisson(0.1, 1.0), count=2))

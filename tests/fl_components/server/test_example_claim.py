@@ -12,6 +12,7 @@ from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, Stor
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
 from fl_components.server import stages
+from fl_components.server.federation import Federation
 from fl_components.server.hub import Hub, open_hub
 from fl_components.server.statement import in_short, markdown, statement
 from fl_components.store import BudgetTerms, Store
@@ -129,11 +130,19 @@ class TestSpending:
     def test_without_who_cannot_pay_the_run_goes_on(self, begin: Begin, store: Store) -> None:
         budget(store)
         budget(store, "wards/ward-2", epsilon=epsilon_of(1))
-        hub = begin(**EVERYONE)
+        hub, said = begin(**EVERYONE), []
+        hub.say = said.append
         walk(stages, hub, 1)
         hub.check_budget()
         result = walk(stages, hub, 2)
-        assert result.rejected == {"budget_exhausted": 1}
+        assert result.rejected == {"budget_exhausted": 1} and result.left_out == ["ward-2"]
+        assert said == [  # also on private data: who takes part is told under this claim
+            "round 2 is made without client ward-2: budget_exhausted: the privacy budget of its examples is spent"
+        ]
+        assert hub.committed(2) == result
+        found = statement(store, store.run("r"))
+        assert found["left_out"] == {"ward-2": 1}
+        assert "| Left out | ward-2 (1 round): their budgets are spent |" in markdown(found)
         assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (9.0, 8.0)
         assert (spent(store, 2), spent(store, 3)) == (1, 2)
 
@@ -146,6 +155,40 @@ class TestSpending:
             with pytest.raises(BudgetExhausted, match="client 'wards/ward-2'"):
                 act()
         assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [1] * NUM_CLIENTS
+
+    def test_a_cohort_that_cannot_pay_does_not_end_it_while_others_can(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such a round moves nothing and charges nobody."""
+        budget(store, epsilon=0.0)
+        budget(store, "wards/ward-8", epsilon=epsilon_of(2))
+        cohorts = [0, 8, 0, 8, 1]
+        monkeypatch.setattr(Federation, "select", lambda self, round, *_: np.array([cohorts[round - 1]]))
+        fields = EVERYONE | {"selection": {"kind": "uniform", "cohort_size": 1}, "rounds": 5}
+        hub = begin(**fields)
+        for round, received in ((1, 0), (2, 1), (3, 0), (4, 1)):
+            hub.check_budget()
+            before = hub.state().params_digest
+            stages.authorise(hub, stages.select(hub, stages.load(hub, round)))
+            hub.close()
+            hub = begin(**fields)  # what was reserved for nobody is found again
+            result = walk(stages, hub, round)
+            assert result.metrics["clients/received"] == received
+            assert (result.params_digest == before) == (received == 0)
+            assert result.left_out == ([] if received else ["ward-0"])
+        assert [spent(store, 0), spent(store, 8)] == [0, 2]
+        for act in (hub.check_budget, lambda: walk(stages, hub, 5)):
+            with pytest.raises(BudgetExhausted):
+                act()
+        store.verify_journal()
+
+    def test_all_who_cannot_pay_are_counted_and_the_first_are_named(self, begin: Begin, store: Store) -> None:
+        budget(store, epsilon=0.01)
+        with pytest.raises(BudgetExhausted) as refused:
+            begin(**EVERYONE).check_budget()
+        assert "client 'wards/ward-0' to an epsilon of" in str(refused.value)
+        named = ", ".join(f"'wards/ward-{ward}'" for ward in range(1, 6))
+        assert str(refused.value).endswith(f"; nor can 8 others pay: {named} and 3 more")
 
     def test_too_few_who_can_pay_end_it(self, begin: Begin, store: Store) -> None:
         budget(store)
@@ -176,6 +219,39 @@ class TestSpending:
         delta_D, _ = rule.train(module, start_D, *hub.federation.data.train(0), 0, key)
         deviation = charged.noise_multiplier * 1.0 / (0.051 * 20)  # over the expected size of a batch
         assert float(delta_D.std()) == pytest.approx(deviation, rel=5 / len(delta_D) ** 0.5)
+
+    def test_a_run_whose_cut_batches_leave_no_epsilon_is_refused(self, begin: Begin, store: Store) -> None:
+        """With the size that would do, which does."""
+        budget(store)
+        with pytest.raises(
+            ConfigError, match=r"max_batch_size is 10, .* no epsilon holds .* or leave it out"
+        ) as refused:
+            begin(**privately(max_batch_size=10))
+        assert store.runs() == []
+        least = int(str(refused.value).partition("at least ")[2].partition(",")[0])
+        assert 10 < least <= 20
+        hub = begin(**privately(max_batch_size=least))
+        for round in (1, 2, 3):
+            assert np.isfinite(walk(stages, hub, round).metrics["privacy/example/epsilon"])
+        with pytest.raises(ConfigError, match="no epsilon holds"):
+            begin("s", **privately(max_batch_size=least - 1))
+
+    def test_nor_does_any_run_go_on_to_where_no_epsilon_holds(
+        self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not even a demonstration, which nothing limits."""
+        from fl_components.server import claim
+
+        hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
+        walk(stages, hub, 1)
+        monkeypatch.setattr(claim, "rdp_epsilon", lambda *_: float("inf"))
+        claim._cached_epsilon.cache_clear()
+        for act in (hub.check_budget, lambda: walk(stages, hub, 2)):
+            with pytest.raises(BudgetExhausted, match="no epsilon would hold for the examples of client") as refused:
+                act()
+            assert "max_batch_size" in str(refused.value.hint)
+        claim._cached_epsilon.cache_clear()
+        assert store.run("r").committed_round == 1
 
     def test_a_target_is_kept_by_all_rounds(self, begin: Begin, store: Store) -> None:
         budget(store)
@@ -281,6 +357,18 @@ class TestWhoseDataTheseAre:
 
 
 class TestReleases:
+    def test_the_population_s_epsilon_is_the_largest_of_any_client(self, begin: Begin, store: Store) -> None:
+        """Whoever has spent most in other runs."""
+        budget(store)
+        one = EVERYONE | {"selection": {"kind": "uniform", "cohort_size": 1}}
+        other = begin("other", **one)
+        walk(stages, other, 1), walk(stages, other, 2)
+        metrics = walk(stages, begin(**EVERYONE), 1).metrics
+        most = max(spent(store, ward) for ward in range(NUM_CLIENTS))
+        assert most > min(spent(store, ward) for ward in range(NUM_CLIENTS)) == 1
+        assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(1))
+        assert metrics["privacy/example/epsilon_population"] == pytest.approx(epsilon_of(most))
+
     def test_what_comes_of_rows_is_withheld_and_what_comes_of_updates_is_not(self, begin: Begin, store: Store) -> None:
         budget(store)
         result = walk(stages, begin(**EVERYONE), 1)
@@ -296,6 +384,8 @@ class TestReleases:
         keys = [task.key for task in hub.with_keys(plan, plan.cohort)]
         assert len({*keys}) == NUM_CLIENTS and all(key is not None and len(key) == 32 for key in keys)
         assert hub.key(1, "selection and training") not in keys
+        again = replace(plan, collection=plan.collection + 1)  # after a reservation that was voided
+        assert not {*keys} & {task.key for task in hub.with_keys(again, again.cohort)}
         assert keys[0] is not None and keys[0].hex() not in repr(hub.with_keys(plan, plan.cohort))
 
     def test_what_one_example_adds_is_bounded_whatever_it_is(

@@ -282,9 +282,10 @@ class TestEvaluate:
 class TestRoundResult:
     state = ServerState(4, np.ones(3, np.float32), {}, "")
 
-    def test_values_that_are_not_finite_are_left_out(self) -> None:
+    def test_values_that_are_not_finite_are_left_out_but_no_epsilon(self) -> None:
         collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
         found = {"eval/loss": public(float("inf")), "eval/accuracy": public(0.5)}
+        found["privacy/epsilon"] = public(float("inf"))  # which nobody may take for none
         result = stages.round_result(
             self.state,
             collected,
@@ -297,6 +298,7 @@ class TestRoundResult:
         )
         assert result.metrics == {
             "eval/accuracy": 0.5,
+            "privacy/epsilon": float("inf"),
             "clients/selected": 2,
             "clients/received": 0,
             "clients/rejected": 2,

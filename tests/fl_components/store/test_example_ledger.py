@@ -82,7 +82,10 @@ class TestCharges:
     def test_fewer_than_are_needed_refuse_the_round(self, begun: Store, least: int) -> None:
         set_budget(begun, "p/x", epsilon=0.0), set_budget(begun, "p/y", epsilon=0.0)
         before = begun.verify_journal()
-        with begun.acquire("a") as lease, pytest.raises(BudgetExhausted, match="too much for p/y"):
+        with (
+            begun.acquire("a") as lease,
+            pytest.raises(BudgetExhausted, match=r"too much for p/x; nor can 1 other pay: 'p/y'"),
+        ):
             lease.reserve(1, NONE, None, of("x", "y", "z", least=least))
         assert begun.verify_journal() == before and spent(begun, "z") == 0 and begun.charges() == []
         with pytest.raises(BudgetExhausted):

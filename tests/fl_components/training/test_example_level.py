@@ -246,8 +246,9 @@ class TestThreeWays:
             assert [loss.total for loss in report.losses] == pytest.approx([loss.total for loss in losses], rel=1e-4)
         assert any(len(rows) == 0 for rows in private_batches(each.privacy, data.tasks[1].key, 1, 4))  # type: ignore
 
-    @pytest.mark.parametrize("case", ["mlp", "cnn", "careful"])
+    @pytest.mark.parametrize("case", ["mlp", "cnn", "careful", "dropout"])
     def test_batches_of_several_pieces(self, case: str) -> None:
+        """Each example with draws of its own: those of a piece are not those of the piece before."""
         make, x_of, labels, _ = CASES[case]
         module, data = make(), Data([2 * PIECE_ROWS + 5, 3, PIECE_ROWS], x_of, labels)
         params_D, each = flatten(module), rule({"sampling_rate": 1.0}, steps=2)
