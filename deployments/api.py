@@ -208,7 +208,7 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
     meaning = ("delta", "unit", "neighbouring", "accountant", "demonstration")
     nothing = {name: None for name in ("epsilon", "epsilon_tightest", *meaning)}
     found = about_clients or about_examples or nothing
-    return {"clients": None, "left_out": {}, **found, "examples": about_examples if about_clients else None}
+    return {"clients": None, "left_out": None, **found, "examples": about_examples if about_clients else None}
 
 
 def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
