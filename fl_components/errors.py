@@ -15,6 +15,7 @@
     │   └── LeaseLost                  1   another process has taken this run over
     ├── RunFailed                      1   the run cannot go on (for instance: parameters not finite)
     ├── RunCancelled                   1   stopped on request; can be resumed
+    ├── WireError                      1   bytes that are no frame (docs/wire-format.md), or that hold something else
     ├── UpdateRejected                 1   one client's update, with the reason; the round goes on without it
     ├── TooFewClients                  4   fewer usable updates than `selection.min_updates`
     └── BudgetExhausted                5   the round would cost more than its population has left
@@ -98,6 +99,10 @@ class RunFailed(FedroundsError):
 
 class RunCancelled(FedroundsError):
     code = "cancelled"
+
+
+class WireError(FedroundsError):
+    code = "wire"
 
 
 class UpdateRejected(FedroundsError):

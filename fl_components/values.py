@@ -23,8 +23,83 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Tensors = Mapping[str, NDArray[Any]]
 
+MAX_BOUND: Final = 2**32
+"""Positions are below this: no model here has more parameters."""
+
 IGNORED: Final = -1
 """The label of a position that is neither trained on nor counted (padding, context), in sequences of labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """Whole numbers of `bits` bits each, as a quantiser makes them: they travel bit-packed or entropy-coded.
+
+    Args:
+      values: uint8 [n] for up to 8 bits, uint16 [n] for up to 16; each below 2**bits.
+      bits: 1 to 16.
+
+    Raises:
+      ValueError: it is not so.
+
+    >>> Symbols(np.array([0, 3, 1], np.uint8), bits=2).values
+    array([0, 3, 1], dtype=uint8)
+    >>> Symbols(np.array([0, 4, 1], np.uint8), bits=2)
+    Traceback (most recent call last):
+    ValueError: symbols of 2 bits are below 4; there is a 4
+    """
+
+    values: NDArray[np.uint8] | NDArray[np.uint16]
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"symbols have 1 to 16 bits, not {self.bits}")
+        dtype = np.uint8 if self.bits <= 8 else np.uint16
+        if self.values.dtype != dtype or self.values.ndim != 1:
+            expected, found = f"{np.dtype(dtype)} [n]", f"{self.values.dtype} {list(self.values.shape)}"
+            raise ValueError(f"symbols of {self.bits} bits are {expected}, not {found}")
+        largest = int(self.values.max(initial=0))
+        if largest >> self.bits:
+            raise ValueError(f"symbols of {self.bits} bits are below {2**self.bits}; there is a {largest}")
+
+
+@dataclass(frozen=True, slots=True)
+class Indices:
+    """Distinct positions among `bound`, as a sparsifier chooses them: they travel as coded gaps.
+
+    Args:
+      positions: int64 [k], strictly ascending, each in [0, bound).
+      bound: at most 2**32.
+
+    Raises:
+      ValueError: it is not so.
+
+    >>> Indices(np.array([0, 2, 7]), bound=8).positions
+    array([0, 2, 7])
+    >>> Indices(np.array([0, 7, 2]), bound=8)
+    Traceback (most recent call last):
+    ValueError: positions must ascend, each in [0, 8)
+    """
+
+    positions: Int64
+    bound: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bound <= MAX_BOUND:
+            raise ValueError(f"the bound of positions is 0 to 2**32, not {self.bound}")
+        if self.positions.dtype != np.int64 or self.positions.ndim != 1:
+            raise ValueError(f"positions are int64 [k], not {self.positions.dtype} {list(self.positions.shape)}")
+        if len(self.positions) and not (
+            self.positions[0] >= 0
+            and self.positions[-1] < self.bound
+            and (self.positions[1:] > self.positions[:-1]).all()
+        ):
+            raise ValueError(f"positions must ascend, each in [0, {self.bound})")
+
+
+Part = NDArray[Any] | Symbols | Indices
+Payload = Mapping[str, Part]
+"""What stands for an update while it travels: arrays as they are, symbols and indices, each under its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +189,19 @@ class UpdateBatch:
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """One wave's updates as they travel: one frame of bytes per client."""
+    """One wave's updates as they travel: one frame of bytes per client.
+
+    `error` is the squared norm of what compression lost over that of what was compressed, of all or of a few of the
+    clients; `memory` (float32 [N, D]) is what each of them keeps to add to its next update, with error feedback.
+    """
 
     client_ids: tuple[str, ...]
     frames: tuple[bytes, ...]
     losses: tuple[Weighted, ...]
     download_bytes: int = 0
     absent: Mapping[str, str] = field(default_factory=dict)
+    error: Weighted = field(default_factory=Weighted)
+    memory: Float32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,26 +236,36 @@ class UpdateSum:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs."""
+    """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs.
+
+    `memory` holds, with error feedback, what clients keep of it: float32 [D] each, by client. `slowest_s` is the
+    simulated time of the slowest client.
+    """
 
     partial: Partial
     train_loss: Weighted = field(default_factory=Weighted)
+    compression_error: Weighted = field(default_factory=Weighted)
+    memory: Mapping[str, Float32] = field(default_factory=dict)
     selected: int = 0
     rejected: Mapping[str, str] = field(default_factory=dict)  # client id -> reason
     upload_bytes: int = 0
     download_bytes: int = 0
+    slowest_s: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
+        parts = {"partial": self.partial.tensors, "memory": self.memory}
         return pack(
-            self.partial.tensors,
+            _flat(parts),
             {
                 "count": self.partial.count,
                 "train_loss": [self.train_loss.total, self.train_loss.weight],
+                "compression_error": [self.compression_error.total, self.compression_error.weight],
                 "selected": self.selected,
                 "rejected": dict(self.rejected),
                 "upload_bytes": self.upload_bytes,
                 "download_bytes": self.download_bytes,
+                "slowest_s": self.slowest_s,
                 "seconds": dict(self.seconds),
             },
         )
@@ -183,15 +274,23 @@ class Collected:
     def from_bytes(cls, data: bytes) -> Collected:
         tensors, header = unpack(data)
         return cls(
-            partial=Partial(tensors, header["count"]),
+            partial=Partial(_part(tensors, "partial"), header["count"]),
+            memory=_part(tensors, "memory"),
             train_loss=Weighted(*header["train_loss"]),
-            **{name: header[name] for name in ("selected", "rejected", "upload_bytes", "download_bytes", "seconds")},
+            compression_error=Weighted(*header["compression_error"]),
+            **{name: header[name] for name in _PLAIN_OF_COLLECTED},
         )
+
+
+_PLAIN_OF_COLLECTED: Final = ("selected", "rejected", "upload_bytes", "download_bytes", "slowest_s", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """The whole state of a federation after `round` rounds: the checkpoint is this one value.
+
+    `memory` is what clients keep of their updates for the next one, by client (error feedback); `broadcast` what they
+    hold of the parameters, where these travel as differences.
 
     >>> state = ServerState(0, np.zeros(3, np.float32), {"m": np.ones(3, np.float32)}, "ab12")
     >>> ServerState.from_bytes(state.to_bytes()).server_optimizer["m"]
@@ -203,30 +302,40 @@ class ServerState:
     server_optimizer: Tensors
     config_digest: str
     clipping: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+    broadcast: Tensors = field(default_factory=dict)
 
     @property
     def params_digest(self) -> str:
         return params_digest(self.params_D)
 
     def to_bytes(self) -> bytes:
-        parts = {"server_optimizer": self.server_optimizer, "clipping": self.clipping}
-        tensors = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
+        tensors = _flat({name: getattr(self, name) for name in _PARTS_OF_STATE})
         return pack({"params": self.params_D, **tensors}, {"round": self.round, "config_digest": self.config_digest})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ServerState:
         tensors, header = unpack(data)
-
-        def part(prefix: str) -> Tensors:
-            return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-
         return cls(
             round=header["round"],
             params_D=tensors["params"],
-            server_optimizer=part("server_optimizer."),
             config_digest=header["config_digest"],
-            clipping=part("clipping."),
+            **{name: _part(tensors, name) for name in _PARTS_OF_STATE},
         )
+
+
+_PARTS_OF_STATE: Final = ("server_optimizer", "clipping", "memory", "broadcast")
+
+
+def _flat(parts: Mapping[str, Tensors]) -> Tensors:
+    """Tensors of several parts, each named by its part and its name there."""
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _part(tensors: Tensors, part: str) -> Tensors:
+    """Those of one part, by their names there."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,25 @@
-"""How updates and parameters travel: framed as safetensors, decoded without running any code."""
+"""How updates and parameters travel: as frames (docs/wire-format.md), decoded without running any code."""
 
 from fl_components.wire.frames import (
     Update,
+    decode_frame,
     decode_params,
     decode_update,
+    encode_frame,
     encode_params,
     encode_update,
     max_update_bytes,
+    read_frame,
 )
 
-__all__ = ["Update", "decode_params", "decode_update", "encode_params", "encode_update", "max_update_bytes"]
+__all__ = [
+    "Update",
+    "decode_frame",
+    "decode_params",
+    "decode_update",
+    "encode_frame",
+    "encode_params",
+    "encode_update",
+    "max_update_bytes",
+    "read_frame",
+]

@@ -101,13 +101,25 @@ class TestCollected:
     def test_round_trip(self, rejected: Any, loss: Any, seconds: Any, counts: Any) -> None:
         count, selected, upload_bytes, download_bytes = counts
         partial = Partial({"sum": np.array([1e-320, -0.0, 0.1]), "weight": np.array([3.0])}, count)
-        collected = Collected(partial, Weighted(*loss), selected, rejected, upload_bytes, download_bytes, seconds)
+        collected = Collected(
+            partial=partial,
+            train_loss=Weighted(*loss),
+            compression_error=Weighted(*loss),
+            memory={client: np.array([0.5, -0.0], np.float32) for client in rejected},
+            selected=selected,
+            rejected=rejected,
+            upload_bytes=upload_bytes,
+            download_bytes=download_bytes,
+            slowest_s=loss[0],
+            seconds=seconds,
+        )
         data = collected.to_bytes()
         found = Collected.from_bytes(data)
         assert found.to_bytes() == data
         assert (found.partial.count, found.train_loss, found.rejected) == (count, Weighted(*loss), rejected)
         assert (found.selected, found.upload_bytes, found.download_bytes) == (selected, upload_bytes, download_bytes)
-        assert found.seconds == seconds
+        assert (found.seconds, found.slowest_s) == (seconds, loss[0])
+        assert found.memory.keys() == rejected.keys() and found.compression_error == Weighted(*loss)
         assert same_bits(found.partial.tensors["sum"], partial.tensors["sum"])
 
     def test_a_loss_that_is_not_finite(self) -> None:
