@@ -1,8 +1,33 @@
 """How an update gets smaller before it travels."""
 
-from fl_components.compression.base import CompressionRule
+from __future__ import annotations
+
+from fl_components.compression.base import CompressionRule, Known, Quantiser
+from fl_components.compression.broadcast import Broadcast
+from fl_components.compression.dithered import Dithered
+from fl_components.compression.eden import Eden
+from fl_components.compression.families import Compression
+from fl_components.compression.levels import Qsgd, Ternary, Uniform
+from fl_components.compression.low_rank import LowRank
 from fl_components.compression.none import NoCompression
+from fl_components.compression.sign import Sign
+from fl_components.compression.sparse import RandomK, Threshold, TopK
 
-Compression = NoCompression
-
-__all__ = ["Compression", "CompressionRule", "NoCompression"]
+__all__ = [
+    "Broadcast",
+    "Compression",
+    "CompressionRule",
+    "Dithered",
+    "Eden",
+    "Known",
+    "LowRank",
+    "NoCompression",
+    "Qsgd",
+    "Quantiser",
+    "RandomK",
+    "Sign",
+    "Ternary",
+    "Threshold",
+    "TopK",
+    "Uniform",
+]

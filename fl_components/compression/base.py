@@ -1,25 +1,198 @@
-"""What every compression rule does."""
+"""What every compression rule does, and what both ends know before anything travels."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from fl_components.errors import UpdateRejected
+from fl_components.randomness import derive_key
 from fl_components.rules import Rule
-from fl_components.values import Float32, Tensors
+from fl_components.values import Float32, Indices, Payload, Symbols
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What both ends know of N updates, so that it need not travel.
+
+    Args:
+      seeds: of each client's own draws in this round, [N].
+      round_seed: of the draws that all clients of the round share.
+      shapes: of the parameters, which make up D numbers in this order.
+    """
+
+    seeds: Sequence[int]
+    round_seed: int
+    shapes: Sequence[Sequence[int]]
+
+    @property
+    def num_parameters(self) -> int:
+        """D."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def of(self, rows: Iterable[int]) -> Known:
+        """The same for some of the updates."""
+        return replace(self, seeds=[self.seeds[row] for row in rows])
+
+    def inside(self, num_values: int) -> Known:
+        """The same for what is left of these updates, vectors of `num_values` numbers."""
+        return replace(self, shapes=((num_values,),))
+
+    def draws(self, purpose: str) -> list[np.random.Generator]:
+        """Each client's own generator for this purpose, [N]. What it draws protects nobody: speed counts."""
+        return [
+            np.random.Generator(np.random.SFC64(derive_key(seed, 0, f"compression {purpose}"))) for seed in self.seeds
+        ]
+
+    def uniforms(self, purpose: str, size: int) -> Float32:
+        """Each client's own numbers between 0 and 1, float32 [N, size]."""
+        return np.stack([draw.random(size, np.float32) for draw in self.draws(purpose)])
+
+    def common_draw(self, purpose: str) -> np.random.Generator:
+        """A generator that draws the same for all clients of the round."""
+        return np.random.Generator(np.random.SFC64(derive_key(self.round_seed, 0, f"compression {purpose}")))
 
 
 class CompressionRule(Rule):
-    """An update of D parameters to named tensors, and back."""
+    """N updates of D parameters to what travels, and back.
 
+    A rule works on as many updates at once as it is given. What it makes of one does not depend on the others.
+    """
+
+    kind: str
+    error_feedback: bool = Field(
+        default=False,
+        description="whether a client adds to its next update what compression left out of this one",
+    )
     transparent: ClassVar[bool] = False
     """Whether what is decoded is what was encoded, bit for bit, and as long for every update of D parameters: then one
     update that is encoded and decoded tells what all of them cost."""
 
+    @model_validator(mode="after")
+    def _nothing_to_give_back(self) -> CompressionRule:
+        if self.error_feedback and self.unbiased:
+            raise ValueError(
+                f"compression.kind {self.kind} loses nothing on average, so error_feedback would add up its noise; "
+                "leave error_feedback out, or use a rule that does (top_k, sign, low_rank)"
+            )
+        return self
+
+    @property
     @abstractmethod
-    def compress(self, delta_D: Float32) -> Tensors:
-        """The tensors that stand for `delta_D` (float32 [D])."""
+    def unbiased(self) -> bool:
+        """Whether what is decoded is, on average over the draws, what was encoded."""
 
     @abstractmethod
-    def decompress(self, tensors: Tensors, num_parameters: int) -> Float32:
-        """The update (float32 [D]) that `tensors` stand for. Raises `UpdateRejected` when they stand for none."""
+    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+        """What stands for each of the updates (float32 [N, D], left as they are)."""
+
+    @abstractmethod
+    def check(self, payload: Payload, known: Known) -> None:
+        """Raises `UpdateRejected` when `payload` is nothing that `compress` could have made of an update."""
+
+    @abstractmethod
+    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+        """The updates, float32 [N, D], that these stand for; each has passed `check`."""
+
+
+class Quantiser(CompressionRule):
+    """A rule that keeps something of every number; it can be what a sparsifier does with the numbers that it keeps."""
+
+
+R = TypeVar("R", bound=CompressionRule)
+
+
+def without_memory(rule: R) -> R:
+    """Refuses error feedback in a rule that stands inside another. Raises ValueError."""
+    if rule.error_feedback:
+        raise ValueError("error_feedback belongs to the outermost rule of compression; leave it out here")
+    return rule
+
+
+def refuse(payload: Payload, expected: dict[str, str]) -> UpdateRejected:
+    """The refusal of a payload that is not what was expected, which is given in words by name."""
+    asked = ", ".join(f"{name}: {what}" for name, what in expected.items())
+    found = ", ".join(f"{name[:40]!a}: {_in_words(part)}" for name, part in sorted(payload.items())[:6])
+    reason = "wrong_shape" if payload.keys() == expected.keys() else "wrong_tensors"
+    return UpdateRejected(f"{reason}: expected {asked}; got {found or 'nothing'}"[:240])
+
+
+def expect(payload: Payload, **expected: tuple[str, int | None, int | None]) -> None:
+    """Raises `UpdateRejected` unless `payload` has these parts and no others.
+
+    Each is given as its type ("symbols", "indices" or a dtype's name), its length and the bits of a symbol or the bound
+    of an index; None where it may be any.
+
+    >>> expect({"norms": np.ones(3, np.float32)}, norms=("float32", 3, None))
+    >>> expect({"norms": np.ones(3, np.float32)}, norms=("float32", 2, None))
+    Traceback (most recent call last):
+    fl_components.errors.UpdateRejected: wrong_shape: expected norms: float32 [2]; got 'norms': float32 [3]
+    """
+    fits = payload.keys() == expected.keys()
+    for name, (kind, length, limit) in expected.items() if fits else ():
+        found_kind, shape, found_limit = _facts(payload[name])
+        fits &= found_kind == kind and len(shape) == 1 and length in (None, shape[0]) and limit in (None, found_limit)
+    if not fits:
+        words = {
+            name: f"{kind}{f' of {limit}' if limit else ''} [{_any(length)}]"
+            for name, (kind, length, limit) in expected.items()
+        }
+        raise refuse(payload, words)
+
+
+def symbols(payloads: Sequence[Payload], name: str) -> NDArray[np.unsignedinteger]:
+    """A part of each payload that `expect` found to be symbols, [N, n]."""
+    return np.stack([part.values for payload in payloads if isinstance(part := payload[name], Symbols)])
+
+
+def numbers(payloads: Sequence[Payload], name: str) -> Float32:
+    """A part of each payload that `expect` found to be float32, [N, n]."""
+    return np.stack([part for payload in payloads if isinstance(part := payload[name], np.ndarray)])
+
+
+def _facts(part: Any) -> tuple[str, tuple[int, ...], int | None]:
+    if isinstance(part, Symbols):
+        return "symbols", part.values.shape, part.bits
+    if isinstance(part, Indices):
+        return "indices", part.positions.shape, part.bound
+    return part.dtype.name, part.shape, None
+
+
+def _in_words(part: Any) -> str:
+    kind, shape, limit = _facts(part)
+    return f"{kind}{f' of {limit}' if limit else ''} {list(shape)}"
+
+
+def _any(length: int | None) -> str:
+    return "any" if length is None else str(length)
+
+
+def in_buckets(values_ND: Float32, bucket: int, *, fill: Literal["zeros", "last"] = "zeros") -> Float32:
+    """Rows cut into buckets of `bucket` numbers, [N, buckets, bucket]; zeros, or the row's last number again and again,
+    fill up the last of each row.
+
+    >>> in_buckets(np.array([[1, 2, 3]], np.float32), 2)
+    array([[[1., 2.],
+            [3., 0.]]], dtype=float32)
+    """
+    num_rows, size = values_ND.shape
+    missing = -size % bucket
+    if missing:
+        last_N1 = values_ND[:, -1:] if fill == "last" else np.zeros((num_rows, 1), np.float32)
+        values_ND = np.concatenate([values_ND, last_N1.repeat(missing, axis=1)], axis=1)
+    return values_ND.reshape(num_rows, -1, bucket)
+
+
+def num_buckets(num_values: int, bucket: int) -> int:
+    """How many buckets so many numbers fill."""
+    return -(-num_values // bucket)
+
+
+BUCKET = Field(default=512, ge=8, description="so many numbers have a scale in common")

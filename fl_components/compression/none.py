@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
-
-from fl_components.compression.base import CompressionRule
-from fl_components.errors import UpdateRejected
-from fl_components.values import Float32, Tensors
+from fl_components.compression.base import Known, Quantiser, expect, numbers
+from fl_components.values import Float32, Payload
 
 
-class NoCompression(CompressionRule):
+class NoCompression(Quantiser):
     """Four bytes a parameter, bit for bit.
 
-    >>> rule = NoCompression()
-    >>> rule.decompress(rule.compress(np.array([1.5, -2.0], np.float32)), 2)
-    array([ 1.5, -2. ], dtype=float32)
+    >>> import numpy as np
+    >>> rule, known = NoCompression(), Known(seeds=[0], round_seed=0, shapes=[(2,)])
+    >>> rule.decompress(rule.compress(np.array([[1.5, -2.0]], np.float32), known), known)
+    array([[ 1.5, -2. ]], dtype=float32)
     """
 
     kind: Literal["none"] = "none"
     transparent: ClassVar[bool] = True
 
-    def compress(self, delta_D: Float32) -> Tensors:
-        return {"delta": delta_D}
+    @property
+    def unbiased(self) -> bool:
+        return True
 
-    def decompress(self, tensors: Tensors, num_parameters: int) -> Float32:
-        delta_D = tensors.get("delta")
-        if delta_D is None or len(tensors) != 1:
-            raise UpdateRejected(
-                f"wrong_tensors: expected one tensor `delta`, got {len(tensors)}: {sorted(tensors)[:3]}"[:200]
-            )
-        if delta_D.dtype != np.float32 or delta_D.shape != (num_parameters,):
-            raise UpdateRejected(
-                f"wrong_shape: expected float32 [{num_parameters}], got {delta_D.dtype} {list(delta_D.shape)}"
-            )
-        return delta_D
+    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+        return [{"delta": delta_D} for delta_D in deltas_ND]
+
+    def check(self, payload: Payload, known: Known) -> None:
+        expect(payload, delta=("float32", known.num_parameters, None))
+
+    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+        return numbers(payloads, "delta")

@@ -1,0 +1,56 @@
+"""How the server's parameters travel to the clients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from fl_components.compression.base import CompressionRule, Known, without_memory
+from fl_components.compression.families import Compression
+from fl_components.compression.none import NoCompression
+from fl_components.rules import Rule
+from fl_components.values import Float32, Payload
+
+
+class Broadcast(Rule):
+    """What the clients decode is the base of their updates, the same for all of them; the server keeps its own
+    parameters exact.
+
+    Against `previous` what travels is the difference from what the clients hold already, so what one round's
+    compression lost is in the next one's difference (error feedback at the server; Philippenko and Dieuleveut 2021,
+    https://arxiv.org/abs/2006.14591). The first time the parameters travel whole. Every client must have got every
+    broadcast: this is for silos that are always there. Against `nothing` a client needs no past.
+
+    >>> import numpy as np
+    >>> from fl_components.compression import Uniform
+    >>> rule, known = Broadcast(values=Uniform(bits=8), against="previous"), Known([0], 0, [(2,)])
+    >>> held_D = np.array([0.5, 1.0], np.float32)
+    >>> payload = rule.compress(np.array([0.75, 1.0], np.float32), held_D, known)
+    >>> rule.decompress(payload, held_D, known)
+    array([0.75, 1.  ], dtype=float32)
+    """
+
+    values: Compression = Field(default=NoCompression(), description="how the numbers are written")
+    against: Literal["nothing", "previous"] = "nothing"
+
+    @field_validator("values")
+    @classmethod
+    def _keeps_nothing(cls, values: CompressionRule) -> CompressionRule:
+        return without_memory(values)
+
+    def compress(self, params_D: Float32, held_D: Float32 | None, known: Known) -> Payload:
+        """`params_D`, float32 [D], for clients that hold `held_D`."""
+        if self._whole(held_D):
+            return NoCompression().compress(params_D[None], known)[0]
+        return self.values.compress(params_D[None] if held_D is None else (params_D - held_D)[None], known)[0]
+
+    def decompress(self, payload: Payload, held_D: Float32 | None, known: Known) -> Float32:
+        """What a client makes of it. Raises `UpdateRejected` when it stands for no parameters."""
+        rule = NoCompression() if self._whole(held_D) else self.values
+        rule.check(payload, known)
+        decoded_D: Float32 = rule.decompress([payload], known)[0]
+        return decoded_D if self._whole(held_D) or held_D is None else held_D + decoded_D
+
+    def _whole(self, held_D: Float32 | None) -> bool:
+        return self.values.transparent or (self.against == "previous" and held_D is None)

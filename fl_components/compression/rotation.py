@@ -1,0 +1,109 @@
+"""A random rotation that costs D log D: signs and a Hadamard transform, twice (Ailon and Chazelle 2009, "The fast
+Johnson-Lindenstrauss transform"). What comes out of it looks like normal noise, whatever went in.
+
+Once would not do: a vector with one number becomes one of 2 D vectors whose coordinates are all as large, and one with
+a few numbers keeps such a pattern, which a quantiser gets wrong in the same way each time.
+
+Vectors are cut into blocks of a power of two numbers, up to 4,096. Zeros that fill up the last one travel too: one
+block for all, of the next power of two, would cost up to as much again.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+import torch
+
+from fl_components.compression.base import Known, in_buckets
+from fl_components.values import Float32
+
+LARGEST: Final = 4096
+ROUNDS: Final = 2
+
+
+def block_of(num_values: int) -> int:
+    """The size of the blocks of a vector of so many numbers: the largest for which few zeros fill up the last one.
+
+    >>> block_of(199_210), block_of(1992), block_of(650), block_of(3)
+    (4096, 2048, 1024, 4)
+    """
+    most_filled = max(0.03 * num_values, min(num_values, 512))
+    return next(size for size in _SIZES if -num_values % size <= most_filled)
+
+
+_SIZES: Final = [LARGEST >> shift for shift in range(LARGEST.bit_length())]
+
+
+def rotated_size(num_values: int) -> int:
+    """How many numbers a vector of so many has when it is rotated.
+
+    >>> rotated_size(199_210)
+    200704
+    """
+    return -(-num_values // block_of(num_values)) * block_of(num_values)
+
+
+def rotate(values_ND: Float32, known: Known) -> Float32:
+    """Each row rotated, float32 [N, rotated_size(D)]."""
+    block = block_of(values_ND.shape[1])
+    rotated = torch.from_numpy(in_buckets(values_ND, block).copy())  # [N, blocks, block]
+    signs_RND = _signs(known, rotated.shape[1] * block)
+    for signs_ND in signs_RND:
+        _flip(rotated, signs_ND)
+        rotated = _hadamard(rotated)
+    return rotated.flatten(1).numpy()
+
+
+def rotate_back(rotated_ND: Float32, num_values: int, known: Known) -> Float32:
+    """The rows that `rotate` made these of, float32 [N, num_values]."""
+    block = block_of(num_values)
+    values = torch.from_numpy(rotated_ND).view(len(rotated_ND), -1, block)
+    for signs_ND in reversed(_signs(known, rotated_ND.shape[1])):
+        values = _hadamard_back(values)
+        _flip(values, signs_ND)
+    return values.flatten(1)[:, :num_values].numpy()
+
+
+def _signs(known: Known, size: int) -> list[torch.Tensor]:
+    """For each round and row, as bits of a float32's sign, int32 [N, size]."""
+    found = []
+    draws = known.draws("rotation")
+    for _ in range(ROUNDS):
+        bytes_N = [np.frombuffer(draw.bytes(-(-size // 8)), np.uint8) for draw in draws]
+        bits_ND = np.stack([np.unpackbits(each, count=size) for each in bytes_N])
+        found.append(torch.from_numpy(bits_ND.astype(np.int32) << 31))
+    return found
+
+
+def _flip(values: torch.Tensor, signs_ND: torch.Tensor) -> None:
+    values.view(torch.int32).view(signs_ND.shape).bitwise_xor_(signs_ND)
+
+
+def _hadamard(values: torch.Tensor) -> torch.Tensor:
+    """[N, blocks, block]: each block times the Kronecker product of two small Hadamard matrices, and its coordinates
+    in another order, which is as good."""
+    first, second = _factors(values.shape[-1])
+    columns = (values.view(-1, len(second)) @ second).view(*values.shape[:2], len(first), len(second))
+    return (columns.mT.reshape(-1, len(first)) @ first).view(values.shape)
+
+
+def _hadamard_back(values: torch.Tensor) -> torch.Tensor:
+    first, second = _factors(values.shape[-1])  # symmetric, and their own inverses
+    columns = (values.view(-1, len(first)) @ first).view(*values.shape[:2], len(second), len(first))
+    return (columns.mT.reshape(-1, len(second)) @ second).view(values.shape)
+
+
+@cache
+def _factors(block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal Hadamard matrices whose sizes multiply to `block`."""
+    log = block.bit_length() - 1
+    return _matrix(log // 2), _matrix(log - log // 2)
+
+
+def _matrix(log: int) -> torch.Tensor:
+    matrix = torch.ones(1, 1)
+    for _ in range(log):
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / 2 ** (log / 2)
