@@ -143,6 +143,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     }
     if data:
         from fl_components.data.summary import summary
+        from fl_components.server.encoding import expected_bytes
         from fl_components.server.federation import assemble
 
         federation = assemble(resolved, str(Path(config).resolve().parent))
@@ -152,6 +153,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             "cohort_size": resolved.selection.cohort_size_of(table.num_clients),
             "num_parameters": federation.num_parameters,
             "num_classes": table.num_classes,
+            "communication": expected_bytes(federation),
         }
         clients = [
             {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}

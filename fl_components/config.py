@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fl_components.aggregation import AdditiveRule, Aggregation, Mean
-from fl_components.clients import Selection, Uniform
-from fl_components.compression import Compression, NoCompression
+from fl_components.clients import Always, Network, Selection, Uniform
+from fl_components.compression import Broadcast, Compression, NoCompression
 from fl_components.data import Data
 from fl_components.errors import ConfigError
 from fl_components.models import Model
@@ -64,6 +64,8 @@ class FederationConfig(Rule):
     training: Training
     selection: Selection = Uniform()
     compression: Compression = NoCompression()
+    broadcast: Broadcast = Broadcast()
+    network: Network | None = Field(default=None, description="of simulated clients: how long their rounds would take")
     aggregation: Aggregation = Mean()
     server_optimizer: ServerOptimizer = FedAvg()
     privacy: Privacy = NoPrivacy()
@@ -80,6 +82,7 @@ class FederationConfig(Rule):
         num_clients = self.data.known_num_clients()
         if num_clients is not None:
             check_cohort(self, num_clients)
+            check_compression(self, num_clients)
         check_claim(self, num_clients)
         check_example_claim(self, num_clients)
         if self.evaluation.every > self.rounds:
@@ -111,6 +114,23 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
         )
 
 
+def check_compression(config: FederationConfig, num_clients: int) -> None:
+    """The laws between compression and the selection. Raises ValueError."""
+    rule, selection = config.compression, config.selection
+    everyone = selection.sampling(num_clients).kind == "everyone"
+    if rule.error_feedback and not everyone:
+        raise ValueError(
+            f"compression.error_feedback is true but selection.kind {selection.kind} draws some of {num_clients} "
+            "clients: one that comes m times in n rounds makes up for what was left out n/m times as slowly; use an "
+            "unbiased rule (random_k, qsgd, eden), or select every client in every round"
+        )
+    if config.broadcast.against == "previous" and not (everyone and isinstance(selection.availability, Always)):
+        raise ValueError(
+            "broadcast.against is previous but not every client is there in every round: one that misses a round does "
+            "not hold what the next difference is from; use broadcast.against nothing, or select every client"
+        )
+
+
 def check_claim(config: FederationConfig, num_clients: int | None) -> None:
     """The laws that a privacy claim puts on all other fields, as far as they can be told without the number of clients.
 
@@ -130,10 +150,10 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
             "many examples could move the mean any distance; set aggregation.max_examples, or aggregation.weights to "
             "uniform"
         )
-    if not config.compression.transparent:
+    if config.compression.error_feedback:
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but compression.kind is {config.compression.kind}: what is clipped must "
-            "be what is added up; use compression.kind none"
+            f"privacy.kind is {privacy.kind} but compression.error_feedback is true: what clients keep for later is "
+            "their own, and checkpoints would hold it; leave compression.error_feedback out"
         )
     if selection.min_updates and "min_updates" in selection.model_fields_set:
         raise ValueError(

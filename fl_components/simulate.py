@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl_components.compression import Known
 from fl_components.config import FederationConfig
 from fl_components.randomness import derive_key
 from fl_components.server.federation import assemble
@@ -48,19 +49,32 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
 
     data, params_D = federation.data, federation.initial_params_D
     optimizer = config.server_optimizer.init(len(params_D))
+    held_D, memory = None, dict[int, Float32]()
     participations = np.zeros(data.num_clients, np.int64)
     for round in range(1, config.rounds + 1):
         cohort = federation.select(round, participations.__getitem__, config.seed).tolist()
         participations[cohort] += 1
         training = config.training.in_round(round, config.rounds)
+        round_seed, broadcast_seed = (derive_key(config.seed, round, each) for each in ("compression", "broadcast"))
+        broadcast = Known([broadcast_seed], broadcast_seed, federation.shapes)
+        sent = config.broadcast.compress(params_D, held_D, broadcast)
+        base_D = config.broadcast.decompress(sent, held_D, broadcast)
+        held_D = base_D if config.broadcast.against == "previous" else None
         deltas, weights = [], []
         for client in cohort:
             seed = derive_key(config.seed, round, "training", data.client_ids[client])
             if training.drop_stragglers and training.work_of(seed) is not None:
                 continue
             with one_thread():
-                delta_D, _ = training.train(federation.module, params_D, *data.train(client), seed, key(round, client))
-            deltas.append(delta_D)
+                delta_D, _ = training.train(federation.module, base_D, *data.train(client), seed, key(round, client))
+                known, wanted_D = (
+                    Known([seed], round_seed, federation.shapes),
+                    delta_D + memory.get(client, np.float32(0)),
+                )
+                (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)
+            if config.compression.error_feedback:
+                memory[client] = wanted_D - received_D
+            deltas.append(received_D)
             weights.append(float(data.num_examples(client)))
         total = config.aggregation.init(len(params_D))
         if deltas:

@@ -26,7 +26,7 @@ def walk(stages: Any, hub: Hub, round: int) -> RoundResult:
     if collected is None:
         for wave in plan.waves:
             batch = stages.train(hub, plan, state, wave)
-            collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), collected)
+            collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), collected)
     state = stages.aggregate(hub, plan, state, collected)
     result = stages.commit(hub, plan, state, collected, stages.evaluate(hub, state))
     return result

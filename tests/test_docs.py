@@ -11,7 +11,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from fl_components.clients import Availability, Selection
+from fl_components.clients import Availability, Network, Selection
+from fl_components.compression import Compression
+from fl_components.compression.sparse import Values
 from fl_components.config import FederationConfig, load_config, parse_config
 from fl_components.data import Data
 from fl_components.data.partition import Partition
@@ -60,11 +62,14 @@ UNIONS: dict[str, Any] = {
     "training.schedule": Schedule,
     "selection": Selection,
     "selection.availability": Availability,
+    "compression": Compression,
     "server_optimizer": ServerOptimizer,
     "privacy": Privacy,
     "privacy.clipping": AnyClipping,
     "execution": Execution,
 }
+
+INNER: dict[str, Any] = {"compression.values": Values, "broadcast.values": Compression}  # documented as others are
 
 
 def rules() -> list[Any]:
@@ -74,6 +79,7 @@ def rules() -> list[Any]:
         for model in union.__origin__.__args__:
             heading = f"{group}: {model.model_fields['kind'].default}"
             found.append(pytest.param(heading, group, model, id=heading))
+    found.append(pytest.param("network", "network", Network, id="network"))
     for group, field in FederationConfig.model_fields.items():
         if group not in UNIONS and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found.append(pytest.param(group, group, field.annotation, id=group))
@@ -95,7 +101,7 @@ def test_every_field_of_a_rule_is_documented_with_its_default(heading: str, grou
             default = field.get_default(call_default_factory=True)
             value = list(default) if isinstance(default, tuple) else default
             shown = yaml.safe_load(written.strip("`"))
-            union = UNIONS.get(f"{group}.{name}")
+            union = (UNIONS | INNER).get(f"{group}.{name}")
             assert (shown if union is None else TypeAdapter(union).validate_python(shown)) == value, name
 
 

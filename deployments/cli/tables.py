@@ -127,6 +127,9 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
             words = value[:12] if key == "config_digest" else f"{value:,}" if isinstance(value, int) else str(value)
             facts.add_row(label, words)
     tried = "num_parameters" in data
+    if tried:
+        up, down = (data["communication"][f"{way}_bytes"] for way in ("upload", "download"))
+        facts.add_row("communication", f"about {size(up)} up, {size(down)} down")
     parts: list[RenderableType] = [
         Text.assemble(
             ("Valid", "bold green"),

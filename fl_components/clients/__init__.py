@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
 from fl_components.clients.fair import Fair
+from fl_components.clients.network import Network
 from fl_components.clients.poisson import Poisson
 from fl_components.clients.selection import Availability, Clients, SelectionRule, Strata
 from fl_components.clients.stratified import Stratified
@@ -25,6 +26,7 @@ __all__ = [
     "Clients",
     "Diurnal",
     "Fair",
+    "Network",
     "Poisson",
     "Selection",
     "SelectionRule",

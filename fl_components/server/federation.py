@@ -19,6 +19,7 @@ from fl_components.config import (
     FederationConfig,
     check_claim,
     check_cohort,
+    check_compression,
     check_example_claim,
     config_digest,
 )
@@ -60,6 +61,11 @@ class Federation:
     @property
     def num_parameters(self) -> int:
         return len(self.initial_params_D)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the trainable parameters, in the order of D."""
+        return [tuple(each.shape) for each in self.module.parameters() if each.requires_grad]
 
     @property
     def facts(self) -> dict[str, int | str]:
@@ -250,6 +256,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     data = config.data.load(config.seed)
     try:
         check_cohort(config, data.num_clients)
+        check_compression(config, data.num_clients)
         check_claim(config, data.num_clients)
         check_example_claim(config, data.num_clients)
         _check_examples(config, data)

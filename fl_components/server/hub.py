@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_components.compression import Known
 from fl_components.config import FederationConfig, config_digest, parse_config
 from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.privacy.releases import Release, public
+from fl_components.randomness import derive_key
 from fl_components.server.claim import (
     check_budget,
     check_client_budget,
@@ -27,6 +30,7 @@ from fl_components.server.claim import (
     simulated_epsilon,
     spending,
 )
+from fl_components.server.encoding import Codec, Sent, send
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
 from fl_components.server.withheld import withheld_error, withhold
@@ -76,6 +80,7 @@ class Hub:
     cancelled: threading.Event = field(default_factory=threading.Event)
     secret: RunSecret | None = None
     _round_began: float = 0.0
+    _sent: tuple[int, Sent] | None = None
 
     @property
     def run_id(self) -> str:
@@ -132,6 +137,37 @@ class Hub:
         """What a round's cohort and its clients draw from: the seed, or under a claim a secret, since who was selected
         must not be computable."""
         return self.config.seed if self.secret is None else self.key(round, "selection and training")
+
+    def codec(self, plan: RoundPlan) -> Codec:
+        """How the updates of a round travel."""
+        return Codec(
+            rule=self.config.compression,
+            round_seed=derive_key(self.source(plan.round), plan.round, "compression"),
+            shapes=self.federation.shapes,
+            threads=os.cpu_count() or 1,
+        )
+
+    def broadcast(self, state: ServerState) -> Sent:
+        """The parameters of the round after `state`, as the clients receive them."""
+        if self._sent is None or self._sent[0] != state.round:
+            seed = derive_key(self.config.seed, state.round + 1, "broadcast")  # of public numbers
+            known = Known([seed], seed, self.federation.shapes)
+            self._sent = state.round, send(self.config.broadcast, state.params_D, state.broadcast, known)
+        return self._sent[1]
+
+    def slowest_s(self, tasks: Sequence[ClientTask], upload_bytes: Sequence[int], download_bytes: int) -> float:
+        """The simulated time of the slowest of these clients, where a network is simulated."""
+        network, training = self.config.network, self.config.training
+        if network is None or not tasks:
+            return 0.0
+        seconds_N = network.seconds(
+            np.array([task.index for task in tasks]),
+            seed=self.config.seed,
+            examples_N=[training.num_stepped(task.num_examples) for task in tasks],
+            upload_bytes_N=upload_bytes,
+            download_bytes=download_bytes,
+        )
+        return float(seconds_N.max())
 
     def with_keys(self, plan: RoundPlan, tasks: Sequence[ClientTask]) -> Sequence[ClientTask]:
         """The tasks with the simulated clients' own secrets, where they answer for their examples: no other purpose's

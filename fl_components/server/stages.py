@@ -9,15 +9,18 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
+import torch
 
 from fl_components.aggregation import AdditiveRule
-from fl_components.errors import BudgetExhausted, FedroundsError, RunFailed, TooFewClients, UpdateRejected
+from fl_components.errors import BudgetExhausted, FedroundsError, RunFailed, TooFewClients
+from fl_components.parameters import params_digest
+from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
 from fl_components.randomness import derive_key
@@ -30,6 +33,7 @@ from fl_components.values import (
     Collected,
     EncodedBatch,
     Float32,
+    Float64,
     Partial,
     RoundPlan,
     RoundResult,
@@ -38,7 +42,7 @@ from fl_components.values import (
     UpdateSum,
     Weighted,
 )
-from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
+from fl_components.wire import decode_update
 
 OF_CLIENTS = ("train", "compress", "admit", "evaluate")
 """Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""
@@ -103,7 +107,7 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
     return RoundPlan(
         run_id=hub.run_id,
         round=round,
-        base_digest=state.params_digest,
+        base_digest=params_digest(hub.broadcast(state).params_D),
         **_cut(hub, cohort),
         min_updates=0 if config.privacy.claims else config.selection.min_updates,
         event=(config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else Nothing()).model_dump(),
@@ -156,19 +160,19 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
 @stage
 def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateBatch | UpdateSum:
     """Local training of one wave, from the parameters as the clients receive them."""
-    broadcast = encode_params(state.params_D)
+    broadcast = hub.broadcast(state)
     tasks, additive = plan.cohort[wave], hub.federation.additive
     shards = [hub.with_keys(plan, plan.cohort[shard]) for shard in plan.shards if wave.start <= shard.start < wave.stop]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
     summing = Summing(additive, hub.federation.clip(plan)) if additive is not None else None
-    trained = hub.trainer.train(training, decode_params(broadcast), shards, summing, rounds_left)
+    trained = hub.trainer.train(training, broadcast.params_D, shards, summing, rounds_left)
     batch = (
         _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
         if additive is None
         else _add_up(additive, additive.init(hub.federation.num_coordinates), trained)
     )
-    return replace(batch, download_bytes=len(broadcast) * len(tasks))
+    return replace(batch, download_bytes=len(broadcast.frame) * len(tasks))
 
 
 def _stack(deltas_ND: Float32, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateBatch:
@@ -202,21 +206,28 @@ def _add_up(rule: AdditiveRule, partial: Partial, trained: Iterable[tuple[ShardR
 
 
 @stage
-def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
+def compress(hub: Hub, plan: RoundPlan, state: ServerState, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
     """One wave's updates as the bytes that travel; of updates that are added up already, one of each length."""
-    rule = hub.config.compression
-
-    def encode(client_id: str, delta_D: Float32) -> bytes:
-        return encode_update(Update(client_id, plan.base_digest, rule.compress(delta_D)))
-
+    codec = hub.codec(plan)
     if isinstance(batch, UpdateSum):
-        delta_D = batch.partial.tensors["sum"][: hub.federation.num_parameters].astype(np.float32)
+        delta_1D = batch.partial.tensors["sum"][None, : hub.federation.num_parameters].astype(np.float32)
         alike: dict[int, list[str]] = {}
         for client_id in batch.client_ids:
             alike.setdefault(len(json.dumps(client_id)), []).append(client_id)
-        return replace(batch, frames=tuple((encode(ids[0], delta_D), len(ids)) for ids in alike.values()))
-    frames = tuple(map(encode, batch.client_ids, batch.deltas_ND))
-    return EncodedBatch(batch.client_ids, frames, batch.losses, batch.download_bytes, batch.absent)
+        tasks = _tasks(plan, [ids[0] for ids in alike.values()])
+        frames = [codec.encode(plan, [task], delta_1D)[0][0] for task in tasks]
+        return replace(batch, frames=tuple(zip(frames, map(len, alike.values()), strict=True)))
+    memory_ND = None
+    if hub.config.compression.error_feedback:
+        nothing_D = np.zeros_like(state.params_D)
+        memory_ND = np.stack([state.memory.get(client_id, nothing_D) for client_id in batch.client_ids])
+    encoded, error, kept_ND = codec.encode(plan, _tasks(plan, batch.client_ids), batch.deltas_ND, memory_ND)
+    return EncodedBatch(batch.client_ids, encoded, batch.losses, batch.download_bytes, batch.absent, error, kept_ND)
+
+
+def _tasks(plan: RoundPlan, client_ids: Sequence[str]) -> list[ClientTask]:
+    tasks = {task.client_id: task for task in plan.cohort}
+    return [tasks[client_id] for client_id in client_ids]
 
 
 @stage
@@ -227,69 +238,69 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         rule.init(hub.federation.num_coordinates), selected=len(plan.refused), rejected=plan.refused
     )
     if isinstance(batch, UpdateSum):
-        return _admit_sum(hub, batch, collected)
-    partial, rejected, loss = collected.partial, {**collected.rejected, **batch.absent}, collected.train_loss
-    sent = dict(zip(batch.client_ids, zip(batch.frames, batch.losses, strict=True), strict=True))
+        return _admit_sum(hub, plan, batch, collected)
+    tasks, clip = _tasks(plan, batch.client_ids), hub.federation.clip(plan)
+    # What is clipped counts whatever its norm is; what is not finite contributes zero.
+    refusal = rule.refusal if clip is None else (lambda norm: None)
+    deltas_ND, refused = hub.codec(plan).decode(plan, tasks, batch.frames, refusal)
+    partial, place_of = collected.partial, {task.client_id: place for place, task in enumerate(tasks)}
     for shard in plan.shards:
-        deltas, weights = [], []
-        for task in plan.cohort[shard]:
-            if task.client_id not in sent:
-                continue
-            frame, client_loss = sent[task.client_id]
-            try:
-                deltas.append(check_update(hub, plan, task.client_id, frame))
-            except UpdateRejected as refusal:
-                rejected[task.client_id] = refusal.message
-                continue
-            weights.append(float(task.num_examples))
-            loss += client_loss
-        if deltas:
-            partial = rule.add(partial, np.stack(deltas), np.array(weights))
+        places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
+        places = [place for place in places if place not in refused]
+        if places:
+            examples_N = np.array([float(tasks[place].num_examples) for place in places])
+            if clip is None:
+                partial = rule.add(partial, deltas_ND[places], examples_N)
+            else:
+                partial = _add_clipped(hub, partial, deltas_ND[places], examples_N, clip)
+    loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in refused), collected.train_loss)
+    reasons = {tasks[place].client_id: reason for place, reason in refused.items()}
+    memory = {} if batch.memory is None else dict(zip(batch.client_ids, batch.memory, strict=True))
     return replace(
         collected,
         partial=partial,
         train_loss=loss,
+        compression_error=collected.compression_error + batch.error,
+        memory={**collected.memory, **memory},
         selected=collected.selected + len(batch.frames) + len(batch.absent),
-        rejected=rejected,
+        rejected={**collected.rejected, **batch.absent, **reasons},
         upload_bytes=collected.upload_bytes + sum(map(len, batch.frames)),
         download_bytes=collected.download_bytes + batch.download_bytes,
+        slowest_s=max(collected.slowest_s, hub.slowest_s(tasks, list(map(len, batch.frames)), _download(batch))),
     )
 
 
-def _admit_sum(hub: Hub, batch: UpdateSum, collected: Collected) -> Collected:
+def _add_clipped(hub: Hub, partial: Partial, deltas_ND: Float32, examples_N: Float64, clip: Clip) -> Partial:
+    """Under a claim about clients: the server clips what it decoded, whatever compression made of it."""
+    rule = hub.config.aggregation
+    assert isinstance(rule, AdditiveRule) and rule.max_weight is not None
+    weights_N, sum_D1 = rule.weigh(examples_N), np.zeros(hub.federation.num_coordinates)
+    layers = torch.from_numpy(deltas_ND).split_with_sizes([math.prod(shape) for shape in hub.federation.shapes], dim=1)
+    add_contributions(sum_D1, layers, torch.from_numpy(weights_N / rule.max_weight), clip)
+    return rule.add_sum(partial, sum_D1, float(weights_N.sum()), len(deltas_ND))
+
+
+def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: Collected) -> Collected:
     """Take in updates that were checked and added up where they were made."""
+    codec, upload_bytes = hub.codec(plan), sum(len(frame) * count for frame, count in batch.frames)
     for frame, _ in batch.frames:
-        update = decode_update(frame, max_update_bytes(hub.federation.num_parameters))
-        hub.config.compression.decompress(update.tensors, hub.federation.num_parameters)
+        codec.decode(plan, _tasks(plan, [decode_update(frame, len(frame)).client_id]), [frame], lambda norm: None)
+    each = [upload_bytes // max(1, len(batch.client_ids))] * len(batch.client_ids)
     return replace(
         collected,
         partial=collected.partial + batch.partial,
         train_loss=collected.train_loss + batch.loss,
         selected=collected.selected + len(batch.client_ids) + len(batch.absent),
         rejected={**collected.rejected, **batch.refused, **batch.absent},
-        upload_bytes=collected.upload_bytes + sum(len(frame) * count for frame, count in batch.frames),
+        upload_bytes=collected.upload_bytes + upload_bytes,
         download_bytes=collected.download_bytes + batch.download_bytes,
+        slowest_s=max(collected.slowest_s, hub.slowest_s(_tasks(plan, batch.client_ids), each, _download(batch))),
     )
 
 
-def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Float32:
-    """The update (float32 [D]) in a frame that `client_id` sent.
-
-    Raises `UpdateRejected`, whose message begins with one of the reasons too_large, undecodable, wrong_client,
-    stale_base, wrong_tensors, wrong_shape, not_finite, norm_too_large.
-    """
-    num_parameters = hub.federation.num_parameters
-    update = decode_update(frame, max_update_bytes(num_parameters))
-    if update.client_id != client_id:
-        # What a client wrote is shown escaped and cut: the reason is kept, logged and printed.
-        raise UpdateRejected(f"wrong_client: {client_id} sent an update in the name of {update.client_id[:100]!a}")
-    if update.base_digest != plan.base_digest:
-        raise UpdateRejected(f"stale_base: starts from {update.base_digest[:12]!a}, not from {plan.base_digest[:12]!r}")
-    delta_D = hub.config.compression.decompress(update.tensors, num_parameters)
-    refusal = hub.config.aggregation.refusal(math.sqrt(np.square(delta_D, dtype=np.float64).sum()))
-    if refusal is not None:
-        raise UpdateRejected(refusal)
-    return delta_D
+def _download(batch: EncodedBatch | UpdateSum) -> int:
+    """Bytes, of each client."""
+    return batch.download_bytes // max(1, len(batch.client_ids) + len(batch.absent))
 
 
 @stage
@@ -325,7 +336,15 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
             f"round {plan.round}: the server's parameters are no longer finite",
             hint="begin another run with a lower server_optimizer.learning_rate",
         )
-    return replace(state, round=plan.round, params_D=params_D, server_optimizer=optimizer, clipping=clipping)
+    return replace(
+        state,
+        round=plan.round,
+        params_D=params_D,
+        server_optimizer=optimizer,
+        clipping=clipping,
+        memory={**state.memory, **collected.memory},
+        broadcast=hub.broadcast(state).held,
+    )
 
 
 @stage
@@ -409,7 +428,13 @@ def round_result(
         "clients/rejected": len(collected.rejected),
         "communication/upload_bytes": collected.upload_bytes,
         "communication/download_bytes": collected.download_bytes,
+        "communication/error": collected.compression_error.mean,
     }
+    if collected.slowest_s:
+        of_cohort["communication/simulated_s"] = collected.slowest_s
+    if collected.partial.count:
+        sent = collected.partial.count * len(state.params_D)
+        of_cohort["communication/bits_per_parameter"] = 8 * collected.upload_bytes / sent
     told = withheld if withholds_cohort else public
     metrics = found | {name: withheld(value) for name, value in of_examples.items()}
     metrics |= {name: told(value) for name, value in of_cohort.items()}

@@ -49,6 +49,22 @@ def configured(changes: dict[str, Any]) -> Any:
         DIGITS | {"server_optimizer": {"kind": "fedavg", "learning_rate": 0.5}, "aggregation": {"weights": "uniform"}},
         DIGITS
         | {
+            "compression": {"kind": "top_k", "fraction": 0.1, "values": {"kind": "sign"}, "error_feedback": True},
+            "broadcast": {"values": {"kind": "uniform", "bits": 8}, "against": "previous"},
+        },
+        DIGITS
+        | {
+            "selection": {"cohort_size": 5},
+            "compression": {
+                "kind": "random_k",
+                "fraction": 0.5,
+                "mask": "shared",
+                "values": {"kind": "qsgd", "bits": 6},
+            },
+            "broadcast": {"values": {"kind": "uniform", "bits": 12}},
+        },
+        DIGITS
+        | {
             "rounds": 6,
             "selection": {
                 "kind": "fair",
@@ -82,6 +98,8 @@ def configured(changes: dict[str, Any]) -> Any:
         "cohort-uniform-waves",
         "cohort-fedadam-steps",
         "rate-uniform",
+        "error feedback",
+        "shared mask",
         "fair",
         "poisson",
         "stragglers",
@@ -132,7 +150,7 @@ def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> N
         collected = None
         for row in range(12):
             updates = stages.train(hub, plan, hub.state(), slice(row, row + 1))
-            collected = stages.admit(hub, plan, stages.compress(hub, plan, updates), collected)
+            collected = stages.admit(hub, plan, stages.compress(hub, plan, hub.state(), updates), collected)
         assert collected is not None and (collected.selected, collected.partial.count) == (12, 12 - slow)
         result = walk(stages, hub, 1)
         assert result.rejected == {"straggler": slow}

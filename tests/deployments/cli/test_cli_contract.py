@@ -86,6 +86,7 @@ CHECKED = {
     "config_digest": 64 * "a",
     "num_clients": 1,
     "num_parameters": 14,
+    "communication": {"upload_bytes": 42_800, "download_bytes": 35_200},
     "cohort_size": 1,
     "clients": [{"id": "cleveland", "train": 199, "test": 104}],
 }
@@ -314,6 +315,7 @@ def test_config_check_says_what_would_run(interface: FakeInterface, capfd: pytes
     lines = [line.split() for line in capfd.readouterr().out.splitlines()]
     for words in (["rounds", "2"], ["cohort", "1"], ["parameters", "14"], ["cleveland", "199", "104"]):
         assert words in lines
+    assert ["communication", "about", "42.8", "kB", "up,", "35.2", "kB", "down"] in lines
 
 
 def test_config_show_is_yaml_and_schema_is_json(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:

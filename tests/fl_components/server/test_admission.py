@@ -12,8 +12,9 @@ import pytest
 
 from fl_components.errors import UpdateRejected
 from fl_components.server import stages
+from fl_components.server.encoding import Codec
 from fl_components.server.hub import Hub
-from fl_components.values import EncodedBatch, RoundPlan, ServerState, Weighted
+from fl_components.values import EncodedBatch, Indices, RoundPlan, ServerState, Symbols, Weighted
 from fl_components.wire import Update, encode_update, max_update_bytes
 
 from .conftest import OpenRun
@@ -36,6 +37,14 @@ def plan(hub: Hub, state: ServerState) -> RoundPlan:
     return stages.authorise(hub, stages.select(hub, state))
 
 
+def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Any:
+    (task,) = (each for each in plan.cohort if each.client_id == client_id)
+    (delta_D,), refused = hub.codec(plan).decode(plan, [task], [frame], hub.config.aggregation.refusal)
+    if refused:
+        raise UpdateRejected(refused[0])
+    return delta_D
+
+
 def small(hub: Hub) -> Any:
     return np.full(hub.federation.num_parameters, 0.01, np.float32)
 
@@ -52,38 +61,40 @@ def sent(hub: Hub, plan: RoundPlan, **changes: Any) -> bytes:
 
 
 CASES: list[tuple[str, Callable[[Hub, RoundPlan], bytes]]] = [
-    ("not_finite", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), np.nan)})),
-    ("not_finite", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), np.inf, 0)})),
-    ("not_finite", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), -np.inf, -1)})),
-    ("norm_too_large", lambda hub, plan: sent(hub, plan, tensors={"delta": with_value(small(hub), 10.1)})),
-    ("norm_too_large", lambda hub, plan: sent(hub, plan, tensors={"delta": np.full_like(small(hub), 3e38)})),
-    ("wrong_shape", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub)[:-1]})),
-    ("wrong_shape", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub)[:, None]})),
-    ("wrong_shape", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub).astype(np.float16)})),
-    ("wrong_tensors", lambda hub, plan: sent(hub, plan, tensors={"delto": small(hub)})),
-    ("wrong_tensors", lambda hub, plan: sent(hub, plan, tensors={})),
+    ("not_finite", lambda hub, plan: sent(hub, plan, parts={"delta": with_value(small(hub), np.nan)})),
+    ("not_finite", lambda hub, plan: sent(hub, plan, parts={"delta": with_value(small(hub), np.inf, 0)})),
+    ("not_finite", lambda hub, plan: sent(hub, plan, parts={"delta": with_value(small(hub), -np.inf, -1)})),
+    ("norm_too_large", lambda hub, plan: sent(hub, plan, parts={"delta": with_value(small(hub), 10.1)})),
+    ("norm_too_large", lambda hub, plan: sent(hub, plan, parts={"delta": np.full_like(small(hub), 3e38)})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, parts={"delta": small(hub)[:-1]})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, parts={"delta": small(hub)[:, None]})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, parts={"delta": small(hub).astype(np.float16)})),
+    ("wrong_tensors", lambda hub, plan: sent(hub, plan, parts={"delto": small(hub)})),
+    ("wrong_tensors", lambda hub, plan: sent(hub, plan, parts={})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, parts={"delta": Symbols(np.zeros(9, np.uint8), 8)})),
+    ("wrong_shape", lambda hub, plan: sent(hub, plan, parts={"delta": Indices(np.arange(9), 9)})),
     ("stale_base", lambda hub, plan: sent(hub, plan, base_digest="0" * 64)),
-    ("stale_base", lambda hub, plan: sent(hub, plan, base_digest="")),
-    ("stale_base", lambda hub, plan: sent(hub, plan, base_digest="\ud800\x1b[31m" * 100)),
+    ("undecodable", lambda hub, plan: sent(hub, plan, base_digest="")),
+    ("undecodable", lambda hub, plan: sent(hub, plan, base_digest="\ud800\x1b[31m" * 100)),
     ("wrong_client", lambda hub, plan: sent(hub, plan, client_id="client-0004")),
     ("wrong_client", lambda hub, plan: sent(hub, plan, client_id="\ud800\n\x1b[31m" * 100)),
     ("undecodable", lambda hub, plan: sent(hub, plan)[:-1]),
     ("undecodable", lambda hub, plan: b""),
     ("undecodable", lambda hub, plan: b"PK\x03\x04" * 50),
     ("too_large", lambda hub, plan: bytes(max_update_bytes(hub.federation.num_parameters) + 1)),
-    ("too_large", lambda hub, plan: sent(hub, plan, tensors={"delta": small(hub).repeat(3)})),
+    ("too_large", lambda hub, plan: sent(hub, plan, parts={"delta": small(hub).repeat(9)})),
 ]
 
 
 def test_a_good_update_is_taken_bit_for_bit(hub: Hub, plan: RoundPlan) -> None:
     delta_D = with_value(small(hub), -0.0)
-    found_D = stages.check_update(hub, plan, CLIENT, sent(hub, plan, tensors={"delta": delta_D}))
+    found_D = check_update(hub, plan, CLIENT, sent(hub, plan, parts={"delta": delta_D}))
     assert found_D.tobytes() == delta_D.tobytes()
 
 
 def test_the_limit_itself_is_allowed(hub: Hub, plan: RoundPlan) -> None:
     delta_D = with_value(np.zeros_like(small(hub)), 10.0)
-    assert stages.check_update(hub, plan, CLIENT, sent(hub, plan, tensors={"delta": delta_D}))[100] == 10
+    assert check_update(hub, plan, CLIENT, sent(hub, plan, parts={"delta": delta_D}))[100] == 10
 
 
 @pytest.mark.parametrize(("reason", "frame"), CASES, ids=[f"{number}-{case[0]}" for number, case in enumerate(CASES)])
@@ -91,7 +102,7 @@ def test_an_update_that_is_refused(
     hub: Hub, plan: RoundPlan, reason: str, frame: Callable[[Hub, RoundPlan], bytes]
 ) -> None:
     with pytest.raises(UpdateRejected) as caught:
-        stages.check_update(hub, plan, CLIENT, frame(hub, plan))
+        check_update(hub, plan, CLIENT, frame(hub, plan))
     found, _, explanation = caught.value.message.partition(": ")
     assert found == reason
     assert explanation
@@ -101,7 +112,7 @@ def test_an_update_that_is_refused(
 
 
 def test_every_reason_is_named_where_it_is_promised() -> None:
-    promised = stages.check_update.__doc__ or ""
+    promised = Codec.decode.__doc__ or ""
     assert all(reason in promised for reason, _ in CASES)
 
 
@@ -109,7 +120,7 @@ def test_refusals_of_a_wave_are_kept_with_their_reasons(hub: Hub, plan: RoundPla
     client_ids = tuple(task.client_id for task in plan.cohort)
     frames = [sent(hub, plan, client_id=client_id) for client_id in client_ids]
     frames[0] = b"junk"
-    frames[3] = sent(hub, plan, tensors={"delta": with_value(small(hub), np.nan)})
+    frames[3] = sent(hub, plan, parts={"delta": with_value(small(hub), np.nan)})
     frames[8] = frames[7]  # a copy of another client's update
     losses = tuple(Weighted(float(index), 1.0) for index in range(9))
     collected = stages.admit(hub, plan, EncodedBatch(client_ids, tuple(frames), losses, 900), None)

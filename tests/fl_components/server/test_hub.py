@@ -26,7 +26,7 @@ def one_round(hub: Any, round: int = 1) -> Any:
     state = stages.load(hub, round)
     plan = stages.authorise(hub, stages.select(hub, state))
     batch = stages.train(hub, plan, state, plan.waves[0])
-    collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), None)
+    collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), None)
     return stages.commit(hub, plan, stages.aggregate(hub, plan, state, collected), collected, {})
 
 

@@ -130,7 +130,7 @@ class TestReleases:
         ("stage", "inside"),
         [
             ("select", "fl_components.server.federation.Federation.select"),
-            ("compress", "fl_components.server.stages.encode_update"),
+            ("compress", "fl_components.server.encoding.encode_update"),
             ("admit", "fl_components.server.stages._admit_sum"),
             ("aggregate", "fl_components.server.hub.Hub.seal"),
             ("evaluate", "fl_components.server.federation.Federation.evaluate"),

@@ -37,7 +37,7 @@ def collect(hub: Hub, state: ServerState, plan: RoundPlan, poisoned: tuple[str, 
         for row, client_id in enumerate(batch.client_ids):
             if client_id in poisoned:
                 batch.deltas_ND[row] = np.nan
-        collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), collected)
+        collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), collected)
     assert collected is not None
     return collected
 
@@ -97,9 +97,9 @@ class TestBytes:
         hub = open_single()
         state, plan = begin(hub)
         (wave,) = plan.waves
-        encoded = stages.compress(hub, plan, stages.train(hub, plan, state, wave))
+        encoded = stages.compress(hub, plan, state, stages.train(hub, plan, state, wave))
         collected = stages.admit(hub, plan, encoded, None)
-        assert collected.download_bytes == 9 * len(encode_params(state.params_D))
+        assert collected.download_bytes == 9 * len(encode_params({"delta": state.params_D}))
         assert collected.upload_bytes == sum(map(len, encoded.frames)) > 9 * 4 * hub.federation.num_parameters
 
 
@@ -208,7 +208,7 @@ class TestAggregate:
         state, plan = begin(hub)
         batch = stages.train(hub, plan, state, plan.waves[0])
         batch.deltas_ND[:poisoned] = np.nan
-        encoded = stages.compress(hub, plan, batch)
+        encoded = stages.compress(hub, plan, state, batch)
         frames = (*encoded.frames[: 9 - junk], *[b"junk"] * junk)
         collected = stages.admit(hub, plan, replace(encoded, frames=frames), None)
         with pytest.raises(TooFewClients) as caught:
@@ -283,7 +283,13 @@ class TestRoundResult:
     state = ServerState(4, np.ones(3, np.float32), {}, "")
 
     def test_values_that_are_not_finite_are_left_out_but_no_epsilon(self) -> None:
-        collected = Collected(Partial({}, 0), Weighted(), 2, {"a": "not_finite: x", "b": "not_finite: y"}, 10, 20)
+        collected = Collected(
+            Partial({}, 0),
+            selected=2,
+            rejected={"a": "not_finite: x", "b": "not_finite: y"},
+            upload_bytes=10,
+            download_bytes=20,
+        )
         found = {"eval/loss": public(float("inf")), "eval/accuracy": public(0.5)}
         found["privacy/epsilon"] = public(float("inf"))  # which nobody may take for none
         result = stages.round_result(

@@ -85,7 +85,9 @@ def collect(hub: Hub, state: ServerState) -> Any:
     plan = stages.authorise(hub, stages.select(hub, state))
     collected = None
     for wave in plan.waves:
-        collected = stages.admit(hub, plan, stages.compress(hub, plan, stages.train(hub, plan, state, wave)), collected)
+        collected = stages.admit(
+            hub, plan, stages.compress(hub, plan, state, stages.train(hub, plan, state, wave)), collected
+        )
     return plan, state, collected
 
 

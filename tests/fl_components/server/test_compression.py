@@ -1,0 +1,174 @@
+"""Compression in the walk of a round: what it may not be combined with, what it keeps, and what a round reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_components.config import parse_config
+from fl_components.errors import ConfigError
+from fl_components.server import stages
+from fl_components.server.encoding import expected_bytes
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from flows.round import walk
+from tests.support import PRIVATE
+
+from .conftest import OpenRun
+
+FEEDBACK = {"kind": "top_k", "fraction": 0.05, "values": {"kind": "sign"}, "error_feedback": True}
+MLP = {"kind": "mlp", "hidden": [64]}  # whose initial parameters are not zeros
+DELTAS = {"values": {"kind": "uniform", "bits": 4}, "against": "previous"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"compression": FEEDBACK, "selection": {"cohort_size": 3}},
+            "error_feedback is true .* draws some of 9 clients",
+        ),
+        ({"broadcast": DELTAS, "selection": {"cohort_size": 3}}, "against is previous but not every client is there"),
+        (
+            {"broadcast": DELTAS, "selection": {"availability": {"kind": "bernoulli", "probability": 0.9}}},
+            "against is previous but not every client is there",
+        ),
+        ({"compression": {"kind": "qsgd", "error_feedback": True}}, "loses nothing on average"),
+        ({"compression": {"kind": "top_k", "values": {"kind": "sign", "error_feedback": True}}}, "the outermost rule"),
+        ({"compression": {"kind": "top_k", "values": {"kind": "low_rank"}}}, "compression.values.kind"),
+        ({"compression": {"kind": "eden", "bits": 5}}, "compression.bits"),
+        ({"compression": {"kind": "topk"}}, "top_k"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(open_run: OpenRun, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        open_run(**changes)
+
+
+def test_error_feedback_under_a_claim_about_clients_is_refused() -> None:
+    everyone = {"selection": {"kind": "uniform"}, "compression": FEEDBACK}
+    with pytest.raises(ConfigError, match="checkpoints would hold it; leave compression"):
+        parse_config(PRIVATE | everyone)
+
+
+def test_what_is_left_out_comes_with_the_next_update(open_run: OpenRun) -> None:
+    """What was received and what is kept add up to what was learnt, round by round."""
+    hub = open_run(compression=FEEDBACK)
+    kept: dict[str, Any] = {}
+    for round in (1, 2, 3):
+        state = stages.load(hub, round)
+        plan = stages.authorise(hub, stages.select(hub, state))
+        trained = stages.train(hub, plan, state, plan.waves[0])
+        encoded = stages.compress(hub, plan, state, trained)
+        received_ND, refused = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, lambda norm: None)  # type: ignore[union-attr]
+        assert not refused and encoded.memory is not None  # type: ignore[union-attr]
+        for client_id, delta_D, received_D, memory_D in zip(
+            trained.client_ids,
+            trained.deltas_ND,
+            received_ND,
+            encoded.memory,
+            strict=True,  # type: ignore[union-attr]
+        ):
+            before_D = kept.get(client_id, 0)
+            np.testing.assert_allclose(received_D + memory_D, delta_D + before_D, atol=1e-6)
+            kept[client_id] = memory_D
+        walk(stages, hub, round)
+        found = hub.state().memory
+        assert found.keys() == kept.keys()
+        assert all(np.array_equal(found[client_id], kept[client_id]) for client_id in kept)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"compression": FEEDBACK}, {"broadcast": DELTAS}, {"compression": {"kind": "eden"}}]
+)
+def test_a_run_that_was_interrupted_comes_to_the_same_bits(home: Any, changes: dict[str, Any]) -> None:
+    fields = {
+        "name": "r",
+        "rounds": 4,
+        "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 9}},
+        "model": MLP,
+        "training": {"learning_rate": 0.1, "batch_size": 16, "epochs": 1},
+        "execution": {"processes": 1},
+    }
+    config = parse_config(fields | changes)
+    with Store.open() as store:
+        with open_hub(store, "whole", config=config) as hub:
+            *_, whole = [walk(stages, hub, round) for round in (1, 2, 3, 4)]
+        for round in (1, 2, 3, 4):
+            with open_hub(store, "parts", config=config) as hub:
+                state = stages.load(hub, round)
+                plan = stages.authorise(hub, stages.select(hub, state))
+                batch = stages.compress(hub, plan, state, stages.train(hub, plan, state, plan.waves[0]))
+                stages.aggregate(hub, plan, state, stages.admit(hub, plan, batch, None))  # sealed, then it ends
+            with open_hub(store, "parts") as hub:
+                part = walk(stages, hub, round)
+        assert part.params_digest == whole.params_digest
+
+
+def test_everybody_begins_with_what_was_decoded(open_run: OpenRun) -> None:
+    hub = open_run(broadcast={"values": {"kind": "uniform", "bits": 6}}, model=MLP)
+    state = stages.load(hub, 1)
+    sent = hub.broadcast(state)
+    assert not np.array_equal(sent.params_D, state.params_D)
+    assert np.abs(sent.params_D - state.params_D).max() < 0.05
+    assert stages.select(hub, state).base_digest != state.params_digest
+    result = walk(stages, hub, 1)
+    assert result.metrics["communication/download_bytes"] == 9 * len(sent.frame) < 9 * len(state.params_D) * 6 / 8 * 1.2
+
+
+def test_differences_travel_from_the_second_round_on(open_run: OpenRun) -> None:
+    hub = open_run(broadcast=DELTAS)
+    down = [walk(stages, hub, round).metrics["communication/download_bytes"] for round in (1, 2, 3)]
+    assert down[0] > 9 * 4 * hub.federation.num_parameters > 5 * down[1]
+    state = hub.state()
+    held_D = state.broadcast["params"]
+    # What clients hold follows the parameters; a round's error is in the next difference.
+    assert 0 < np.abs(held_D - state.params_D).max() < 0.3
+
+
+def test_what_a_round_reports(open_run: OpenRun) -> None:
+    hub = open_run(compression={"kind": "eden", "bits": 2}, network={"upload_mbps": 1, "spread": 0, "latency_s": 0.5})
+    metrics = walk(stages, hub, 1).metrics
+    assert 0.05 < metrics["communication/error"] < 0.2
+    sent = 9 * hub.federation.num_parameters
+    assert metrics["communication/bits_per_parameter"] == 8 * metrics["communication/upload_bytes"] / sent
+    upload_s = 8 * metrics["communication/upload_bytes"] / 9 / 1e6
+    download_s = 8 * metrics["communication/download_bytes"] / 9 / 10e6
+    assert metrics["communication/simulated_s"] == pytest.approx(1 + upload_s + download_s, rel=1e-3)
+
+
+def test_what_a_run_would_send_is_told_before(open_run: OpenRun) -> None:
+    for number, changes in enumerate(
+        ({}, {"compression": {"kind": "eden"}, "broadcast": {"values": {"kind": "sign"}}})
+    ):
+        hub = open_run(f"r{number}", model=MLP, **changes)
+        told = expected_bytes(hub.federation)
+        metrics = walk(stages, hub, 1).metrics
+        for way in ("upload_bytes", "download_bytes"):
+            assert told[way] == pytest.approx(hub.config.rounds * metrics[f"communication/{way}"], rel=0.05)
+
+
+def test_a_claim_about_clients_clips_what_was_decoded(open_run: OpenRun) -> None:
+    """The sum of the contributions is at most as long as so many clipping norms, whatever compression made of them."""
+    private = {name: PRIVATE[name] for name in ("privacy", "aggregation")}
+    hub = open_run(
+        compression={"kind": "random_k", "fraction": 0.02},
+        selection={"kind": "poisson", "sampling_rate": 1.0},
+        **private,
+    )
+    state = stages.load(hub, 1)
+    plan = stages.authorise(hub, stages.select(hub, state))
+    batch = stages.train(hub, plan, state, plan.waves[0])
+    encoded = stages.compress(hub, plan, state, batch)
+    collected = stages.admit(hub, plan, encoded, None)
+    from fl_components.privacy.clipping import UNITS
+
+    sum_D = collected.partial.tensors["sum"][:-1]
+    assert np.array_equal(sum_D, np.round(sum_D)) and collected.partial.count == 9
+    decoded_ND, _ = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, lambda norm: None)  # type: ignore[union-attr]
+    norms_N = np.linalg.norm(decoded_ND, axis=1)
+    assert norms_N.max() > 0.5  # else nothing is clipped
+    clipped_ND = decoded_ND * np.minimum(1, 0.5 / norms_N)[:, None]
+    np.testing.assert_allclose(sum_D / UNITS * 0.5, clipped_ND.sum(0), atol=2e-3)
