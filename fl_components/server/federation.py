@@ -278,6 +278,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     data, examples = data.shared()  # a second copy would be the largest thing that a run holds
     give_back_memory()
     federation = Federation(config, data, examples, module, flatten(module))
+    _check_memory(federation)
     _try_selection(federation)
     _ = federation.example_way  # refuses what has no gradients of single examples
     return federation
@@ -294,6 +295,20 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
         config.training.private_in(config.rounds)
         most, all_steps = int(np.argmax(lengths)), config.rounds * config.training.private_steps
         rule.check_epsilon(data.client_ids[most], int(lengths[most]), all_steps)
+
+
+def _check_memory(federation: Federation) -> None:
+    """Refuse error feedback where what clients keep would be larger than a wave's updates may be: it is in memory, and
+    in each checkpoint."""
+    config, num_clients = federation.config, federation.data.num_clients
+    needed = 4e-6 * num_clients * federation.num_parameters
+    if config.compression.error_feedback and needed > config.execution.memory_mb:
+        raise ConfigError(
+            f"compression.error_feedback is true, and what {num_clients} clients keep of {federation.num_parameters} "
+            f"parameters takes {needed:,.0f} MB, in each checkpoint too; execution.memory_mb is "
+            f"{config.execution.memory_mb}",
+            hint="give more, or use an unbiased rule without error feedback",
+        )
 
 
 def _try_selection(federation: Federation) -> None:

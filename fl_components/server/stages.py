@@ -255,7 +255,9 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
                 partial = _add_clipped(hub, partial, deltas_ND[places], examples_N, clip)
     loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in refused), collected.train_loss)
     reasons = {tasks[place].client_id: reason for place, reason in refused.items()}
-    memory = {} if batch.memory is None else dict(zip(batch.client_ids, batch.memory, strict=True))
+    kept_ND = () if batch.memory is None else batch.memory
+    # One whose update is refused goes on with what it kept before: what is not finite would stay so for ever.
+    memory = {tasks[place].client_id: kept_D for place, kept_D in enumerate(kept_ND) if place not in refused}
     return replace(
         collected,
         partial=partial,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deployments import privacy
@@ -23,6 +24,7 @@ from fl_components.server.hub import open_hub
 from fl_components.server.statement import in_short
 from fl_components.store import ExampleCharges, Store
 from fl_components.store.schema import canonical_json
+from fl_components.training import Shadow
 from flows.round import walk
 from tasks.audit import audit_mechanism, find_run
 from tests.fl_components.server import wards
@@ -378,6 +380,24 @@ class TestPrivateRows:
 def _some_run(store: Store) -> str:
     with open_hub(store, "r", config=parse_config(FIELDS | {"population": "other"})):
         return "r"
+
+
+def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shadow holds rows that are made up; the clients' own could be anything."""
+    fields = FIELDS | {"data": wards.WARDS, "population": "wards"}
+    with Store.open() as store:
+        privacy.set_budget("wards/*", epsilon=100, delta=1e-3, reason="a test")
+        with open_hub(store, "r", config=parse_config(fields)) as hub:
+            walk(stages, hub, 1)
+        spent = {each.population: each.spent for each in store.budgets()}
+        shown = []
+        monkeypatch.setattr("tasks.audit.Shadow", lambda *given: shown.append(given[1]) or Shadow(*given))
+        found = audit_mechanism(store, store.run("r"), 1000)
+        assert found.examples is not None and found.examples.num_canaries == 1000 and not found.accused
+        (rows,) = shown
+        own = {row.tobytes() for ward in wards.wards().values() for row in np.concatenate([ward[0], ward[2]])}
+        assert len(rows.x) == 300 and not own & {row.numpy().tobytes() for row in rows.x}
+        assert {each.population: each.spent for each in store.budgets()} == spent
 
 
 def test_nothing_is_audited_that_does_not_exist(home: Path) -> None:

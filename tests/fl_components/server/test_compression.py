@@ -13,6 +13,7 @@ from fl_components.server import stages
 from fl_components.server.encoding import expected_bytes
 from fl_components.server.hub import open_hub
 from fl_components.store import Store
+from fl_components.values import UpdateBatch
 from flows.round import walk
 from tests.support import PRIVATE
 
@@ -78,6 +79,32 @@ def test_what_is_left_out_comes_with_the_next_update(open_run: OpenRun) -> None:
         found = hub.state().memory
         assert found.keys() == kept.keys()
         assert all(np.array_equal(found[client_id], kept[client_id]) for client_id in kept)
+
+
+def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open_run: OpenRun) -> None:
+    """What is not finite would else spoil all its later updates."""
+    hub = open_run(compression=FEEDBACK, aggregation={"max_update_norm": 100.0})
+    walk(stages, hub, 1)
+    before = hub.state().memory
+    state = stages.load(hub, 2)
+    plan = stages.authorise(hub, stages.select(hub, state))
+    batch = stages.train(hub, plan, state, plan.waves[0])
+    assert isinstance(batch, UpdateBatch)
+    batch.deltas_ND[0], batch.deltas_ND[1] = np.nan, 1e6
+    collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), None)
+    first, second, third, *_ = batch.client_ids
+    reasons = {name: reason.partition(":")[0] for name, reason in collected.rejected.items()}
+    assert reasons == {first: "not_finite", second: "norm_too_large"}
+    after = stages.aggregate(hub, plan, state, collected).memory
+    assert np.array_equal(after[first], before[first]) and np.array_equal(after[second], before[second])
+    assert not np.array_equal(after[third], before[third])
+
+
+def test_what_clients_keep_has_a_limit(open_run: OpenRun) -> None:
+    model = {"kind": "mlp", "hidden": [600]}
+    with pytest.raises(ConfigError, match=r"what 9 clients keep of \d+ parameters takes 2 MB"):
+        open_run(compression=FEEDBACK, model=model, execution={"memory_mb": 1})
+    open_run(compression=FEEDBACK, model=model)
 
 
 @pytest.mark.parametrize(
