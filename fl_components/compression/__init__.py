@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fl_components.compression.base import CompressionRule, Known, Quantiser
 from fl_components.compression.broadcast import Broadcast
+from fl_components.compression.byte_budget import ByteBudget
 from fl_components.compression.dithered import Dithered
 from fl_components.compression.eden import Eden
 from fl_components.compression.families import Compression
@@ -15,6 +16,7 @@ from fl_components.compression.sparse import RandomK, Threshold, TopK
 
 __all__ = [
     "Broadcast",
+    "ByteBudget",
     "Compression",
     "CompressionRule",
     "Dithered",

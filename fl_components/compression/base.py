@@ -89,6 +89,10 @@ class CompressionRule(Rule):
     def unbiased(self) -> bool:
         """Whether what is decoded is, on average over the draws, what was encoded."""
 
+    def check_size(self, num_parameters: int) -> None:
+        """Raises ValueError when updates of so many parameters cannot be written so."""
+        _ = num_parameters  # most rules take any
+
     @abstractmethod
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         """What stands for each of the updates (float32 [N, D], left as they are)."""

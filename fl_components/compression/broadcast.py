@@ -39,6 +39,10 @@ class Broadcast(Rule):
     def _keeps_nothing(cls, values: CompressionRule) -> CompressionRule:
         return without_memory(values)
 
+    def base(self, held_D: Float32 | None) -> Float32 | None:
+        """What the next difference is from, where clients hold `held_D`; None where the parameters travel whole."""
+        return held_D if self.against == "previous" and not self.values.transparent else None
+
     def compress(self, params_D: Float32, held_D: Float32 | None, known: Known) -> Payload:
         """`params_D`, float32 [D], for clients that hold `held_D`."""
         if self._whole(held_D):

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.compression.base import Known, Quantiser, expect, numbers, symbols
-from fl_components.compression.rotation import block_of, rotate, rotate_back, rotated_size
+from fl_components.compression.base import Known, Quantiser, expect, num_buckets, numbers, symbols
+from fl_components.compression.rotation import block_of, rotate, rotate_back
 from fl_components.values import Float32, Payload, Symbols
 
 CENTROIDS: Final = {
@@ -45,47 +45,49 @@ class Eden(Quantiser):
         return self.scale == "unbiased"
 
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
-        size = deltas_ND.shape[1]
-        with np.errstate(all="ignore"):
-            rotated_NKB = rotate(deltas_ND, known).reshape(len(deltas_ND), -1, block_of(size))
-            squares_NK = np.einsum("nkb,nkb->nk", rotated_NKB, rotated_NKB)
-            deviations_NK = np.sqrt(squares_NK / block_of(size))
-            symbols_NKB = self._nearest(rotated_NKB, deviations_NK)
-            levels_NKB = self._levels[symbols_NKB]
-            products_NK = np.einsum("nkb,nkb->nk", rotated_NKB, levels_NKB)
-            if self.unbiased:
-                scales_NK = squares_NK / products_NK
-            else:
-                scales_NK = products_NK / np.einsum("nkb,nkb->nk", levels_NKB, levels_NKB)
-            scales_NK[squares_NK == 0] = 0
+        symbols_NKB, scales_NK = quantised(
+            rotate(deltas_ND, block_of(deltas_ND.shape[1]), known), self.bits, unbiased=self.unbiased
+        )
         return [
             {"symbols": Symbols(symbols_KB.ravel(), self.bits), "scales": scales_K}
             for symbols_KB, scales_K in zip(symbols_NKB, scales_NK, strict=True)
         ]
 
     def check(self, payload: Payload, known: Known) -> None:
-        size = rotated_size(known.num_parameters)
-        blocks = size // block_of(known.num_parameters)
-        expect(payload, symbols=("symbols", size, self.bits), scales=("float32", blocks, None))
+        block = block_of(known.num_parameters)
+        blocks = num_buckets(known.num_parameters, block)
+        expect(payload, symbols=("symbols", blocks * block, self.bits), scales=("float32", blocks, None))
 
     def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
         size = known.num_parameters
-        rotated_ND = self._levels[symbols(payloads, "symbols")]
+        rotated_ND = levels_of(self.bits)[symbols(payloads, "symbols")]
+        rotated_NKB = rotated_ND.reshape(len(payloads), -1, block_of(size))
         with np.errstate(all="ignore"):
-            rotated_NKB = rotated_ND.reshape(len(payloads), -1, block_of(size))
             rotated_NKB *= numbers(payloads, "scales")[..., None]
-        return rotate_back(rotated_ND, size, known)
+        return rotate_back(rotated_NKB, size, known)
 
-    @property
-    def _levels(self) -> Float32:
-        """The level of each symbol, ascending."""
-        positive = np.array(CENTROIDS[self.bits], np.float32)
-        return np.concatenate([-positive[::-1], positive])
 
-    def _nearest(self, rotated_NKB: Float32, deviations_NK: Float32) -> NDArray[np.uint8]:
-        """The symbol of the level next to each number, a level being in deviations of its block."""
-        levels = self._levels
-        symbols_NKB = np.zeros(rotated_NKB.shape, np.uint8)
+def levels_of(bits: int) -> Float32:
+    """The level of each symbol, in deviations of a block, ascending."""
+    positive = np.array(CENTROIDS[bits], np.float32)
+    return np.concatenate([-positive[::-1], positive])
+
+
+def quantised(rotated_MKB: Float32, bits: int, *, unbiased: bool) -> tuple[NDArray[np.uint8], Float32]:
+    """The symbols of rotated numbers, uint8 [M, K, B], and the scale of each block, float32 [M, K]: the one that makes
+    it right on average over rotations, or the one that makes the error least."""
+    levels = levels_of(bits)
+    with np.errstate(all="ignore"):
+        squares_MK = np.einsum("mkb,mkb->mk", rotated_MKB, rotated_MKB)
+        deviations_MK = np.sqrt(squares_MK / rotated_MKB.shape[2])
+        symbols_MKB = np.zeros(rotated_MKB.shape, np.uint8)
         for between in (levels[1:] + levels[:-1]) / 2:
-            symbols_NKB += rotated_NKB >= between * deviations_NK[..., None]
-        return symbols_NKB
+            symbols_MKB += rotated_MKB >= between * deviations_MK[..., None]
+        levels_MKB = levels[symbols_MKB]
+        products_MK = np.einsum("mkb,mkb->mk", rotated_MKB, levels_MKB)
+        if unbiased:
+            scales_MK = squares_MK / products_MK
+        else:
+            scales_MK = products_MK / np.einsum("mkb,mkb->mk", levels_MKB, levels_MKB)
+        scales_MK[squares_MK == 0] = 0
+    return symbols_MKB, scales_MK

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl_components.compression.base import CompressionRule
+from fl_components.compression.byte_budget import ByteBudget
 from fl_components.compression.dithered import Dithered
 from fl_components.compression.eden import Eden
 from fl_components.compression.levels import Qsgd, Ternary, Uniform
@@ -19,5 +20,5 @@ if TYPE_CHECKING:
 else:
     Compression = union(
         "compression",
-        *(NoCompression, TopK, RandomK, Threshold, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, LowRank),
+        *(NoCompression, TopK, RandomK, Threshold, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, LowRank, ByteBudget),
     )

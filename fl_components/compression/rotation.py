@@ -36,31 +36,20 @@ def block_of(num_values: int) -> int:
 _SIZES: Final = [LARGEST >> shift for shift in range(LARGEST.bit_length())]
 
 
-def rotated_size(num_values: int) -> int:
-    """How many numbers a vector of so many has when it is rotated.
-
-    >>> rotated_size(199_210)
-    200704
-    """
-    return -(-num_values // block_of(num_values)) * block_of(num_values)
-
-
-def rotate(values_ND: Float32, known: Known) -> Float32:
-    """Each row rotated, float32 [N, rotated_size(D)]."""
-    block = block_of(values_ND.shape[1])
-    rotated = torch.from_numpy(in_buckets(values_ND, block).copy())  # [N, blocks, block]
+def rotate(values_ND: Float32, block: int, known: Known) -> Float32:
+    """Each row rotated in blocks, float32 [N, blocks, block]."""
+    rotated = torch.from_numpy(in_buckets(values_ND, block).copy())
     signs_RND = _signs(known, rotated.shape[1] * block)
     for signs_ND in signs_RND:
         _flip(rotated, signs_ND)
         rotated = _hadamard(rotated)
-    return rotated.flatten(1).numpy()
+    return rotated.numpy()
 
 
-def rotate_back(rotated_ND: Float32, num_values: int, known: Known) -> Float32:
+def rotate_back(rotated_NKB: Float32, num_values: int, known: Known) -> Float32:
     """The rows that `rotate` made these of, float32 [N, num_values]."""
-    block = block_of(num_values)
-    values = torch.from_numpy(rotated_ND).view(len(rotated_ND), -1, block)
-    for signs_ND in reversed(_signs(known, rotated_ND.shape[1])):
+    values = torch.from_numpy(rotated_NKB)
+    for signs_ND in reversed(_signs(known, values[0].numel())):
         values = _hadamard_back(values)
         _flip(values, signs_ND)
     return values.flatten(1)[:, :num_values].numpy()

@@ -12,10 +12,19 @@ import numpy as np
 import torch
 
 from fl_components.compression import Broadcast, CompressionRule, Known
-from fl_components.errors import UpdateRejected
+from fl_components.errors import UpdateRejected, WireError
+from fl_components.parameters import params_digest
 from fl_components.server.federation import Federation
 from fl_components.values import ClientTask, Float32, Payload, RoundPlan, Tensors, Weighted
-from fl_components.wire import Update, decode_params, decode_update, encode_params, encode_update, max_update_bytes
+from fl_components.wire import (
+    Download,
+    Update,
+    decode_params,
+    decode_update,
+    encode_params,
+    encode_update,
+    max_update_bytes,
+)
 
 FLOATS_AT_ONCE: Final = 250_000
 """The numbers of updates that are compressed together: what stays in a processor's cache."""
@@ -142,19 +151,42 @@ class Codec:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sent:
     """The server's parameters as they travel: the frame, what it decodes to (float32 [D]: every client's base, bit for
-    bit the same), and what clients hold after it."""
+    bit the same) with its digest, and what clients hold after it."""
 
     frame: bytes
     params_D: Float32
+    digest: str
     held: Tensors
 
 
 def send(rule: Broadcast, params_D: Float32, held: Tensors, known: Known) -> Sent:
     """`params_D` by this rule, to clients that hold `held`."""
-    base_D = held.get("params")
-    frame = encode_params(rule.compress(params_D, base_D, known))
-    decoded_D = rule.decompress(decode_params(frame, known.num_parameters), base_D, known)
-    return Sent(frame, decoded_D, {"params": decoded_D} if rule.against == "previous" else {})
+    base_D = rule.base(held.get("params"))
+    payload = rule.compress(params_D, base_D, known)
+    digest = params_digest(rule.decompress(payload, base_D, known))
+    against = params_digest(base_D) if base_D is not None else None
+    frame = encode_params(Download(digest, against, payload))
+    decoded_D = receive(rule, frame, base_D, known)
+    return Sent(frame, decoded_D, digest, {"params": decoded_D} if rule.against == "previous" else {})
+
+
+def receive(rule: Broadcast, frame: bytes, held_D: Float32 | None, known: Known) -> Float32:
+    """What a client that holds `held_D` makes of the server's frame, float32 [D].
+
+    Raises:
+      WireError: it is no frame of parameters, is a difference from others than the client holds, or does not come to
+        the parameters that it names: then the client fetches them whole.
+      UpdateRejected: its parts stand for no parameters.
+    """
+    download = decode_params(frame, known.num_parameters)
+    if download.against is None:
+        held_D = None
+    elif held_D is None or not params_digest(held_D).startswith(download.against):
+        raise WireError(f"the parameters are a difference from {download.against}, which is not held")
+    params_D = rule.decompress(download.parts, held_D, known)
+    if not params_digest(params_D).startswith(download.digest):
+        raise WireError(f"the parameters should come to {download.digest}, and come to {params_digest(params_D)[:16]}")
+    return params_D
 
 
 def expected_bytes(federation: Federation) -> dict[str, int]:
@@ -169,7 +201,7 @@ def expected_bytes(federation: Federation) -> dict[str, int]:
     (payload,) = config.compression.compress(numbers_D[None], known)
     update = encode_update(Update(federation.data.client_ids[0], "0" * 64, payload))
     whole, later = (
-        len(encode_params(config.broadcast.compress(numbers_D, held_D, known))) for held_D in (None, 0 * numbers_D)
+        len(send(config.broadcast, numbers_D, held, known).frame) for held in ({}, {"params": 0 * numbers_D})
     )
     cohort = federation.sampling.cohort_size
     return {

@@ -278,6 +278,10 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     data, examples = data.shared()  # a second copy would be the largest thing that a run holds
     give_back_memory()
     federation = Federation(config, data, examples, module, flatten(module))
+    try:
+        config.compression.check_size(federation.num_parameters)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     _check_memory(federation)
     _try_selection(federation)
     _ = federation.example_way  # refuses what has no gradients of single examples

@@ -19,7 +19,6 @@ import torch
 
 from fl_components.aggregation import AdditiveRule
 from fl_components.errors import BudgetExhausted, FedroundsError, RunFailed, TooFewClients
-from fl_components.parameters import params_digest
 from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
@@ -107,7 +106,7 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
     return RoundPlan(
         run_id=hub.run_id,
         round=round,
-        base_digest=params_digest(hub.broadcast(state).params_D),
+        base_digest=hub.broadcast(state).digest,
         **_cut(hub, cohort),
         min_updates=0 if config.privacy.claims else config.selection.min_updates,
         event=(config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else Nothing()).model_dump(),

@@ -1,6 +1,7 @@
 """How updates and parameters travel: as frames (docs/wire-format.md), decoded without running any code."""
 
 from fl_components.wire.frames import (
+    Download,
     Update,
     decode_frame,
     decode_params,
@@ -13,6 +14,7 @@ from fl_components.wire.frames import (
 )
 
 __all__ = [
+    "Download",
     "Update",
     "decode_frame",
     "decode_params",

@@ -38,6 +38,7 @@ MAX_EXPANSION = 3
 to just under that."""
 
 BASE_DIGITS = 16
+DIGEST = re.compile(rf"[0-9a-f]{{{BASE_DIGITS}}}")
 
 
 def max_update_bytes(num_parameters: int) -> int:
@@ -99,22 +100,38 @@ def decode_update(frame: Buffer, max_bytes: int) -> Update:
         words, parts = decode_frame(frame, max_bytes)
     except WireError as error:
         raise UpdateRejected(f"undecodable: {error.message}") from error
-    if words.keys() != {"base", "client"} or not re.fullmatch(rf"[0-9a-f]{{{BASE_DIGITS}}}", words["base"]):
+    if words.keys() != {"base", "client"} or not DIGEST.fullmatch(words["base"]):
         raise UpdateRejected("undecodable: an update names its client and 16 hex digits of its base")
     return Update(words["client"], words["base"], parts)
 
 
-def encode_params(parts: Payload) -> bytes:
-    """The frame in which the server sends its parameters, whole or compressed; its length is what
-    `communication/download_bytes` counts.
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What the server sends.
+
+    Args:
+      digest: of the parameters that this decompresses to, in hex. Its first 16 digits travel: the name of what is
+        fetched (an HTTP ETag), what a client checks its result by, and the base that its update names.
+      against: of the parameters that a difference is from, in the same form; None where they travel whole.
+      parts: the compressed parameters, or difference.
+    """
+
+    digest: str
+    against: str | None
+    parts: Payload
+
+
+def encode_params(download: Download) -> bytes:
+    """The frame in which the server sends its parameters; its length is what `communication/download_bytes` counts.
 
     Raises:
       WireError: as `encode_frame`.
     """
-    return encode_frame({}, parts)
+    words = {"params": download.digest, **({} if download.against is None else {"against": download.against})}
+    return encode_frame({name: digest[:BASE_DIGITS] for name, digest in words.items()}, download.parts)
 
 
-def decode_params(frame: Buffer, num_parameters: int) -> Payload:
+def decode_params(frame: Buffer, num_parameters: int) -> Download:
     """The parameters in a frame of `encode_params`, before they are decompressed.
 
     Args:
@@ -125,13 +142,14 @@ def decode_params(frame: Buffer, num_parameters: int) -> Payload:
       WireError: it is no such frame.
 
     >>> import numpy as np
-    >>> decode_params(encode_params({"delta": np.array([1.5, -2.0], np.float32)}), num_parameters=2)
+    >>> frame = encode_params(Download("0123456789abcdef", None, {"delta": np.array([1.5, -2.0], np.float32)}))
+    >>> decode_params(frame, num_parameters=2).parts
     {'delta': array([ 1.5, -2. ], dtype=float32)}
     """
     words, parts = decode_frame(frame, max_update_bytes(num_parameters))
-    if words:
-        raise WireError(f"parameters come from nobody and have no base, but this frame has {sorted(words)[:3]}")
-    return parts
+    if not {"params"} <= words.keys() <= {"params", "against"} or not all(map(DIGEST.fullmatch, words.values())):
+        raise WireError(f"parameters name 16 hex digits of themselves, and of what they differ from; got {words}"[:240])
+    return Download(words["params"], words.get("against"), parts)
 
 
 def encode_frame(words: Mapping[str, str], parts: Payload) -> bytes:
@@ -195,7 +213,7 @@ def read_frame(stream: RawIOBase | BufferedIOBase, max_bytes: int) -> bytearray:
 
     >>> import numpy as np
     >>> import io
-    >>> frame = encode_params({"delta": np.zeros(2, np.float32)})
+    >>> frame = encode_frame({}, {"delta": np.zeros(2, np.float32)})
     >>> bytes(read_frame(io.BytesIO(frame + b"more"), max_bytes=100)) == frame
     True
     >>> read_frame(io.BytesIO(frame), max_bytes=50)

@@ -53,6 +53,28 @@ def test_a_kill_before_or_after_any_write_changes_nothing(run_cases: Callable[..
     assert instants["after a deletion"] >= 3
 
 
+def check_silos(cases: Cases, kills: int) -> None:
+    """As `check`; and what was lost in one round was made up for in the next, so that there was something to keep."""
+    rounds = [metrics for *_, metrics in cases["undisturbed"]["outcome"]["rounds"]]
+    assert all(metrics["communication/error"] > 0.3 for metrics in rounds)
+    assert len({metrics["communication/download_bytes"] for metrics in rounds}) > 1
+    check(cases, kills)
+
+
+def test_a_kill_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Cases]) -> None:
+    check_silos(run_cases("kills", "--every", "9", config="silos.yaml"), kills=1)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_write_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Cases]) -> None:
+    check_silos(run_cases("kills", config="silos.yaml"), kills=1)
+
+
+@pytest.mark.slow
+def test_a_second_kill_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Cases]) -> None:
+    check_silos(run_cases("double-kills", "--every", "4", config="silos.yaml"), kills=2)
+
+
 def check_private(cases: Cases, kills: int) -> None:
     """As `check`; and nothing is charged twice or left out, and no key outlives its round."""
     expected = dict(cases["undisturbed"]["outcome"])

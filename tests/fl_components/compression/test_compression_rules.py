@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
 from fl_components.compression import (
+    ByteBudget,
     CompressionRule,
     Dithered,
     Eden,
@@ -58,6 +59,8 @@ CASES: list[CompressionRule] = [
     Dithered(step=0.05),
     LowRank(rank=1),
     LowRank(rank=4),
+    ByteBudget(update_bytes=500),
+    ByteBudget(update_bytes=120, error_feedback=True),
 ]
 FIXED_LENGTH = [NoCompression()]  # of which one frame tells the length of all
 UNBIASED = [rule for rule in CASES if rule.unbiased]

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_components.compression import Known
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError
+from fl_components.errors import ConfigError, WireError
+from fl_components.parameters import params_digest
 from fl_components.server import stages
-from fl_components.server.encoding import expected_bytes
+from fl_components.server.encoding import expected_bytes, receive, send
 from fl_components.server.hub import open_hub
 from fl_components.store import Store
 from fl_components.values import UpdateBatch
+from fl_components.wire import Download, decode_params, encode_params
 from flows.round import walk
 from tests.support import PRIVATE
 
@@ -143,6 +146,23 @@ def test_everybody_begins_with_what_was_decoded(open_run: OpenRun) -> None:
     assert stages.select(hub, state).base_digest != state.params_digest
     result = walk(stages, hub, 1)
     assert result.metrics["communication/download_bytes"] == 9 * len(sent.frame) < 9 * len(state.params_D) * 6 / 8 * 1.2
+
+
+def test_a_difference_is_of_use_only_to_those_who_hold_what_it_is_from(open_run: OpenRun) -> None:
+    hub = open_run(broadcast=DELTAS, model=MLP)
+    rule, known = hub.config.broadcast, Known([0], 0, hub.federation.shapes)
+    walk(stages, hub, 1)
+    state = hub.state()
+    sent, held_D = hub.broadcast(state), state.broadcast["params"]
+    assert params_digest(receive(rule, sent.frame, held_D, known)) == sent.digest
+    for other_D in (None, np.nextafter(held_D, np.float32(np.inf))):
+        with pytest.raises(WireError, match=r"are a difference from [0-9a-f]{16}, which is not held"):
+            receive(rule, sent.frame, other_D, known)
+    whole = send(rule, state.params_D, {}, known)
+    assert receive(rule, whole.frame, held_D, known).tobytes() == state.params_D.tobytes()
+    lying = encode_params(Download("0" * 16, None, decode_params(whole.frame, len(held_D)).parts))
+    with pytest.raises(WireError, match="should come to 0000000000000000, and come to"):
+        receive(rule, lying, None, known)
 
 
 def test_differences_travel_from_the_second_round_on(open_run: OpenRun) -> None:

@@ -19,7 +19,7 @@ from fl_components.server.hub import Hub
 from fl_components.server.profile import Profile, check_writable
 from fl_components.store import Store
 from fl_components.values import Collected, Partial, RoundPlan, ServerState, UpdateBatch, Weighted
-from fl_components.wire import encode_params
+from fl_components.wire import Download, encode_params
 
 from .conftest import OpenRun
 
@@ -99,7 +99,8 @@ class TestBytes:
         (wave,) = plan.waves
         encoded = stages.compress(hub, plan, state, stages.train(hub, plan, state, wave))
         collected = stages.admit(hub, plan, encoded, None)
-        assert collected.download_bytes == 9 * len(encode_params({"delta": state.params_D}))
+        download = Download(plan.base_digest, None, {"delta": state.params_D})
+        assert collected.download_bytes == 9 * len(encode_params(download))
         assert collected.upload_bytes == sum(map(len, encoded.frames)) > 9 * 4 * hub.federation.num_parameters
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fl_components.errors import UpdateRejected, WireError
 from fl_components.wire import (
+    Download,
     Update,
     decode_frame,
     decode_params,
@@ -450,19 +451,25 @@ class TestUpdates:
 
 
 class TestParams:
-    def test_every_client_starts_from_the_same_bits(self) -> None:
+    @pytest.mark.parametrize("against", [None, "f" * 64])
+    def test_every_client_starts_from_the_same_bits(self, against: str | None) -> None:
         params_D = np.array([0.1, -0.0, 1e-45, 3e38], np.float32)
-        frame = encode_params({"delta": params_D})
+        frame = encode_params(Download(BASE + "0" * 48, against, {"delta": params_D}))
         found = decode_params(frame, 4)
-        assert found.keys() == {"delta"} and found["delta"].tobytes() == params_D.tobytes()  # type: ignore[union-attr]
-        assert len(encode_params({"delta": np.zeros(4, np.float32)})) == len(frame)
+        assert (found.digest, found.against) == (BASE, against and against[:16])
+        assert found.parts.keys() == {"delta"} and found.parts["delta"].tobytes() == params_D.tobytes()  # type: ignore[union-attr]
+        assert len(encode_params(Download(BASE, against, {"delta": np.zeros(4, np.float32)}))) == len(frame)
 
     @pytest.mark.parametrize(
         "frame",
         [
-            encode_frame({"a": "b"}, {"delta": np.zeros(4, np.float32)}),
-            encode_params({"delta": np.zeros(4, np.float32)})[:-1],
-            encode_params({"delta": np.zeros(10_000, np.float32)}),
+            encode_frame({}, {"delta": np.zeros(4, np.float32)}),
+            encode_frame({"params": BASE, "a": "b"}, {"delta": np.zeros(4, np.float32)}),
+            encode_frame({"params": BASE[:-1]}, {"delta": np.zeros(4, np.float32)}),
+            encode_frame({"params": BASE, "against": "x" * 16}, {"delta": np.zeros(4, np.float32)}),
+            encode_frame({"against": BASE}, {"delta": np.zeros(4, np.float32)}),
+            encode_params(Download(BASE, None, {"delta": np.zeros(4, np.float32)}))[:-1],
+            encode_params(Download(BASE, None, {"delta": np.zeros(10_000, np.float32)})),
             b"",
         ],
     )

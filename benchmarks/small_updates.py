@@ -1,0 +1,207 @@
+"""What compression costs in accuracy and saves in bytes: MNIST at twenty silos that are always there, or at a tenth of
+a hundred clients a round.
+
+    python benchmarks/small_updates.py --results results.jsonl
+    python benchmarks/small_updates.py --results results.jsonl --model cnn --rounds 15 --settings none topk-sign eden-1
+    python benchmarks/small_updates.py --results results.jsonl --only-report --picture docs/images/communication.png
+
+Each line is the whole walk of every round with its store, without Prefect and MLflow: bytes are the lengths of frames,
+accuracy the mean of the last five rounds on the test images, time that of a link of 10 Mbit/s each way with .05 s of
+latency (transfers alone: all clients have the same link). A line that the results file has already is not measured
+again, so a run that was stopped goes on. Needs MNIST's files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fl_components.config import parse_config
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from flows.round import walk
+
+LAST = 5  # rounds, of which accuracy is the mean
+TARGETS = {"2nn": 0.95, "cnn": 0.98}  # accuracy, for the time that it takes
+
+MODELS: dict[str, dict[str, Any]] = {"2nn": {"kind": "mlp", "hidden": [200, 200]}, "cnn": {"kind": "cnn"}}
+PARTITIONS: dict[str, dict[str, Any]] = {"iid": {"kind": "iid"}, "dirichlet": {"kind": "dirichlet", "alpha": 0.3}}
+
+SIGN: dict[str, Any] = {"kind": "sign"}
+EDEN_1: dict[str, Any] = {"kind": "eden", "bits": 1}
+
+
+def _topk(fraction: float, **values: Any) -> dict[str, Any]:
+    return {"kind": "top_k", "fraction": fraction, "error_feedback": True, **({"values": values} if values else {})}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "none": {"kind": "none"},
+    "uniform, 8 bits": {"kind": "uniform", "bits": 8},
+    "qsgd, 4 bits": {"kind": "qsgd", "bits": 4},
+    "qsgd, 2 bits": {"kind": "qsgd", "bits": 2},
+    "ternary": {"kind": "ternary"},
+    "eden, 2 bits": {"kind": "eden", "bits": 2},
+    "eden, 1 bit": EDEN_1,
+    "dithered, step 1": {"kind": "dithered", "step": 1.0},
+    "dithered, step 3": {"kind": "dithered", "step": 3.0},
+    "random_k .5, eden 1 bit": {"kind": "random_k", "fraction": 0.5, "values": EDEN_1},
+    "random_k .01": {"kind": "random_k", "fraction": 0.01},
+    "sign, feedback": {**SIGN, "error_feedback": True},
+    "low_rank 4, feedback": {"kind": "low_rank", "rank": 4, "error_feedback": True},
+    "top_k .01, feedback": _topk(0.01),
+    "top_k .03 sign, feedback": _topk(0.03, **SIGN),
+    "top_k .01 sign, feedback": _topk(0.01, **SIGN),
+}
+BROADCASTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "4-bit differences": {"values": {"kind": "uniform", "bits": 4}, "against": "previous"},
+    "8 bits": {"values": {"kind": "uniform", "bits": 8}, "against": "nothing"},
+    "6 bits": {"values": {"kind": "uniform", "bits": 6}, "against": "nothing"},
+    "4 bits": {"values": {"kind": "uniform", "bits": 4}, "against": "nothing"},
+}
+
+
+def configuration(options: argparse.Namespace, partition: str, setting: str, seed: int) -> dict[str, Any]:
+    num_clients, drawn = (100, {"kind": "uniform", "cohort_size": 10}) if options.sampled else (20, {})
+    return {
+        "name": "small-updates",
+        "rounds": options.rounds,
+        "seed": seed,
+        "data": {"kind": "mnist", "partition": {**PARTITIONS[partition], "num_clients": num_clients}},
+        "model": MODELS[options.model],
+        "training": {"learning_rate": options.learning_rate, "batch_size": 20, "epochs": 1},
+        "compression": SETTINGS[setting],
+        "broadcast": BROADCASTS[options.broadcast],
+        "network": {"upload_mbps": 10, "download_mbps": 10, "latency_s": 0.05, "spread": 0},
+        "evaluation": {"per_client": False},
+        **({"selection": drawn} if drawn else {}),
+    }
+
+
+def measure(fields: dict[str, Any]) -> dict[str, Any]:
+    """Train; what each round came to: accuracy, bits a parameter up and down, error and simulated seconds."""
+    config = parse_config(fields)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        Store.open(Path(home)) as store,
+        open_hub(store, "r", config=config) as hub,
+    ):
+        rounds = [walk(stages, hub, round).metrics for round in range(1, config.rounds + 1)]
+        numbers = hub.federation.num_parameters
+    names = {"up": "bits_per_parameter", "error": "error", "seconds": "simulated_s"}
+    found = {name: [each.get(f"communication/{metric}", 0.0) for each in rounds] for name, metric in names.items()}
+    found["down"] = [8 * each["communication/download_bytes"] / (each["clients/received"] * numbers) for each in rounds]
+    return {**found, "accuracy": [each["eval/accuracy"] for each in rounds]}
+
+
+def summary(found: Sequence[dict[str, Any]], target: float) -> dict[str, float]:
+    """Means over one setting's seeds."""
+
+    def seconds_to(target: float, accuracy: Sequence[float], seconds: Sequence[float]) -> float:
+        reached = next((round for round, each in enumerate(accuracy, 1) if each >= target), None)
+        return math.nan if reached is None else sum(seconds[:reached])
+
+    line = {name: mean(mean(each[name]) for each in found) for name in ("up", "down", "error", "seconds")}
+    line["accuracy"] = mean(mean(each["accuracy"][-LAST:]) for each in found)
+    line["to_target"] = mean(seconds_to(target, each["accuracy"], each["seconds"]) for each in found)
+    return line
+
+
+def table(title: str, settings: dict[str, list[dict[str, Any]]], target: float) -> str:
+    """In Markdown: each setting beside the first, in points of accuracy."""
+    told = [
+        f"### {title}",
+        "",
+        "| compression | accuracy | points | bits up | times less | bits down | times less | error | s a round | "
+        f"s to {target:.0%} |",
+        "|---|" + "---|" * 9,
+    ]
+    whole = summary(next(iter(settings.values())), target)["accuracy"]
+    for setting, found in settings.items():
+        line = summary(found, target)
+        to_target = "never" if math.isnan(line["to_target"]) else f"{line['to_target']:.1f}"
+        told.append(
+            f"| {setting} | {line['accuracy']:.4f} | {100 * (line['accuracy'] - whole):+.2f} | {line['up']:.3f} | "
+            f"{32 / line['up']:.0f} | {line['down']:.2f} | {32 / line['down']:.1f} | {line['error']:.3f} | "
+            f"{line['seconds']:.2f} | {to_target} |"
+        )
+    return "\n".join(told)
+
+
+def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None:
+    """Accuracy against bytes, and the settings that no other beats in both."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(6.2 * len(groups), 4.4), squeeze=False)
+    for axis, (title, settings) in zip(axes[0], groups.items(), strict=True):
+        points = {name: summary(found, 0) for name, found in settings.items()}
+        front: list[tuple[float, float]] = []
+        for name, each in sorted(points.items(), key=lambda point: (point[1]["up"], -point[1]["accuracy"])):
+            best = not front or each["accuracy"] > front[-1][1]
+            front += [(each["up"], each["accuracy"])] if best else []
+            axis.plot(each["up"], each["accuracy"], "o", color="#1f5f8b" if best else "#aaaaaa", markersize=5)
+            axis.annotate(name, (each["up"], each["accuracy"]), (5, 3), textcoords="offset points", fontsize=7)
+        axis.plot(*zip(*front, strict=True), color="#1f5f8b", linewidth=1, zorder=0)
+        axis.set(title=title, xlabel="bits a parameter up", ylabel="test accuracy", xscale="log")
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="what was measured, one JSON object a line")
+    parser.add_argument("--model", choices=[*MODELS], default="2nn")
+    parser.add_argument("--partitions", nargs="+", choices=[*PARTITIONS], default=[*PARTITIONS])
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
+    parser.add_argument("--broadcast", choices=[*BROADCASTS], default="4-bit differences")
+    parser.add_argument("--sampled", action="store_true", help="ten of a hundred clients a round, not twenty silos")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only-report", action="store_true")
+    parser.add_argument("--picture", type=Path, help="also draw accuracy against bytes into this PNG file")
+    options = parser.parse_args()
+    known = {}
+    if options.results.exists():
+        known = {line["what"]: line for line in map(json.loads, options.results.read_text().splitlines())}
+    who = "10 of 100 clients" if options.sampled else "20 silos"
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for partition in options.partitions:
+        title = f"{options.model}, {partition}, {who}, broadcast {options.broadcast}, {options.rounds} rounds"
+        for setting in options.settings:
+            for seed in options.seeds:
+                what = f"{title}, rate {options.learning_rate}, {setting}, seed {seed}"
+                if what not in known and not options.only_report:
+                    began = time.perf_counter()
+                    known[what] = measure(configuration(options, partition, setting, seed))
+                    with options.results.open("a") as file:
+                        file.write(json.dumps({"what": what, **known[what]}) + "\n")
+                    accuracy = mean(known[what]["accuracy"][-LAST:])
+                    print(f"{what}: {accuracy:.4f} in {time.perf_counter() - began:.0f} s", flush=True)
+                if what in known:
+                    groups.setdefault(title, {}).setdefault(setting, []).append(known[what])
+    for title, settings in groups.items():
+        print(f"\n{table(title, settings, TARGETS[options.model])}")
+    if options.picture:
+        draw(groups, options.picture)
+
+
+if __name__ == "__main__":
+    main()
