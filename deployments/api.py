@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +36,8 @@ OnProgress = Callable[["Progress"], None]
 
 CELL_FIELDS = ("state", "rounds", "committed_round", "attempt", "metrics", "params_digest", "mlflow_run_id", "error")
 SHOWN_FIELDS = ("mlflow_run_id", "compare_url", "prefect_flow_run_id", "prefect_flow_run_url")
+ACCURACY = "eval/accuracy"
+ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
 STAGES = ("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate")
 
 
@@ -189,7 +192,7 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
     rounds = store.rounds(run.run_id)
     return _summary(store, run, rounds) | {
         "privacy": _privacy(store, run, rounds),
-        "communication": {name: _total(rounds, f"communication/{name}") for name in ("upload_bytes", "download_bytes")},
+        "communication": _communication(rounds),
         "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES}
         if all(row.result["seconds"] for row in rounds)
         else None,  # withheld
@@ -244,10 +247,25 @@ def _of_examples(store: Store, run: RunRecord, epsilon: float, rounds: Sequence[
     }
 
 
-def _total(rounds: Sequence[RoundRecord], metric: str) -> int | None:
-    """A metric summed over rounds; None where it is withheld."""
-    values = [row.result["metrics"].get(metric) for row in rounds]
-    return None if None in values else int(sum(values))
+def _communication(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Sums over the rounds; None where they are withheld. With a simulated network its seconds as well, and after how
+    many of them the test accuracy first came to what."""
+    metrics = [row.result["metrics"] for row in rounds]
+    found: dict[str, Any] = {}
+    for name in ("upload_bytes", "download_bytes"):
+        values = [each.get(f"communication/{name}") for each in metrics]
+        found[name] = None if None in values else int(sum(values))
+    seconds = [each.get("communication/simulated_s") for each in metrics]
+    if not seconds or None in seconds:
+        return found
+    passed = list(accumulate(seconds))
+    reached = {
+        str(level): next((s for s, each in zip(passed, metrics, strict=True) if each.get(ACCURACY, 0) >= level), None)
+        for level in ACCURACIES
+    }
+    found["simulated_s"] = passed[-1]
+    found["simulated_s_to_accuracy"] = {level: s for level, s in reached.items() if s is not None}
+    return found
 
 
 def sweep_data(

@@ -238,8 +238,8 @@ class UpdateSum:
 class Collected:
     """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs.
 
-    `memory` holds, with error feedback, what clients keep of it: float32 [D] each, by client. `slowest_s` is the
-    simulated time of the slowest client.
+    `memory` holds, with error feedback, what clients keep of it: float32 [D] each, by client. `largest_bytes` is the
+    length of the longest update, `slowest_s` the simulated time of the slowest client.
     """
 
     partial: Partial
@@ -250,6 +250,7 @@ class Collected:
     rejected: Mapping[str, str] = field(default_factory=dict)  # client id -> reason
     upload_bytes: int = 0
     download_bytes: int = 0
+    largest_bytes: int = 0
     slowest_s: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -261,12 +262,7 @@ class Collected:
                 "count": self.partial.count,
                 "train_loss": [self.train_loss.total, self.train_loss.weight],
                 "compression_error": [self.compression_error.total, self.compression_error.weight],
-                "selected": self.selected,
-                "rejected": dict(self.rejected),
-                "upload_bytes": self.upload_bytes,
-                "download_bytes": self.download_bytes,
-                "slowest_s": self.slowest_s,
-                "seconds": dict(self.seconds),
+                **{name: getattr(self, name) for name in _PLAIN_OF_COLLECTED},
             },
         )
 
@@ -282,7 +278,9 @@ class Collected:
         )
 
 
-_PLAIN_OF_COLLECTED: Final = ("selected", "rejected", "upload_bytes", "download_bytes", "slowest_s", "seconds")
+_PLAIN_OF_COLLECTED: Final = (
+    *("selected", "rejected", "upload_bytes", "download_bytes", "largest_bytes", "slowest_s", "seconds"),
+)
 
 
 @dataclass(frozen=True, slots=True)

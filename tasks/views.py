@@ -176,7 +176,10 @@ COLUMNS: Final = {
     "signal to noise": ("privacy/signal_to_noise", ".3g"),
     "selected": ("clients/selected", ",.0f"),
     "received": ("clients/received", ",.0f"),
-    "upload bytes": ("communication/upload_bytes", ",.0f"),
+    "bytes up": ("communication/upload_bytes", ",.0f"),
+    "bytes down": ("communication/download_bytes", ",.0f"),
+    "lost in compression": ("communication/error", ".3f"),
+    "simulated s": ("communication/simulated_s", ".2f"),
     "seconds": ("time/round_s", ".3f"),
 }
 

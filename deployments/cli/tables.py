@@ -441,6 +441,10 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
     if told or not withholds(data.get("metrics") or {}):
         up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
         facts.add_row("communication", f"{up} up, {down} down")
+    if communication.get("simulated_s") is not None:
+        reached = list(communication["simulated_s_to_accuracy"].items())[-3:]
+        after = "; ".join(f"accuracy {level} after {s:,.1f} s" for level, s in reached)
+        facts.add_row("network", f"{communication['simulated_s']:,.1f} s simulated{after and f' ({after})'}")
     privacy = data.get("privacy") or {}
     facts.add_row("privacy", _privacy(privacy))
     left_out = privacy.get("left_out") or (privacy.get("examples") or {}).get("left_out")

@@ -267,6 +267,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         rejected={**collected.rejected, **batch.absent, **reasons},
         upload_bytes=collected.upload_bytes + sum(map(len, batch.frames)),
         download_bytes=collected.download_bytes + batch.download_bytes,
+        largest_bytes=max([collected.largest_bytes, *map(len, batch.frames)]),
         slowest_s=max(collected.slowest_s, hub.slowest_s(tasks, list(map(len, batch.frames)), _download(batch))),
     )
 
@@ -295,6 +296,7 @@ def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: Collected
         rejected={**collected.rejected, **batch.refused, **batch.absent},
         upload_bytes=collected.upload_bytes + upload_bytes,
         download_bytes=collected.download_bytes + batch.download_bytes,
+        largest_bytes=max([collected.largest_bytes, *(len(frame) for frame, _ in batch.frames)]),
         slowest_s=max(collected.slowest_s, hub.slowest_s(_tasks(plan, batch.client_ids), each, _download(batch))),
     )
 
@@ -429,6 +431,7 @@ def round_result(
         "clients/rejected": len(collected.rejected),
         "communication/upload_bytes": collected.upload_bytes,
         "communication/download_bytes": collected.download_bytes,
+        "communication/largest_update_bytes": collected.largest_bytes,
         "communication/error": collected.compression_error.mean,
     }
     if collected.slowest_s:

@@ -110,6 +110,7 @@ class TestCollected:
             rejected=rejected,
             upload_bytes=upload_bytes,
             download_bytes=download_bytes,
+            largest_bytes=count,
             slowest_s=loss[0],
             seconds=seconds,
         )
@@ -118,7 +119,7 @@ class TestCollected:
         assert found.to_bytes() == data
         assert (found.partial.count, found.train_loss, found.rejected) == (count, Weighted(*loss), rejected)
         assert (found.selected, found.upload_bytes, found.download_bytes) == (selected, upload_bytes, download_bytes)
-        assert (found.seconds, found.slowest_s) == (seconds, loss[0])
+        assert (found.seconds, found.slowest_s, found.largest_bytes) == (seconds, loss[0], count)
         assert found.memory.keys() == rejected.keys() and found.compression_error == Weighted(*loss)
         assert same_bits(found.partial.tensors["sum"], partial.tensors["sum"])
 

@@ -499,6 +499,16 @@ def test_deploy_gives_what_was_registered(
         assert words in out
 
 
+def test_people_get_the_simulated_time(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:
+    reached = {"0.5": 1.5, "0.8": 12.0, "0.9": 40.25, "0.95": 1234.5}
+    communication = {**RUN["communication"], "simulated_s": 2000.0, "simulated_s_to_accuracy": reached}
+    interface.data = RUN | {"communication": communication}
+    assert main(["train", "heart.yaml"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    told = "accuracy 0.8 after 12.0 s; accuracy 0.9 after 40.2 s; accuracy 0.95 after 1,234.5 s"
+    assert f"network 2,000.0 s simulated ({told})" in out
+
+
 def test_what_is_withheld_is_named_and_not_shown_as_nothing(
     interface: FakeInterface, capfd: pytest.CaptureFixture[str]
 ) -> None:

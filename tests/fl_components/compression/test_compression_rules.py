@@ -316,6 +316,37 @@ class TestPublishedErrors:
         """Schuchman 1964: uniform over a step, whatever went in: step^2 / 12 of the mean square."""
         assert mean_error(Dithered(step=step), update(vector), 1000) == pytest.approx(step**2 / 12, rel=0.03)
 
+    @pytest.mark.parametrize("rule", [ByteBudget(update_bytes=2000), ByteBudget(update_bytes=700, error_feedback=True)])
+    def test_byte_budget(self, rule: ByteBudget) -> None:
+        """Shoham and Gersho 1988: with these bytes no other choice of bits for each block, of all that dynamic
+        programming looks at, would lose less in expectation. What is really lost is that expectation."""
+        size, num_blocks = 16 * 512, 16
+        delta_D = update(layers, size)
+        (payload,) = rule.compress(delta_D[None], known(shapes=((size,),)))
+        taken = payload["bits"].values  # type: ignore[union-attr]
+        least = 1 if rule.unbiased else 0
+        lost = [1, 0.5708, 0.1331, 0.0358, 0.0096] if rule.unbiased else [1, 0.3634, 0.1175, 0.03454, 0.009497]
+        squares_K = squares(delta_D.reshape(num_blocks, 512))
+        unit = 32  # bits, which all costs are multiples of
+        affordable = (8 * rule.update_bytes - 3 * num_blocks) // unit
+        best = np.zeros(affordable + 1)  # the least that is lost of the blocks so far, by what they cost at most
+        for square in squares_K:
+            best = np.min(
+                [
+                    np.concatenate([np.full(min(cost, len(best)), np.inf), best[: max(0, len(best) - cost)]])
+                    + square * lost[bits]
+                    for bits in range(least, 5)
+                    for cost in [(512 * bits + 32 * (bits > 0)) // unit]
+                ],
+                axis=0,
+            )
+        expected = float(squares_K @ np.array(lost)[taken])
+        # A greedy choice leaves less than one step unspent: it is the best for what it did spend.
+        spent = int((512 * taken.astype(int) + 32 * (taken > 0)).sum()) // unit
+        assert affordable - spent < 544 / unit
+        assert expected <= best[spent] * (1 + 1e-9)
+        assert mean_error(rule, delta_D, 100) == pytest.approx(expected / squares(delta_D), rel=0.05)
+
     def test_low_rank(self) -> None:
         """A matrix of that rank comes back whole; of any other no more is lost than there is (a projection), and with
         more steps about what the best factors lose (Eckart and Young 1936)."""
@@ -374,6 +405,19 @@ class TestLengths:
         delta_D = update(size=199_210)
         _, (frame,) = through_frames(rule, delta_D[None], known(shapes=((199_210,),)))
         assert 8 * len(frame) / 199_210 <= 1.1 * bits
+
+    @given(size=st.integers(1, 5000), update_bytes=st.integers(64, 4000), error_feedback=st.booleans())
+    def test_a_byte_budget_is_kept(self, size: int, update_bytes: int, error_feedback: bool) -> None:
+        rule = ByteBudget(update_bytes=update_bytes, error_feedback=error_feedback)
+        delta_D, what = update(layers, size), known(shapes=((size,),))
+        found_ND, (frame,) = through_frames(rule, delta_D[None], what)
+        assert len(frame) <= update_bytes + 400
+        try:
+            rule.check_size(size)
+        except ValueError as error:
+            assert f"compression.update_bytes is {update_bytes}, and an update of {size} parameters takes" in str(error)
+        else:
+            assert error_feedback or found_ND.all()
 
 
 class TestFields:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.api import run_data
 from fl_components.compression import Known
 from fl_components.config import parse_config
 from fl_components.errors import ConfigError, WireError
@@ -186,6 +187,8 @@ def test_what_a_round_reports(open_run: OpenRun) -> None:
     assert 0.05 < metrics["communication/error"] < 0.2
     sent = 9 * hub.federation.num_parameters
     assert metrics["communication/bits_per_parameter"] == 8 * metrics["communication/upload_bytes"] / sent
+    mean_bytes = metrics["communication/upload_bytes"] / 9
+    assert mean_bytes <= metrics["communication/largest_update_bytes"] < 1.1 * mean_bytes
     upload_s = 8 * metrics["communication/upload_bytes"] / 9 / 1e6
     download_s = 8 * metrics["communication/download_bytes"] / 9 / 10e6
     assert metrics["communication/simulated_s"] == pytest.approx(1 + upload_s + download_s, rel=1e-3)
@@ -204,6 +207,22 @@ def test_a_round_takes_as_long_as_its_slowest_client(open_run: OpenRun) -> None:
     )
     assert result.metrics["communication/simulated_s"] == pytest.approx(each_N.max(), rel=1e-3)
     assert each_N.max() > 1.5 * np.median(each_N)
+
+
+def test_the_simulated_time_to_an_accuracy_is_told(open_run: OpenRun, store: Store) -> None:
+    """In `train --json` and `show --json`: the seconds of the rounds up to the first that came to it."""
+    quick = {"learning_rate": 0.5, "batch_size": 10, "epochs": 5}
+    hub = open_run(network={}, rounds=6, model=MLP, training=quick)
+    metrics = [walk(stages, hub, round).metrics for round in range(1, 7)]
+    told = run_data(store, store.run("r"))["communication"]
+    seconds = [each["communication/simulated_s"] for each in metrics]
+    assert told["simulated_s"] == pytest.approx(sum(seconds))
+    accuracies = [each["eval/accuracy"] for each in metrics]
+    levels = [level for level in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if level <= max(accuracies)]
+    assert told["simulated_s_to_accuracy"].keys() == {str(level) for level in levels} != set()
+    for level in levels:
+        first = next(round for round, each in enumerate(accuracies, 1) if each >= level)
+        assert told["simulated_s_to_accuracy"][str(level)] == pytest.approx(sum(seconds[:first]))
 
 
 def test_what_a_run_would_send_is_told_before(open_run: OpenRun) -> None:
