@@ -29,8 +29,8 @@ class Network(Rule):
 
     download_mbps: float = Field(default=10.0, gt=0, description="median, in 10^6 bits a second")
     upload_mbps: float = Field(default=10.0, gt=0, description="median, in 10^6 bits a second")
-    latency_s: float = Field(default=0.05, ge=0, description="of one way")
-    spread: float = Field(default=0.5, ge=0, le=3, description="of the logarithms of bandwidths and speeds")
+    latency_s: float = Field(default=0.05, ge=0, description="median, of one way")
+    spread: float = Field(default=0.5, ge=0, le=3, description="of the logarithms of bandwidths, latencies and speeds")
     seconds_per_example: float = Field(default=0.0, ge=0, description="median time to train on one example once")
 
     def seconds(
@@ -49,10 +49,17 @@ class Network(Rule):
           examples_N: on how many examples each trains, each pass counted.
           upload_bytes_N, download_bytes: what each sends and gets.
         """
-        down_N, up_N, speed_N = (self._factors(rows_N, seed, what) for what in ("download", "upload", "speed"))
+        down_N, up_N, wait_N, speed_N = (
+            self._factors(rows_N, seed, what) for what in ("download", "upload", "latency", "speed")
+        )
         download_N = 8 * download_bytes / (BITS_OF_MBIT * self.download_mbps * down_N)
         upload_N = 8 * np.asarray(upload_bytes_N) / (BITS_OF_MBIT * self.upload_mbps * up_N)
-        return 2 * self.latency_s + download_N + np.asarray(examples_N) * self.seconds_per_example / speed_N + upload_N
+        return (
+            2 * self.latency_s * wait_N
+            + download_N
+            + np.asarray(examples_N) * self.seconds_per_example / speed_N
+            + upload_N
+        )
 
     def _factors(self, rows_N: Rows, seed: int, what: str) -> Float64:
         draws_N = uniform(rows_N, derive_key(seed, 0, f"network {what}"))

@@ -1,5 +1,6 @@
 """How updates and parameters travel: as frames (docs/wire-format.md), decoded without running any code."""
 
+from fl_components.wire.assembly import Assembly, frame_digest
 from fl_components.wire.frames import (
     Download,
     Update,
@@ -14,6 +15,7 @@ from fl_components.wire.frames import (
 )
 
 __all__ = [
+    "Assembly",
     "Download",
     "Update",
     "decode_frame",
@@ -22,6 +24,7 @@ __all__ = [
     "encode_frame",
     "encode_params",
     "encode_update",
+    "frame_digest",
     "max_update_bytes",
     "read_frame",
 ]
