@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import codecs
 from fl_components.config import load_config
 from fl_components.simulate import simulate
+from fl_components.wire import Update, encode_update
 from tests.support import public_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +72,30 @@ def test_the_peer_benchmark_prints_its_table(digits_like_mnist: Path, tmp_path: 
     lean, plain = rows["lean PyTorch loop"], rows["plain PyTorch loop"]
     assert lean["accuracy"] == pytest.approx(plain["accuracy"], abs=1e-3) and plain["accuracy"] > 0.1
     assert rows["fedrounds: whole pipeline"]["accuracy"] == rows["fedrounds: training stage"]["accuracy"] > 0.1
+
+
+def test_the_benchmark_of_codecs_counts_real_frames(tmp_path: Path) -> None:
+    rules = ["top_k 1 %, signs", "eden, 1 bit"]
+    command = [sys.executable, "-m", "benchmarks.codecs", "--quick", "--input", "normal", "--peers", "--bad-input"]
+    command += ["--rules", *rules, "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = {cells[1].strip(): cells[2:-1] for line in done.stdout.splitlines() if (cells := line.split("|"))[1:]}
+    assert all(float(cell) > 0 for rule in rules for cell in table[rule][:3])
+    rows = {row["title"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
+    assert rows[codecs.COPY]["num_bytes"] == 4 * 199_210
+    updates = codecs.updates_of("normal", codecs.FEW)
+    for rule in rules:
+        codec = updates.codec(codecs.RULES[rule])
+        payloads = codec.rule.compress(updates.deltas_ND, codec.known(updates.tasks))
+        frames = [
+            encode_update(Update(task.client_id, updates.plan.base_digest, payload))
+            for task, payload in zip(updates.tasks, payloads, strict=True)
+        ]
+        assert rows[rule]["num_bytes"] == mean(map(len, frames))
+    refused = {what: [int(cell) for cell in cells[:2]] for what, cells in table.items() if cells[-1].strip() == "yes"}
+    assert len(refused) == 15, done.stdout
+    assert all(count == tried or "checksum right" in what for what, (tried, count) in refused.items()), done.stdout
 
 
 @pytest.mark.slow

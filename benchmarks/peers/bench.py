@@ -85,8 +85,8 @@ def main() -> None:
                 if other is peer:
                     row.error = f"not installed: {reason}"
     _prepare(options.mnist, options.workload, options.cache)
-    about = _about()
-    print(about, flush=True)
+    machine = about()
+    print(machine, flush=True)
     try:
         for repeat in range(options.repeats):
             for (workload, peer), row in rows.items():
@@ -96,7 +96,7 @@ def main() -> None:
                     told = row.error or f"{row.means_s[-1]:.3f} s a round, {row.peak_mb[-1]:.0f} MB"
                     print(f"{repeat + 1}/{options.repeats} {workload:<3} {row.title}: {told}", flush=True)
     finally:  # a run that is stopped tells what it has
-        _report(options, list(rows.values()), about)
+        _report(options, list(rows.values()), machine)
 
 
 def _options() -> argparse.Namespace:
@@ -180,7 +180,8 @@ def _pss_bytes(pid: int) -> int:
     return total
 
 
-def _about() -> str:
+def about() -> str:
+    """The machine, the day, and what else runs on it."""
     with open("/proc/cpuinfo", encoding="utf-8") as lines:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
     memory_gb = psutil.virtual_memory().total / 1e9
@@ -188,15 +189,15 @@ def _about() -> str:
     return f"{machine}, {time.strftime('%Y-%m-%d')}; load average before the run {os.getloadavg()[0]:.1f}"
 
 
-def _report(options: argparse.Namespace, rows: list[Row], about: str) -> None:
+def _report(options: argparse.Namespace, rows: list[Row], machine: str) -> None:
     tables = [
         f"{workload}\n\n{table([row for row in rows if row.workload == workload])}" for workload in options.workloads
     ]
     print("\n" + "\n\n".join(tables))
     if options.markdown:
-        options.markdown.write_text("\n\n".join([about, *tables]) + "\n")
+        options.markdown.write_text("\n\n".join([machine, *tables]) + "\n")
     if options.json:
-        options.json.write_text(json.dumps({"about": about, "rows": [asdict(row) for row in rows]}) + "\n")
+        options.json.write_text(json.dumps({"about": machine, "rows": [asdict(row) for row in rows]}) + "\n")
 
 
 if __name__ == "__main__":

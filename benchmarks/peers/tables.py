@@ -47,7 +47,7 @@ def table(rows: Sequence[Row]) -> str:
     cells = [_cells(row, [row.round_s / one.round_s if one else None for one in ours]) for row in measured]
     others = [row for row in rows if not row.seconds]
     missing = [[row.title, row.version, f"failed: {row.error or 'stopped'}", *[""] * 5] for row in others]
-    return _aligned([HEADER, *cells, *missing])
+    return aligned([HEADER, *cells, *missing])
 
 
 def _cells(row: Row, ratios: Iterable[float | None]) -> list[str]:
@@ -63,8 +63,9 @@ def _cells(row: Row, ratios: Iterable[float | None]) -> list[str]:
     ]
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as a table of Markdown."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     header, *others = [f"| {' | '.join(line)} |" for line in padded]
     return "\n".join([header, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *others])
