@@ -52,8 +52,13 @@ class Known:
         ]
 
     def uniforms(self, purpose: str, size: int) -> Float32:
-        """Each client's own numbers between 0 and 1, float32 [N, size]."""
-        return np.stack([draw.random(size, np.float32) for draw in self.draws(purpose)])
+        """Each client's own numbers from 0 to less than 1, float32 [N, size], of 23 random bits each."""
+        found_ND = np.empty((len(self.seeds), size), np.float32)
+        for row_D, draw in zip(found_ND, self.draws(purpose), strict=True):
+            # Two of each draw of 64 bits, as bits of numbers from 1 to less than 2: twice as fast as Generator.random.
+            words = draw.integers(0, 2**64 - 1, -(-size // 2), np.uint64, endpoint=True).view(np.uint32)[:size]
+            np.subtract((words >> np.uint32(9) | np.uint32(0x3F800000)).view(np.float32), 1, out=row_D)
+        return found_ND
 
     def common_draw(self, purpose: str) -> np.random.Generator:
         """A generator that draws the same for all clients of the round."""

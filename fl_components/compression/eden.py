@@ -60,7 +60,7 @@ class Eden(Quantiser):
 
     def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
         size = known.num_parameters
-        rotated_ND = levels_of(self.bits)[symbols(payloads, "symbols")]
+        rotated_ND = np.take(levels_of(self.bits), symbols(payloads, "symbols"), mode="clip")  # faster than by brackets
         rotated_NKB = rotated_ND.reshape(len(payloads), -1, block_of(size))
         with np.errstate(all="ignore"):
             rotated_NKB *= numbers(payloads, "scales")[..., None]
@@ -83,7 +83,7 @@ def quantised(rotated_MKB: Float32, bits: int, *, unbiased: bool) -> tuple[NDArr
         symbols_MKB = np.zeros(rotated_MKB.shape, np.uint8)
         for between in (levels[1:] + levels[:-1]) / 2:
             symbols_MKB += rotated_MKB >= between * deviations_MK[..., None]
-        levels_MKB = levels[symbols_MKB]
+        levels_MKB = np.take(levels, symbols_MKB, mode="clip")
         products_MK = np.einsum("mkb,mkb->mk", rotated_MKB, levels_MKB)
         if unbiased:
             scales_MK = squares_MK / products_MK

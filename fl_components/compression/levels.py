@@ -60,11 +60,12 @@ class Levels(Quantiser):
             scales = self.scales(values_NKB)
             lowest_NK, step_NK = self.grid(scales)
             per_step_NK = np.where(step_NK > 0, 1 / step_NK, 0).astype(np.float32)
-            levels_NKB = (values_NKB - lowest_NK[..., None]) * per_step_NK[..., None]
+            levels_NKB = values_NKB - lowest_NK[..., None]
+            levels_NKB *= per_step_NK[..., None]
             levels_ND = levels_NKB.reshape(num_rows, -1)[:, :size]
             levels_ND += known.uniforms(self.kind, size)
-            np.clip(np.floor(levels_ND, out=levels_ND), 0, self.top, out=levels_ND)
-            symbols_ND = np.nan_to_num(levels_ND, copy=False).astype(np.uint8 if self.symbol_bits <= 8 else np.uint16)
+            np.fmin(np.fmax(levels_ND, 0, out=levels_ND), self.top, out=levels_ND)  # NaN becomes 0
+            symbols_ND = levels_ND.astype(np.uint8 if self.symbol_bits <= 8 else np.uint16)  # rounds down
         return [
             {"symbols": Symbols(symbols_D, self.symbol_bits)} | {name: each[row] for name, each in scales.items()}
             for row, symbols_D in enumerate(symbols_ND)

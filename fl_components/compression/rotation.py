@@ -57,13 +57,16 @@ def rotate_back(rotated_NKB: Float32, num_values: int, known: Known) -> Float32:
 
 def _signs(known: Known, size: int) -> list[torch.Tensor]:
     """For each round and row, as bits of a float32's sign, int32 [N, size]."""
-    found = []
-    draws = known.draws("rotation")
+    found, draws, num_bytes = [], known.draws("rotation"), -(-size // 8)
     for _ in range(ROUNDS):
-        bytes_N = [np.frombuffer(draw.bytes(-(-size // 8)), np.uint8) for draw in draws]
-        bits_ND = np.stack([np.unpackbits(each, count=size) for each in bytes_N])
-        found.append(torch.from_numpy(bits_ND.astype(np.int32) << 31))
+        signs_N = np.empty((len(draws), num_bytes, 8), np.int32)
+        for signs, draw in zip(signs_N, draws, strict=True):
+            np.take(_SIGNS_OF_BYTE, np.frombuffer(draw.bytes(num_bytes), np.uint8), axis=0, out=signs, mode="clip")
+        found.append(torch.from_numpy(signs_N).flatten(1)[:, :size])
     return found
+
+
+_SIGNS_OF_BYTE: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int32) << 31
 
 
 def _flip(values: torch.Tensor, signs_ND: torch.Tensor) -> None:

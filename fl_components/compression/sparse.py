@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Values = Quantiser
 else:
     Values = union("quantisers", NoCompression, Qsgd, Uniform, Sign, Ternary, Eden, Dithered)
+
+SAMPLED: Final = 64  # one of so many
 
 FRACTION = Field(default=0.01, gt=0, le=1, description="of the numbers of an update, how many are kept")
 
@@ -87,8 +89,8 @@ class TopK(Sparsifier):
     fraction: float = FRACTION
 
     def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
-        first = known.num_parameters - num_kept(self.fraction, known.num_parameters)
-        return [np.sort(np.argpartition(np.abs(delta_D), first)[first:]) for delta_D in deltas_ND]
+        count = num_kept(self.fraction, known.num_parameters)
+        return [_largest(np.abs(delta_D), count) for delta_D in deltas_ND]
 
 
 class Threshold(Sparsifier):
@@ -156,6 +158,20 @@ class RandomK(Sparsifier):
         places_NK = np.stack(self.kept(deltas_ND, known))
         np.put_along_axis(deltas_ND, places_NK, self.values.decompress(payloads, known.inside(places_NK.shape[1])), 1)
         return deltas_ND
+
+
+def _largest(sizes_D: Float32, count: int) -> Int64:
+    """The places of so many of the largest numbers, ascending. What is NaN is large.
+
+    A sample says what is probably not among them, so that few have to be put in order.
+    """
+    sample = sizes_D[::SAMPLED]
+    rank = 5 * count // (4 * SAMPLED) + 8  # of a number that is a little too small
+    if rank < len(sample):
+        candidates = np.flatnonzero(~(sizes_D < np.partition(sample, -rank)[-rank]))
+        if len(candidates) >= count:
+            return np.sort(candidates[np.argpartition(sizes_D[candidates], -count)[-count:]])
+    return np.sort(np.argpartition(sizes_D, -count)[-count:])
 
 
 def num_kept(fraction: float, num_parameters: int) -> int:
