@@ -50,14 +50,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
     "uniform, 8 bits": {"kind": "uniform", "bits": 8},
     "qsgd, 4 bits": {"kind": "qsgd", "bits": 4},
-    "qsgd, 2 bits": {"kind": "qsgd", "bits": 2},
     "ternary": {"kind": "ternary"},
     "eden, 2 bits": {"kind": "eden", "bits": 2},
     "eden, 1 bit": EDEN_1,
     "dithered, step 1": {"kind": "dithered", "step": 1.0},
     "dithered, step 3": {"kind": "dithered", "step": 3.0},
-    "random_k .5, eden 1 bit": {"kind": "random_k", "fraction": 0.5, "values": EDEN_1},
+    "random_k .97, eden 1 bit": {"kind": "random_k", "fraction": 0.97, "values": EDEN_1},
     "random_k .01": {"kind": "random_k", "fraction": 0.01},
+    "byte_budget 27 kB": {"kind": "byte_budget", "update_bytes": 27_000},
+    "byte_budget 6 kB, feedback": {"kind": "byte_budget", "update_bytes": 6_000, "error_feedback": True},
+    "byte_budget 52 kB, feedback": {"kind": "byte_budget", "update_bytes": 52_000, "error_feedback": True},
     "sign, feedback": {**SIGN, "error_feedback": True},
     "low_rank 4, feedback": {"kind": "low_rank", "rank": 4, "error_feedback": True},
     "top_k .01, feedback": _topk(0.01),
@@ -81,7 +83,7 @@ def configuration(options: argparse.Namespace, partition: str, setting: str, see
         "seed": seed,
         "data": {"kind": "mnist", "partition": {**PARTITIONS[partition], "num_clients": num_clients}},
         "model": MODELS[options.model],
-        "training": {"learning_rate": options.learning_rate, "batch_size": 20, "epochs": 1},
+        "training": {"learning_rate": options.learning_rate, "batch_size": 20, "steps": options.steps},
         "compression": SETTINGS[setting],
         "broadcast": BROADCASTS[options.broadcast],
         "network": {"upload_mbps": 10, "download_mbps": 10, "latency_s": 0.05, "spread": 0},
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--broadcast", choices=[*BROADCASTS], default="4-bit differences")
     parser.add_argument("--sampled", action="store_true", help="ten of a hundred clients a round, not twenty silos")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=50, help="of a client in a round, of 20 images each")
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only-report", action="store_true")
@@ -184,7 +187,8 @@ def main() -> None:
     who = "10 of 100 clients" if options.sampled else "20 silos"
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for partition in options.partitions:
-        title = f"{options.model}, {partition}, {who}, broadcast {options.broadcast}, {options.rounds} rounds"
+        rounds = f"{options.rounds} rounds of {options.steps} steps"
+        title = f"{options.model}, {partition}, {who}, broadcast {options.broadcast}, {rounds}"
         for setting in options.settings:
             for seed in options.seeds:
                 what = f"{title}, rate {options.learning_rate}, {setting}, seed {seed}"

@@ -113,6 +113,14 @@ def shown_by_mlflow(run_id):
         "artifacts": files(f"runs:/{runs[0].info.run_id}/"), "model": files(models[0].artifact_location),
     }
 
+def answering(config):
+    # The population, or each of its clients: whoever has a ledger.
+    if "privacy" not in config["training"]:
+        return [config["population"]]
+    _, *clients = privacy.status(config["population"] + "/*")
+    assert clients
+    return [each["population"] for each in clients]
+
 told = {}
 for population in ("hospital", "clinic"):
     privacy.set_budget(population, epsilon=100, delta=1e-3, reason="a test")
@@ -128,7 +136,7 @@ with connect(idle_s=20) as connection:
         told[run_id] = {
             "trained": trained, "news": list(map(asdict, silent)), "messages": messages,
             "shown": api.show(run_id), "listed": api.runs(1), "status": privacy.status(),
-            "ledger": privacy.ledger(config["population"]),
+            "ledgers": {name: privacy.ledger(name) for name in answering(config)},
             "statement": privacy.statement(run_id),
             "printed": {"show": printed("show", run_id), "status": printed("privacy", "status")},
         }

@@ -66,11 +66,13 @@ def test_a_kill_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Case
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_kill_at_any_write_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Cases]) -> None:
     check_silos(run_cases("kills", config="silos.yaml"), kills=1)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_second_kill_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Cases]) -> None:
     check_silos(run_cases("double-kills", "--every", "4", config="silos.yaml"), kills=2)
 
@@ -97,6 +99,7 @@ def test_a_kill_under_a_privacy_claim_changes_nothing(run_cases: Callable[..., C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_kill_at_any_write_under_a_privacy_claim(run_cases: Callable[..., Cases]) -> None:
     cases = run_cases("kills", config="private.yaml")
     check_private(dict(cases), kills=1)
@@ -105,11 +108,13 @@ def test_a_kill_at_any_write_under_a_privacy_claim(run_cases: Callable[..., Case
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_second_kill_under_a_privacy_claim(run_cases: Callable[..., Cases]) -> None:
     check_private(run_cases("double-kills", "--every", "8", config="private.yaml"), kills=2)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.postgres
 def test_a_kill_under_a_privacy_claim_on_postgresql(run_cases: Callable[..., Cases], postgres_url: str) -> None:
     check_private(run_cases("kills", "--every", "3", "--postgres-url", postgres_url, config="private.yaml"), kills=1)
