@@ -248,10 +248,14 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         places = [place for place in places if place not in refused]
         if places:
             examples_N = np.array([float(tasks[place].num_examples) for place in places])
+            together = places[-1] - places[0] < len(places)
+            own_ND = (
+                deltas_ND[places[0] : places[-1] + 1] if together else deltas_ND[places]
+            )  # no copy, where none need be
             if clip is None:
-                partial = rule.add(partial, deltas_ND[places], examples_N)
+                partial = rule.add(partial, own_ND, examples_N)
             else:
-                partial = _add_clipped(hub, partial, deltas_ND[places], examples_N, clip)
+                partial = _add_clipped(hub, partial, own_ND, examples_N, clip)
     loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in refused), collected.train_loss)
     reasons = {tasks[place].client_id: reason for place, reason in refused.items()}
     kept_ND = () if batch.memory is None else batch.memory
