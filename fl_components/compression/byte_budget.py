@@ -102,7 +102,10 @@ class ByteBudget(CompressionRule):
     def check(self, payload: Payload, known: Known) -> None:
         size = known.num_parameters
         block = _block(size)
-        expect({"bits": payload["bits"]} if "bits" in payload else {}, bits=("symbols", num_buckets(size, block), 3))
+        expect(
+            {"bits": payload["bits"]} if "bits" in payload else {},
+            bits=("symbols", num_buckets(size, block), COUNT_BITS),
+        )
         counts = np.bincount(_bits_of(payload), minlength=MOST_BITS + 1)
         if len(counts) > MOST_BITS + 1:
             raise UpdateRejected(f"wrong_shape: blocks of {len(counts) - 1} bits a number; {MOST_BITS} are the most")
