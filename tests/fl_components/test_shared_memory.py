@@ -47,6 +47,7 @@ def test_another_process_sees_and_writes_the_same(kind: str) -> None:
 
 
 def test_no_file_stays_open_and_arrays_outlive_it(kind: str) -> None:
+    gc.collect()  # what earlier tests left
     before = psutil.Process().num_fds()
     memory = SharedMemory.create({"x": (np.float32, (2, 3))})
     held = memory["x"]

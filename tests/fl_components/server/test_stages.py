@@ -290,6 +290,7 @@ class TestRoundResult:
             rejected={"a": "not_finite: x", "b": "not_finite: y"},
             upload_bytes=10,
             download_bytes=20,
+            largest_bytes=5,
         )
         found = {"eval/loss": public(float("inf")), "eval/accuracy": public(0.5)}
         found["privacy/epsilon"] = public(float("inf"))  # which nobody may take for none
@@ -310,6 +311,7 @@ class TestRoundResult:
             "clients/received": 0,
             "clients/rejected": 2,
             "communication/upload_bytes": 10,
+            "communication/largest_update_bytes": 5,
             "communication/download_bytes": 20,
             "time/round_s": 7,
             "memory/peak_mb": 3,
