@@ -67,10 +67,8 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
                 continue
             with one_thread():
                 delta_D, _ = training.train(federation.module, base_D, *data.train(client), seed, key(round, client))
-                known, wanted_D = (
-                    Known([seed], round_seed, federation.shapes),
-                    delta_D + memory.get(client, np.float32(0)),
-                )
+                known = Known([seed], round_seed, federation.shapes)
+                wanted_D = delta_D + memory.get(client, np.float32(0))
                 (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)
             if config.compression.error_feedback:
                 memory[client] = wanted_D - received_D

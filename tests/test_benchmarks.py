@@ -19,7 +19,7 @@ from benchmarks import codecs
 from fl_components.config import load_config
 from fl_components.simulate import simulate
 from fl_components.wire import Update, encode_update
-from tests.support import public_data
+from tests.support import missing, public_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -104,7 +104,7 @@ def test_the_workload_is_the_shared_one(
 ) -> None:
     shared = ROOT.parent / "shared" / "bench" / "workload.py"
     if not shared.exists():
-        pytest.skip("there is no shared definition of the workloads beside this repository")
+        missing("there is no shared definition of the workloads beside this repository")
     monkeypatch.setenv("FLDATA", str(digits_like_mnist))
 
     def loaded(file: Path, name: str) -> Any:

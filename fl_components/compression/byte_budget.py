@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fl_components.compression.base import CompressionRule, Known, expect, num_buckets
-from fl_components.compression.eden import CENTROIDS, levels_of, quantised
+from fl_components.compression.eden import CENTROIDS, LOST, levels_of, quantised
 from fl_components.compression.rotation import block_of, rotate, rotate_back
 from fl_components.errors import UpdateRejected
 from fl_components.values import Float32, Payload, Symbols
@@ -18,12 +18,6 @@ from fl_components.values import Float32, Payload, Symbols
 BLOCK: Final = 512
 MOST_BITS: Final = max(CENTROIDS)
 COUNT_BITS, SCALE_BITS = 3, 32
-LOST: Final = {
-    True: (1.0, 0.5708, 0.1331, 0.0358, 0.0096),
-    False: (1.0, 0.3634, 0.1175, 0.03454, 0.009497),
-}
-"""The share of a block's squared norm that is lost with so many bits a number, by whether it is unbiased (Vargaftik et
-al. 2022, table 1; Max 1960, table I)."""
 
 
 class ByteBudget(CompressionRule):

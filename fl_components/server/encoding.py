@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -101,52 +100,34 @@ class Codec:
         frames: Sequence[bytes],
         refusal: Callable[[float], str | None],
     ) -> tuple[Float32, dict[int, str]]:
-        """The updates [N, D] in frames that these clients sent, and why those at some places do not count: all that
-        `decoded` gives, together."""
-        deltas_ND = np.empty((len(frames), self.num_parameters), np.float32)
-        refused: dict[int, str] = {}
-        for rows, piece_ND, reasons in self.decoded(plan, tasks, frames, refusal):
-            deltas_ND[rows] = piece_ND
-            refused |= reasons
-        return deltas_ND, refused
-
-    def decoded(
-        self,
-        plan: RoundPlan,
-        tasks: Sequence[ClientTask],
-        frames: Sequence[bytes],
-        refusal: Callable[[float], str | None],
-    ) -> Iterator[tuple[slice, Float32, dict[int, str]]]:
-        """Some updates after the other, in the order of the frames, so that whoever adds them up has them in a
-        processor's cache: their places, the updates [n, D], and by place why some of them do not count.
+        """The updates [N, D] in frames that these clients sent, and why those at some places do not count.
 
         `refusal` says so of an update's L2 norm (not_finite, norm_too_large). Other reasons begin with too_large,
         undecodable, wrong_client, stale_base, wrong_tensors or wrong_shape; such an update is zeros.
         """
+        deltas_ND = np.zeros((len(frames), self.num_parameters), np.float32)
 
-        def decode(rows: slice) -> tuple[slice, Float32, dict[int, str]]:
+        def decode(rows: slice) -> dict[int, str]:
             payloads, reasons = {}, {}
             for place in range(rows.start, rows.stop):
                 try:
                     payloads[place] = self._checked(plan, tasks[place], frames[place])
                 except UpdateRejected as rejected:
                     reasons[place] = rejected.message
-            num_rows = rows.stop - rows.start
-            if len(payloads) == num_rows:
-                piece_ND = self.rule.decompress(list(payloads.values()), self.known(tasks[rows]))
-            else:
-                piece_ND = np.zeros((num_rows, self.num_parameters), np.float32)
-                if payloads:
-                    known = self.known([tasks[place] for place in payloads])
-                    good = [place - rows.start for place in payloads]
-                    piece_ND[good] = self.rule.decompress(list(payloads.values()), known)
-            for place in payloads:
-                reason = refusal(math.sqrt(_squares(piece_ND[place - rows.start])))
+            places = list(payloads)
+            if places:
+                known = self.known([tasks[place] for place in places])
+                deltas_ND[places] = self.rule.decompress(list(payloads.values()), known)
+            for place in places:
+                reason = refusal(math.sqrt(_squares(deltas_ND[place])))
                 if reason is not None:
                     reasons[place] = reason
-            return rows, piece_ND, reasons
+            return reasons
 
-        return self._in_pieces(decode, len(frames))
+        refused: dict[int, str] = {}
+        for reasons in self._in_pieces(decode, len(frames)):
+            refused |= reasons
+        return deltas_ND, refused
 
     def _checked(self, plan: RoundPlan, task: ClientTask, frame: bytes) -> Payload:
         """What this client sent, before it is decompressed. Raises `UpdateRejected`."""
@@ -164,14 +145,9 @@ class Codec:
         """`work` on slices of so many updates, several at a time; what it returns, in order."""
         keep_freed_memory()
         at_once = max(1, FLOATS_AT_ONCE // self.num_parameters)
-        under_way: deque[Future[T]] = deque()
+        pieces = [slice(start, min(num_updates, start + at_once)) for start in range(0, num_updates, at_once)]
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for start in range(0, num_updates, at_once):
-                if len(under_way) == 2 * self.threads:  # what nobody has taken yet is in memory
-                    yield under_way.popleft().result()
-                under_way.append(pool.submit(work, slice(start, min(num_updates, start + at_once))))
-            while under_way:
-                yield under_way.popleft().result()
+            yield from pool.map(work, pieces)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

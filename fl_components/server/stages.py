@@ -9,10 +9,9 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import wraps
-from itertools import groupby
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -239,8 +238,24 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
     )
     if isinstance(batch, UpdateSum):
         return _admit_sum(hub, plan, batch, collected)
-    tasks = _tasks(plan, batch.client_ids)
-    partial, refused = _take_in(hub, plan, tasks, batch.frames, collected.partial)
+    tasks, clip = _tasks(plan, batch.client_ids), hub.federation.clip(plan)
+    # What is clipped counts whatever its norm is; what is not finite contributes zero.
+    refusal = rule.refusal if clip is None else (lambda norm: None)
+    deltas_ND, refused = hub.codec(plan).decode(plan, tasks, batch.frames, refusal)
+    partial, place_of = collected.partial, {task.client_id: place for place, task in enumerate(tasks)}
+    for shard in plan.shards:
+        places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
+        places = [place for place in places if place not in refused]
+        if places:
+            examples_N = np.array([float(tasks[place].num_examples) for place in places])
+            together = places[-1] - places[0] < len(places)
+            own_ND = (
+                deltas_ND[places[0] : places[-1] + 1] if together else deltas_ND[places]
+            )  # no copy, where none need be
+            if clip is None:
+                partial = rule.add(partial, own_ND, examples_N)
+            else:
+                partial = _add_clipped(hub, partial, own_ND, examples_N, clip)
     loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in refused), collected.train_loss)
     reasons = {tasks[place].client_id: reason for place, reason in refused.items()}
     kept_ND = () if batch.memory is None else batch.memory
@@ -269,45 +284,6 @@ def _add_clipped(hub: Hub, partial: Partial, deltas_ND: Float32, examples_N: Flo
     layers = torch.from_numpy(deltas_ND).split_with_sizes([math.prod(shape) for shape in hub.federation.shapes], dim=1)
     add_contributions(sum_D1, layers, torch.from_numpy(weights_N / rule.max_weight), clip)
     return rule.add_sum(partial, sum_D1, float(weights_N.sum()), len(deltas_ND))
-
-
-def _take_in(
-    hub: Hub, plan: RoundPlan, tasks: Sequence[ClientTask], frames: Sequence[bytes], partial: Partial
-) -> tuple[Partial, dict[int, str]]:
-    """`partial` and the updates in frames, shard by shard, and why those at some places do not count."""
-    rule, codec, clip = hub.config.aggregation, hub.codec(plan), hub.federation.clip(plan)
-    examples_N = np.array([float(task.num_examples) for task in tasks])
-    number_of = {task.client_id: number for number, shard in enumerate(plan.shards) for task in plan.cohort[shard]}
-    shards = [[*places] for _, places in groupby(range(len(tasks)), lambda place: number_of[tasks[place].client_id])]
-    if clip is None and isinstance(rule, AdditiveRule):  # as they are decoded: all of them never exist at once
-        refused: dict[int, str] = {}
-        rows, weights_N = _rows(codec.decoded(plan, tasks, frames, rule.refusal), refused), rule.weigh(examples_N)
-        for places in shards:
-            sum_D = np.zeros_like(partial.tensors["sum"])
-            for place, delta_D in zip(places, rows, strict=False):
-                if place not in refused:
-                    sum_D += delta_D.astype(np.float64) * weights_N[place]
-            counted = [place for place in places if place not in refused]
-            if counted:
-                partial = rule.add_sum(partial, sum_D, float(weights_N[counted].sum()), len(counted))
-        return partial, refused
-    # What is clipped counts whatever its norm is; what is not finite contributes zero.
-    deltas_ND, refused = codec.decode(plan, tasks, frames, rule.refusal if clip is None else (lambda norm: None))
-    for places in shards:
-        counted = [place for place in places if place not in refused]
-        if counted:
-            if clip is None:
-                partial = rule.add(partial, deltas_ND[counted], examples_N[counted])
-            else:
-                partial = _add_clipped(hub, partial, deltas_ND[counted], examples_N[counted], clip)
-    return partial, refused
-
-
-def _rows(decoded: Iterable[tuple[slice, Float32, dict[int, str]]], refused: dict[int, str]) -> Iterator[Float32]:
-    """One update after the other; `refused` learns of it before one that does not count is given."""
-    for _, piece_ND, reasons in decoded:
-        refused |= reasons
-        yield from piece_ND
 
 
 def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: Collected) -> Collected:

@@ -112,7 +112,7 @@ def test_an_update_that_is_refused(
 
 
 def test_every_reason_is_named_where_it_is_promised() -> None:
-    promised = Codec.decoded.__doc__ or ""
+    promised = Codec.decode.__doc__ or ""
     assert all(reason in promised for reason, _ in CASES)
 
 
