@@ -248,6 +248,25 @@ class TestPublishedErrors:
         error = squares(there_and_back(rule, delta_D[None], what)[0] - delta_D)
         assert error <= (1 - kept / len(delta_D)) * squares(delta_D) * (1 + 1e-6)
 
+    @pytest.mark.parametrize("fraction", [0.001, 0.01, 0.1])
+    @pytest.mark.parametrize("kind", ["normal", "ascending", "large where the sample looks", "mostly zeros", "NaN"])
+    def test_top_k_of_many(self, kind: str, fraction: float) -> None:
+        """The largest, also where the sample that spares ordering all of them misleads."""
+        delta_D = update(size=20_000)
+        if kind == "ascending":
+            delta_D.sort()
+        elif kind == "large where the sample looks":
+            delta_D[::64] *= 100
+        elif kind == "mostly zeros":
+            delta_D[np.arange(20_000) % 50 > 0] = 0
+        elif kind == "NaN":
+            delta_D[[3, 70, 19_999]] = np.nan
+        found_D = there_and_back(TopK(fraction=fraction), delta_D[None], known(shapes=((20_000,),)))[0]
+        assert np.array_equal(np.isnan(found_D), np.isnan(delta_D))  # what is not a number must be seen
+        sizes = [np.sort(np.nan_to_num(np.abs(each_D), nan=np.inf)) for each_D in (found_D, delta_D)]
+        kept = round(fraction * 20_000)
+        assert np.array_equal(sizes[0][-kept:], sizes[1][-kept:]) and not sizes[0][:-kept].any()
+
     @given(delta_D=vectors, threshold=st.floats(0.01, 100))
     def test_threshold(self, delta_D: Any, threshold: float) -> None:
         """Sahu et al. 2021: each that is left out is below the threshold."""
@@ -316,36 +335,51 @@ class TestPublishedErrors:
         """Schuchman 1964: uniform over a step, whatever went in: step^2 / 12 of the mean square."""
         assert mean_error(Dithered(step=step), update(vector), 1000) == pytest.approx(step**2 / 12, rel=0.03)
 
-    @pytest.mark.parametrize("rule", [ByteBudget(update_bytes=2000), ByteBudget(update_bytes=700, error_feedback=True)])
-    def test_byte_budget(self, rule: ByteBudget) -> None:
-        """Shoham and Gersho 1988: with these bytes no other choice of bits for each block, of all that dynamic
-        programming looks at, would lose less in expectation. What is really lost is that expectation."""
-        size, num_blocks = 16 * 512, 16
-        delta_D = update(layers, size)
+    @pytest.mark.parametrize("error_feedback", [False, True])
+    @pytest.mark.parametrize("update_bytes", [1200, 1700, 2300])
+    @given(deviations=hnp.arrays(np.float64, 16, elements=st.floats(0.5, 3)))
+    def test_byte_budget(self, deviations: Any, update_bytes: int, error_feedback: bool) -> None:
+        """Shoham and Gersho 1988: with the bits that it spends no other choice for each block, of all that dynamic
+        programming looks at, would lose less in expectation; and less is left than one more bit of a block takes."""
+        size, rule = 16 * 512, ByteBudget(update_bytes=update_bytes, error_feedback=error_feedback)
+        delta_D = (deviations.repeat(512) * np.random.default_rng(0).standard_normal(size)).astype(np.float32)
         (payload,) = rule.compress(delta_D[None], known(shapes=((size,),)))
-        taken = payload["bits"].values  # type: ignore[union-attr]
-        least = 1 if rule.unbiased else 0
-        lost = [1, 0.5708, 0.1331, 0.0358, 0.0096] if rule.unbiased else [1, 0.3634, 0.1175, 0.03454, 0.009497]
-        squares_K = squares(delta_D.reshape(num_blocks, 512))
-        unit = 32  # bits, which all costs are multiples of
-        affordable = (8 * rule.update_bytes - 3 * num_blocks) // unit
+        taken = payload["bits"].values.astype(int)  # type: ignore[union-attr]
+        lost = [1, 0.3634, 0.1175, 0.03454, 0.009497] if error_feedback else [1, 0.5708, 0.1331, 0.0358, 0.0096]
+        squares_K, unit = squares(delta_D.reshape(16, 512)), 32  # bits, which all costs are multiples of
+        costs = [0, *((512 * bits + 32) // unit for bits in range(1, 5))]
+        affordable = (8 * update_bytes - 3 * 16) // unit
         best = np.zeros(affordable + 1)  # the least that is lost of the blocks so far, by what they cost at most
         for square in squares_K:
-            best = np.min(
-                [
-                    np.concatenate([np.full(min(cost, len(best)), np.inf), best[: max(0, len(best) - cost)]])
-                    + square * lost[bits]
-                    for bits in range(least, 5)
-                    for cost in [(512 * bits + 32 * (bits > 0)) // unit]
-                ],
-                axis=0,
-            )
-        expected = float(squares_K @ np.array(lost)[taken])
-        # A greedy choice leaves less than one step unspent: it is the best for what it did spend.
-        spent = int((512 * taken.astype(int) + 32 * (taken > 0)).sum()) // unit
-        assert affordable - spent < 544 / unit
-        assert expected <= best[spent] * (1 + 1e-9)
-        assert mean_error(rule, delta_D, 100) == pytest.approx(expected / squares(delta_D), rel=0.05)
+            choices = []
+            for bits in range(0 if error_feedback else 1, 5):
+                after = np.concatenate([np.full(costs[bits], np.inf), best])[: len(best)]
+                choices.append(after + square * lost[bits])
+            best = np.min(choices, axis=0)
+        spent = sum(costs[bits] for bits in taken)
+        assert affordable - costs[1] < spent <= affordable
+        assert squares_K @ np.array(lost)[taken] <= best[spent] * (1 + 1e-6)
+
+    def test_byte_budget_loses_what_it_reckons_with(self) -> None:
+        for rule in (ByteBudget(update_bytes=2000), ByteBudget(update_bytes=700, error_feedback=True)):
+            delta_D = update(layers, 16 * 512)
+            (payload,) = rule.compress(delta_D[None], known(shapes=((len(delta_D),),)))
+            lost = [1, 0.5708, 0.1331, 0.0358, 0.0096] if rule.unbiased else [1, 0.3634, 0.1175, 0.0345, 0.0095]
+            squares_K = squares(delta_D.reshape(16, 512))
+            expected = squares_K @ np.array(lost)[payload["bits"].values] / squares_K.sum()  # type: ignore[union-attr]
+            assert mean_error(rule, delta_D, 100) == pytest.approx(expected, rel=0.05)
+
+    def test_a_byte_budget_with_more_bits_than_there_are_levels_for(self) -> None:
+        rule, what = ByteBudget(update_bytes=500), known()
+        (good,) = rule.compress(update()[None], what)
+        (block,) = (len(part.values) for name, part in good.items() if name.startswith("symbols_"))  # type: ignore[union-attr]
+        hostile: Payload = {
+            "bits": Symbols(np.array([5], np.uint8), 3),
+            "scales": good["scales"],
+            "symbols_5": Symbols(np.zeros(block, np.uint8), 5),
+        }
+        with pytest.raises(UpdateRejected, match="blocks of 5 bits a number; 4 are the most"):
+            rule.check(hostile, what)
 
     def test_low_rank(self) -> None:
         """A matrix of that rank comes back whole; of any other no more is lost than there is (a projection), and with
