@@ -54,6 +54,8 @@ RULES: dict[str, dict[str, Any]] = {
     "eden, 2 bits": {"kind": "eden", "bits": 2},
     "eden, 4 bits": {"kind": "eden", "bits": 4},
     "dithered, step 1": {"kind": "dithered", "step": 1.0},
+    "dead_zone, step 0.4": {"kind": "dead_zone", "step": 0.4},
+    "dead_zone, step 3": {"kind": "dead_zone", "step": 3.0},
     "low_rank, rank 2": {"kind": "low_rank", "rank": 2},
     "byte_budget, 27 kB": {"kind": "byte_budget", "update_bytes": 27_000},
     "byte_budget, 2.4 kB, feedback": {"kind": "byte_budget", "update_bytes": 2_400, "error_feedback": True},
@@ -159,7 +161,14 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES), metavar="RULE", help=", ".join(RULES))
+    parser.add_argument(
+        "--rules",
+        nargs="*",
+        choices=RULES,
+        default=list(RULES),
+        metavar="RULE",
+        help=", ".join(RULES).replace("%", "%%"),
+    )
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--input", choices=("mnist", "normal"), default="mnist")

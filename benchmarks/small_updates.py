@@ -56,10 +56,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dithered, step 1": {"kind": "dithered", "step": 1.0},
     "dithered, step 3": {"kind": "dithered", "step": 3.0},
     "random_k .97, eden 1 bit": {"kind": "random_k", "fraction": 0.97, "values": EDEN_1},
+    "random_k .1, eden 1 bit": {"kind": "random_k", "fraction": 0.1, "values": EDEN_1},
     "random_k .01": {"kind": "random_k", "fraction": 0.01},
     "byte_budget 27 kB": {"kind": "byte_budget", "update_bytes": 27_000},
     "byte_budget 6 kB, feedback": {"kind": "byte_budget", "update_bytes": 6_000, "error_feedback": True},
     "byte_budget 52 kB, feedback": {"kind": "byte_budget", "update_bytes": 52_000, "error_feedback": True},
+    **{
+        f"dead_zone {step}, feedback": {"kind": "dead_zone", "step": step, "error_feedback": True}
+        for step in (2, 4, 6, 9)
+    },
     "sign, feedback": {**SIGN, "error_feedback": True},
     "low_rank 4, feedback": {"kind": "low_rank", "rank": 4, "error_feedback": True},
     "top_k .01, feedback": _topk(0.01),
@@ -69,6 +74,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 BROADCASTS: dict[str, dict[str, Any]] = {
     "whole": {},
     "4-bit differences": {"values": {"kind": "uniform", "bits": 4}, "against": "previous"},
+    "dead_zone 1 differences": {"values": {"kind": "dead_zone", "step": 1.0}, "against": "previous"},
+    "dead_zone 3 differences": {"values": {"kind": "dead_zone", "step": 3.0}, "against": "previous"},
     "8 bits": {"values": {"kind": "uniform", "bits": 8}, "against": "nothing"},
     "6 bits": {"values": {"kind": "uniform", "bits": 6}, "against": "nothing"},
     "4 bits": {"values": {"kind": "uniform", "bits": 4}, "against": "nothing"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fl_components.compression.base import CompressionRule, Known, Quantiser
 from fl_components.compression.broadcast import Broadcast
 from fl_components.compression.byte_budget import ByteBudget
+from fl_components.compression.dead_zone import DeadZone
 from fl_components.compression.dithered import Dithered
 from fl_components.compression.eden import Eden
 from fl_components.compression.families import Compression
@@ -19,6 +20,7 @@ __all__ = [
     "ByteBudget",
     "Compression",
     "CompressionRule",
+    "DeadZone",
     "Dithered",
     "Eden",
     "Known",

@@ -85,7 +85,7 @@ class CompressionRule(Rule):
         if self.error_feedback and self.unbiased:
             raise ValueError(
                 f"compression.kind {self.kind} loses nothing on average, so error_feedback would add up its noise; "
-                "leave error_feedback out, or use a rule that does (top_k, sign, low_rank)"
+                "leave error_feedback out, or use a rule that does (dead_zone, top_k, sign, low_rank)"
             )
         return self
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fl_components.compression.base import CompressionRule
 from fl_components.compression.byte_budget import ByteBudget
+from fl_components.compression.dead_zone import DeadZone
 from fl_components.compression.dithered import Dithered
 from fl_components.compression.eden import Eden
 from fl_components.compression.levels import Qsgd, Ternary, Uniform
@@ -20,5 +21,19 @@ if TYPE_CHECKING:
 else:
     Compression = union(
         "compression",
-        *(NoCompression, TopK, RandomK, Threshold, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, LowRank, ByteBudget),
+        *(
+            NoCompression,
+            TopK,
+            RandomK,
+            Threshold,
+            Qsgd,
+            Uniform,
+            Sign,
+            Ternary,
+            Eden,
+            Dithered,
+            DeadZone,
+            LowRank,
+            ByteBudget,
+        ),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fl_components.compression.base import CompressionRule, Known, Quantiser, expect, without_memory
+from fl_components.compression.dead_zone import DeadZone
 from fl_components.compression.dithered import Dithered
 from fl_components.compression.eden import Eden
 from fl_components.compression.levels import Qsgd, Ternary, Uniform
@@ -22,7 +23,7 @@ from fl_components.values import Float32, Indices, Int64, Payload
 if TYPE_CHECKING:
     Values = Quantiser
 else:
-    Values = union("quantisers", NoCompression, Qsgd, Uniform, Sign, Ternary, Eden, Dithered)
+    Values = union("quantisers", NoCompression, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, DeadZone)
 
 SAMPLED: Final = 64  # one of so many
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fl_components.compression import (
     ByteBudget,
     CompressionRule,
+    DeadZone,
     Dithered,
     Eden,
     Known,
@@ -57,6 +58,9 @@ CASES: list[CompressionRule] = [
     Eden(scale="least_error"),
     Dithered(),
     Dithered(step=0.05),
+    DeadZone(),
+    DeadZone(step=0.01, error_feedback=True),
+    TopK(fraction=0.1, values=DeadZone(step=0.5)),
     LowRank(rank=1),
     LowRank(rank=4),
     ByteBudget(update_bytes=500),
@@ -181,7 +185,7 @@ class TestCompressionRule:
 def wrong_parts(part: Any) -> list[Any]:
     if isinstance(part, Symbols):
         return [
-            Symbols(part.values[:-1], part.bits),
+            Symbols(part.values[:-1] if len(part.values) else np.zeros(1, np.uint8), part.bits),
             part.values,
             Indices(np.arange(len(part.values)), len(part.values)),
         ]
@@ -338,6 +342,49 @@ class TestPublishedErrors:
     def test_dithered(self, vector: Vector, step: float) -> None:
         """Schuchman 1964: uniform over a step, whatever went in: step^2 / 12 of the mean square."""
         assert mean_error(Dithered(step=step), update(vector), 1000) == pytest.approx(step**2 / 12, rel=0.03)
+
+    @given(delta_D=vectors, step=st.floats(0.01, 8))
+    def test_dead_zone(self, delta_D: Any, step: float) -> None:
+        """Sullivan 1996, with an offset of 1/3: towards zero where two thirds of a step or less are over, else away."""
+        rule, what = DeadZone(step=step), known(shapes=((len(delta_D),),))
+        found_D = there_and_back(rule, delta_D[None], what)[0].astype(np.float64)
+        step_itself = step * np.sqrt(squares(delta_D) / len(delta_D))
+        levels_D = found_D / step_itself
+        assert np.allclose(levels_D, levels_D.round(), atol=1e-3)
+        sizes_D = np.abs(delta_D.astype(np.float64))
+        room = 1e-5 * (sizes_D + step_itself)
+        assert (found_D * delta_D >= 0).all()
+        assert (np.abs(found_D) <= 1.5 * sizes_D + room).all()
+        assert (found_D[sizes_D < 0.66 * step_itself] == 0).all()
+        assert (np.abs(found_D) <= sizes_D + step_itself / 3 + room).all()
+        assert (np.abs(found_D) >= sizes_D - 2 * step_itself / 3 - room).all()
+        assert squares(found_D - delta_D) <= squares(delta_D) * (1 + 1e-5)
+
+    @pytest.mark.parametrize(("step", "room"), [(0.5, 0.05), (1.0, 0.05), (2.0, 0.06), (4.0, 0.13)])
+    def test_dead_zone_of_laplacian_numbers(self, step: float, room: float) -> None:
+        """What the density says of the squared error, by quadrature, and of the entropy: a frame takes few bits more,
+        though a quarter of a bit at the least, where numbers have no pattern."""
+        x = np.linspace(0, 40, 4_000_001)  # in root mean squares
+        mass = np.sqrt(2) * np.exp(-np.sqrt(2) * x) * (x[1] - x[0])  # of both signs
+        levels = np.floor(x / step + 1 / 3)
+        expected = float((mass * np.square(x - step * levels)).sum())
+        shares = np.bincount(levels.astype(int), mass)
+        some = shares[shares > 0]
+        entropy = -float((some * np.log2(some)).sum()) + float(some[1:].sum())  # and a bit for each sign
+        delta_D = np.random.default_rng(0).laplace(size=500_000).astype(np.float32)
+        found_ND, (frame,) = through_frames(DeadZone(step=step), delta_D[None], known(shapes=((500_000,),)))
+        assert squares(found_ND[0] - delta_D) / squares(delta_D) == pytest.approx(expected, rel=0.03)
+        assert entropy - 0.01 <= 8 * len(frame) / 500_000 <= entropy + room
+
+    def test_dead_zone_cuts_what_is_beyond_its_steps(self) -> None:
+        size = 200_000
+        delta_D = np.zeros(size, np.float32)
+        delta_D[[3, 5]] = 1, -1  # 316 root mean squares
+        found_D = there_and_back(DeadZone(step=0.01), delta_D[None], known(shapes=((size,),)))[0]
+        assert found_D[3] == -found_D[5] == pytest.approx(1, rel=1e-4)
+        delta_D[5] = 0  # 447 of them, 44,721 steps
+        found_D = there_and_back(DeadZone(step=0.01), delta_D[None], known(shapes=((size,),)))[0]
+        assert found_D[3] == pytest.approx(32_767 * 0.01 / np.sqrt(size), rel=1e-4)
 
     @pytest.mark.parametrize("error_feedback", [False, True])
     @pytest.mark.parametrize("update_bytes", [1200, 1700, 2300])
