@@ -56,15 +56,18 @@ class DeadZone(Quantiser):
             step = np.sqrt(delta_D @ delta_D / np.float32(len(delta_D))) * np.float32(self.step)
             # Where there is no step all is zero; one that is not finite has the server refuse the update.
             one = step * ROUNDED_UP if step > 0 else np.float32(np.inf)
-            symbols_D = (delta_D <= -one).view(np.uint8) | (delta_D >= one).view(np.uint8) << 1
-            places = np.flatnonzero(np.abs(delta_D) >= one + step)
-            levels = delta_D[places] / step
-            levels += np.copysign(1 - ROUNDED_UP, levels)
-            levels = np.clip(np.abs(levels), 2, MOST_STEPS).astype(np.uint16) * 2 - np.signbit(levels) - 3
+            symbols_D = (delta_D <= -one).view(np.uint8) | (delta_D >= one).view(np.uint8) << np.uint8(1)
+            places = np.flatnonzero(np.abs(delta_D) > one + step)
+            steps = np.clip(np.abs(delta_D[places]) / step + (1 - ROUNDED_UP), 2, MOST_STEPS).astype(np.uint16)
         symbols_D[places] = LARGER
-        bits = max(1, int(levels.max(initial=0)).bit_length())
-        larger = Symbols(levels.astype(np.uint8 if bits <= 8 else np.uint16), bits)
-        return {"symbols": Symbols(symbols_D, BITS), "larger": larger, "step": step[None]}
+        larger = 2 * steps - 3
+        larger -= delta_D[places] < 0
+        bits = max(1, int(larger.max(initial=0)).bit_length())
+        return {
+            "symbols": Symbols(symbols_D, BITS),
+            "larger": Symbols(larger.astype(np.uint8) if bits <= 8 else larger.astype(np.uint16), bits),
+            "step": step[None],
+        }
 
     def check(self, payload: Payload, known: Known) -> None:
         expect(

@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 else:
     Compression = union(
         "compression",
-        *(
-            NoCompression,
-            TopK,
-            RandomK,
-            Threshold,
-            Qsgd,
-            Uniform,
-            Sign,
-            Ternary,
-            Eden,
-            Dithered,
-            DeadZone,
-            LowRank,
-            ByteBudget,
-        ),
+        *(NoCompression, TopK, RandomK, Threshold, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, DeadZone),
+        *(LowRank, ByteBudget),
     )
