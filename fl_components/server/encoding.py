@@ -30,6 +30,8 @@ from fl_components.wire import (
 FLOATS_AT_ONCE: Final = 250_000
 """The numbers of updates that are compressed together: what stays in a processor's cache."""
 
+SMALLEST: Final = float(np.finfo(np.float32).smallest_normal)
+
 MEASURED: Final = 8
 """Of a cohort, the updates of which it is measured what compression lost, where they need not all be decoded."""
 
@@ -119,9 +121,10 @@ class Codec:
                 known = self.known([tasks[place] for place in places])
                 deltas_ND[places] = self.rule.decompress(list(payloads.values()), known)
             for place in places:
-                reason = refusal(math.sqrt(_squares(deltas_ND[place])))
-                if reason is not None:
-                    reasons[place] = reason
+                if refusal(_norm_bound(deltas_ND[place])) is not None:
+                    reason = refusal(math.sqrt(_squares(deltas_ND[place])))
+                    if reason is not None:
+                        reasons[place] = reason
             return reasons
 
         refused: dict[int, str] = {}
@@ -214,3 +217,14 @@ def expected_bytes(federation: Federation) -> dict[str, int]:
 
 def _squares(values: Float32) -> float:
     return float(np.square(values, dtype=np.float64).sum())
+
+
+def _norm_bound(delta_D: Float32) -> float:
+    """What the L2 norm is not above, in an eighth of the time; infinite or NaN where the update or its squares are."""
+    with np.errstate(all="ignore"):
+        squares = float(delta_D @ delta_D)
+    # Rounding takes less than D 2^-24 of a sum of D positive numbers away (Higham 2002, section 3.1), and from each
+    # square that is too small for a float32 at most the smallest of these.
+    num_values = len(delta_D)
+    shortfall = num_values * 2.0**-24
+    return math.sqrt((squares + num_values * SMALLEST) / (1 - shortfall)) if shortfall < 0.5 else math.inf
