@@ -50,7 +50,7 @@ def rotate_back(rotated_NKB: Float32, num_values: int, known: Known) -> Float32:
     """The rows that `rotate` made these of, float32 [N, num_values]."""
     values = torch.from_numpy(rotated_NKB)
     for signs_ND in reversed(_signs(known, values[0].numel())):
-        values = _hadamard_back(values)
+        values = _hadamard(values)
         _flip(values, signs_ND)
     return values.flatten(1)[:, :num_values].numpy()
 
@@ -74,24 +74,22 @@ def _flip(values: torch.Tensor, signs_ND: torch.Tensor) -> None:
 
 
 def _hadamard(values: torch.Tensor) -> torch.Tensor:
-    """[N, blocks, block]: each block times the Kronecker product of two small Hadamard matrices, and its coordinates
-    in another order, which is as good."""
-    first, second = _factors(values.shape[-1])
-    columns = (values.view(-1, len(second)) @ second).view(*values.shape[:2], len(first), len(second))
-    return (columns.mT.reshape(-1, len(first)) @ first).view(values.shape)
+    """[N, blocks, block]: each block times the orthonormal Hadamard matrix, which is symmetric and its own inverse.
 
-
-def _hadamard_back(values: torch.Tensor) -> torch.Tensor:
-    first, second = _factors(values.shape[-1])  # symmetric, and their own inverses
-    columns = (values.view(-1, len(first)) @ first).view(*values.shape[:2], len(second), len(first))
-    return (columns.mT.reshape(-1, len(second)) @ second).view(values.shape)
+    It is a Kronecker product of three small ones, each of which works along one axis of a block: for 4,096 numbers
+    48 multiplications each, in products as large as a processor likes them.
+    """
+    first, second, third = _factors(values.shape[-1])
+    cubes = first @ values.view(-1, len(first), len(second) * len(third))
+    cubes = second @ cubes.view(-1, len(second), len(third))
+    return (cubes.view(-1, len(third)) @ third).view(values.shape)
 
 
 @cache
-def _factors(block: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _factors(block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Orthonormal Hadamard matrices whose sizes multiply to `block`."""
     log = block.bit_length() - 1
-    return _matrix(log // 2), _matrix(log - log // 2)
+    return _matrix(log // 3), _matrix((log + 1) // 3), _matrix((log + 2) // 3)
 
 
 def _matrix(log: int) -> torch.Tensor:
