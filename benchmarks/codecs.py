@@ -54,7 +54,7 @@ RULES: dict[str, dict[str, Any]] = {
     "eden, 2 bits": {"kind": "eden", "bits": 2},
     "eden, 4 bits": {"kind": "eden", "bits": 4},
     "dithered, step 1": {"kind": "dithered", "step": 1.0},
-    "dead_zone, step 0.4": {"kind": "dead_zone", "step": 0.4},
+    "dead_zone, step 0.35": {"kind": "dead_zone", "step": 0.35},
     "dead_zone, step 3": {"kind": "dead_zone", "step": 3.0},
     "low_rank, rank 2": {"kind": "low_rank", "rank": 2},
     "byte_budget, 27 kB": {"kind": "byte_budget", "update_bytes": 27_000},

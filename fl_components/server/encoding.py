@@ -149,7 +149,8 @@ class Codec:
         keep_freed_memory()
         at_once = max(1, FLOATS_AT_ONCE // self.num_parameters)
         pieces = [slice(start, min(num_updates, start + at_once)) for start in range(0, num_updates, at_once)]
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        threads = self.threads if self.num_parameters >= self.rule.threads_from else 1
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(work, pieces)
 
 
