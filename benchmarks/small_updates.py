@@ -156,7 +156,7 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(7.2 * len(groups), 4.4), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(7.2 * len(groups), 5), squeeze=False)
     for axis, (title, settings) in zip(axes[0], groups.items(), strict=True):
         points = {name: summary(found, 0) for name, found in settings.items()}
         front: list[tuple[float, float]] = []
@@ -165,14 +165,14 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
             best = not front or each["accuracy"] > front[-1][1]
             front += [(each["up"], each["accuracy"])] if best else []
             axis.plot(each["up"], each["accuracy"], "o", color="#1f5f8b" if best else "#aaaaaa", markersize=5)
-            place, offset = (each["up"], each["accuracy"]), (0, 5 + 9 * (number % 3))
+            place, offset = (each["up"], each["accuracy"]), (0, 5 + 9 * (number % 5))
             axis.annotate(str(number), place, offset, textcoords="offset points", fontsize=7, ha="center")
-            axis.text(1.03, 1 - 0.055 * number, f"{number}  {name}", transform=axis.transAxes, fontsize=7)
+            axis.text(1.03, 1 - 0.045 * number, f"{number}  {name}", transform=axis.transAxes, fontsize=7)
         axis.plot(*zip(*front, strict=True), color="#1f5f8b", linewidth=1, zorder=0)
         axis.set_title(title, fontsize=9)
         axis.set(xlabel="bits a parameter up", ylabel="test accuracy", xscale="log")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.margins(0.1, 0.2)
+        axis.margins(0.1, 0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
