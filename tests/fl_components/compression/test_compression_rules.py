@@ -376,6 +376,12 @@ class TestPublishedErrors:
         assert squares(found_ND[0] - delta_D) / squares(delta_D) == pytest.approx(expected, rel=0.03)
         assert entropy - 0.01 <= 8 * len(frame) / 500_000 <= entropy + room
 
+    def test_a_dead_zone_whose_symbols_are_too_wide(self) -> None:
+        (good,) = DeadZone().compress(update()[None], known())
+        wide = Symbols(np.full(SIZE, 5, np.uint8), 3)
+        with pytest.raises(UpdateRejected, match="wrong_shape: expected symbols: symbols of 2"):
+            DeadZone().check({**good, "symbols": wide, "larger": Symbols(np.zeros(0, np.uint8), 1)}, known())
+
     def test_dead_zone_cuts_what_is_beyond_its_steps(self) -> None:
         size = 200_000
         delta_D = np.zeros(size, np.float32)

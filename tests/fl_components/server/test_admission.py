@@ -97,6 +97,19 @@ def test_the_limit_itself_is_allowed(hub: Hub, plan: RoundPlan) -> None:
     assert check_update(hub, plan, CLIENT, sent(hub, plan, parts={"delta": delta_D}))[100] == 10
 
 
+@pytest.mark.parametrize("size", [1, 1000, 199_210, 3_000_000])
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e16])
+def test_the_limit_is_held_to_the_last_digits(hub: Hub, plan: RoundPlan, size: int, scale: float) -> None:
+    """However many numbers there are, and however rounding goes where a quick look at the norm is enough."""
+    codec, task = replace(hub.codec(plan), shapes=((size,),)), plan.cohort[0]
+    delta_D = (scale * np.random.default_rng(size).standard_normal(size)).astype(np.float32)
+    norm = float(np.linalg.norm(delta_D.astype(np.float64)))
+    frame = encode_update(Update(task.client_id, plan.base_digest, {"delta": delta_D}))
+    for limit, refused in ((norm * (1 + 1e-9), False), (norm * (1 - 1e-9), True)):
+        reasons = codec.decode(plan, [task], [frame], lambda norm, limit=limit: "no" if norm > limit else None)[1]
+        assert bool(reasons) == refused
+
+
 @pytest.mark.parametrize(("reason", "frame"), CASES, ids=[f"{number}-{case[0]}" for number, case in enumerate(CASES)])
 def test_an_update_that_is_refused(
     hub: Hub, plan: RoundPlan, reason: str, frame: Callable[[Hub, RoundPlan], bytes]
