@@ -210,7 +210,7 @@ def train_all(home: Path) -> subprocess.CompletedProcess[str]:
         cwd=home.parent,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=900,
     )
 
 
@@ -237,6 +237,7 @@ def shown_by_prefect(api_url: str, run_id: str, num_task_runs: int) -> dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_one_ward_exchanged_changes_noised_values_alone(template_home: Path, tmp_path: Path) -> None:
     """Names, counts, orders and values are equal in what commands tell, MLflow, Prefect and the journal; also where
     the other ward's update is not finite."""
