@@ -161,7 +161,14 @@ def expect(payload: Payload, **expected: tuple[str, int | None, int | None]) -> 
 
 def symbols(payloads: Sequence[Payload], name: str) -> NDArray[np.unsignedinteger]:
     """A part of each payload that `expect` found to be symbols, [N, n]."""
-    return np.stack([part.values for payload in payloads if isinstance(part := payload[name], Symbols)])
+    return np.stack([symbols_of(payload, name) for payload in payloads])
+
+
+def symbols_of(payload: Payload, name: str) -> NDArray[np.unsignedinteger]:
+    """A part that `expect` found to be symbols, [n]."""
+    part = payload[name]
+    assert isinstance(part, Symbols)
+    return part.values
 
 
 def numbers(payloads: Sequence[Payload], name: str) -> Float32:

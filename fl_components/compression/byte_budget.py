@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.compression.base import CompressionRule, Known, expect, num_buckets
+from fl_components.compression.base import CompressionRule, Known, expect, num_buckets, symbols_of
 from fl_components.compression.eden import CENTROIDS, LOST, levels_of, quantised
 from fl_components.compression.rotation import block_of, rotate, rotate_back
 from fl_components.errors import UpdateRejected
@@ -100,7 +100,7 @@ class ByteBudget(CompressionRule):
             {"bits": payload["bits"]} if "bits" in payload else {},
             bits=("symbols", num_buckets(size, block), COUNT_BITS),
         )
-        counts = np.bincount(_bits_of(payload), minlength=MOST_BITS + 1)
+        counts = np.bincount(symbols_of(payload, "bits"), minlength=MOST_BITS + 1)
         if len(counts) > MOST_BITS + 1:
             raise UpdateRejected(f"wrong_shape: blocks of {len(counts) - 1} bits a number; {MOST_BITS} are the most")
         parts = {
@@ -120,7 +120,7 @@ class ByteBudget(CompressionRule):
         block = _block(size)
         rotated_NKB = np.zeros((len(payloads), num_buckets(size, block), block), np.float32)
         for rotated_KB, payload in zip(rotated_NKB, payloads, strict=True):
-            bits_K = _bits_of(payload)
+            bits_K = symbols_of(payload, "bits")
             for bits in range(1, MOST_BITS + 1):
                 part = payload.get(_name(bits))
                 if isinstance(part, Symbols):
@@ -136,9 +136,3 @@ def _block(num_values: int) -> int:
 
 def _name(bits: int) -> str:
     return f"symbols_{bits}"
-
-
-def _bits_of(payload: Payload) -> NDArray[np.uint8]:
-    part = payload["bits"]
-    assert isinstance(part, Symbols)
-    return part.values.astype(np.uint8)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.compression.base import Known, Quantiser, expect, numbers
+from fl_components.compression.base import Known, Quantiser, expect, numbers, symbols, symbols_of
 from fl_components.errors import UpdateRejected
 from fl_components.values import Float32, Payload, Symbols
 
@@ -61,7 +60,7 @@ class DeadZone(Quantiser):
             steps = np.clip(np.abs(delta_D[places]) / step + (1 - ROUNDED_UP), 2, MOST_STEPS).astype(np.uint16)
         symbols_D[places] = LARGER
         larger = 2 * steps - 3
-        larger -= delta_D[places] < 0
+        larger -= delta_D[places] < 0  # 2 steps down, 2 up, 3 down, ... as 0, 1, 2, ...
         bits = max(1, int(larger.max(initial=0)).bit_length())
         return {
             "symbols": Symbols(symbols_D, BITS),
@@ -76,25 +75,21 @@ class DeadZone(Quantiser):
             larger=("symbols", None, None),
             step=("float32", 1, None),
         )
-        larger, expected = len(_symbols(payload, "larger")), np.count_nonzero(_symbols(payload, "symbols") == LARGER)
-        if larger != expected:
-            raise UpdateRejected(f"wrong_shape: expected larger: symbols [{expected}]; got [{larger}]")
+        found, expected = len(symbols_of(payload, "larger")), int((symbols_of(payload, "symbols") == LARGER).sum())
+        if found != expected:
+            raise UpdateRejected(f"wrong_shape: expected larger: symbols [{expected}]; got [{found}]")
 
     def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
-        symbols_ND = np.stack([_symbols(payload, "symbols") for payload in payloads])
+        symbols_ND = symbols(payloads, "symbols")
         levels_ND = np.take(_LEVELS, symbols_ND, mode="clip")
         for symbols_D, levels_D, payload in zip(symbols_ND, levels_ND, payloads, strict=True):
-            levels_D[symbols_D == LARGER] = _LEVELS[_symbols(payload, "larger").astype(np.intp) + LARGER]
+            larger = symbols_of(payload, "larger")
+            steps = (larger >> 1).astype(np.float32) + 2
+            levels_D[symbols_D == LARGER] = np.where(larger & 1, steps, -steps)
         with np.errstate(all="ignore"):
             levels_ND *= numbers(payloads, "step")
         return levels_ND
 
 
-_LEVELS: Final = np.array([0, *(sign * steps for steps in range(1, 2**15 + 2) for sign in (-1, 1))], np.float32)
-"""In steps, of each symbol and, from `LARGER` on, of each that is behind."""
-
-
-def _symbols(payload: Payload, name: str) -> NDArray[np.unsignedinteger]:
-    part = payload[name]
-    assert isinstance(part, Symbols)
-    return part.values
+_LEVELS: Final = np.array([0, -1, 1, 0], np.float32)
+"""In steps, of each symbol; what is larger has another one: 2 steps down, 2 up, 3 down, ..."""

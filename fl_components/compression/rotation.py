@@ -76,8 +76,8 @@ def _flip(values: torch.Tensor, signs_ND: torch.Tensor) -> None:
 def _hadamard(values: torch.Tensor) -> torch.Tensor:
     """[N, blocks, block]: each block times the orthonormal Hadamard matrix, which is symmetric and its own inverse.
 
-    It is a Kronecker product of three small ones, each of which works along one axis of a block: for 4,096 numbers
-    48 multiplications each, in products as large as a processor likes them.
+    It is a Kronecker product of three small ones, each of which works along one axis of a block seen as a cube: in
+    blocks of 4,096 that is 48 multiplications a number.
     """
     first, second, third = _factors(values.shape[-1])
     cubes = first @ values.view(-1, len(first), len(second) * len(third))

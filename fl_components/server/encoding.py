@@ -30,8 +30,6 @@ from fl_components.wire import (
 FLOATS_AT_ONCE: Final = 250_000
 """The numbers of updates that are compressed together: what stays in a processor's cache."""
 
-SMALLEST: Final = float(np.finfo(np.float32).smallest_normal)
-
 MEASURED: Final = 8
 """Of a cohort, the updates of which it is measured what compression lost, where they need not all be decoded."""
 
@@ -224,8 +222,8 @@ def _norm_bound(delta_D: Float32) -> float:
     """What the L2 norm is not above, in an eighth of the time; infinite or NaN where the update or its squares are."""
     with np.errstate(all="ignore"):
         squares = float(delta_D @ delta_D)
-    # Rounding takes less than D 2^-24 of a sum of D positive numbers away (Higham 2002, section 3.1), and from each
-    # square that is too small for a float32 at most the smallest of these.
-    num_values = len(delta_D)
-    shortfall = num_values * 2.0**-24
-    return math.sqrt((squares + num_values * SMALLEST) / (1 - shortfall)) if shortfall < 0.5 else math.inf
+    # Rounding takes less than D 2^-24 of a sum of D positive numbers away (Higham 2002, section 3.1), and a square
+    # that is too small for a float32 is smaller than this.
+    underflow = len(delta_D) * float(np.finfo(np.float32).smallest_normal)
+    shortfall = len(delta_D) * 2.0**-24
+    return math.sqrt((squares + underflow) / (1 - shortfall)) if shortfall < 0.5 else math.inf

@@ -248,10 +248,8 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         places = [place for place in places if place not in refused]
         if places:
             examples_N = np.array([float(tasks[place].num_examples) for place in places])
-            together = places[-1] - places[0] < len(places)
-            own_ND = (
-                deltas_ND[places[0] : places[-1] + 1] if together else deltas_ND[places]
-            )  # no copy, where none need be
+            together = places == [*range(places[0], places[0] + len(places))]  # then there is no need for a copy
+            own_ND = deltas_ND[places[0] : places[-1] + 1] if together else deltas_ND[places]
             if clip is None:
                 partial = rule.add(partial, own_ND, examples_N)
             else:

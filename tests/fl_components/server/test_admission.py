@@ -148,3 +148,30 @@ def test_refusals_of_a_wave_are_kept_with_their_reasons(hub: Hub, plan: RoundPla
     assert collected.train_loss.weight == 6
     assert collected.train_loss.total == 1 + 2 + 4 + 5 + 6 + 7
     np.testing.assert_allclose(hub.config.aggregation.aggregate(collected.partial), small(hub), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "order", [[8, 7, 6, 5, 4, 3, 2, 1, 0], [2, 0, 1, 3, 4, 5, 8, 6, 7], [0, 2, 1, 4, 3, 8, 7, 5, 6]]
+)
+def test_the_order_in_which_updates_come_changes_no_bit(hub: Hub, plan: RoundPlan, order: list[int]) -> None:
+    client_ids = [task.client_id for task in plan.cohort[:9]]
+    draw = np.random.default_rng(0)
+    frames = [
+        sent(hub, plan, client_id=client_id, parts={"delta": small(hub) * np.float32(draw.normal())})
+        for client_id in client_ids
+    ]
+
+    def admitted(places: list[int]) -> Any:
+        batch = EncodedBatch(
+            tuple(client_ids[place] for place in places),
+            tuple(frames[place] for place in places),
+            tuple(Weighted(float(place), 1.0) for place in places),
+            900,
+        )
+        return stages.admit(hub, plan, batch, None)
+
+    expected, found = admitted([*range(9)]), admitted(order)
+    assert found.partial.count == 9
+    assert found.partial.tensors.keys() == expected.partial.tensors.keys()
+    for name, tensor in expected.partial.tensors.items():
+        assert found.partial.tensors[name].tobytes() == tensor.tobytes()
