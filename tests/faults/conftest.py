@@ -19,11 +19,9 @@ import pytest
 
 from deployments.stack.files import ServerRecord, answers, is_locked, server_files, try_lock
 from fl_components.config import load_config
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
 from fl_components.store import Store
-from flows.round import walk
 from tests.support import copy_home
+from tests.undisturbed import undisturbed_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 FEDERATION = Path(__file__).with_name("federation.yaml")
@@ -187,14 +185,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str
 
     @cache
     def digest(rounds: int) -> str:
-        config = load_config(FEDERATION, [f"rounds={rounds}"])
-        home = tmp_path_factory.mktemp("undisturbed")
-        with (
-            Store.open(home, database_url=f"sqlite:///{home}/fedrounds.db", blobs_url=f"{home}/blobs") as store,
-            open_hub(store, "undisturbed", config=config) as hub,
-        ):
-            for round in range(1, rounds + 1):
-                walk(stages, hub, round)
-            return hub.refresh().params_digest
+        return undisturbed_digest(load_config(FEDERATION, [f"rounds={rounds}"]), tmp_path_factory.mktemp("undisturbed"))
 
     return digest

@@ -1,0 +1,22 @@
+"""What a training comes to that nothing disturbs. Not in support.py: it imports all that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_components.config import FederationConfig
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from flows.round import walk
+
+
+def undisturbed_digest(config: FederationConfig, home: Path) -> str:
+    """The params_digest after all rounds, by the stages alone in this process."""
+    with (
+        Store.open(home, database_url=f"sqlite:///{home}/fedrounds.db", blobs_url=f"{home}/blobs") as store,
+        open_hub(store, "undisturbed", config=config) as hub,
+    ):
+        for round in range(1, config.rounds + 1):
+            walk(stages, hub, round)
+        return hub.refresh().params_digest
