@@ -20,7 +20,7 @@ import pytest
 from deployments.stack.files import ServerRecord, answers, is_locked, server_files, try_lock
 from fl_components.config import load_config
 from fl_components.store import Store
-from tests.support import copy_home
+from tests.support import copy_home, wait_until
 from tests.undisturbed import undisturbed_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ class Stack:
         while not condition():
             assert command.running, f"the command ended before {what}:\n{command.words}"
             assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}\n{command.words}"
-            time.sleep(0.005)
+            time.sleep(0.005)  # rounds are short: what is to be killed in one must be seen in it
 
     def server(self) -> ServerRecord:
         """Prefect's server, which answers."""
@@ -159,10 +159,7 @@ class Stack:
         record = files.read_record()
         if record is not None and answers(record):
             os.kill(record.pid, signal.SIGTERM)
-        deadline = time.monotonic() + DEADLINE_S
-        while is_locked(files.server_lock):
-            assert time.monotonic() < deadline, "Prefect's server does not end"
-            time.sleep(0.05)
+        wait_until(lambda: not is_locked(files.server_lock), "Prefect's server has ended", DEADLINE_S)
 
 
 @pytest.fixture(scope="session")
