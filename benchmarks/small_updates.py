@@ -60,7 +60,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random_k .01": {"kind": "random_k", "fraction": 0.01},
     "byte_budget 27 kB": {"kind": "byte_budget", "update_bytes": 27_000},
     "byte_budget 6 kB, feedback": {"kind": "byte_budget", "update_bytes": 6_000, "error_feedback": True},
-    "byte_budget 52 kB, feedback": {"kind": "byte_budget", "update_bytes": 52_000, "error_feedback": True},
     **{
         f"dead_zone {step}, feedback": {"kind": "dead_zone", "step": step, "error_feedback": True}
         for step in (2, 4, 6, 9)

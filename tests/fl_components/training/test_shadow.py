@@ -184,9 +184,11 @@ def adds_half_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def adds_no_noise_to_the_last_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     release = Mechanism.release
 
-    def wrong(self: Mechanism, sums: Any, noise: Any, into: Any, alpha: float, **options: Any) -> None:
-        last = into[-1] + alpha * sums[-1].round()
-        release(self, sums, noise, into, alpha, **options)
+    def wrong(self: Mechanism, sums: Any, noise: Any, into: Any, alpha: float, *, fresh: bool = False) -> None:
+        last = alpha * sums[-1].round()
+        if not fresh:  # where it is, nothing has been written to `into`
+            last += into[-1]
+        release(self, sums, noise, into, alpha, fresh=fresh)
         into[-1].copy_(last)
 
     monkeypatch.setattr(Mechanism, "release", wrong)
