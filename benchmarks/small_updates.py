@@ -2,7 +2,7 @@
 a hundred clients a round.
 
     python benchmarks/small_updates.py --results results.jsonl
-    python benchmarks/small_updates.py --results results.jsonl --model cnn --rounds 15 --settings none topk-sign eden-1
+    python benchmarks/small_updates.py --results results.jsonl --model cnn --rounds 12 --settings none "random_k .01"
     python benchmarks/small_updates.py --results results.jsonl --only-report --picture docs/images/communication.png
 
 Each line is the whole walk of every round with its store, without Prefect and MLflow: bytes are the lengths of frames,
@@ -20,9 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -156,16 +159,18 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(groups), figsize=(7.2 * len(groups), 5), squeeze=False)
+    numbered: list[tuple[Any, list[tuple[float, float]]]] = []
     for axis, (title, settings) in zip(axes[0], groups.items(), strict=True):
         points = {name: summary(found) for name, found in settings.items()}
         front: list[tuple[float, float]] = []
+        numbered.append((axis, []))
         ordered = sorted(points.items(), key=lambda point: (point[1]["up"], -point[1]["accuracy"]))
         for number, (name, each) in enumerate(ordered, 1):
-            best = not front or each["accuracy"] > front[-1][1]
-            front += [(each["up"], each["accuracy"])] if best else []
-            axis.plot(each["up"], each["accuracy"], "o", color="#1f5f8b" if best else "#aaaaaa", markersize=5)
-            place, offset = (each["up"], each["accuracy"]), (0, 5 + 9 * (number % 5))
-            axis.annotate(str(number), place, offset, textcoords="offset points", fontsize=7, ha="center")
+            place = each["up"], each["accuracy"]
+            best = not front or place[1] > front[-1][1]
+            front += [place] if best else []
+            numbered[-1][1].append(place)
+            axis.plot(*place, "o", color="#1f5f8b" if best else "#aaaaaa", markersize=5)
             axis.text(1.03, 1 - 0.045 * number, f"{number}  {name}", transform=axis.transAxes, fontsize=7)
         axis.plot(*zip(*front, strict=True), color="#1f5f8b", linewidth=1, zorder=0)
         axis.set_title(title, fontsize=9)
@@ -174,7 +179,28 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
         axis.margins(0.1, 0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
+    for axis, places in numbered:
+        _number(axis, places)
     figure.savefig(file, dpi=110)
+
+
+def _number(axis: Any, places: Sequence[tuple[float, float]]) -> None:
+    """Number the points, each next to its own: as near as no other number or point is in the way."""
+    points = axis.transData.transform(places) * 72 / axis.figure.dpi
+    taken = [*points]
+    for number, (place, point) in enumerate(zip(places, points, strict=True), 1):
+        for away, turn in product(range(9, 60, 3), range(0, 360, 20)):
+            offset = away * np.array([np.sin(np.radians(turn)), np.cos(np.radians(turn))])
+            if all((np.abs(point + offset - other) > (9, 8)).any() for other in taken):
+                break
+        taken.append(point + offset)
+        line = {"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+        axis.annotate(
+            *(str(number), place, offset),
+            textcoords="offset points",
+            fontsize=7,
+            **{"ha": "center", "va": "center", "arrowprops": line if away > 12 else None},
+        )
 
 
 def main() -> None:
