@@ -159,18 +159,14 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(groups), figsize=(7.2 * len(groups), 5), squeeze=False)
-    numbered: list[tuple[Any, list[tuple[float, float]]]] = []
     for axis, (title, settings) in zip(axes[0], groups.items(), strict=True):
         points = {name: summary(found) for name, found in settings.items()}
         front: list[tuple[float, float]] = []
-        numbered.append((axis, []))
         ordered = sorted(points.items(), key=lambda point: (point[1]["up"], -point[1]["accuracy"]))
         for number, (name, each) in enumerate(ordered, 1):
-            place = each["up"], each["accuracy"]
-            best = not front or place[1] > front[-1][1]
-            front += [place] if best else []
-            numbered[-1][1].append(place)
-            axis.plot(*place, "o", color="#1f5f8b" if best else "#aaaaaa", markersize=5)
+            best = not front or each["accuracy"] > front[-1][1]
+            front += [(each["up"], each["accuracy"])] if best else []
+            axis.plot(each["up"], each["accuracy"], "o", color="#1f5f8b" if best else "#aaaaaa", markersize=5)
             axis.text(1.03, 1 - 0.045 * number, f"{number}  {name}", transform=axis.transAxes, fontsize=7)
         axis.plot(*zip(*front, strict=True), color="#1f5f8b", linewidth=1, zorder=0)
         axis.set_title(title, fontsize=9)
@@ -179,13 +175,14 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
         axis.margins(0.1, 0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    for axis, places in numbered:
-        _number(axis, places)
+    for axis in axes[0]:  # once it is known how large they are
+        _number(axis)
     figure.savefig(file, dpi=110)
 
 
-def _number(axis: Any, places: Sequence[tuple[float, float]]) -> None:
-    """Number the points, each next to its own: as near as no other number or point is in the way."""
+def _number(axis: Any) -> None:
+    """Number the points in the order in which they were drawn, as near as no other number or point is in the way."""
+    places = [line.get_xydata()[0] for line in axis.lines if line.get_marker() == "o"]
     points = axis.transData.transform(places) * 72 / axis.figure.dpi
     taken = [*points]
     for number, (place, point) in enumerate(zip(places, points, strict=True), 1):
@@ -195,12 +192,8 @@ def _number(axis: Any, places: Sequence[tuple[float, float]]) -> None:
                 break
         taken.append(point + offset)
         line = {"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
-        axis.annotate(
-            *(str(number), place, offset),
-            textcoords="offset points",
-            fontsize=7,
-            **{"ha": "center", "va": "center", "arrowprops": line if away > 12 else None},
-        )
+        style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "textcoords": "offset points"}
+        axis.annotate(str(number), place, offset, arrowprops=line if away > 12 else None, **style)
 
 
 def main() -> None:

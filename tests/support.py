@@ -174,9 +174,15 @@ def server_is_up(home: Path) -> bool:
     return is_locked(server_files(home).server_lock)
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Until `condition` holds; fails at a deadline that a busy machine meets as well."""
+def wait_until(
+    condition: Callable[[], Any],
+    what: str | Callable[[], str],
+    deadline_s: float = DEADLINE_S,
+    *,
+    look_every_s: float = 0.05,
+) -> None:
+    """Until `condition` holds; fails at a deadline that a busy machine meets as well, and says then `what` does not."""
     deadline = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.05)
+        assert time.monotonic() < deadline, f"not in time: {what if isinstance(what, str) else what()}"
+        time.sleep(look_every_s)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -128,11 +127,15 @@ class Stack:
 
     def wait(self, command: Command, condition: Callable[[], bool], what: str) -> None:
         """Until `condition` holds, while the command runs."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
+
+        def holds() -> bool:
+            if condition():
+                return True
             assert command.running, f"the command ended before {what}:\n{command.words}"
-            assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}\n{command.words}"
-            time.sleep(0.005)  # rounds are short: what is to be killed in one must be seen in it
+            return False
+
+        # Rounds are short: what is to be killed in one must be seen in it.
+        wait_until(holds, lambda: f"{what}\n{command.words}", DEADLINE_S, look_every_s=0.005)
 
     def server(self) -> ServerRecord:
         """Prefect's server, which answers."""
