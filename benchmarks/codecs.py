@@ -4,8 +4,9 @@
     python -m benchmarks.codecs --rules --peers --bad-input
 
 100 updates of the 2NN (199,210 parameters), float32, each of a client that trained an epoch on 60 images of MNIST;
-normal numbers where MNIST is not (or with `--input normal`). Ours is what the stages `compress` and `admit` call, on
-all cores: frames, checksums, checks and the error that a round reports are in it. A peer has the same numbers, an
+normal numbers where MNIST is not (or with `--input normal`). Ours is what the stages `compress` and `admit` call, in
+the processes that train, one for each core: frames, checksums, checks, the error that a round reports and the way to
+these processes and back are in it. A peer has the same numbers, an
 environment of its own (made at the first run by pip: minutes, and 5 GB for all), one process, and all cores where it
 can use them; only what it does itself is timed. All in turn, in one run. `--bad-input` also sends what is to be
 refused (bad_frames.py).
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,9 +38,13 @@ from benchmarks.peers.environments import NotInstalled, python_of
 from benchmarks.peers.tables import aligned
 from fl_components.config import FederationConfig, parse_config
 from fl_components.errors import DataError
+from fl_components.models import Mlp, build_seeded
+from fl_components.parameters import constants_digest, flatten
 from fl_components.randomness import derive_key
 from fl_components.server.encoding import Codec
 from fl_components.server.federation import assemble
+from fl_components.shared_memory import SharedMemory
+from fl_components.training import MOST_OF_SHARD, LocalExecution, ModelSpec, Spread, Trainer, Workload
 from fl_components.values import ClientTask, Float32, RoundPlan
 
 RULES: dict[str, dict[str, Any]] = {
@@ -118,7 +124,24 @@ class Updates:
         return RoundPlan("codecs", 1, "0123456789abcdef" * 4, self.tasks, (), (), min_updates=0, event={})
 
     def codec(self, rule: dict[str, Any]) -> Codec:
-        return Codec(_config({"compression": rule}).compression, derive_key(0, 1, "compression"), self.shapes, CORES)
+        return Codec(_config({"compression": rule}).compression, derive_key(0, 1, "compression"), self.shapes)
+
+
+def workers() -> Trainer:
+    """The processes of a run of the 2NN whose rule takes single updates, one for each core."""
+    rule, shapes = Mlp(hidden=(200, 200)), ((28, 28), (10,))
+    module = build_seeded(rule, *shapes, seed=0)
+    row = {"x": np.zeros((1, 28, 28), np.float32), "y": np.zeros(1, np.int64), "starts": [0], "stops": [1]}
+    num_parameters = len(flatten(module))
+    work = Workload(
+        module=module,
+        spec=ModelSpec(rule, *shapes, 0, constants_digest(module)),
+        examples=SharedMemory.holding({name: np.asarray(array) for name, array in row.items()}),
+        num_parameters=num_parameters,
+        most_of_shard=MOST_OF_SHARD,
+        result=(np.float32, (MOST_OF_SHARD, num_parameters)),
+    )
+    return LocalExecution(processes=CORES).trainer(work, print)
 
 
 def main() -> None:
@@ -136,12 +159,12 @@ def main() -> None:
             rows.append(Row(PEERS[name], reason=f"not installed: {reason}"))
     bad = ""
     try:
-        with tempfile.TemporaryDirectory(prefix="fedrounds-codecs-") as folder:
+        with tempfile.TemporaryDirectory(prefix="fedrounds-codecs-") as folder, closing(workers()) as trainer:
             np.save(f"{folder}/updates.npy", updates.deltas_ND)
             for repeat in range(options.repeats):
                 rows[0].add([copy_s(updates.deltas_ND)], updates.deltas_ND[0].nbytes, 0.0)
                 for row in rows[1 : 1 + len(options.rules)]:
-                    row.add(*ours(updates, RULES[row.title]))
+                    row.add(*ours(updates, RULES[row.title], trainer.spread))
                 for name, python in pythons.items():
                     _measure(python, name, f"{folder}/updates.npy", updates.shapes, rows)
                 print(f"{repeat + 1}/{options.repeats}", flush=True)
@@ -228,16 +251,16 @@ def _trained(count: int) -> Updates:
     return Updates(deltas_ND.astype(np.float32, copy=False), tasks, federation.shapes, told)
 
 
-def ours(updates: Updates, rule: dict[str, Any]) -> tuple[tuple[float, float], float, float]:
+def ours(updates: Updates, rule: dict[str, Any], spread: Spread) -> tuple[tuple[float, float], float, float]:
     """Seconds to encode and to decode, bytes of a frame, squared error."""
     codec, plan, tasks, deltas_ND = updates.codec(rule), updates.plan, updates.tasks, updates.deltas_ND
     refusal = _config({}).aggregation.refusal
-    few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW])  # warms up
-    codec.decode(plan, tasks[:FEW], few, refusal)
+    few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW], spread=spread)  # warms up
+    codec.decode(plan, tasks[:FEW], few, refusal, spread)
     began = time.perf_counter()
-    frames, _, _ = codec.encode(plan, tasks, deltas_ND)
+    frames, _, _ = codec.encode(plan, tasks, deltas_ND, spread=spread)
     encoded_at = time.perf_counter()
-    decoded_ND, refused = codec.decode(plan, tasks, frames, refusal)
+    decoded_ND, refused = codec.decode(plan, tasks, frames, refusal, spread)
     ended = time.perf_counter()
     assert not refused, refused
     error = squared(decoded_ND - deltas_ND) / squared(deltas_ND)

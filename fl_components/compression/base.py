@@ -80,9 +80,6 @@ class CompressionRule(Rule):
     """Whether what is decoded is what was encoded, bit for bit, and as long for every update of D parameters: then one
     update that is encoded and decoded tells what all of them cost."""
 
-    threads_from: ClassVar[int] = 0
-    """From how many parameters on threads pay. With fewer they wait for Python's lock longer than they work."""
-
     @model_validator(mode="after")
     def _nothing_to_give_back(self) -> CompressionRule:
         if self.error_feedback and self.unbiased:

@@ -87,7 +87,6 @@ class TopK(Sparsifier):
     """
 
     kind: Literal["top_k"] = "top_k"
-    threads_from = 500_000
     fraction: float = FRACTION
 
     def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:

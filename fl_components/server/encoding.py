@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final
 
 import numpy as np
-import torch
 
 from fl_components.compression import Broadcast, CompressionRule, Known
 from fl_components.errors import UpdateRejected, WireError
 from fl_components.parameters import params_digest
 from fl_components.server.federation import Federation
 from fl_components.shared_memory import keep_freed_memory
+from fl_components.training import Spread, Work, here
 from fl_components.values import ClientTask, Float32, Payload, RoundPlan, Tensors, Weighted
 from fl_components.wire import (
     Download,
@@ -33,7 +33,12 @@ FLOATS_AT_ONCE: Final = 250_000
 MEASURED: Final = 8
 """Of a cohort, the updates of which it is measured what compression lost, where they need not all be decoded."""
 
-T = TypeVar("T")
+Refusal = Callable[[float], str | None]
+"""Why an update of this L2 norm does not count, if so."""
+
+
+def nothing_refused(_: float) -> None:
+    """The refusal of those that take every update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,13 @@ class Codec:
     Args:
       round_seed: of the draws that all clients share.
       shapes: of the model's parameters.
-      threads: how many updates are worked on at a time; results do not depend on it.
+
+    `spread` says where the work is done; what comes out does not depend on it.
     """
 
     rule: CompressionRule
     round_seed: int
     shapes: Sequence[Sequence[int]]
-    threads: int
 
     def known(self, tasks: Sequence[ClientTask]) -> Known:
         """What both ends know of these clients' updates."""
@@ -59,97 +64,123 @@ class Codec:
     def num_parameters(self) -> int:
         return self.known([]).num_parameters
 
+    @property
+    def unit(self) -> int:
+        """How many updates are worked on together."""
+        return max(1, FLOATS_AT_ONCE // self.num_parameters)
+
     def encode(
-        self, plan: RoundPlan, tasks: Sequence[ClientTask], deltas_ND: Float32, memory_ND: Float32 | None = None
+        self,
+        plan: RoundPlan,
+        tasks: Sequence[ClientTask],
+        deltas_ND: Float32,
+        memory_ND: Float32 | None = None,
+        spread: Spread = here,
     ) -> tuple[tuple[bytes, ...], Weighted, Float32 | None]:
         """The frames [N] of updates, what compression lost of all or some of them, and what is lost of each where
         `memory_ND`, what was lost before, is added to them first (error feedback)."""
+        keeps = memory_ND is not None
         if memory_ND is not None:
-            deltas_ND = deltas_ND + memory_ND
-        lost_ND = None if memory_ND is None else np.empty_like(deltas_ND)
+            deltas_ND = deltas_ND + memory_ND  # in whose place what is lost will be
         first = () if self.rule.transparent else plan.cohort[:MEASURED]
 
-        def encode(rows: slice) -> tuple[list[bytes], Weighted]:
-            own_ND, known = deltas_ND[rows], self.known(tasks[rows])
-            payloads = self.rule.compress(own_ND, known)
-            measured = payloads if lost_ND is not None else payloads[: sum(map(first.__contains__, tasks[rows]))]
-            error = Weighted()
-            if measured:
-                numbers = range(len(measured))
-                loss_ND = own_ND[: len(measured)] - self.rule.decompress(measured, known.of(numbers))
-                error = Weighted(_squares(loss_ND), _squares(own_ND[: len(measured)]))
-                if lost_ND is not None:
-                    lost_ND[rows] = loss_ND
-            frames = [
-                encode_update(Update(task.client_id, plan.base_digest, payload))
-                for task, payload in zip(tasks[rows], payloads, strict=True)
-            ]
-            return frames, error
+        def work_on(rows: slice) -> Work[tuple[list[bytes], list[Weighted]]]:
+            measured = len(tasks[rows]) if keeps else sum(map(first.__contains__, tasks[rows]))
+            return partial(self._encode, plan.base_digest, tasks[rows], measured, keeps)
 
         frames: list[bytes] = []
         error = Weighted()
-        for some, lost in self._in_pieces(encode, len(tasks)):
+        spread = here if self.rule.transparent else spread  # whole updates are a copy here, two on the way elsewhere
+        for some, lost in spread(work_on, deltas_ND, self.unit, reads=True, writes=keeps):
             frames += some
-            error += lost
-        return tuple(frames), error, lost_ND
+            error = sum(lost, error)
+        return tuple(frames), error, deltas_ND if keeps else None
+
+    def _encode(
+        self, base_digest: str, tasks: Sequence[ClientTask], measured: int, keeps: bool, deltas_ND: Float32
+    ) -> tuple[list[bytes], list[Weighted]]:
+        """The frames of updates, and what is lost of as many as are `measured`, the first; `keeps`: in their place."""
+        keep_freed_memory()
+        frames: list[bytes] = []
+        errors: list[Weighted] = []
+        for rows in self._units(len(tasks)):
+            own_ND, known = deltas_ND[rows], self.known(tasks[rows])
+            payloads = self.rule.compress(own_ND, known)
+            few = min(len(payloads), measured - rows.start)
+            if few > 0:
+                loss_ND = own_ND[:few] - self.rule.decompress(payloads[:few], known.of(range(few)))
+                errors.append(Weighted(_squares(loss_ND), _squares(own_ND[:few])))
+                if keeps:
+                    own_ND[:] = loss_ND
+            frames += [
+                encode_update(Update(task.client_id, base_digest, payload))
+                for task, payload in zip(tasks[rows], payloads, strict=True)
+            ]
+        return frames, errors
 
     def decode(
         self,
         plan: RoundPlan,
         tasks: Sequence[ClientTask],
         frames: Sequence[bytes],
-        refusal: Callable[[float], str | None],
+        refusal: Refusal,
+        spread: Spread = here,
     ) -> tuple[Float32, dict[int, str]]:
         """The updates [N, D] in frames that these clients sent, and why those at some places do not count.
 
         `refusal` says so of an update's L2 norm (not_finite, norm_too_large). Other reasons begin with too_large,
         undecodable, wrong_client, stale_base, wrong_tensors or wrong_shape; such an update is zeros.
         """
-        deltas_ND = np.zeros((len(frames), self.num_parameters), np.float32)
 
-        def decode(rows: slice) -> dict[int, str]:
-            payloads, reasons = {}, {}
+        def work_on(rows: slice) -> Work[list[str | None]]:
+            return partial(self._decode, plan.base_digest, tasks[rows], frames[rows], refusal)
+
+        deltas_ND = np.empty((len(frames), self.num_parameters), np.float32)
+        spread = here if self.rule.transparent else spread
+        reasons = [each for some in spread(work_on, deltas_ND, self.unit, reads=False, writes=True) for each in some]
+        return deltas_ND, {place: reason for place, reason in enumerate(reasons) if reason is not None}
+
+    def _decode(
+        self,
+        base_digest: str,
+        tasks: Sequence[ClientTask],
+        frames: Sequence[bytes],
+        refusal: Refusal,
+        deltas_ND: Float32,
+    ) -> list[str | None]:
+        """Why each of the updates does not count, if so; they are in `deltas_ND` then."""
+        keep_freed_memory()
+        reasons: list[str | None] = [None] * len(frames)
+        for rows in self._units(len(frames)):
+            payloads: dict[int, Payload] = {}
             for place in range(rows.start, rows.stop):
                 try:
-                    payloads[place] = self._checked(plan, tasks[place], frames[place])
+                    payloads[place] = self._checked(base_digest, tasks[place], frames[place])
                 except UpdateRejected as rejected:
-                    reasons[place] = rejected.message
+                    reasons[place], deltas_ND[place] = rejected.message, 0
             places = list(payloads)
             if places:
                 known = self.known([tasks[place] for place in places])
                 deltas_ND[places] = self.rule.decompress(list(payloads.values()), known)
             for place in places:
                 if refusal(_norm_bound(deltas_ND[place])) is not None:
-                    reason = refusal(math.sqrt(_squares(deltas_ND[place])))
-                    if reason is not None:
-                        reasons[place] = reason
-            return reasons
+                    reasons[place] = refusal(math.sqrt(_squares(deltas_ND[place])))
+        return reasons
 
-        refused: dict[int, str] = {}
-        for reasons in self._in_pieces(decode, len(frames)):
-            refused |= reasons
-        return deltas_ND, refused
+    def _units(self, num_updates: int) -> list[slice]:
+        return [slice(start, min(num_updates, start + self.unit)) for start in range(0, num_updates, self.unit)]
 
-    def _checked(self, plan: RoundPlan, task: ClientTask, frame: bytes) -> Payload:
+    def _checked(self, base_digest: str, task: ClientTask, frame: bytes) -> Payload:
         """What this client sent, before it is decompressed. Raises `UpdateRejected`."""
         update = decode_update(frame, max_update_bytes(self.num_parameters))
         if update.client_id != task.client_id:
             # What a client wrote is shown escaped and cut: the reason is kept, logged and printed.
             named = f"{update.client_id[:100]!a}"
             raise UpdateRejected(f"wrong_client: {task.client_id} sent an update in the name of {named}")
-        if not plan.base_digest.startswith(update.base_digest):  # the first 16 digits of its base, all that travels
-            raise UpdateRejected(f"stale_base: starts from {update.base_digest!r}, not from {plan.base_digest[:16]!r}")
+        if not base_digest.startswith(update.base_digest):  # the first 16 digits of its base, all that travels
+            raise UpdateRejected(f"stale_base: starts from {update.base_digest!r}, not from {base_digest[:16]!r}")
         self.rule.check(update.parts, self.known([task]))
         return update.parts
-
-    def _in_pieces(self, work: Callable[[slice], T], num_updates: int) -> Iterator[T]:
-        """`work` on slices of so many updates, several at a time; what it returns, in order."""
-        keep_freed_memory()
-        at_once = max(1, FLOATS_AT_ONCE // self.num_parameters)
-        pieces = [slice(start, min(num_updates, start + at_once)) for start in range(0, num_updates, at_once)]
-        threads = self.threads if self.num_parameters >= self.rule.threads_from else 1
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(work, pieces)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

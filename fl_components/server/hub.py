@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,7 +143,6 @@ class Hub:
             rule=self.config.compression,
             round_seed=derive_key(self.source(plan.round), plan.round, "compression"),
             shapes=self.federation.shapes,
-            threads=os.cpu_count() or 1,
         )
 
     def broadcast(self, state: ServerState) -> Sent:

@@ -23,6 +23,7 @@ from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
 from fl_components.randomness import derive_key
+from fl_components.server.encoding import nothing_refused
 from fl_components.server.hub import Hub
 from fl_components.server.withheld import withheld_error
 from fl_components.store.ledger import of_client
@@ -220,7 +221,8 @@ def compress(hub: Hub, plan: RoundPlan, state: ServerState, batch: UpdateBatch |
     if hub.config.compression.error_feedback:
         nothing_D = np.zeros_like(state.params_D)
         memory_ND = np.stack([state.memory.get(client_id, nothing_D) for client_id in batch.client_ids])
-    encoded, error, kept_ND = codec.encode(plan, _tasks(plan, batch.client_ids), batch.deltas_ND, memory_ND)
+    tasks = _tasks(plan, batch.client_ids)
+    encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, memory_ND, hub.trainer.spread)
     return EncodedBatch(batch.client_ids, encoded, batch.losses, batch.download_bytes, batch.absent, error, kept_ND)
 
 
@@ -240,8 +242,8 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         return _admit_sum(hub, plan, batch, collected)
     tasks, clip = _tasks(plan, batch.client_ids), hub.federation.clip(plan)
     # What is clipped counts whatever its norm is; what is not finite contributes zero.
-    refusal = rule.refusal if clip is None else (lambda norm: None)
-    deltas_ND, refused = hub.codec(plan).decode(plan, tasks, batch.frames, refusal)
+    refusal = rule.refusal if clip is None else nothing_refused
+    deltas_ND, refused = hub.codec(plan).decode(plan, tasks, batch.frames, refusal, hub.trainer.spread)
     partial, place_of = collected.partial, {task.client_id: place for place, task in enumerate(tasks)}
     for shard in plan.shards:
         places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
@@ -288,7 +290,7 @@ def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: Collected
     """Take in updates that were checked and added up where they were made."""
     codec, upload_bytes = hub.codec(plan), sum(len(frame) * count for frame, count in batch.frames)
     for frame, _ in batch.frames:
-        codec.decode(plan, _tasks(plan, [decode_update(frame, len(frame)).client_id]), [frame], lambda norm: None)
+        codec.decode(plan, _tasks(plan, [decode_update(frame, len(frame)).client_id]), [frame], nothing_refused)
     each = [upload_bytes // max(1, len(batch.client_ids))] * len(batch.client_ids)
     return replace(
         collected,

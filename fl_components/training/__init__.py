@@ -9,7 +9,7 @@ from fl_components.training.private import example_way
 from fl_components.training.sgd import SGD
 from fl_components.training.shadow import Shadow
 from fl_components.training.threads import one_thread
-from fl_components.training.trainer import ModelSpec, Result, Trainer, Workload, peak_memory_bytes
+from fl_components.training.trainer import ModelSpec, Result, Spread, Trainer, Work, Workload, here, peak_memory_bytes
 
 Training = SGD
 
@@ -26,13 +26,16 @@ __all__ = [
     "Result",
     "Shadow",
     "ShardReport",
+    "Spread",
     "Summing",
     "Trainer",
     "Training",
+    "Work",
     "Workload",
     "engine_facts",
     "evaluate",
     "example_way",
+    "here",
     "made_up",
     "names_of",
     "one_thread",

@@ -23,7 +23,7 @@ from fl_components.training.dask import DaskTrainer
 from fl_components.training.engine import ShardReport, Summing
 from fl_components.training.processes import ProcessTrainer
 from fl_components.training.sgd import SGD
-from fl_components.training.trainer import OwnTrainer, Shard, Trainer, Workload
+from fl_components.training.trainer import OwnTrainer, Shard, T, Trainer, Work, Workload
 from fl_components.values import Float32
 
 COPIES_OF_AN_UPDATE: Final = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
@@ -214,6 +214,12 @@ class GrowingTrainer(Trainer):
             self.close()
             self._stay_here(error.message)
             return None
+
+    def spread(
+        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+    ) -> Iterator[T]:
+        workers = self._ready() or self._own
+        return workers.spread(work_on, rows_ND, unit, reads=reads, writes=writes)
 
     def close(self) -> None:
         if self._processes is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -26,10 +26,13 @@ from fl_components.shared_memory import Place, SharedMemory
 from fl_components.training.chunk import Examples
 from fl_components.training.engine import Engine, ShardReport, Summing, names_of
 from fl_components.training.sgd import SGD
+from fl_components.training.threads import one_thread
 from fl_components.training.trainer import (
     ModelSpec,
     Shard,
+    T,
     Trainer,
+    Work,
     Workload,
     name_of,
     peak_memory_bytes,
@@ -74,20 +77,50 @@ class _Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """A shard to train from the parameters in the exchange; its result goes into that slot of the exchange."""
+class _Training:
+    """A shard to train."""
 
     rule: SGD
     summing: Summing | None
     tasks: Shard
-    slot: int
+
+    def __call__(self, engine: Engine, params_D: Float32, slot: NDArray[Any]) -> ShardReport:
+        return engine.train(self.rule, params_D, self.tasks, slot, self.summing)
+
+
+@dataclass(frozen=True, slots=True)
+class _OnRows:
+    """Work on the first rows of a slot."""
+
+    work: Work[Any]
+    num_rows: int
+
+    def __call__(self, engine: Engine, params_D: Float32, slot: NDArray[Any]) -> Any:
+        _ = engine, params_D
+        with one_thread():
+            return self.work(slot[: self.num_rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What a process is to do with a slot of the exchange.
+
+    Args:
+      about: the clients or the updates, in words.
+      fill: puts into the slot what the work is to find there.
+    """
+
+    work: _Training | _OnRows
+    about: str
+    fill: Callable[[NDArray[Any]], object] = lambda slot: None
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """That a process is ready (no report), that a job is done, or what went wrong, with the mend."""
+    """That a process is ready, that a job is done, or what went wrong, with the mend."""
 
-    report: ShardReport | None = None
+    done: bool = False
+    result: Any = None
     note: str = ""
     problem: str | None = None
     hint: str | None = None
@@ -117,7 +150,7 @@ class _Process:
                 start_new_session=True,  # Ctrl-C is for the process that started it
             )
         self.ready = False
-        self.shard: int | None = None
+        self.job: int | None = None
         self.memory_bytes = 0
         with suppress(OSError):  # it died already, which is found out when its connection is read
             self.connection.send(setup)
@@ -137,11 +170,12 @@ class _Process:
 
 
 class ProcessTrainer(Trainer):
-    """Shards go to whichever process is free. One that dies is replaced, and its shard is trained again."""
+    """Jobs go to whichever process is free. One that dies is replaced, and its job is done again."""
 
     def __init__(self, workload: Workload, num_processes: int, say: Callable[[str], None]) -> None:
         self._say = say
-        self._slots = 2 * num_processes  # for the shards in work, and as many that wait for their turn
+        self._slots = 2 * num_processes  # for the jobs in work, and as many that wait for their turn
+        _, self._slot_shape = workload.result
         self._examples = workload.examples
         self._exchange = SharedMemory.create(
             {"params": (np.float32, (workload.num_parameters,))}
@@ -181,12 +215,47 @@ class ProcessTrainer(Trainer):
         self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         self._exchange["params"][:] = params_D
+        jobs = [_Job(_Training(rule, summing, tasks), names_of(tasks)) for tasks in shards]
+        yield from self._done(jobs)
+
+    def spread(
+        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+    ) -> Iterator[T]:
+        pieces = self._pieces(rows_ND.shape, unit)
+        if len(pieces) < 2:
+            yield from super().spread(work_on, rows_ND, unit, reads=reads, writes=writes)
+            return
+
+        def job(rows: slice) -> _Job:
+            num_rows = rows.stop - rows.start
+
+            def fill(slot: NDArray[Any]) -> None:
+                slot[:num_rows] = rows_ND[rows]
+
+            work, about = _OnRows(work_on(rows), num_rows), f"updates {rows.start + 1} to {rows.stop}"
+            return _Job(work, about, fill) if reads else _Job(work, about)
+
+        for rows, (result, slot) in zip(pieces, self._done([job(rows) for rows in pieces]), strict=True):
+            if writes:
+                rows_ND[rows] = slot[: rows.stop - rows.start]
+            yield result
+
+    def _pieces(self, shape: tuple[int, ...], unit: int) -> list[slice]:
+        """Rows for all slots and as many again, so that no process waits long for another; one piece where a slot, made
+        for a shard's result, has no room for them."""
+        num_rows, size = shape[0], -(-shape[0] // (2 * self._slots * unit)) * unit
+        room = self._slot_shape[0] if self._slot_shape[1:] == shape[1:] else 0
+        size = min(size, room // unit * unit) or num_rows or 1
+        return [slice(start, min(num_rows, start + size)) for start in range(0, num_rows, size)]
+
+    def _done(self, jobs: Sequence[_Job]) -> Iterator[tuple[Any, NDArray[Any]]]:
+        """What each job returned, and its slot, in their order. Asking for the next one overwrites a slot."""
         self._fill_up()
-        round, free = _Round(shards), deque(range(self._slots))
+        round, free = _Round(jobs), deque(range(self._slots))
         try:
-            for turn in range(len(shards)):
+            for turn in range(len(jobs)):
                 while turn not in round.done:
-                    self._hand_out(rule, summing, round, free)
+                    self._hand_out(round, free)
                     talking = {process.connection: process for process in self._processes}
                     for connection in wait(list(talking)):
                         assert isinstance(connection, Connection)
@@ -196,23 +265,24 @@ class ProcessTrainer(Trainer):
                 free.append(slot)
         finally:
             for process in list(self._processes):
-                if process.shard is not None:  # the round was given up: nothing may write into the next one's slots
+                if process.job is not None:  # the round was given up: nothing may write into the next one's slots
                     self._end(process)
 
-    def _hand_out(self, rule: SGD, summing: Summing | None, round: _Round, free: deque[int]) -> None:
-        """Give each idle process the next shard, as long as there is a slot for its result."""
+    def _hand_out(self, round: _Round, free: deque[int]) -> None:
+        """Give each idle process the next job, as long as there is a slot for it."""
         for process in self._processes:
-            if process.shard is not None or not process.ready or not round.waiting:
+            if process.job is not None or not process.ready or not round.waiting:
                 continue
-            shard = round.waiting[0]
-            if shard not in round.slots:
+            number = round.waiting[0]
+            if number not in round.slots:
                 if not free:
                     return
-                round.slots[shard] = free.popleft()
-            process.shard = round.waiting.popleft()
+                round.slots[number] = free.popleft()
+            process.job, job, slot = round.waiting.popleft(), round.jobs[number], f"slot{round.slots[number]}"
+            job.fill(self._exchange[slot])
             # A process that died while it was idle is found out when its connection is read.
             with suppress(OSError):
-                process.connection.send(_Job(rule, summing, round.shards[shard], round.slots[shard]))
+                process.connection.send((job.work, slot))
 
     def _receive(self, process: _Process, round: _Round) -> None:
         """Take in what a process says, or that it died."""
@@ -224,10 +294,11 @@ class ProcessTrainer(Trainer):
         process.memory_bytes = max(process.memory_bytes, answer.memory_bytes)
         if answer.problem is not None:
             raise ModelError(answer.problem, hint=answer.hint)
-        if answer.report is not None and process.shard is not None:
-            name = name_of(round.shards[process.shard])
-            self.on_shard(name, answer.began, answer.ended, process.popen.pid)
-            round.done[process.shard], process.shard = answer.report, None
+        if answer.done and process.job is not None:
+            work = round.jobs[process.job].work
+            if isinstance(work, _Training):
+                self.on_shard(name_of(work.tasks), answer.began, answer.ended, process.popen.pid)
+            round.done[process.job], process.job = answer.result, None
             return
         process.ready, self._failed_starts = True, 0
         if answer.note and answer.note not in self._notes:
@@ -236,7 +307,7 @@ class ProcessTrainer(Trainer):
 
     def _died(self, process: _Process, round: _Round) -> None:
         how = process.how_it_ended()
-        if process.shard is None:
+        if process.job is None:
             self._failed_starts += not process.ready
             if self._failed_starts == MOST_ATTEMPTS:
                 raise RunFailed(
@@ -245,16 +316,15 @@ class ProcessTrainer(Trainer):
                 )
             self._say(f"a training process died ({how}) and is replaced")
         else:
-            shard = process.shard
-            round.deaths[shard] += 1
-            clients = names_of(round.shards[shard])
-            if round.deaths[shard] == MOST_ATTEMPTS:
+            round.deaths[process.job] += 1
+            about = round.jobs[process.job].about
+            if round.deaths[process.job] == MOST_ATTEMPTS:
                 raise RunFailed(
-                    f"{MOST_ATTEMPTS} training processes died ({how}) of the same shard: {clients}",
+                    f"{MOST_ATTEMPTS} training processes died ({how}) of the same work: {about}",
                     hint="where memory ran out, a smaller execution.shard_size or fewer execution.processes need less",
                 )
-            self._say(f"a training process died ({how}) and is replaced; its shard is trained again: {clients}")
-            round.waiting.appendleft(shard)
+            self._say(f"a training process died ({how}) and is replaced; its work is done again: {about}")
+            round.waiting.appendleft(process.job)
         self._end(process)
         self._fill_up()
 
@@ -272,14 +342,14 @@ class ProcessTrainer(Trainer):
 
 
 class _Round:
-    """Where the shards of a round are: waiting, in work in some slot, done in some slot; and how often they failed."""
+    """Where jobs are: waiting, in work in some slot, done in some slot; and how often they failed."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = shards
-        self.waiting = deque(range(len(shards)))
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self.jobs = jobs
+        self.waiting = deque(range(len(jobs)))
         self.slots: dict[int, int] = {}
-        self.done: dict[int, ShardReport] = {}
-        self.deaths = [0] * len(shards)
+        self.done: dict[int, Any] = {}
+        self.deaths = [0] * len(jobs)
 
 
 def serve(fd: int) -> None:
@@ -292,10 +362,10 @@ def serve(fd: int) -> None:
         engine = Engine(setup.spec.build(), Examples(x, y, examples["starts"], examples["stops"]))
         connection.send(_Answer(note=engine.note, memory_bytes=private_memory_bytes()))
         while True:
-            job: _Job = connection.recv()
+            work, slot = connection.recv()
             began = time.time()
-            report = engine.train(job.rule, exchange["params"], job.tasks, exchange[f"slot{job.slot}"], job.summing)
-            connection.send(_Answer(report, memory_bytes=private_memory_bytes(), began=began, ended=time.time()))
+            result = work(engine, exchange["params"], exchange[slot])
+            connection.send(_Answer(True, result, memory_bytes=private_memory_bytes(), began=began, ended=time.time()))
     except EOFError:
         return
     except FedroundsError as error:

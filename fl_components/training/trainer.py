@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +24,15 @@ from fl_components.shared_memory import SharedMemory
 from fl_components.training.chunk import Examples
 from fl_components.training.engine import Engine, ShardReport, Summing
 from fl_components.training.sgd import SGD
+from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Float32
 
 Shard = Sequence[ClientTask]
 Result = tuple[type[np.floating], tuple[int, ...]]
 OnShard = Callable[[str, float, float, int], object]
+T = TypeVar("T")
+Work = Callable[[Float32], T]
+"""Work on some rows of updates, float32 [N, D]. It goes to other processes: pickle must be able to write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,36 @@ class Workload:
         return Engine(copy.deepcopy(self.module), Examples(x, y, self.examples["starts"], self.examples["stops"]))
 
 
+class Spread(Protocol):
+    """Work other than training, on updates in some rows, wherever that is."""
+
+    def __call__(
+        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+    ) -> Iterator[T]:
+        """What the work on each piece of the rows returns, in the order of the pieces.
+
+        Args:
+          work_on: the work on a piece of the rows.
+          rows_ND: updates, float32 [N, D].
+          unit: pieces are cut at multiples of so many rows.
+          reads: whether the work looks at what its rows hold.
+          writes: whether what it leaves in them is to be in `rows_ND`; it leaves them alone otherwise.
+        """
+
+
+def here(work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool) -> Iterator[T]:
+    """A `Spread` over one piece: in this process, on one thread.
+
+    >>> ones_ND = np.ones((3, 2), np.float32)
+    >>> list(here(lambda rows: np.sum, ones_ND, 1, reads=True, writes=False))
+    [6.0]
+    """
+    _ = unit, reads, writes
+    with one_thread():
+        done = work_on(slice(0, len(rows_ND)))(rows_ND)
+    yield done
+
+
 class Trainer(ABC):
     """Trains shards of clients. Which one, and with how many processes, never changes a bit of what comes out.
 
@@ -95,6 +130,12 @@ class Trainer(ABC):
         `rounds_left` counts this one: what is worth while for many rounds may not be for one. Raises `ModelError`, and
         `RunFailed` when processes that train a shard die again and again.
         """
+
+    def spread(
+        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+    ) -> Iterator[T]:
+        """A `Spread` over the processes that train, where there are any. Raises what `train` raises."""
+        return here(work_on, rows_ND, unit, reads=reads, writes=writes)
 
     def close(self) -> None:  # noqa: B027 (most trainers start nothing)
         """End what was started."""
