@@ -104,6 +104,35 @@ def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open
     assert not np.array_equal(after[third], before[third])
 
 
+@pytest.mark.parametrize(
+    "compression", [FEEDBACK, {"kind": "eden"}, {"kind": "qsgd"}, {"kind": "dead_zone", "error_feedback": True}]
+)
+def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: dict[str, Any]) -> None:
+    """Nor a metric: what is lost is added up in the same order."""
+    found = []
+    for processes in (1, 2):
+        execution = {"processes": processes, "shard_size": 3}
+        model = {"kind": "mlp", "hidden": [1200]}  # large enough for three pieces of the nine updates
+        hub = open_run(f"r{processes}", compression=compression, model=model, execution=execution)
+        pieces: list[int] = []
+
+        def counting(work_on: Any, *args: Any, spread: Any = hub.trainer.spread, seen: Any = pieces, **how: Any) -> Any:
+            return spread(lambda rows: seen.append(rows.stop - rows.start) or work_on(rows), *args, **how)
+
+        hub.trainer.spread = counting  # type: ignore[method-assign]
+        results = [walk(stages, hub, round) for round in (1, 2)]
+        assert pieces == ([9] * 4 if processes == 1 else [2, 2, 2, 2, 1] * 4)  # two rounds, there and back
+        communication = [
+            {name: value for name, value in result.metrics.items() if name.startswith("communication/")}
+            for result in results
+        ]
+        assert len(communication[0]) >= 5
+        state = hub.state()
+        memory = {client_id: kept_D.tobytes() for client_id, kept_D in state.memory.items()}
+        found.append((communication, state.params_digest, memory))
+    assert found[0] == found[1]
+
+
 def test_what_clients_keep_has_a_limit(open_run: OpenRun) -> None:
     model = {"kind": "mlp", "hidden": [600]}
     with pytest.raises(ConfigError, match=r"what 9 clients keep of \d+ parameters takes 2 MB"):

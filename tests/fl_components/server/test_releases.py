@@ -110,7 +110,7 @@ class TestReleases:
         store.set_budget("wards", TERMS, reason="x", by="ada")
         hub, heard = begin(data=WARDS), list[str]()
         hub.say = heard.append
-        hub.say_of_clients("a training process died; its shard is trained again: clients ward-3, ward-4")
+        hub.say_of_clients("a training process died; its work is done again: clients ward-3, ward-4")
         file = store.home / "withheld" / "r.log"
         assert heard == [] and "ward-3" in file.read_text()
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_processes_change_no_bit(how: str, counts: list[int]) -> None:
             given_up = trainer.train(RULE, other_D, tasks_of(work), summing_of(work), 1)
             next(given_up)
             given_up.close()
-            assert all(process.shard is None for process in trainer._processes)  # none writes into the next round
+            assert all(process.job is None for process in trainer._processes)  # none writes into the next round
             assert outcome(trainer, work) == expected
             assert said == []
             assert trainer.peak_memory_bytes > own.peak_memory_bytes > 50e6
@@ -174,7 +175,7 @@ class TestDeath:
             assert outcome(trainer, work) == expected
             assert not (tmp_path / "once").exists()
             assert said == [
-                "a training process died (SIGKILL) and is replaced; its shard is trained again: clients c3, c4, c5"
+                "a training process died (SIGKILL) and is replaced; its work is done again: clients c3, c4, c5"
             ]
             assert outcome(trainer, work) == expected
 
@@ -271,6 +272,86 @@ class TestDeath:
         while any(is_running(pid) for pid in pids):
             assert time.monotonic() - died < 2
             time.sleep(0.01)
+
+
+ROWS_ND = np.arange(20 * 53, dtype=np.float32).reshape(20, 53)
+
+
+def halved(first: int, rows_ND: Any) -> tuple[int, float, int]:
+    """Halves the rows. Says which they are, what they added up to, and who did it."""
+    total = float(rows_ND.sum())
+    rows_ND /= 2
+    return first, total, os.getpid()
+
+
+def counted(rows_ND: Any) -> int:
+    """Writes ones, whatever is there."""
+    rows_ND[:] = 1
+    return len(rows_ND)
+
+
+def halved_at_last(cause: str, first: int, rows_ND: Any) -> tuple[int, float, int]:
+    """The first time in a process that dies when it has halved them."""
+    found = halved(first, rows_ND)
+    if first == 3 and os.path.exists(cause):
+        os.remove(cause)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+
+class TestSpread:
+    def spread(self, trainer: Trainer, unit: int = 1, cause: str = "", **how: bool) -> tuple[list[Any], Any]:
+        """What the pieces returned, and the rows afterwards."""
+        rows_ND = ROWS_ND.copy()
+        options = {"reads": True, "writes": True} | how
+        work = partial(halved_at_last, cause)
+        found = trainer.spread(lambda rows: partial(work, rows.start), rows_ND, unit, **options)
+        return list(found), rows_ND
+
+    def test_pieces_come_in_order_and_leave_what_they_wrote(self) -> None:
+        work = workload(how="each")
+        assert work.num_parameters == ROWS_ND.shape[1]
+        with processes(work) as (trainer, said):
+            outcome(trainer, work)
+            for unit, size in ((1, 3), (2, 2), (3, 3)):  # a slot has three rows
+                found, halves_ND = self.spread(trainer, unit)
+                assert [first for first, _, _ in found] == list(range(0, 20, size))
+                assert [total for _, total, _ in found] == [
+                    ROWS_ND[row : row + size].sum() for row in range(0, 20, size)
+                ]
+                assert {pid for _, _, pid in found} <= {each.popen.pid for each in trainer._processes}
+                assert np.array_equal(halves_ND, ROWS_ND / 2)
+            _, left_ND = self.spread(trainer, writes=False)
+            assert np.array_equal(left_ND, ROWS_ND)
+            ones_ND = np.zeros_like(ROWS_ND)
+            assert sum(trainer.spread(lambda rows: counted, ones_ND, 1, reads=False, writes=True)) == 20
+            assert (ones_ND == 1).all()
+            assert outcome(trainer, work) == outcome(OwnTrainer(work, print), work)
+            assert said == []
+
+    @pytest.mark.parametrize(("how", "unit"), [("each", 4), ("each", 20), ("sum", 1)])
+    def test_what_has_no_room_elsewhere_is_done_here(self, how: str, unit: int) -> None:
+        work = workload(how=how)
+        with processes(work) as (trainer, _):
+            found, halves_ND = self.spread(trainer, unit)
+        assert found == [(0, ROWS_ND.sum(), os.getpid())] and np.array_equal(halves_ND, ROWS_ND / 2)
+
+    def test_so_is_all_of_it_without_processes(self) -> None:
+        found, halves_ND = self.spread(OwnTrainer(workload(how="each"), print))
+        assert found == [(0, ROWS_ND.sum(), os.getpid())] and np.array_equal(halves_ND, ROWS_ND / 2)
+
+    def test_nothing(self) -> None:
+        with processes(workload(how="each")) as (trainer, _):
+            assert list(trainer.spread(lambda rows: len, ROWS_ND[:0], 1, reads=True, writes=True)) == [0]
+
+    def test_a_killed_process_is_replaced_and_its_piece_worked_on_from_the_start(self, tmp_path: Any) -> None:
+        """What it wrote before it died does not stay."""
+        (tmp_path / "once").touch()
+        with processes(workload(how="each")) as (trainer, said):
+            found, halves_ND = self.spread(trainer, cause=str(tmp_path / "once"))
+        assert not (tmp_path / "once").exists() and np.array_equal(halves_ND, ROWS_ND / 2)
+        assert [total for _, total, _ in found] == [ROWS_ND[row : row + 3].sum() for row in range(0, 20, 3)]
+        assert said == ["a training process died (SIGKILL) and is replaced; its work is done again: updates 4 to 6"]
 
 
 class TestGrowing:
