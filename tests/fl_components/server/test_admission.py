@@ -14,10 +14,11 @@ from fl_components.errors import UpdateRejected
 from fl_components.server import stages
 from fl_components.server.encoding import Codec
 from fl_components.server.hub import Hub
+from fl_components.training import here
 from fl_components.values import EncodedBatch, Indices, RoundPlan, ServerState, Symbols, Weighted
 from fl_components.wire import Update, encode_update, max_update_bytes
 
-from .conftest import OpenRun
+from .conftest import OpenRun, Single
 
 CLIENT = "client-0003"
 
@@ -122,6 +123,19 @@ def test_an_update_that_is_refused(
     assert len(caught.value.message) < 1500  # it is kept, logged and printed, whatever the client wrote
     assert caught.value.message.isprintable()
     assert json.loads(json.dumps(caught.value.message)) == caught.value.message
+
+
+def test_what_cannot_be_decoded_is_zeros_whatever_was_there(hub: Hub, plan: RoundPlan) -> None:
+    def in_used_memory(work_on: Any, rows_ND: Any, unit: int, **how: bool) -> Any:
+        rows_ND[:] = np.nan
+        return here(work_on, rows_ND, unit, **how)
+
+    (task,) = (each for each in plan.cohort if each.client_id == CLIENT)
+    frames = [sent(hub, plan), b"", sent(hub, plan, base_digest="0" * 64)]
+    codec, refusal = replace(hub.codec(plan), rule=Single()), hub.config.aggregation.refusal
+    deltas_ND, refused = codec.decode(plan, [task] * 3, frames, refusal, in_used_memory)
+    assert list(refused) == [1, 2]
+    assert np.array_equal(deltas_ND, [small(hub), 0 * small(hub), 0 * small(hub)])
 
 
 def test_every_reason_is_named_where_it_is_promised() -> None:
