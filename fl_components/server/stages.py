@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fl_components.aggregation import AdditiveRule
-from fl_components.errors import BudgetExhausted, FedroundsError, RunFailed, TooFewClients
+from fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
 from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
@@ -339,7 +339,7 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
         params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
     if not np.isfinite(params_D).all():
-        raise RunFailed(
+        raise Diverged(
             f"round {plan.round}: the server's parameters are no longer finite",
             hint="begin another run with a lower server_optimizer.learning_rate",
         )

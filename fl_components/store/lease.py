@@ -24,12 +24,25 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, 
 from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from fl_components.store import example_ledger, journal, ledger
 from fl_components.store.records import FINAL_STATES, ExampleCharges, Guard, RoundRecord
-from fl_components.store.schema import AnyRow, charges, database_clock, leases, participations, rounds, runs, seals
+from fl_components.store.schema import (
+    AnyRow,
+    charges,
+    column_digest,
+    database_clock,
+    leases,
+    new_digest_key,
+    participations,
+    rounds,
+    runs,
+    seals,
+)
 
 if TYPE_CHECKING:
     from fl_components.store.store import Store
 
 _logger = logging.getLogger(__name__)
+
+ROUND_COLUMNS: Final = [rounds.c[name] for name in RoundRecord.__slots__]
 
 _POLL_S: Final = 0.25  # how often a waiting process looks whether the lease has lapsed
 
@@ -312,8 +325,10 @@ class Lease:
             with self._fenced() as connection:
                 if self._seal_key(connection, round) is not None:
                     return
-                # No digest of `data` here: it is private, and a plain hash would confirm a guess.
-                self._append(connection, "round.sealed", {"round": round, "collection": collection})
+                # No plain digest of `data` here: it is private, and a hash would confirm a guess.
+                digests = {"blob_key": column_digest(self._run(connection).digest_key, "blob_key", key)}
+                content = {"round": round, "collection": collection, "digests": digests}
+                self._append(connection, "round.sealed", content)
                 connection.execute(
                     insert(seals).values(run_id=self.run_id, round=round, collection=collection, blob_key=key)
                 )
@@ -351,14 +366,14 @@ class Lease:
                 charge = self._check_reserved(connection, round)
                 run = self._run(connection)
                 self._count(connection, round, participants)  # before the journal's head is locked against all runs
+                digested = {"state_key": key, "result": result, "withheld": dict(withheld or {})}
+                digest_key = new_digest_key()
+                digests = {column: column_digest(digest_key, column, value) for column, value in digested.items()}
                 content = {"round": round, "collection": charge.collection, "params_digest": params_digest}
-                row = self._append(connection, "round.committed", content)
-                record = RoundRecord(
-                    self.run_id, round, charge.collection, params_digest, key, result, dict(withheld or {}), row.at
-                )
-                connection.execute(
-                    insert(rounds).values({name: getattr(record, name) for name in RoundRecord.__slots__})
-                )
+                row = self._append(connection, "round.committed", {**content, "digests": digests})
+                values = {"run_id": self.run_id, "committed_at": row.at, **content, **digested}
+                record = RoundRecord(**values)
+                connection.execute(insert(rounds).values(digest_key=digest_key, **values))
                 ledger.settle(connection, charge, "spent", row.at)
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
@@ -383,7 +398,12 @@ class Lease:
             run = self._run(connection)
             if (run.state, run.error) == (state, error):
                 return
-            content = {"state": state, "error": error and error.get("code"), "committed_round": run.committed_round}
+            content = {
+                "state": state,
+                "error": error and error.get("code"),
+                "committed_round": run.committed_round,
+                "digests": {"error": column_digest(run.digest_key, "error", error)},
+            }
             row = self._append(connection, "run.finished", content)
             self._update_run(connection, state=state, error=error, updated_at=row.at)
 
@@ -508,7 +528,7 @@ class Lease:
 
     def _committed(self, connection: Connection, round: int, params_digest: str) -> RoundRecord | None:
         row = connection.execute(
-            select(rounds).where(rounds.c.run_id == self.run_id, rounds.c.round == round)
+            select(*ROUND_COLUMNS).where(rounds.c.run_id == self.run_id, rounds.c.round == round)
         ).one_or_none()
         if row is not None and row.params_digest != params_digest:
             raise StoreError(

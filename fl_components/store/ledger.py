@@ -158,7 +158,7 @@ def bind_members(connection: Connection, key: SigningKey, population: str, diges
         raise of_another_population(base, others[0])
     new = [digest for digest in digests if digest not in known]
     if new:
-        content = {"population": population, "members": digest_of_members(new)}
+        content = {"population": population, "members": digest_of_members(new), "key_id": key.id}
         row = journal.append(connection, key, None, "population.bound", content)
         values = {"population": population, "key_id": key.id, "journal_sequence": row.sequence}
         connection.execute(insert(members), [{**values, "digest": digest} for digest in new])
@@ -172,7 +172,7 @@ def bind_rows(connection: Connection, key: SigningKey, population: str, rows: Ma
     new = [(name, digest) for name, digests in rows.items() for digest in digests if digest not in known]
     if new:
         digests = digest_of_members(as_bound(*each)[1] for each in new)
-        content = {"population": population + EACH_CLIENT, "members": digests}
+        content = {"population": population + EACH_CLIENT, "members": digests, "key_id": key.id}
         row = journal.append(connection, key, None, "population.bound", content)
         values = {"key_id": key.id, "journal_sequence": row.sequence}
         connection.execute(insert(members), [{**values, "population": name, "digest": each} for name, each in new])

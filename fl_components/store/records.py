@@ -8,11 +8,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
+from fl_components.errors import Diverged
+
 FINAL_STATES: Final = ("Completed", "Failed", "Cancelled", "TooFewClients", "BudgetExhausted")
 """What `Lease.finish` takes. Before the first attempt a run is "Pending", during one "Running"."""
 
 FINISHED_STATES: Final = ("Completed", "BudgetExhausted")
 """The final states that leave nothing to resume."""
+
+DELETED: Final = "Deleted"
+"""The state of a run of which only the row is kept: its charges count for ever, and its descendants name it."""
+
+
+def can_never_continue(state: str, error: Mapping[str, Any] | None) -> bool:
+    """Return whether no resume can take the run any further: it has diverged, and a round is a pure function.
+
+    Every other state can be left. A `Cancelled` or `TooFewClients` run is resumed, an exhausted budget raised, and what
+    else failed a round (a server, a disk, a user's code) may be repaired.
+
+    >>> can_never_continue("Failed", {"code": "diverged"}), can_never_continue("Failed", {"code": "run_failed"})
+    (True, False)
+    """
+    return state == "Failed" and error is not None and error.get("code") == Diverged.code
 
 
 @dataclass(frozen=True, slots=True)

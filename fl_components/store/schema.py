@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+import secrets
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
@@ -29,7 +31,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0004"
+VERSION: Final = "0005"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -43,6 +45,28 @@ def canonical_json(value: Any) -> str:
     '{"a":[true,null],"b":1}'
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def new_digest_key() -> str:
+    """A random key for `column_digest`, 64 hexadecimal digits."""
+    return secrets.token_hex(32)
+
+
+def column_digest(key: str, column: str, value: Any) -> str | None:
+    """Return what the journal holds of a column's value: its HMAC-SHA256 under the key of its row; None for None.
+
+    The key stands beside the value, so whoever can read the value can check it. The journal alone confirms no guess at
+    a value that a privacy claim withholds, and once the row is deleted its digests tell nothing.
+
+    >>> key = "0" * 64
+    >>> column_digest(key, "result", {"a": 1}) == column_digest(key, "result", {"a": 1})
+    True
+    >>> column_digest(key, "result", {"a": 1}) == column_digest(key, "withheld", {"a": 1})
+    False
+    """
+    if value is None:
+        return None
+    return hmac.new(key.encode(), canonical_json([column, value]).encode(), "sha256").hexdigest()
 
 
 class JsonText(TypeDecorator[Any]):
@@ -111,6 +135,7 @@ runs = Table(
     Column("prefect_flow_runs", JsonText, nullable=False),
     Column("sweep_id", String(128)),  # of the sweep that this run is a cell of
     Column("spent", JsonText, nullable=False),  # [[event, count], ...], as of its population
+    Column("digest_key", String(64), nullable=False),  # of the digests that the journal has of this row's columns
     UniqueConstraint("journal_sequence"),
     Index(None, "name"),
     Index(None, "sweep_id"),
@@ -148,6 +173,7 @@ rounds = Table(
     Column("state_key", String),
     Column("result", JsonText, nullable=False),
     Column("withheld", JsonText, nullable=False),  # what a privacy claim keeps from all views
+    Column("digest_key", String(64), nullable=False),  # as in `runs`
     Column("committed_at", Double, nullable=False),
 )
 

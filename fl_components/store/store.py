@@ -14,7 +14,16 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Select, Text, and_, cast, insert, or_, select
 
-from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunFailed, RunNotFound, TooFewClients
+from fl_components.errors import (
+    ConfigError,
+    CorruptBlob,
+    Diverged,
+    JournalBroken,
+    RunConflict,
+    RunFailed,
+    RunNotFound,
+    TooFewClients,
+)
 from fl_components.store import example_ledger, ledger
 from fl_components.store import journal as journal_
 from fl_components.store import lease as lease_
@@ -24,7 +33,7 @@ from fl_components.store.durable_files import write_durably
 from fl_components.store.example_ledger import ExampleTotals
 from fl_components.store.home import home as home_folder
 from fl_components.store.keys import KeyRing
-from fl_components.store.reconciliation import reconcile
+from fl_components.store.reconciliation import blobs_in_use, reconcile
 from fl_components.store.records import (
     FINISHED_STATES,
     Anchor,
@@ -44,8 +53,10 @@ from fl_components.store.schema import (
     AnyRow,
     canonical_json,
     charges,
+    column_digest,
     leases,
     members,
+    new_digest_key,
     participations,
     rounds,
     runs,
@@ -59,9 +70,9 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folde
 _UNFINISHED: Final = or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None))
 """Of a run joined with its lease: a resume has something to do for it."""
 
-# A round is a pure function: these two errors come again.
+# A round is a pure function: these errors come again.
 _MAY_GO_WELL: Final = and_(
-    *(cast(runs.c.error, Text).not_like(f'%"code":"{each.code}"%') for each in (TooFewClients, RunFailed))
+    *(cast(runs.c.error, Text).not_like(f'%"code":"{each.code}"%') for each in (TooFewClients, RunFailed, Diverged))
 )
 
 _RUN_COLUMNS: Final = [runs.c[name] for name in RunRecord.__slots__]
@@ -181,26 +192,28 @@ class Store:
                         "config_digest": config_digest,
                         "params_digest": params_digest,
                         "ancestor": ancestor,
+                        "sweep_id": sweep_id,
+                        "source_folder": source_folder,
                     }
-                    row = self._append(connection, run_id, "run.created", content)
+                    digested = {"config": config, "engine": engine, "initial_state_key": initial_state_key}
+                    key = new_digest_key()
+                    digests = {column: column_digest(key, column, value) for column, value in digested.items()}
+                    row = self._append(connection, run_id, "run.created", {**content, "digests": digests})
                     connection.execute(
                         insert(runs).values(
                             run_id=run_id,
                             journal_sequence=row.sequence,
                             state="Pending",
                             committed_round=0,
-                            config=config,
-                            engine=engine,
-                            source_folder=source_folder,
                             attempt=0,
                             created_at=row.at,
                             updated_at=row.at,
-                            initial_state_key=initial_state_key,
                             tracked_round=0,
                             prefect_flow_runs=[],
                             spent=[],
-                            sweep_id=sweep_id,
+                            digest_key=key,
                             **content,
+                            **digested,
                         )
                     )
                     connection.execute(insert(leases).values(run_id=run_id, fence=0))
@@ -304,8 +317,8 @@ class Store:
             if existing is None:
                 if _find_run(connection, sweep_id) is not None:
                     raise _taken(sweep_id, "run", "sweep")
-                row = self._append(connection, None, "sweep.created", {"sweep_id": sweep_id, **content})
                 values = {"sweep_id": sweep_id, "source_folder": source_folder, **content}
+                row = self._append(connection, None, "sweep.created", values)
                 connection.execute(insert(sweeps).values(journal_sequence=row.sequence, created_at=row.at, **values))
         if existing is not None:
             before = {"name": existing.name, "config": existing.config, "over": existing.over}
@@ -328,11 +341,15 @@ class Store:
 
     def rounds(self, run_id: str, after: int = 0) -> list[RoundRecord]:
         """The committed rounds past round `after`, in order."""
-        query = select(rounds).where(rounds.c.run_id == run_id, rounds.c.round > after).order_by(rounds.c.round)
+        query = (
+            select(*lease_.ROUND_COLUMNS)
+            .where(rounds.c.run_id == run_id, rounds.c.round > after)
+            .order_by(rounds.c.round)
+        )
         return [RoundRecord(*row) for row in self._rows(query)]
 
     def round(self, run_id: str, n: int) -> RoundRecord | None:
-        rows = self._rows(select(rounds).where(rounds.c.run_id == run_id, rounds.c.round == n))
+        rows = self._rows(select(*lease_.ROUND_COLUMNS).where(rounds.c.run_id == run_id, rounds.c.round == n))
         return RoundRecord(*rows[0]) if rows else None
 
     def participations(self, run_id: str, clients: Sequence[int]) -> list[int]:
@@ -499,14 +516,23 @@ class Store:
 
     def verify_journal(self, anchors: Sequence[Anchor] = ()) -> JournalReport:
         """Checks every row of the journal, its signatures, that it goes on from each anchor (this home's own and those
-        that are given), and that budgets, charges, totals and committed rounds are what it says.
+        that are given), that the other tables are what it says (`reconciliation`), and that the blobs that they name
+        are there and whole.
 
         Raises `JournalBroken`, naming the first that is wrong.
         """
         with self._database.snapshot() as connection:
             report = journal_.verify(connection, self.keys.trusted, [*self._own_anchor(), *anchors])
             reconcile(connection)
-            return report
+            blobs = blobs_in_use(connection)
+        for owner, key in blobs.items():
+            try:
+                self._blobs.read(key)
+            except CorruptBlob as error:
+                with self._database.snapshot() as connection:
+                    if blobs_in_use(connection).get(owner) == key:  # else a training has pruned it meanwhile
+                        raise JournalBroken(f"the {owner} is not what was committed: {error.message}") from error
+        return report
 
     def journal_head(self) -> JournalReport:
         """How many rows the journal has, and the last one's hash; nothing is checked."""

@@ -165,6 +165,7 @@ STEERED = {"clipping_norm", "noise_stddev", "unclipped_fraction"}  # by the nois
 DIGESTS = (  # of the parameters: whole as a value, shortened in a line of text
     r"params_digest = [0-9a-f]{64}",
     r"journal/\d+/content/members = [0-9a-f]{64}",  # of digests under the hub's key
+    r"journal/\d+/content/digests/\w+ = [0-9a-f]{64}",  # under random keys
     r"printed/show/\d+ =   parameters +sha256 [0-9a-f]{12} *",
     r"prefect/artifacts/0/data/\d+ = \*\*3 of 3 rounds\*\* committed, attempt 1\. Parameters `[0-9a-f]{16}`\.",
     r"(printed/show|prefect/artifacts/0/data)/\d+/2 = [\d.e-]+",  # of a round: its number, epsilon, and signal to noise

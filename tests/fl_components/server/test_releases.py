@@ -185,4 +185,5 @@ def all_that_is_told(error: BaseException) -> str:
 
 
 def _without_digests(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in ("params_digest", "config_digest", "members")}
+    random = ("params_digest", "config_digest", "members", "digests")
+    return {name: value for name, value in content.items() if name not in random}
