@@ -32,6 +32,7 @@ from typing import Self
 from deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
 from fl_components.errors import FedroundsError, StoreError, Unreachable
 from fl_components.store.home import home as default_home
+from tasks.proxies import bypassing_loopback, check_usable, direct_prefect_clients, is_loopback
 
 Say = Callable[[str], None]
 
@@ -122,6 +123,8 @@ class ConfiguredServer(Connection):
         self.api_url = api_url
 
     def wait(self) -> str:
+        if not is_loopback(self.api_url):
+            check_usable(self.api_url)
         reason = self._why_unreachable()
         if reason is not None:
             raise Unreachable(
@@ -132,14 +135,15 @@ class ConfiguredServer(Connection):
         return self.api_url
 
     def environment(self) -> dict[str, str]:
-        return {"FEDROUNDS_HOME": str(self.home), "PREFECT_API_URL": self.api_url}
+        return {"FEDROUNDS_HOME": str(self.home), "PREFECT_API_URL": self.api_url, **bypassing_loopback()}
 
     def close(self) -> None:
         """Nothing is held."""
 
     def _why_unreachable(self) -> str | None:
+        direct = [urllib.request.ProxyHandler({})] if is_loopback(self.api_url) else []
         try:
-            with urllib.request.urlopen(f"{self.api_url}/health", timeout=5.0):
+            with urllib.request.build_opener(*direct).open(f"{self.api_url}/health", timeout=5.0):
                 return None
         except urllib.error.HTTPError as error:
             # A refusal is an answer: keys and passwords are the business of Prefect's own client.
@@ -195,6 +199,7 @@ class EmbeddedServer(Connection):
             "PREFECT_API_URL": self.wait(),
             "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # or Prefect starts a second server when this one is gone
             "DO_NOT_TRACK": "true",
+            **bypassing_loopback(),
         }
 
     def close(self) -> None:
@@ -260,7 +265,7 @@ class EmbeddedServer(Connection):
                 self._child = subprocess.Popen(
                     [sys.executable, "-c", _SERVE, _root(), str(self._files.folder), str(self._idle_s)],
                     cwd=self._files.folder,  # Prefect reads .env, prefect.toml and pyproject.toml of its working folder
-                    env=ONE_ARENA | os.environ,
+                    env=ONE_ARENA | os.environ | bypassing_loopback(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -318,7 +323,7 @@ def client_settings(connection: Connection) -> Iterator[None]:
         # Other threads read the global settings, not this thread's.
         prefect.context.refresh_global_settings_context()
         try:
-            with temporary_settings(updates):
+            with temporary_settings(updates), direct_prefect_clients():
                 yield
         finally:
             logger.setLevel(level)

@@ -20,6 +20,7 @@ from deployments.stack.connection import Connection, Say, connect
 from deployments.stack.deploy import WORK_POOL
 from deployments.stack.files import last_lines, refusals_in, server_files
 from fl_components.errors import Unreachable
+from tasks.proxies import unusable_proxies
 from tasks.tracking.server import make_database, quiet, tracking_uri
 
 MLFLOW_PORT = 5000
@@ -124,7 +125,7 @@ def _mlflow_server(home: Path, database: str, port: int) -> Iterator[Part]:
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database]
     command += ["--no-serve-artifacts", "--default-artifact-root", str(home / "mlartifacts")]
-    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with _process(command, environment, home, "mlflow") as part:
         yield part
 
@@ -161,6 +162,8 @@ def _worker(connection: Connection) -> Iterator[Part]:
     command = ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--install-policy", "never"]
     command += ["--name", f"fedrounds-{socket.gethostname()}"]
     environment = {"PREFECT_WORKER_QUERY_SECONDS": "5", **os.environ, **connection.environment()}
+    for name in unusable_proxies(environment):  # Prefect's own programs fail on these, whether needed or not
+        del environment[name]
     with _process(command, environment, connection.home, "worker") as part:
         yield part
 
@@ -173,7 +176,7 @@ def _process(command: list[str], environment: dict[str, str], home: Path, name: 
     with refusals_in(files.folder), log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
-            env={**os.environ, **environment},
+            env=environment,
             cwd=files.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from fl_components.errors import FedroundsError
+from tasks.proxies import bypassing_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,6 +102,7 @@ def prepare() -> None:
     """Import mlflow, which takes 2 to 4 s, with its environment set. What the user has set there is kept."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.update(bypassing_loopback())
     for name in _CHATTY:
         logger = logging.getLogger(name)
         if _passes not in logger.filters:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from deployments.stack import connection as stack_connection
-from deployments.stack.connection import configured_api_url, connect
+from deployments.stack.connection import client_settings, configured_api_url, connect
 from deployments.stack.files import ServerRecord, answers, is_locked, last_lines, server_files, try_lock
 from fl_components.errors import StoreError, Unreachable
 
@@ -197,6 +198,8 @@ def test_a_configured_server_is_used_as_it_is(tmp_path: Path, stranger: int) -> 
         assert connection.environment() == {
             "FEDROUNDS_HOME": str(tmp_path / "home"),
             "PREFECT_API_URL": f"http://127.0.0.1:{stranger}/api",
+            "NO_PROXY": "127.0.0.1,localhost,::1",
+            "no_proxy": "127.0.0.1,localhost,::1",
         }
     assert said == []
     assert list((tmp_path / "home").iterdir()) == []  # no server of its own
@@ -285,6 +288,43 @@ with connect(home) as connection:
     assert get_current_settings().api.url is None
     assert logging.getLogger("prefect").level == level
 """
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"},
+        {"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": "localhost,127.0.0.0/8"},
+        {"http_proxy": "socks4://127.0.0.1:9", "NO_PROXY": "[::1]:80"},
+    ],
+    ids=["http", "socks", "unreadable"],
+)
+def test_the_home_s_server_is_never_reached_through_a_proxy(
+    shared_home: Path, variables: dict[str, str], user_home: Path
+) -> None:
+    os.environ.update(variables)
+    with connect(shared_home) as connection, client_settings(connection):
+        from prefect.client.orchestration import get_client
+        from prefect.events.clients import PrefectEventsClient
+
+        with get_client(sync_client=True) as client:
+            assert client.api_healthcheck() is None
+
+        async def open_both() -> None:
+            async with get_client() as client:
+                assert await client.api_healthcheck() is None
+            async with PrefectEventsClient():
+                pass  # its websocket is open
+
+        asyncio.run(open_both())
+    for name, value in variables.items():
+        assert os.environ[name] == value
+
+
+def test_a_remote_server_is_asked_through_the_proxy(tmp_path: Path, stranger: int) -> None:
+    os.environ.update(PREFECT_API_URL="http://prefect.invalid/api", HTTP_PROXY=f"http://127.0.0.1:{stranger}")
+    with connect(tmp_path / "home") as connection:
+        assert connection.wait() == "http://prefect.invalid/api"  # the proxy answered
 
 
 def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
