@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
-from fl_components.errors import FedroundsError, StoreError, Unreachable
+from fl_components.errors import FedroundsError, Unreachable, one_line
 from fl_components.store.home import home as default_home
 from tasks.proxies import bypassing_loopback, check_usable, direct_prefect_clients, is_loopback
 
@@ -217,8 +217,10 @@ class EmbeddedServer(Connection):
         while not self._closed.is_set():
             try:
                 self._look_after()
-            except StoreError as failure:
-                self._failure = failure
+            except Exception as error:  # whatever it is, `wait` raises it: this thread must not end in silence
+                if not isinstance(error, FedroundsError):
+                    error = self._unreachable(f"cannot be looked after: {one_line(error)}")
+                self._failure = error
                 self._closed.wait(RETRY_INTERVAL_S)
             self._closed.wait(WATCH_INTERVAL_S if self._ready.is_set() else 0.05)
 

@@ -44,7 +44,7 @@ def test_every_client_reaches_loopback_directly_whatever_bypassed_the_proxies(en
             patch.setenv(name, value)
         for url in ("http://127.0.0.1:4200/api", "http://localhost:5000/"):
             assert requests.utils.get_environ_proxies(url) == {}
-        httpx.Client().close()  # makes a transport for each entry
+        httpx.Client(verify=False).close()  # makes a transport for each entry
 
 
 def test_other_hosts_are_still_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
