@@ -105,13 +105,13 @@ def configured_api_url() -> str | None:
     """The Prefect API that the user configured: in PREFECT_API_URL, or in the active profile; else None."""
     if api_url := os.environ.get("PREFECT_API_URL"):
         return api_url.rstrip("/")
-    prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    profiles_path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml").expanduser()
     try:
-        data = tomllib.loads(profiles_path.read_text())
+        prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        profiles_path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml").expanduser()
+        data = tomllib.loads(profiles_path.read_text(encoding="utf-8"))
         active = os.environ.get("PREFECT_PROFILE") or data["active"]
         return str(data["profiles"][active]["PREFECT_API_URL"]).rstrip("/") or None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # RuntimeError: the account has no home folder
         return None
 
 

@@ -70,7 +70,7 @@ class Watch(threading.Thread):
     """Announces the server when it is ready, and ends its process when the home is gone or no client is left.
 
     It is a thread that runs from the moment the lock is held, because the event loop may be missing, busy or blocked
-    while the server starts. Whatever goes wrong in it ends the process: a server that nobody watches would stay forever.
+    while the server starts. Whatever goes wrong in it ends the process: a server without its watch would stay forever.
 
     Args:
       lock: the open descriptor of `server.lock`.

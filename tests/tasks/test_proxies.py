@@ -12,7 +12,20 @@ from fl_components.errors import NotInstalled, Unreachable
 from tasks import proxies
 from tasks.tracking import server
 
-ENTRIES = ["", "*", "localhost", "127.0.0.0/8", "::1", "[::1]", "[::1]:80", "fe80::/10", ".corp", "http://a:b", "#", "ü.de"]
+ENTRIES = [
+    "",
+    "*",
+    "localhost",
+    "127.0.0.0/8",
+    "::1",
+    "[::1]",
+    "[::1]:80",
+    "fe80::/10",
+    ".corp",
+    "http://a:b",
+    "#",
+    "ü.de",
+]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ def test_other_hosts_are_still_reached_through_the_proxy(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("value", "error", "words"),
     [
-        ("socks5h://u:hunter2@proxy:1080", NotInstalled, "names a SOCKS proxy, for which the package socksio is missing"),
+        ("socks5h://u:hunter2@proxy:1080", NotInstalled, "names a SOCKS proxy, for which the package"),
         ("socks4://u:hunter2@proxy:1080", Unreachable, "is not the URL of an HTTP or SOCKS proxy"),
         ("http://u:hunter2@proxy:none", Unreachable, "is not the URL of an HTTP or SOCKS proxy"),
     ],
