@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from deployments.account import account_name
 from fl_components.errors import ConfigError, StoreError
 from fl_components.store import Budget, BudgetTerms, Store
 
@@ -189,7 +189,7 @@ def set_budget(
             raise ConfigError(
                 f"neighbouring is {terms.neighbouring} for examples", hint=f"leave it out: it is {NEIGHBOURING}"
             )
-        budget = store.set_budget(population, terms, reason=reason, by=getpass.getuser())
+        budget = store.set_budget(population, terms, reason=reason, by=account_name())
         store.anchor()
         if population.endswith(EACH_CLIENT):
             return _all_clients(budget, _clients_of({each.population: each for each in store.budgets()}, population))
@@ -260,7 +260,7 @@ def void(run: str, *, reason: str) -> dict[str, Any]:
         raise ConfigError("no reason is given", hint=REASON)
     with Store.open() as store:
         with store.acquire(run) as lease:
-            round = lease.void(reason, by=getpass.getuser())
+            round = lease.void(reason, by=account_name())
         if round is None:
             raise ConfigError(f"run {run} has nothing reserved", hint="`fedrounds privacy ledger` shows what is")
         store.anchor()

@@ -28,9 +28,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from fl_components.redaction import redact
+
 
 class FedroundsError(Exception):
-    """An error with one sentence for people, a `code` for programs and, where there is one, a mend.
+    """An error with one sentence for people, a `code` for programs and, where there is one, a remedy.
+
+    Passwords are taken out of both texts.
 
     >>> error = ConfigError("training.learning_rate is 0: nothing would be learnt", hint="give a rate above 0")
     >>> (error.code, error.exit_code, error.hint)
@@ -41,9 +45,9 @@ class FedroundsError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redact(message)
+        self.hint = None if hint is None else redact(hint)
+        super().__init__(self.message)
 
 
 class ConfigError(FedroundsError):
@@ -132,5 +136,5 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("no such\\n  column"))
     'ValueError: no such column'
     """
-    words = " ".join(str(error).split())
+    words = redact(" ".join(str(error).split()))
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -210,15 +210,16 @@ def cancellation_watched(flow_run_id: UUID, cancelled: threading.Event) -> Itera
     finished = threading.Event()
 
     def watch() -> None:
-        with get_client(sync_client=True) as client:
-            while not finished.wait(POLL_S):
-                try:
-                    state = client.read_flow_run(flow_run_id).state
-                except Exception:  # the API may be away for a while: ask again
-                    continue
-                if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
-                    cancelled.set()
-                    return
+        while not finished.is_set():
+            try:
+                with get_client(sync_client=True) as client:
+                    while not finished.wait(POLL_S):
+                        state = client.read_flow_run(flow_run_id).state
+                        if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
+                            cancelled.set()
+                            return
+            except Exception:  # the API may be away for a while: ask again
+                finished.wait(POLL_S)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), name="cancellation", daemon=True)
     thread.start()

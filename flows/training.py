@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
 
 from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError
+from fl_components.redaction import redact
 from flows.prefect_runs import (
     Children,
     cancellation_watched,
@@ -107,7 +108,7 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
 def _write_down(running: Session) -> None:
     """How the run ended, where the store can still be written; a later attempt goes on from there."""
     error = running.error
-    told = {"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}
+    told = {"code": "bug", "message": redact(f"{type(error).__name__}: {error}"), "hint": None}
     if isinstance(error, FedroundsError):
         told = {"code": error.code, "message": error.message, "hint": error.hint}
     elif was_stopped(error):

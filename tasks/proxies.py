@@ -41,7 +41,7 @@ def bypassing_loopback(environment: Mapping[str, str] = os.environ) -> dict[str,
     """
     configured = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     hosts = [host for host in map(str.strip, configured.split(",")) if _is_pattern(host)]
-    if "*" not in hosts:
+    if hosts != ["*"]:
         hosts += [host for host in LOOPBACK if host not in hosts]
     return dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(hosts))
 

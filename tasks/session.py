@@ -14,6 +14,7 @@ import numpy as np
 
 from fl_components.config import load_config
 from fl_components.errors import ConfigError
+from fl_components.redaction import redact
 from fl_components.server.federation import Federation
 from fl_components.server.hub import Hub, Start, federation_of, open_hub, start_fresh_or_latest
 from fl_components.store import RunRecord, Store, SweepRecord
@@ -53,7 +54,7 @@ class Session:
 
     def tell(self, kind: Any, text: str = "", **fields: Any) -> None:
         """Pass a piece of news on, with the run's id and number of rounds."""
-        news = Progress(kind, text, run_id=self.run_id, rounds=self.hub.config.rounds, **fields)
+        news = Progress(kind, redact(text), run_id=self.run_id, rounds=self.hub.config.rounds, **fields)
         for listener in self.listeners:
             try:
                 listener(news)

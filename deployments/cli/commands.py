@@ -6,6 +6,7 @@ A command imports what it needs when it runs: `fedrounds --help` must not wait f
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,7 +137,8 @@ def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:
     from deployments import api
 
     found = api.resolve_config(config, overrides=overrides or ())
-    return Answer(found, yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+    as_written = (sys.stdout.encoding or "").lower().startswith("utf")  # else escaped, so that it reads as the same
+    return Answer(found, yaml.safe_dump(found, sort_keys=False, allow_unicode=as_written).rstrip())
 
 
 def config_schema() -> Answer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import math
 import os
@@ -41,6 +43,39 @@ def show_left_out_as_a_line() -> None:
         return f"Warning: {message}\n" if plain else in_full(message, category, *where, **line)
 
     warnings.formatwarning = formatted
+
+
+def make_streams_writable() -> None:
+    """Let everything be printed: to a stream that is not UTF-8, and to one that is closed (`>&-`).
+
+    A closed descriptor is opened again, on nothing. Else the next file to be opened, a database say, would take its
+    number and get what is meant for people.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    codecs.register_error("nearest", _nearest)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="nearest")
+
+
+_NEAREST = str.maketrans("█▉▊▋▌▍▎▏░│└─┌┐┘╭╮╰╯├┤•–—…‘’“”×≤≥±", "######||.|+-+++++++++*--.''\"\"x<>~")  # noqa: RUF001
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    """What a stream's encoding lacks: the nearest sign for our bars and frames, else a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end].translate(_NEAREST)
+    return "".join(sign if sign.isascii() else "?" for sign in missing), error.end
 
 
 class PipeConsole(Console):
@@ -88,8 +123,14 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._redirects.close()
-        if self._reply is not None:
+        if self._reply is None:
+            return
+        try:
             print(json.dumps(_finite(self._reply), allow_nan=False), flush=True)
+        except BrokenPipeError:  # the reader has what it wanted
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
     def answer(self, answer: Answer) -> None:
         """Give a command's result."""
@@ -99,8 +140,16 @@ class Screen:
             self.show(answer.view)
 
     def show(self, view: RenderableType) -> None:
-        """Print for people. Tables keep to the width; lines of text, such as a long link, stay whole."""
-        self.console.print(view, soft_wrap=True)
+        """Print for people. Tables keep to the width; lines of text, such as a long link, stay whole.
+
+        Raises `StoreError` when the output cannot be written (its disk is full).
+        """
+        try:
+            self.console.print(view, soft_wrap=True)
+        except OSError as error:
+            from fl_components.errors import StoreError
+
+            raise StoreError(f"the output cannot be written: {error.strerror}") from error
 
     def fail(self, code: str, message: str, hint: str | None, *, exit_code: int, label: str = "Error") -> int:
         """Say what went wrong and what would mend it; returns `exit_code`."""
@@ -120,28 +169,29 @@ class Screen:
 
     def bug(self, error: Exception) -> int:
         """An exception that nobody foresaw: the traceback goes to a file, its place to the reader."""
-        path = _write_traceback(error)
+        from fl_components.redaction import redact
+
+        path = _write_traceback(redact("".join(traceback.format_exception(error))))
         return self.fail(
             "bug",
-            f"this is a bug in fedrounds: {type(error).__name__}: {error}",
+            redact(f"this is a bug in fedrounds: {type(error).__name__}: {error}"),
             f"please report it together with {path}, which has the traceback",
             exit_code=70,
         )
 
 
-def _write_traceback(error: Exception) -> Path:
+def _write_traceback(text: str) -> Path:
     name = f"bug-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
-    text = "".join(traceback.format_exception(error))
     try:
         from fl_components.store.home import home
 
         folder = home() / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / name
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except Exception:  # the home folder may be what is broken: a bug must be reported all the same
         path = Path(tempfile.mkdtemp(prefix="fedrounds-")) / name
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

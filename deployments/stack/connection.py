@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
-from fl_components.errors import FedroundsError, StoreError, Unreachable
+from fl_components.errors import FedroundsError, Unreachable, one_line
 from fl_components.store.home import home as default_home
 from tasks.proxies import bypassing_loopback, check_usable, direct_prefect_clients, is_loopback
 
@@ -105,13 +105,13 @@ def configured_api_url() -> str | None:
     """The Prefect API that the user configured: in PREFECT_API_URL, or in the active profile; else None."""
     if api_url := os.environ.get("PREFECT_API_URL"):
         return api_url.rstrip("/")
-    prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    profiles_path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml").expanduser()
     try:
-        data = tomllib.loads(profiles_path.read_text())
+        prefect_home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        profiles_path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home / "profiles.toml").expanduser()
+        data = tomllib.loads(profiles_path.read_text(encoding="utf-8"))
         active = os.environ.get("PREFECT_PROFILE") or data["active"]
         return str(data["profiles"][active]["PREFECT_API_URL"]).rstrip("/") or None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # RuntimeError: the account has no home folder
         return None
 
 
@@ -217,8 +217,10 @@ class EmbeddedServer(Connection):
         while not self._closed.is_set():
             try:
                 self._look_after()
-            except StoreError as failure:
-                self._failure = failure
+            except Exception as error:  # whatever it is, `wait` raises it: this thread must not end in silence
+                if not isinstance(error, FedroundsError):
+                    error = self._unreachable(f"cannot be looked after: {one_line(error)}")
+                self._failure = error
                 self._closed.wait(RETRY_INTERVAL_S)
             self._closed.wait(WATCH_INTERVAL_S if self._ready.is_set() else 0.05)
 

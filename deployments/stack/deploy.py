@@ -54,7 +54,7 @@ def deploy(
     config_path = Path(config).expanduser().absolute()
     if not config_path.is_file():
         raise ConfigError(f"there is no configuration file {config_path}", hint="give the path of a YAML file")
-    document = yaml.safe_load(PREFECT_FILE.read_text())
+    document = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))
     training, auditing = document["deployments"]
     name = name or config_path.stem
     experiment = _experiment_under_a_claim(config_path, overrides) if audit is not None else None

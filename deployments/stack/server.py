@@ -1,7 +1,7 @@
 """The embedded Prefect API server of one home: `python -c "... serve(folder, idle_s)"` in a session of its own.
 
 There are never two, it takes its last port again, and it leaves when no client has held `clients.lock` for a while, or
-when its home is gone. Nothing heavy is imported before the server's lock is held.
+when its home is gone, also while it starts. Nothing heavy is imported before the server's lock is held.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
+import threading
 import time
+import traceback
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,8 @@ from deployments.stack.replay import App, Receive, ReplayBusy, Scope, Send
 
 if TYPE_CHECKING:
     import uvicorn
+
+SHUTDOWN_LIMIT_S = 30.0
 
 # What a user's environment may change: sizes and periods.
 TUNING = {
@@ -47,6 +52,8 @@ def serve(folder: str, idle_s: float) -> None:
     listener = _bind(last.port if last else _usual_port(files))
     record = ServerRecord(pid=os.getpid(), port=listener.getsockname()[1], token=secrets.token_hex(16))
     _set_environment(files, record.port)
+    watch = Watch(files, record, lock, idle_s)
+    watch.start()
 
     import uvicorn
     from prefect.server.api.server import create_app
@@ -55,39 +62,78 @@ def serve(folder: str, idle_s: float) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws_per_message_deflate=False, timeout_graceful_shutdown=3
     )
-    asyncio.run(_serve(uvicorn.Server(config), listener, files, record, idle_s))
+    watch.server = server = uvicorn.Server(config)
+    asyncio.run(server.serve(sockets=[listener]))
 
 
-async def _serve(
-    server: uvicorn.Server, listener: socket.socket, files: ServerFiles, record: ServerRecord, idle_s: float
-) -> None:
-    beside = asyncio.create_task(_announce_and_leave_when_idle(server, files, record, idle_s))
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        beside.cancel()
+class Watch(threading.Thread):
+    """Announces the server when it is ready, and ends its process when the home is gone or no client is left.
+
+    It is a thread that runs from the moment the lock is held, because the event loop may be missing, busy or blocked
+    while the server starts. Whatever goes wrong in it ends the process: a server without its watch would stay forever.
+
+    Args:
+      lock: the open descriptor of `server.lock`.
+      server: set as soon as there is one.
+    """
+
+    def __init__(self, files: ServerFiles, record: ServerRecord, lock: int, idle_s: float) -> None:
+        super().__init__(name="server-watch", daemon=True)
+        self.server: uvicorn.Server | None = None
+        self._files, self._record, self._lock, self._idle_s = files, record, lock, idle_s
+
+    def run(self) -> None:
+        status = 1
+        try:
+            self._watch()
+            time.sleep(SHUTDOWN_LIMIT_S)  # the process ends before, and this thread with it
+            status = 0
+        except HomeRemoved:
+            status = 0  # nobody can find this server any more, and it can save nothing
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _watch(self) -> None:
+        """Return when the server has been asked to leave."""
+        while self.server is None or not self.server.started:
+            self._check_home()
+            time.sleep(0.05)
+        self._check_home()
+        try:
+            self._files.write_record(self._record)
+        except OSError:
+            self._check_home()  # it went in this instant
+            raise
+        idle_since = time.monotonic()
+        while True:
+            time.sleep(min(1.0, self._idle_s / 4))
+            self._check_home()
+            clients = try_lock(self._files.clients_lock, exclusive=True)
+            if clients is None:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since < self._idle_s:
+                os.close(clients)
+            else:
+                # The lock is kept until the process has ended: a client that comes now waits for it, then starts the
+                # next server.
+                self.server.should_exit = True
+                return
+
+    def _check_home(self) -> None:
+        """Raise `HomeRemoved` unless the file that this process has locked is still at its place in the home."""
+        try:
+            there = os.stat(self._files.server_lock)
+        except OSError as error:
+            raise HomeRemoved from error
+        if not os.path.samestat(there, os.fstat(self._lock)):
+            raise HomeRemoved
 
 
-async def _announce_and_leave_when_idle(
-    server: uvicorn.Server, files: ServerFiles, record: ServerRecord, idle_s: float
-) -> None:
-    while not server.started:
-        await asyncio.sleep(0.02)
-    files.write_record(record)
-    idle_since = time.monotonic()
-    while True:
-        await asyncio.sleep(min(1.0, idle_s / 4))
-        if not files.record.exists():  # the home was removed: nobody can find this server, and nothing can be saved
-            os._exit(0)
-        clients = try_lock(files.clients_lock, exclusive=True)
-        if clients is None:
-            idle_since = time.monotonic()
-        elif time.monotonic() - idle_since < idle_s:
-            os.close(clients)
-        else:
-            # The lock is kept until the process has ended: a client that comes now waits for it, then starts the next.
-            server.should_exit = True
-            return
+class HomeRemoved(Exception):
+    """The home of this server was removed or moved away; another may be in its place."""
 
 
 def _server_lock(files: ServerFiles) -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fl_components.errors import CorruptBlob, StoreError
+from fl_components.redaction import redact_url
 from fl_components.store.database import disk_full
 from fl_components.store.durable_files import write_durably
 
@@ -24,6 +25,7 @@ class Blobs:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.label = redact_url(url)
 
     def write(self, run_id: str, fence: int, data: bytes) -> str:
         """Makes `data` durable and returns its key. The same content again under the same fence is the same key."""
@@ -42,9 +44,9 @@ class Blobs:
             try:
                 data = cast(bytes, self._filesystem.cat_file(self._path(key)))
             except FileNotFoundError as error:
-                raise CorruptBlob(f"blob {key} is missing from {self.url}", hint=hint) from error
+                raise CorruptBlob(f"blob {key} is missing from {self.label}", hint=hint) from error
         if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
-            raise CorruptBlob(f"blob {key} in {self.url} is damaged: its content does not match its name", hint=hint)
+            raise CorruptBlob(f"blob {key} in {self.label} is damaged: its content does not match its name", hint=hint)
         return data
 
     def delete(self, keys: Iterable[str]) -> int:
@@ -82,7 +84,7 @@ class Blobs:
             filesystem, root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise StoreError(
-                f"the blobs' place {self.url} cannot be used: {error}", hint="check FEDROUNDS_BLOBS_URL"
+                f"the blobs' place {self.label} cannot be used: {error}", hint="check FEDROUNDS_BLOBS_URL"
             ) from error
         return filesystem, str(root).rstrip("/")
 
@@ -103,8 +105,8 @@ class Blobs:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_full(self.url) from error
+                raise disk_full(self.label) from error
             raise StoreError(
-                f"a blob in {self.url} cannot be {verb}: {error.strerror or error}",
+                f"a blob in {self.label} cannot be {verb}: {error.strerror or error}",
                 hint="check that the place exists, that this account may write there and that it is not read-only",
             ) from error

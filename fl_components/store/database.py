@@ -13,6 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
 from fl_components.errors import FedroundsError, NotInstalled, StoreError, Unreachable
+from fl_components.redaction import redact_url
 from fl_components.store.schema import VERSION, VERSION_TABLE, metadata
 
 LOCK_WAIT_S: Final = 30.0
@@ -26,7 +27,7 @@ class Database:
 
     def __init__(self, url: str | URL) -> None:
         self._url = _checked(url)
-        self.label = self._url.render_as_string(hide_password=True)
+        self.label = redact_url(self._url.render_as_string(hide_password=True))
         if self._url.get_backend_name() == "sqlite":
             engine = create_engine(self._url, connect_args={"timeout": LOCK_WAIT_S})
             event.listen(engine, "connect", _prepare_sqlite)
@@ -94,11 +95,15 @@ def _checked(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise StoreError(f"{url!r} is not a database URL", hint=hint) from error
+        raise StoreError(f"{redact_url(str(url))!r} is not a database URL", hint=hint) from error
+    except ValueError as error:  # a port that is no number
+        raise StoreError(
+            f"{redact_url(str(url))!r} is not a database URL: its port is not a number", hint=hint
+        ) from error
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite":
-        raise StoreError(f"the store does not run on {parsed.drivername!r}", hint=hint)
+        raise StoreError(f"the store does not run on {redact_url(parsed.drivername)!r}", hint=hint)
     if parsed.database in (None, "", ":memory:"):
         raise StoreError("a database in memory would not outlive the process", hint=hint)
     return parsed

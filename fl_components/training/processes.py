@@ -55,9 +55,11 @@ if kernel:
 hung_up = select.poll()
 hung_up.register(connection, 0)
 def leave_with_parent():
-    while not hung_up.poll(500) and os.getppid() == parent:
-        pass
-    os._exit(1)
+    try:
+        while not hung_up.poll(500) and os.getppid() == parent:
+            pass
+    finally:
+        os._exit(1)
 threading.Thread(target=leave_with_parent, daemon=True).start()
 sys.path[:] = path
 from fl_components.training.processes import serve

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -90,6 +91,60 @@ def test_a_server_whose_home_is_removed_leaves(warm_home: Path, run_python: RunP
     assert record is not None and answers(record)
     warm_home.rename(warm_home.with_name("away"))  # removed in one step: the server writes while files are deleted
     wait_until(lambda: not answers(record), "the server leaves, though a client of that home still lives")
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from deployments.stack.server import serve
+serve(sys.argv[1], 60.0)
+"""
+
+
+def test_a_server_whose_home_is_removed_while_it_starts_leaves(
+    tmp_path: Path, run_python: RunPython, wait_until: WaitUntil
+) -> None:
+    home = tmp_path / "home"
+    files = server_files(home)
+    server = run_python(SERVE, str(files.folder))
+    wait_until(lambda: files.server_lock.exists() and is_locked(files.server_lock), "the server has its lock")
+    home.rename(tmp_path / "away")
+    assert server.wait(120) == 0
+
+
+def test_a_server_leaves_when_another_home_takes_the_place_of_its_own(
+    tmp_path: Path, run_python: RunPython, wait_until: WaitUntil
+) -> None:
+    home = tmp_path / "home"
+    files = server_files(home)
+    server = run_python(SERVE, str(files.folder))
+    wait_until(lambda: files.server_lock.exists() and is_locked(files.server_lock), "the server has its lock")
+    home.rename(tmp_path / "away")
+    with contextlib.closing(os.fdopen(os.open(server_files(home).server_lock, os.O_CREAT | os.O_RDWR))):
+        assert server.wait(120) == 0
+
+
+WATCH = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from deployments.stack.files import ServerFiles, ServerRecord, try_lock
+from deployments.stack.server import Watch
+files = ServerFiles(Path(sys.argv[1]))
+watch = Watch(files, ServerRecord(os.getpid(), 1, "t"), try_lock(files.server_lock, exclusive=True), 60.0)
+watch.server = SimpleNamespace(started=True)
+watch.start()
+time.sleep(120)
+"""
+
+
+def test_a_server_that_cannot_be_watched_ends_and_says_why(tmp_path: Path, run_python: RunPython) -> None:
+    files = server_files(tmp_path)
+    files.record.mkdir()  # in the record's place
+    server = run_python(WATCH, str(files.folder))
+    output, _ = server.communicate(timeout=60)
+    assert server.returncode == 1
+    assert "Is a directory" in output
 
 
 FLOW = """
