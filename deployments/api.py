@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fl_components.errors import RunNotFound
+from fl_components.errors import ConfigError, RunNotFound
 from fl_components.store import RoundRecord, RunRecord, Store, SweepRecord
 
 if TYPE_CHECKING:
@@ -106,9 +106,12 @@ def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> 
 
 
 def runs(limit: int | None = 50) -> list[dict[str, Any]]:
-    """The runs of this store, the newest first."""
+    """The `limit` newest runs of this store, the newest first; all of them for None. Raises `ConfigError` for a limit
+    below 1."""
     from tasks.tracking.results import recent_rounds
 
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}: no run would be listed", hint="give 1 or more")
     with Store.open() as store:
         return [_summary(store, run, recent_rounds(store, run)) for run in store.runs(limit=limit)]
 
@@ -328,6 +331,8 @@ def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
         "attempt": run.attempt,
         "params_digest": run.params_digest,
         "ancestor": run.ancestor,
+        "data": _data_of(run),
+        "duration_s": run.updated_at - run.created_at or None,  # None: nothing has been written since
         "created_at": run.created_at,
         "updated_at": run.updated_at,
         "metrics": {name: value for name, value in latest.items() if not name.startswith(prefix)},
@@ -339,6 +344,12 @@ def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
         "prefect_flow_run_url": flow_run["url"],
         "error": run.error,
     }
+
+
+def _data_of(run: RunRecord) -> dict[str, Any]:
+    """What the run is trained on: the data kind, and the folder or the function that the configuration names."""
+    data = run.config["data"]
+    return {"kind": data["kind"], "source": data.get("folder") or data.get("path")}
 
 
 def _state(store: Store, run: RunRecord) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deployments.account import account_name
-from fl_components.errors import ConfigError, StoreError
+from fl_components.errors import BudgetNotSet, ConfigError
 from fl_components.store import Budget, BudgetTerms, Store
 
 POINTS: Final = 60  # of a curve
@@ -24,7 +24,7 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
     privacy loss distributions as well.
 
     POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* lists all clients'; without a name all
-    clients of a population are one entry, with the largest epsilon of any. Raises `StoreError` for one that has none.
+    clients of a population are one entry, with the largest epsilon of any. Raises `BudgetNotSet` for one that has none.
     """
     from fl_components.store.ledger import EACH_CLIENT
 
@@ -46,7 +46,7 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
 
 
 def _check_known(store: Store, population: str) -> None:
-    """Raises `StoreError` for a population, or a client, that has no budget."""
+    """Raises `BudgetNotSet` for a population, or a client, that has no budget."""
     from fl_components.store.ledger import EACH_CLIENT, unregistered
 
     if store.find_budget(population) is not None:
@@ -54,7 +54,7 @@ def _check_known(store: Store, population: str) -> None:
     of_each = population.partition("/")[0] + EACH_CLIENT
     if store.find_budget(of_each) is None:
         raise unregistered(population)
-    raise StoreError(
+    raise BudgetNotSet(
         f"population {population!r} has no privacy budget, but the examples of its clients have"
         if "/" not in population
         else f"population {population!r} has no privacy budget: no client of that name has taken part",
@@ -215,8 +215,8 @@ def _check_name(population: str) -> None:
 
 
 def ledger(population: str) -> list[dict[str, Any]]:
-    """The charges of a population in the order in which they were reserved. Raises `StoreError` for one that has no
-    budget, and `ConfigError` for POPULATION/*, since each client has a ledger of its own."""
+    """The charges of a population in the order in which they were reserved. Raises `BudgetNotSet` for one that has
+    no budget, and `ConfigError` for POPULATION/*, since each client has a ledger of its own."""
     from fl_components.store.ledger import EACH_CLIENT
 
     with Store.open() as store:
@@ -272,13 +272,13 @@ def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = No
     `privacy-audit`.
 
     No training example of the run's clients takes part, and nothing is charged. Raises `RunNotFound`, `ConfigError` for
-    a run without a claim, `Unreachable`.
+    a run without a claim and for too few canaries (in both cases before a flow run starts), `Unreachable`.
     """
     from deployments.stack.connection import client_settings, connect
-    from tasks.audit import find_run
+    from tasks.audit import auditable_run
 
     with Store.open() as store:
-        find_run(store, run)
+        auditable_run(store, run, num_canaries)
     with connect() as connection:
         from fl_components.privacy.audit import AuditReport
         from fl_components.privacy.example_audit import ExampleAuditReport

@@ -6,9 +6,10 @@
     ├── ModelError                     2   the model cannot be trained, or does not fit the data
     ├── RunConflict                    2   this run id belongs to another configuration
     ├── RunNotFound                    2   no such run in this store
-    ├── Unreachable                    3   a server that was configured does not answer
+    ├── Unreachable                    3   a server that is needed does not answer
     ├── NotInstalled                   3   a server command on a base install
     ├── StoreError                     1   the durable state cannot be read or written
+    │   ├── BudgetNotSet               2   a population that no administrator has given a budget
     │   ├── CorruptBlob                1   a blob's content does not match its name
     │   ├── JournalBroken              1   the journal's chain does not verify
     │   ├── LeaseHeld                  1   another process is working on this run
@@ -80,6 +81,10 @@ class NotInstalled(FedroundsError):
 
 class StoreError(FedroundsError):
     code = "store"
+
+
+class BudgetNotSet(StoreError):
+    code, exit_code = "budget_not_set", 2
 
 
 class CorruptBlob(StoreError):

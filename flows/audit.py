@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from fl_components.store import Store
-from tasks.audit import audit_mechanism, find_run, show_audit
+from tasks.audit import audit_mechanism, auditable_run, show_audit
 
 
 @flow(name="privacy-audit", flow_run_name="audit of {run}", persist_result=False, validate_parameters=False)
@@ -21,7 +21,7 @@ def privacy_audit(run: str, num_canaries: int = 1000) -> State[Any]:
         num_canaries: how many are drawn; about half of them join. More see more.
     """
     with Store.open() as store:
-        audited = find_run(store, run)
+        audited = auditable_run(store, run, num_canaries)
         decorate: Any = task(cache_policy=NO_CACHE, persist_result=False)
         audit = decorate(audit_mechanism)(store, audited, num_canaries)
         shown = decorate(show_audit)(store, audited, audit)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fl_components.config import parse_config
 from fl_components.errors import ConfigError
 from fl_components.privacy import CentralPrivacy
-from fl_components.privacy.audit import AuditReport, accuses, audit
+from fl_components.privacy.audit import LEAST_CANARIES, AuditReport, accuses, audit
 from fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fl_components.privacy.example_audit import accuses as accuses_examples
 from fl_components.server.federation import Federation
@@ -55,18 +55,33 @@ class Audit:
         return reports[0] | {"examples": reports[1] if len(reports) > 1 else None}
 
 
-def find_run(store: Store, run: str) -> RunRecord:
-    """The run of that id, or the newest run of the experiment of that name that was charged. Raises `RunNotFound`."""
-    newest = (each for each in store.runs(name=run) if each.spent or store.example_spending(each.run_id))
-    return store.find_run(run) or next(newest, None) or store.run(run)
+def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
+    """The run of that id, or the newest run of the experiment of that name that was charged.
+
+    Raises `RunNotFound`; `ConfigError` for a run without a claim, an experiment none of whose runs was charged, and too
+    few canaries.
+    """
+    if num_canaries < LEAST_CANARIES:
+        raise ConfigError(
+            f"{num_canaries} canaries are too few for an audit", hint=f"draw at least {LEAST_CANARIES} canaries"
+        )
+    of_experiment = store.runs(name=run)
+    charged = (each for each in of_experiment if each.spent or store.example_spending(each.run_id))
+    found = store.find_run(run) or next(charged, None)
+    if found is None and of_experiment:
+        raise ConfigError(
+            f"no run of experiment {run!r} was charged for a privacy claim", hint="audit a run under a claim"
+        )
+    found = found or store.run(run)
+    if not parse_config(found.config).claims:
+        raise ConfigError(f"run {found.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")
+    return found
 
 
 def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
-    """Audit what each of the run's claims rests on, in a shadow of it: nobody takes part but canaries and public rows,
-    so that nothing is charged. Keys are fresh ones. Raises `ConfigError` for a run without a claim."""
+    """Audit what each claim of the `auditable_run` rests on, in a shadow of it: nobody takes part but canaries and
+    public rows, so that nothing is charged. Keys are fresh ones."""
     config = parse_config(run.config)
-    if not config.claims:
-        raise ConfigError(f"run {run.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")
     federation = federation_of(store, run)
     sizes = [each.numel() for each in federation.module.parameters() if each.requires_grad]
     with one_thread():

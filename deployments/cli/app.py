@@ -17,13 +17,26 @@ SERVERS = Group("Servers and schedules", sort_key=3)
 RECORDS = Group("Records", sort_key=4)
 OPTIONS = Group("Options", sort_key=5)
 
+EPILOGUE = """With --json, anywhere in the line, stdout is one JSON object and words go to stderr.
+
+Exit codes:
+
+- 0: done
+- 1: the run, a check or the store failed
+- 2: the command line, the configuration, the data or the model cannot be used
+- 3: a server does not answer, or a package is not installed
+- 4: too few clients' updates could be used
+- 5: the privacy budget is exhausted; the model of the rounds before is saved
+- 70: a bug in fedrounds
+- 130: stopped by Ctrl-C"""
+
 
 def build() -> App:
     """All the commands."""
     app = App(
         name="fedrounds",
         help="Federated learning: each round is a durable Prefect flow run, models and metrics are in MLflow.",
-        help_epilogue="With --json, anywhere in the line, stdout is one JSON object and words go to stderr.",
+        help_epilogue=EPILOGUE,
         version=_version,
         exit_on_error=False,
         print_error=False,
@@ -42,6 +55,13 @@ def build() -> App:
     config.command(commands.config_show, name="show", sort_key=2)
     config.command(commands.config_schema, name="schema", sort_key=3)
     app.command(config)
+
+    data = App(
+        name="data", help="List the public data sets and where their files are, or get one.", group=CONFIGURATION
+    )
+    data.default(commands.data_list)
+    data.command(commands.data_get, name="get")
+    app.command(data)
 
     app.command(commands.up, group=SERVERS, sort_key=1)
     app.command(commands.ui, group=SERVERS)

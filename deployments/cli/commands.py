@@ -104,6 +104,32 @@ def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) 
     return Answer(data, tables.sweep(data) if "cells" in data else tables.details(data))
 
 
+def data_list() -> Answer:
+    """List the public data sets, and where their files are."""
+    from deployments.cli import tables
+    from fl_components.data.downloads import statuses
+
+    found = statuses()
+    return Answer(found, tables.data_sets(found))
+
+
+def data_get(
+    name: Annotated[str, Parameter(help="A public data set: `fedrounds data` lists them.")],
+    /,
+    *,
+    url: Annotated[
+        str | None, Parameter(help="Fetch URL/NAME/FILE, a mirror. Without it: FEDROUNDS_DATA_URL, or the publisher.")
+    ] = None,
+    screen: OnScreen,
+) -> Answer:
+    """Download the files of a public data set into FEDROUNDS_DATA, and check that they are the published ones."""
+    from deployments.cli import tables
+    from fl_components.data.downloads import download
+
+    found = download(name, url, say=screen.show)
+    return Answer(found, tables.downloaded(found))
+
+
 def config_check(
     config: Config,
     /,

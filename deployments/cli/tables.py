@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.cli.progress import RoundLine, RoundsTable, withholds
-from deployments.cli.words import UNKNOWN, ago, counted, event, number, size
+from deployments.cli.words import UNKNOWN, ago, counted, event, number, size, whole_duration
 
 CLIENTS_SHOWN = 12
 STAGES_SHOWN = 3
@@ -91,23 +91,48 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not rows:
         return Text("No runs yet. Begin one with: fedrounds train CONFIG")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("run", no_wrap=True, overflow="fold")
-    table.add_column("experiment")
+    for name in ("run", "experiment", "data"):
+        table.add_column(name, overflow="fold")
     table.add_column("state", no_wrap=True)
-    table.add_column("rounds", justify="right", no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
+    for name in ("rounds", "accuracy", "duration"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("when", no_wrap=True)
     for row in rows:
-        updated_at = row.get("updated_at") or row.get("created_at")
+        data, updated_at = row["data"], row["updated_at"]
+        source = (data["source"] or "").rstrip("/").rpartition("/")[2]
         table.add_row(
             row["run_id"],
             row["name"],
+            f"{data['kind']} {source}".rstrip(),
             _state(row["state"]),
             f"{row['committed_round']}/{row['rounds']}",
             number((row.get("metrics") or {}).get("eval/accuracy")),
+            UNKNOWN if row["duration_s"] is None else whole_duration(row["duration_s"]),
             ago(time.time() - updated_at) if updated_at else UNKNOWN,
         )
     return table
+
+
+def data_sets(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One line a public data set."""
+    table = _columns("data set", "files")
+    table.add_column("where", overflow="fold")
+    for row in rows:
+        num_files = len(row["files"])
+        present = num_files - len(row["missing"])
+        where = row["folder"]
+        if not present:
+            where = row["instead"] or f"get it with: fedrounds data get {row['name']}"
+        table.add_row(row["name"], f"{present} of {num_files}" if num_files else UNKNOWN, where)
+    return table
+
+
+def downloaded(data: Mapping[str, Any]) -> RenderableType:
+    if data["folder"] is None:
+        return Text(f"{data['name']} needs no files: {data['instead']}.")
+    if not data["downloaded"]:
+        return Text(f"The files of {data['name']} are already in {data['folder']}.")
+    return Text(f"{counted(len(data['downloaded']), 'file')} of {data['name']} downloaded into {data['folder']}.")
 
 
 def checked_config(data: Mapping[str, Any]) -> RenderableType:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fl_components.data.published import PUBLISHED
 from fl_components.errors import DataError
 
 
@@ -16,8 +17,8 @@ def find_folder(name: str, files: Sequence[str], folder: str | None = None) -> P
     HOME/data/NAME (HOME: the home folder of fedrounds), data/NAME and ../shared/data/NAME in the working folder.
     Raises `DataError` that lists the files and says where to put them.
     """
-    places = _places(name) if folder is None else [Path(folder).expanduser()]
-    for place in places:
+    searched = places(name) if folder is None else [Path(folder).expanduser()]
+    for place in searched:
         missing = [file for file in files if find_file(place, file) is None]
         if not missing:
             return place
@@ -26,12 +27,15 @@ def find_folder(name: str, files: Sequence[str], folder: str | None = None) -> P
                 f"{place} has some files of {name} and not {' and not '.join(missing)}",
                 hint=f"put {'it' if len(missing) == 1 else 'them'} there, as is or with .gz after the name",
             )
-    listed = f"{', '.join(files[:-1])} and {files[-1]}"
-    elsewhere = "" if folder is not None else ", or say as data.folder where they are"
-    raise DataError(
-        f"the files of {name} are not in {' or '.join(str(place) for place in places)}",
-        hint=f"put {listed} into {places[0]}, as they are or with .gz after the name{elsewhere}",
-    )
+    listed = files[0] if len(files) == 1 else f"{', '.join(files[:-1])} and {files[-1]}"
+    by_hand = f"put {listed} into {searched[0]}, as they are or with .gz after the name"
+    published = PUBLISHED.get(name)
+    if published is not None and published.url is not None:
+        otherwise = f"`fedrounds data get {name}`"
+        by_hand += f", or leave data.folder out and run {otherwise}" if folder else f", or let {otherwise} do so"
+    if folder is None:
+        by_hand += "; the variable FEDROUNDS_DATA or the field data.folder names another folder"
+    raise DataError(f"the files of {name} are not in {' or '.join(map(str, searched))}", hint=by_hand)
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -39,10 +43,11 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None)
 
 
-def _places(name: str) -> list[Path]:
+def places(name: str) -> list[Path]:
+    """The folders where the files of the public data set `name` are looked for, in this order."""
     from fl_components.store.home import home  # loads the store
 
     configured = os.environ.get("FEDROUNDS_DATA")
-    places = [Path(configured).expanduser().absolute() / name] if configured else []
+    first = [Path(configured).expanduser().absolute() / name] if configured else []
     working = Path.cwd()
-    return [*places, home() / "data" / name, working / "data" / name, working.parent / "shared" / "data" / name]
+    return [*first, home() / "data" / name, working / "data" / name, working.parent / "shared" / "data" / name]

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, update
 
-from fl_components.errors import ConfigError, StoreError
+from fl_components.errors import BudgetNotSet, ConfigError
 from fl_components.store import journal
 from fl_components.store.keys import SigningKey
 from fl_components.store.records import Budget, BudgetTerms, Events, Guard
@@ -50,7 +50,7 @@ def all_budgets(connection: Connection) -> list[Budget]:
 
 
 def locked(connection: Connection, population: str) -> Budget:
-    """The budget, locked against other reservations for the rest of the transaction. Raises `StoreError`."""
+    """The budget, locked against other reservations for the rest of the transaction. Raises `BudgetNotSet`."""
     budget = _find_locked(connection, population)
     if budget is None:
         raise unregistered(population)
@@ -62,10 +62,12 @@ def _find_locked(connection: Connection, population: str) -> Budget | None:
     return _budget(connection.execute(row).one_or_none())
 
 
-def unregistered(population: str) -> StoreError:
+def unregistered(population: str) -> BudgetNotSet:
     options = " --unit example" * population.endswith(EACH_CLIENT)
     command = f"`fedrounds privacy budget set {shlex.quote(population)}{options} --epsilon E --delta D --reason ...`"
-    return StoreError(f"population {population!r} has no privacy budget", hint=f"an administrator sets one: {command}")
+    return BudgetNotSet(
+        f"population {population!r} has no privacy budget", hint=f"an administrator sets one: {command}"
+    )
 
 
 def of_another_population(population: str, owner: str) -> ConfigError:

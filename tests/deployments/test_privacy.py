@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments import privacy
+from deployments import api, privacy
 from deployments.cli import main
 from fl_components.config import parse_config
 from fl_components.errors import ConfigError, RunNotFound, StoreError
@@ -20,7 +20,7 @@ from fl_components.server.hub import open_hub
 from fl_components.server.statement import in_short
 from fl_components.store import Store
 from flows.round import walk
-from tests.support import PRIVATE
+from tests.support import PRIVATE, ROOT
 
 FIELDS = PRIVATE | {"rounds": 4}
 EVENT = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.5))
@@ -61,6 +61,9 @@ class TestStatus:
         assert privacy.status() == []
         with pytest.raises(StoreError, match="population 'nowhere' has no privacy budget"):
             privacy.status("nowhere")
+        for command in ("status", "ledger"):
+            assert main(["privacy", command, "nowhere"]) == 2
+        capsys.readouterr()
         assert main(["privacy", "status"]) == 0
         assert "No population has a budget yet" in capsys.readouterr().out
 
@@ -256,3 +259,39 @@ def test_each_command_says_something_to_people_and_one_object_to_programs(
     assert main([*line.split(), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert (found["schema"], found["status"]) == (1, "ok")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("audit a --canaries 0", "0 canaries are too few for an audit"),
+        ("audit a --canaries -5", "-5 canaries are too few for an audit"),
+        ("audit open", "run open claims nothing"),
+        ("audit unprotected", "no run of experiment 'unprotected' was charged for a privacy claim"),
+        ("audit nope", "there is no run 'nope'"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_before_a_flow_run_starts(
+    line: str, words: str, trained: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {**FIELDS, "name": "unprotected", "population": "others", "privacy": {"kind": "none"}}
+    with open_hub(trained, "open", config=parse_config(fields)):
+        pass
+    monkeypatch.setattr("deployments.stack.connection.connect", None)  # would fail: nothing is connected to
+    assert main(line.split()) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_runs_are_listed_with_duration_and_data(trained: Store) -> None:
+    folder = str(ROOT / "fl_components" / "data" / "heart_disease")
+    fields = {**FIELDS, "population": "hearts", "data": {"kind": "heart_disease", "folder": folder}}
+    with open_hub(trained, "c", config=parse_config({**fields, "privacy": {"kind": "none"}})):
+        pass
+    (newest,) = api.runs(1)
+    assert (newest["data"], newest["duration_s"]) == ({"kind": "heart_disease", "source": folder}, None)
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_that_lists_nothing_is_refused(limit: int, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--limit", str(limit)]) == 2
+    assert f"limit is {limit}" in capsys.readouterr().err

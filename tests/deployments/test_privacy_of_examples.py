@@ -26,7 +26,7 @@ from fl_components.store import ExampleCharges, Store
 from fl_components.store.schema import canonical_json
 from fl_components.training import Shadow
 from flows.round import walk
-from tasks.audit import audit_mechanism, find_run
+from tasks.audit import audit_mechanism, auditable_run
 from tests.fl_components.server import wards
 from tests.support import PRIVATE
 
@@ -186,7 +186,7 @@ class TestRun:
     def test_an_honest_step_is_not_accused_and_half_the_noise_is(
         self, trained: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert find_run(trained, "heart").run_id == "b"
+        assert auditable_run(trained, "heart", 1000).run_id == "b"
         before = privacy.status("heart/*"), sorted(each for each in trained.home.rglob("*"))
         honest = audit_mechanism(trained, trained.run("a"), 1000)
         assert (privacy.status("heart/*"), sorted(each for each in trained.home.rglob("*"))) == before
@@ -402,4 +402,4 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
 
 def test_nothing_is_audited_that_does_not_exist(home: Path) -> None:
     with Store.open() as store, pytest.raises(RunNotFound):
-        find_run(store, "nowhere")
+        auditable_run(store, "nowhere", 1000)

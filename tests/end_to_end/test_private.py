@@ -48,7 +48,7 @@ def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, hom
     config.write_text(json.dumps(FIELDS))
 
     refused = fedrounds("train", config, "--json")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "population 'hospital' has no privacy budget" in json.loads(refused.stdout)["error"]["message"]
 
     event = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.5))

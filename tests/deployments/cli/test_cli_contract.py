@@ -50,6 +50,8 @@ RUN: dict[str, Any] = {
     "prefect_flow_run_url": "http://127.0.0.1:24680/runs/flow-run/01998c5a-93f9-7d5e-8b30-2f7e8a1c0d11",
     "baselines": {"pooled_majority": 0.516, "client_majority": 0.638},
     "error": None,
+    "data": {"kind": "tables", "source": "/srv/wards/"},
+    "duration_s": 7380.4,
     "updated_at": 1_790_000_000.0,
 }
 SWEEP: dict[str, Any] = {
@@ -285,11 +287,15 @@ def test_many_clients_are_summed_up(interface: FakeInterface, capfd: pytest.Capt
         assert words in out
 
 
-def test_runs_and_show_are_tables(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:
+def test_runs_and_show_are_tables(
+    interface: FakeInterface, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["runs"]) == 0
     header, row = capfd.readouterr().out.splitlines()
-    assert header.split() == ["run", "experiment", "state", "rounds", "accuracy", "when"]
-    assert row.split()[:5] == ["k3f9", "heart-disease", "Completed", "2/2", "0.795"]
+    assert header.split() == ["run", "experiment", "data", "state", "rounds", "accuracy", "duration", "when"]
+    values = ["k3f9", "heart-disease", "tables", "wards", "Completed", "2/2", "0.795", "2", "h", "03", "min"]
+    assert row.split()[: len(values)] == values
     assert main(["show", "k3f9"]) == 0
     out = capfd.readouterr().out
     assert "train loss" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
+from deployments.cli import main
 from deployments.cli.app import build
+from fl_components.errors import FedroundsError
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("prefect", "mlflow", "torch", "numpy", "sqlalchemy", "yaml")
@@ -23,8 +26,9 @@ def surface(app: App, *path: str) -> list[str]:
         if name.startswith("-"):
             continue
         command = app[name]
-        if command.default_command is None:
+        if any(not each.startswith("-") for each in command.resolved_commands()):
             lines += surface(command, *path, name)
+        if command.default_command is None:
             continue
         words = []
         for argument in command.assemble_argument_collection():
@@ -41,6 +45,8 @@ def test_the_surface_is_frozen() -> None:
         "config check CONFIG [--set] [--data] [--picture]",
         "config schema",
         "config show CONFIG [--set]",
+        "data get NAME [--url]",
+        "data",
         "deploy CONFIG [--set] [--cron] [--audit] [--active] [--name]",
         "journal key",
         "journal trust KEY",
@@ -59,6 +65,16 @@ def test_the_surface_is_frozen() -> None:
         "ui",
         "up",
     ]
+
+
+def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    explained = re.findall(r"^ \S (\d+): \w+", capsys.readouterr().out, re.MULTILINE)
+    pending, raised = [FedroundsError], set[int]()
+    while pending:
+        pending += (error := pending.pop()).__subclasses__()
+        raised.add(error.exit_code)
+    assert {int(code) for code in explained} == raised | {0, 70, 130}
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -46,6 +46,8 @@ def test_a_configured_folder_is_the_only_one(places: list[Path], tmp_path: Path)
     with pytest.raises(DataError, match=r"the files of mnist are not in .*elsewhere") as caught:
         find_folder("mnist", FILES, str(tmp_path / "elsewhere"))
     assert str(places[0]) not in caught.value.message
+    assert caught.value.hint is not None
+    assert "or leave data.folder out and run `fedrounds data get mnist`" in caught.value.hint
 
 
 def test_where_they_are_nowhere_it_says_which_and_where_to_put_them(
@@ -54,12 +56,17 @@ def test_where_they_are_nowhere_it_says_which_and_where_to_put_them(
     with pytest.raises(DataError) as caught:
         find_folder("mnist", FILES)
     assert all(str(place) in caught.value.message for place in places)
-    hint = f"put images and labels into {places[0]}, as they are or with .gz after the name"
-    assert caught.value.hint == f"{hint}, or say as data.folder where they are"
+    assert caught.value.hint == (
+        f"put images and labels into {places[0]}, as they are or with .gz after the name, or let `fedrounds data get "
+        "mnist` do so; the variable FEDROUNDS_DATA or the field data.folder names another folder"
+    )
     monkeypatch.delenv("FEDROUNDS_DATA")
     with pytest.raises(DataError) as caught:
         find_folder("mnist", FILES)
     assert caught.value.hint is not None and f"into {places[1]}," in caught.value.hint
+    with pytest.raises(DataError) as caught:
+        find_folder("femnist", FILES)  # nobody publishes its files
+    assert caught.value.hint is not None and "data get" not in caught.value.hint
 
 
 def test_a_place_with_some_of_the_files_is_not_passed_over(places: list[Path]) -> None:
