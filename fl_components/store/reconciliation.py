@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from fl_components.errors import JournalBroken
 from fl_components.store import ledger
-from fl_components.store.journal import RESTORE
+from fl_components.store.journal import RESTORE, SECRET_REPLACED
 from fl_components.store.ledger import EACH_CLIENT
 from fl_components.store.records import BudgetTerms
 from fl_components.store.schema import (
@@ -32,7 +32,10 @@ _KINDS: Final = (
     "population.bound",
     "charge.reserved",
     "charge.voided",
+    "charge.spent",
     "round.committed",
+    "run.created",
+    SECRET_REPLACED,
 )
 
 
@@ -61,6 +64,7 @@ class _Books:
     totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
     totals_of_runs: dict[str, Mapping[str, int]] = field(default_factory=dict)
     rounds: dict[str, tuple[int, str]] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)  # by run, the id of its secret
 
 
 def _told(connection: Connection) -> _Books:
@@ -81,6 +85,9 @@ def _told(connection: Connection) -> _Books:
                 books.budgets |= dict.fromkeys(theirs, terms)
         elif kind == "clients.registered":
             books.budgets |= {name: books.budgets[content["population"]] for name in content["clients"]}
+        elif kind in ("run.created", SECRET_REPLACED):
+            if content["secret_id"] is not None:
+                books.secrets[run_id] = content["secret_id"]
         elif kind == "population.bound":
             books.bindings[f"row {sequence}"] = (content["population"], content["members"])
         else:
@@ -146,6 +153,11 @@ def _stored(connection: Connection) -> _Books:
             for row in connection.execute(
                 select(rounds.c.run_id, rounds.c.round, rounds.c.collection, rounds.c.params_digest)
             )
+        },
+        secrets={
+            row.run_id: row.secret_id
+            for row in connection.execute(select(runs.c.run_id, runs.c.secret_id))
+            if row.secret_id is not None
         },
     )
 

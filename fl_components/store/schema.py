@@ -29,7 +29,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0004"
+VERSION: Final = "0005"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -111,6 +111,8 @@ runs = Table(
     Column("prefect_flow_runs", JsonText, nullable=False),
     Column("sweep_id", String(128)),  # of the sweep that this run is a cell of
     Column("spent", JsonText, nullable=False),  # [[event, count], ...], as of its population
+    Column("secret_id", String(32)),  # a commitment to the secret of a run under a privacy claim
+    Column("secret_home", String),  # where that secret was created
     UniqueConstraint("journal_sequence"),
     Index(None, "name"),
     Index(None, "sweep_id"),
