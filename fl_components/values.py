@@ -5,6 +5,7 @@ Arrays carry their shape in their name: N clients of a cohort, D trainable param
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -349,6 +350,19 @@ class RoundResult:
     withheld: Mapping[str, Any] = field(
         default_factory=dict, compare=False
     )  # no view gets it; not kept with the others
+
+
+def tensors_digest(tensors: Tensors) -> str:
+    """Return the sha256, in hex, over the names, types, shapes and bytes of tensors; equal digests are equal bits.
+
+    >>> tensors_digest({"a": np.zeros(2)}) == tensors_digest({"a": np.zeros(2, np.float32)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tensor.dtype.str, tensor.shape)).encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
 
 
 def pack(tensors: Tensors, header: Mapping[str, Any]) -> bytes:

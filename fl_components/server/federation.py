@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from fl_components.privacy import CentralPrivacy, ExampleLevel
 from fl_components.privacy.clipping import Clip
 from fl_components.privacy.events import Event
 from fl_components.randomness import generator
+from fl_components.server.rows import digest_of_client
 from fl_components.shared_memory import SharedMemory, give_back_memory
 from fl_components.training import (
     MOST_OF_SHARD,
@@ -166,6 +170,46 @@ class Federation:
         training = self.config.training
         rule = training.private_in(self.config.rounds)
         return rule.event(self.data.num_examples(client), training.private_steps)
+
+    @property
+    def largest_cohort(self) -> int:
+        """A bound on the size of a cohort that follows from public values alone.
+
+        A Poisson cohort exceeds its mean by 10 deviations and 10 clients with a probability below 1e-6 (Bernstein's
+        inequality), and then costs memory, not privacy.
+        """
+        most, sampling = self.config.selection.max_cohort_size_of(self.data.num_clients), self.sampling
+        if sampling.kind != "poisson":
+            return most
+        deviation = math.sqrt(sampling.cohort_size * (1 - sampling.rate))
+        return min(most, math.ceil(sampling.cohort_size + 10 * deviation + 10))
+
+    def digest_of_client(self, client: int) -> bytes:
+        """The sha256 over the id and the training rows of the client in this row, which is private; computed once."""
+        if client not in self._digests:
+            self._digests[client] = digest_of_client(self.data, client)
+        return self._digests[client]
+
+    @cached_property
+    def _digests(self) -> dict[int, bytes]:
+        return {}
+
+    @cached_property
+    def model_digest(self) -> str:
+        """The sha256 over what the model makes of synthetic rows at its initial parameters, and over its constants and
+        the code of the user's module: what of a model determines an update besides its parameters."""
+        digest = hashlib.sha256(repr([self.facts["constants_digest"], self.example_way]).encode())
+        module = copy.deepcopy(self.module)
+        load_into(module, self.initial_params_D)
+        rows = made_up(self._training_examples)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for mode in (True, False):
+                torch.manual_seed(0)
+                digest.update(module.train(mode)(rows.x.clone()).numpy(force=True).tobytes())
+        path = getattr(self.config.model, "path", "")
+        file = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None) if path else None
+        digest.update(Path(file).read_bytes() if file is not None else b"")
+        return digest.hexdigest()
 
     @property
     def num_coordinates(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 from fl_components.compression import Known
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound
+from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound, StoreError
+from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public
 from fl_components.randomness import derive_key
 from fl_components.server.claim import (
@@ -32,6 +35,7 @@ from fl_components.server.claim import (
 from fl_components.server.encoding import Codec, Sent, send
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
+from fl_components.server.rows import changed_clients, data_facts, digest_key
 from fl_components.server.withheld import withheld_error, withhold
 from fl_components.store import (
     Budget,
@@ -39,20 +43,42 @@ from fl_components.store import (
     Lease,
     RunRecord,
     RunSecret,
+    Sighting,
     Store,
     check_run_id,
     closed,
+    destroy_by_id,
+    fresh_collection,
     opened,
+    place_of_secrets,
 )
 from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
 from fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fl_components.values import ClientTask, Collected, Float32, RoundPlan, RoundResult, ServerState
+from fl_components.values import (
+    ClientTask,
+    Collected,
+    Float32,
+    RoundPlan,
+    RoundResult,
+    ServerState,
+    Tensors,
+    tensors_digest,
+)
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
 
+SEAL_BYTES: Final = 1 << 16
+"""What a round collected is sealed as a multiple of this, and of `BYTES_OF_CLIENT` for each client of the largest
+possible cohort."""
+
+BYTES_OF_CLIENT: Final = 512
+
 LOOKED_AT: Final = 500
 """Clients whose budgets are read at a time."""
+
+NAMED: Final = 5
+"""Clients that an error names."""
 
 
 def nobody_listens(_: str) -> None:
@@ -80,6 +106,7 @@ class Hub:
     secret: RunSecret | None = None
     _round_began: float = 0.0
     _sent: tuple[int, Sent] | None = None
+    _fresh_collection: bool = False
 
     @property
     def run_id(self) -> str:
@@ -129,7 +156,9 @@ class Hub:
         """Make what was collected durable, under a claim so that nobody can read it once the round's key is gone."""
         data = collected.to_bytes()
         if self.secret is not None:
-            data = closed(self.key(plan.round, "seal"), data)
+            # What is in it of each client must not show in its length.
+            of_clients = self.federation.largest_cohort * BYTES_OF_CLIENT if self.federation.withholds_cohort else 0
+            data = closed(self.key(plan.round, "seal"), data, multiple=SEAL_BYTES + of_clients)
         self.lease.seal(plan.round, plan.collection, data)
 
     def source(self, round: int) -> int | bytes:
@@ -169,16 +198,143 @@ class Hub:
 
     def with_keys(self, plan: RoundPlan, tasks: Sequence[ClientTask]) -> Sequence[ClientTask]:
         """The tasks with the simulated clients' own secrets, where they answer for their examples: no other purpose's
-        keys, and gone with the round's."""
+        keys, and gone with the round's. A client whose rows or training differ has another one."""
         if self.federation.example_level is None:
             return tasks
-        purpose = f"collection {plan.collection} examples of client"
-        return [replace(task, key=self.key(plan.round, f"{purpose} {task.client_id}")) for task in tasks]
+        training = self.training_digest(plan)
+        return [
+            replace(
+                task,
+                key=self.key(
+                    plan.round,
+                    "examples",
+                    plan.collection,
+                    task.client_id,
+                    training,
+                    self.federation.digest_of_client(task.index).hex(),
+                ),
+            )
+            for task in tasks
+        ]
 
-    def key(self, round: int, purpose: str) -> bytes:
-        """The key of one purpose in a round, under a claim."""
+    def training_digest(self, plan: RoundPlan) -> str:
+        """The sha256 over what determines the clients' updates of a round besides their rows and keys; it is public."""
+        training = self.config.training.in_round(plan.round, self.config.rounds)
+        facts = {
+            "base": plan.base_digest,
+            "training": training.model_dump(mode="json"),
+            "device": getattr(self.config.execution, "device", None),
+            "model": self.federation.model_digest,
+            "engine": engine_facts(),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def noise_keys(self, plan: RoundPlan, released: Tensors) -> Callable[[str], bytes]:
+        """The keys, by purpose, of the noise on `released`: all the values that the noise is for. Other values have
+        other keys."""
+        digest = tensors_digest(released)
+        return lambda purpose: self.key(plan.round, purpose, plan.collection, digest)
+
+    def key(self, round: int, purpose: str, *context: str | int) -> bytes:
+        """The key of one purpose and context in a round, under a claim (store/secrets.py has all of them)."""
         assert self.secret is not None
-        return self.secret.key(round, f"{self.run.population} {self.run_id} {purpose}")
+        return self.secret.key(round, purpose, self.run.population, self.run_id, *context)
+
+    def open_secret(self, fresh_collection: bool) -> None:
+        """Open the secret that the run draws from; with `fresh_collection` replace it by a new one.
+
+        Raises `StoreError` where it is missing, or where this home has seen more of the run than the database has: it
+        was restored from a backup, and what came after it was released all the same.
+        """
+        folder, run = secrets_of(self.store), self.run
+        for earlier in self.store.fresh_collections(self.run_id):
+            destroy_by_id(folder, self.run_id, earlier["was"])  # a process may have ended before it did
+        sightings = [Sighting(each.where, anchor=each) for each in self.store.own_anchors()]
+        reason, assumed = "requested", run.secret_id
+        try:
+            assert assumed is not None
+            self.secret = RunSecret.open(folder, self.run_id, assumed)
+            sightings.append(Sighting("the run's secret", round=self.secret.round - 1))
+        except StoreError as error:
+            reason = "the secret is missing"
+            if not fresh_collection:
+                raise StoreError(
+                    f"{error.message}; the run began in {run.secret_home}",
+                    hint=self._instead("resume it in that home, or restore the file from a backup"),
+                ) from error
+        self._fresh_collection = fresh_collection
+        if fresh_collection:
+            self._start_afresh(reason, sightings)
+        else:
+            self.check_history(sightings)
+            assert self.secret is not None
+            self.secret.advance(run.committed_round + 1)  # an earlier process may have ended before it did
+
+    def check_history(self, sightings: Sequence[Sighting]) -> None:
+        """Compare the run with what is known of it outside the database.
+
+        Raises `StoreError` when more was seen of it than the database has. Where a fresh collection was asked for, what
+        was seen is charged instead, unless it is already.
+        """
+        if not self.config.claims:
+            return
+        ahead = self._ahead(sightings)
+        if not ahead:
+            return
+        if self._fresh_collection:
+            self._start_afresh("the history was cut", sightings)
+            return
+        told = "; ".join(
+            f"{each.where} shows its round {each.round}"
+            if each.anchor is None or each.round > self.run.committed_round
+            else f"{each.where} has row {each.anchor.rows} of a journal that goes on otherwise here"
+            for each in ahead
+        )
+        raise StoreError(
+            f"the database is older than what was seen of run {self.run_id}, whose last committed round is "
+            f"{self.run.committed_round} here: {told}. It was restored from a backup, and what came after it was "
+            "released all the same",
+            hint=self._instead("put the newer database back, and check it with `fedrounds journal verify`"),
+        )
+
+    def _ahead(self, sightings: Sequence[Sighting]) -> list[Sighting]:
+        """Those that the database does not account for."""
+        collections = self.store.fresh_collections(self.run_id)
+        known = max([self.run.committed_round, *(each["released"] for each in collections)])
+        anchors = [each.anchor for each in sightings if each.anchor is not None]
+        lost = self.store.lost(anchors, self.run_id) if anchors else []
+        return [each for each in sightings if each.round > known or each.anchor in lost]
+
+    def _start_afresh(self, reason: str, sightings: Sequence[Sighting]) -> None:
+        """Charge what may have been released of the run, and replace its secret."""
+        federation, ahead, old = self.federation, self._ahead(sightings), self.secret
+        released = max([0, *(each.round for each in ahead)])
+        if released and federation.example_level is not None:
+            released += 1  # clients may have sent their updates of the next one
+        event = self.config.privacy.event(federation.sampling) if federation.is_charged else Nothing()
+        secret = RunSecret.create(secrets_of(self.store), self.run_id)
+        settled = self.lease.start_afresh(
+            secret_id=secret.id,
+            secret_home=place_of_secrets(self.store.home),
+            reason=reason,
+            event=event.model_dump(),
+            examples=self.example_charges(range(federation.data.num_clients)),
+            is_charged=federation.is_charged,
+            released=released,
+            sightings=ahead,
+        )
+        if old is not None:
+            old.destroy()
+        secret.advance(self.refresh().committed_round + 1)
+        self.secret = secret
+        self.store.anchor()
+        self.say(
+            f"round {self.run.committed_round + 1} of run {self.run_id} is collected afresh, with a new secret; "
+            f"charges settled as spent: {settled}"
+        )
+
+    def _instead(self, otherwise: str) -> str:
+        return fresh_collection(self.run_id, otherwise)
 
     def epsilons(self) -> dict[str, Release]:
         """What the run has come to with the round in hand, and what its population has left."""
@@ -370,16 +526,25 @@ def open_hub(
     sweep_id: str | None = None,
     start: Start | None = None,
     say: Say = nobody_listens,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
 ) -> Hub:
     """Take hold of a run, creating it when `config` is given and it does not exist yet.
 
-    Everything is loaded and checked before anything is written. Raises what `assemble` raises, `RunConflict` when the
-    run exists with another configuration, `RunNotFound`, and `LeaseHeld`.
+    Everything is loaded and checked before anything is written.
+
+    Args:
+      fresh_collection: of a run under a privacy claim, whatever may have been released of the round in hand counts as
+        spent; the round is collected again at a further charge, with noise from a new secret.
+      accept_changed_data: a run without a claim may go on with other rows than it began with.
+
+    Raises what `assemble` raises, `RunConflict` when the run exists with another configuration or began with other
+    data, `RunNotFound`, `LeaseHeld`, and `StoreError` when the run's secret is missing or its history was cut.
     """
     check_run_id(run_id)
     run = store.find_run(run_id)
     if config is not None:
-        federation = _assembled(store, run_id, config, source_folder)
+        federation = assembled(store, run_id, config, source_folder)
     elif run is not None:
         federation = federation_of(store, run)
     else:
@@ -387,46 +552,85 @@ def open_hub(
     has_rounds = run is None or run.committed_round < run.rounds  # else only what views show of it is put right
     members = check_population(store, federation) if has_rounds else []
     if config is not None:
-        params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
-        state = federation.initial_state(params_D)
+        digest = config_digest(config)
+        if run is None:
+            run = _create_run(store, run_id, federation, digest, source_folder, sweep_id, start)
+        run = store.check_same(run, json.loads(config.model_dump_json()), digest, sweep_id)
+    assert run is not None
+    _check_model(run, federation)
+    accepted: dict[str, str] = {}
+    if has_rounds:
+        accepted = _check_data(store, run, federation, accept_changed_data, say)
+        join_population(store, federation, members, say)
+    _warn_of_another_engine(run, say)
+    lease = store.acquire(run_id, say=say)
+    try:
+        hub = Hub(store, lease, federation, store.run(run_id), say=say)
+        if accepted:
+            lease.accept_data(accepted)
+            say(f"run {run_id} goes on with other rows than it began with, as you asked")
+        if federation.config.claims and has_rounds:
+            hub.open_secret(fresh_collection)
+        elif fresh_collection:
+            what = "has no round to go" if federation.config.claims else "makes no privacy claim"
+            raise ConfigError(
+                f"--fresh-collection is given, and run {run_id} {what}: there is nothing to pay for",
+                hint=f"`fedrounds resume {run_id}` without it",
+            )
+        lease.collect_garbage()
+        hub.refresh()
+        return hub
+    except BaseException:
+        lease.release()  # its heartbeat would hold the run for as long as this process lives
+        raise
+
+
+def _create_run(
+    store: Store,
+    run_id: str,
+    federation: Federation,
+    digest: str,
+    source_folder: str,
+    sweep_id: str | None,
+    start: Start | None,
+) -> RunRecord:
+    """The new run; under a claim with a secret of its own, which is durable before the run is."""
+    config = federation.config
+    params_D, ancestor = (start or start_fresh_or_latest(store))(federation)
+    state = federation.initial_state(params_D)
+    secret = RunSecret.create(secrets_of(store), run_id) if config.claims else None
+    run = None
+    try:
         run = store.create_run(
             run_id=run_id,
             name=config.name,
             population=config.population,
             rounds=config.rounds,
             config=json.loads(config.model_dump_json()),
-            config_digest=config_digest(config),
+            config_digest=digest,
             initial_state=state.to_bytes(),
             params_digest=state.params_digest,
             ancestor=ancestor,
-            engine=engine_facts() | federation.facts,
+            engine=engine_facts() | federation.facts | data_facts(federation.data, digest_key(store)),
             source_folder=source_folder,
             sweep_id=sweep_id,
+            secret_id=secret.id if secret is not None else None,
+            secret_home=place_of_secrets(store.home) if secret is not None else None,
         )
-    assert run is not None
-    _check_unchanged(run, federation)
-    if has_rounds:
-        join_population(store, federation, members, say)
-    _warn_of_another_engine(run, say)
-    lease = store.acquire(run_id, say=say)
-    try:
-        lease.collect_garbage()
-        secret = None
-        if federation.config.claims:
-            secret = run_secret(store, run)
-            secret.advance(store.run(run_id).committed_round + 1)  # an earlier process may have ended before it did
-        return Hub(store, lease, federation, store.run(run_id), say=say, secret=secret)
-    except BaseException:
-        lease.release()  # its heartbeat would hold the run for as long as this process lives
-        raise
+        return run
+    finally:
+        if secret is not None and (run is None or run.secret_id != secret.id):  # another process was first
+            secret.destroy()
 
 
 def federation_of(store: Store, run: RunRecord) -> Federation:
     """The federation of a run that exists, loaded anew. Raises what `assemble` raises."""
-    return _assembled(store, run.run_id, parse_config(run.config), run.source_folder)
+    return assembled(store, run.run_id, parse_config(run.config), run.source_folder)
 
 
-def _assembled(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
+def assembled(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
+    """What `assemble` returns. Under a claim about private data its errors say no more than that loading failed: the
+    file of what is withheld from `run_id` has the text."""
     try:
         return assemble(config, source_folder or None)
     except ConfigError:
@@ -437,14 +641,13 @@ def _assembled(store: Store, run_id: str, config: FederationConfig, source_folde
         raise withheld_error(store.home, run_id, "loading the clients' data", error) from None
 
 
-def run_secret(store: Store, run: RunRecord) -> RunSecret:
-    """The secret of a run under a claim, made when nothing of the run is committed yet. Its file is this run's alone:
-    another database may know another run of that id."""
-    file = store.home / "secrets" / "runs" / f"{run.run_id}@{run.created_at!r}"
-    return RunSecret.create(file) if run.committed_round == 0 else RunSecret.open(file)
+def secrets_of(store: Store) -> Path:
+    """The folder of runs' secrets."""
+    return store.home / "secrets" / "runs"
 
 
-def _check_unchanged(run: RunRecord, federation: Federation) -> None:
+def _check_model(run: RunRecord, federation: Federation) -> None:
+    """Raises `RunConflict` when the model is not the one that the run began with, or not for as many clients."""
     for name, value in federation.facts.items():
         if run.engine[name] != value:
             what = name.removeprefix("num_").replace("_", " ")
@@ -453,6 +656,35 @@ def _check_unchanged(run: RunRecord, federation: Federation) -> None:
                 "its data or its model has changed",
                 hint="put the data and the code back as they were, or begin another run",
             )
+
+
+def _check_data(store: Store, run: RunRecord, federation: Federation, accepts: bool, say: Say) -> dict[str, str]:
+    """Raises `RunConflict` when the rows are not those that the run began with. What is returned, where anything, are
+    the facts of other rows, which a run without a claim `accepts`."""
+    facts = data_facts(federation.data, digest_key(store))
+    if run.engine["data_key"] != facts["data_key"]:
+        say(f"run {run.run_id} began in a home with another key: whether its rows are the same cannot be checked here")
+        return {}
+    if run.engine["data_digest"] == facts["data_digest"]:
+        return {}
+    if accepts and not federation.config.claims:
+        return facts
+    hint = "put the data back as they were, or begin another run"
+    if federation.config.claims:
+        hint += "; under a privacy claim a run cannot go on with other rows"
+    else:
+        hint += f"; or `fedrounds resume {run.run_id} --accept-changed-data` goes on with the rows as they are now"
+    raise RunConflict(f"run {run.run_id!r} began with other rows: {_which_changed(run, federation, facts)}", hint=hint)
+
+
+def _which_changed(run: RunRecord, federation: Federation, facts: Mapping[str, str]) -> str:
+    if federation.withholds:
+        return "which clients' have changed is withheld"
+    changed = changed_clients(federation.data, run.engine, facts)
+    if not changed:
+        return "their values, their order or the clients' names have changed"
+    named = ", ".join(map(repr, changed[:NAMED])) + (f" and {len(changed) - NAMED} more" * (len(changed) > NAMED))
+    return f"those of {len(changed)} client{'s' * (len(changed) > 1)} have changed: {named}"
 
 
 def _short(value: int | str) -> str:

@@ -116,17 +116,26 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
 
 
 def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
-    """A cohort in shards and waves, as a plan has it."""
-    config, num_parameters = hub.config, hub.federation.num_parameters
-    shards = config.execution.shards(
-        [config.training.num_stepped(task.num_examples) * num_parameters for task in cohort]
-    )
-    additive = hub.federation.additive is not None
-    return {
-        "cohort": cohort,
-        "shards": shards,
-        "waves": config.execution.waves(shards, num_parameters, additive=additive),
-    }
+    """A cohort in shards and waves, as a plan has it.
+
+    How many waves there are can be counted by whoever sees the round's tasks. Where the cohort is withheld it follows
+    from public values: as many as the largest cohort needs, each with an equal part of the actual one, perhaps empty.
+    """
+    config, federation = hub.config, hub.federation
+    rule, num_parameters = config.execution, federation.num_parameters
+    work_N = [config.training.num_stepped(task.num_examples) * num_parameters for task in cohort]
+    additive = federation.additive is not None
+    if federation.withholds_cohort:
+        waves = rule.equal_waves(len(cohort), federation.largest_cohort, num_parameters, additive=additive)
+        shards = tuple(
+            slice(wave.start + shard.start, wave.start + shard.stop)
+            for wave in waves
+            for shard in rule.shards(work_N[wave])
+        )
+    else:
+        shards = rule.shards(work_N)
+        waves = rule.waves(shards, num_parameters, additive=additive)
+    return {"cohort": cohort, "shards": shards, "waves": waves}
 
 
 @stage
@@ -135,13 +144,14 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     loses the clients whose own budgets are spent."""
     guard = hub.guard if hub.federation.is_charged else None
     examples = hub.example_charges([task.index for task in plan.cohort])
+    training = hub.training_digest(plan) if examples is not None else None
     try:
-        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, examples)
+        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, examples, training)
     except BudgetExhausted:
         if examples is None or not hub.goes_on_without_a_cohort():
             raise
         nobody = replace(examples, events={}, least=0)
-        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, nobody)
+        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, nobody, training)
     plan = replace(plan, collection=collection)
     if examples is None:
         return plan
@@ -330,12 +340,9 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
     if central is None:
         mean_D = hub.config.aggregation.aggregate(collected.partial)
     else:  # noise only now: it must never be drawn for two different sums
-        mean_D, clipping = central.release(
-            collected.partial.tensors["sum"],
-            clipping,
-            hub.federation.sampling,
-            lambda purpose: hub.key(plan.round, f"collection {plan.collection} {purpose}"),
-        )
+        sum_D1 = collected.partial.tensors["sum"]
+        keys = hub.noise_keys(plan, {"sum": sum_D1, **clipping})
+        mean_D, clipping = central.release(sum_D1, clipping, hub.federation.sampling, keys)
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
         params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
     if not np.isfinite(params_D).all():

@@ -6,7 +6,7 @@ The store decides what resumes; Prefect and MLflow are views of it.
 from __future__ import annotations
 
 from fl_components.store.home import home
-from fl_components.store.lease import Lease
+from fl_components.store.lease import Lease, fresh_collection
 from fl_components.store.records import (
     FINAL_STATES,
     FINISHED_STATES,
@@ -20,11 +20,12 @@ from fl_components.store.records import (
     RoundRecord,
     RunRecord,
     Seal,
+    Sighting,
     SweepRecord,
     cell_name,
 )
 from fl_components.store.sealing import closed, opened
-from fl_components.store.secrets import RunSecret, derived_key
+from fl_components.store.secrets import RunSecret, derived_key, destroy_by_id, place_of_secrets
 from fl_components.store.store import Store, check_run_id
 
 __all__ = [
@@ -42,12 +43,16 @@ __all__ = [
     "RunRecord",
     "RunSecret",
     "Seal",
+    "Sighting",
     "Store",
     "SweepRecord",
     "cell_name",
     "check_run_id",
     "closed",
     "derived_key",
+    "destroy_by_id",
+    "fresh_collection",
     "home",
     "opened",
+    "place_of_secrets",
 ]

@@ -25,6 +25,9 @@ from fl_components.store.schema import journal_head as head_table
 GENESIS: Final = "0" * 64
 """What the first row has as its `previous`."""
 
+SECRET_REPLACED: Final = "secret.replaced"
+"""The kind of row that a fresh collection appends."""
+
 RESTORE: Final = "restore the database from a backup, and compare it with the journal's anchors"
 
 
@@ -131,12 +134,18 @@ def read(connection: Connection, run_id: str | None, after: int, limit: int) -> 
     return [JournalRow(**{**row._asdict(), "content": json.loads(row.content)}) for row in links]
 
 
-def read_kind(connection: Connection, run_id: str, kind: str, *, after: int) -> list[dict[str, Any]]:
-    """The contents of a run's rows of one kind past sequence `after`."""
-    query = select(journal_table.c.content).where(
-        journal_table.c.run_id == run_id, journal_table.c.kind == kind, journal_table.c.sequence > after
-    )
-    return [json.loads(content) for content in connection.scalars(query)]
+def read_kind(connection: Connection, run_id: str | None, kind: str, *, after: int = 0) -> list[dict[str, Any]]:
+    """The contents of the rows of one kind past sequence `after`, of one run or of all."""
+    query = select(journal_table.c.content).where(journal_table.c.kind == kind, journal_table.c.sequence > after)
+    if run_id is not None:
+        query = query.where(journal_table.c.run_id == run_id)
+    return [json.loads(content) for content in connection.scalars(query.order_by(journal_table.c.sequence))]
+
+
+def acknowledged(connection: Connection, run_id: str | None = None) -> set[tuple[int, str]]:
+    """The anchors, each as (rows, head), that a fresh collection of a run (or of any) took for lost."""
+    rows = read_kind(connection, run_id, SECRET_REPLACED)
+    return {(count, head) for content in rows for count, head in content["anchors"]}
 
 
 def contents(connection: Connection, sequences: Collection[int]) -> dict[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, 
 
 from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from fl_components.store import example_ledger, journal, ledger
-from fl_components.store.records import FINAL_STATES, ExampleCharges, Guard, RoundRecord
+from fl_components.store.records import FINAL_STATES, ExampleCharges, Guard, RoundRecord, Sighting
 from fl_components.store.schema import (
     AnyRow,
     charges,
@@ -171,6 +171,18 @@ def _held(run_id: str, holder: Holder) -> LeaseHeld:
     )
 
 
+def fresh_collection(run_id: str, instead: str) -> str:
+    """Return the hint that names the command which starts a fresh collection; `instead` is what else can be done."""
+    return (
+        f"{instead}; or `fedrounds resume {run_id} --fresh-collection`, which counts what may have been released as "
+        "spent, and collects again with a new secret at a further charge"
+    )
+
+
+def _granted(*_: object) -> None:
+    """The guard that lets everything pass."""
+
+
 class Lease:
     """The right to change one run, held until the `with` block ends. Made by `Store.acquire`.
 
@@ -225,16 +237,23 @@ class Lease:
         return int(attempt)
 
     def reserve(
-        self, round: int, event: dict[str, Any], guard: Guard | None = None, examples: ExampleCharges | None = None
+        self,
+        round: int,
+        event: dict[str, Any],
+        guard: Guard | None = None,
+        examples: ExampleCharges | None = None,
+        training: str | None = None,
     ) -> int:
         """Writes down what a round will cost its population, before anything that it pays for happens.
 
         With a `guard` (a round under a privacy claim) the charge is counted against the population's budget, if the
         guard lets it: what it raises (`BudgetExhausted`) leaves nothing written. `StoreError` where there is no budget.
-        With `examples`, so is what its clients spend of their own budgets; `paying` tells which of them do.
+        With `examples`, so is what its clients spend of their own budgets; `paying` tells which of them do. `training`
+        is then the digest of what determines their updates besides their rows and keys.
 
         Returns the number of the collection, 1 for the round's first. An open reservation of the round is returned,
-        not made again; one of another event raises `StoreError`, since either could be the larger.
+        not made again; one of another event raises `StoreError`, since either could be the larger; so does one whose
+        clients may have sent updates that differ from those that they would send now.
         """
         with self._fenced() as connection:
             run = self._run(connection)
@@ -249,29 +268,130 @@ class Lease:
                     )
                 if examples is not None:
                     where = f"round {round} of run {self.run_id}"
-                    example_ledger.check_same(example_ledger.paid(connection, charge), examples, where)
+                    paid = example_ledger.paid(connection, charge)
+                    example_ledger.check_same(paid, examples, where)
+                    reserved = journal.contents(connection, [charge.journal_sequence])[charge.journal_sequence]
+                    if paid and reserved.get("training") != training:
+                        raise StoreError(
+                            f"{where} is reserved, clients may have sent their updates, and updates computed now would "
+                            "differ: the model's code, the releases of fedrounds, torch or numpy, or the processor "
+                            "are not those of the attempt that reserved it",
+                            hint=fresh_collection(self.run_id, "resume it as it was"),
+                        )
                 return int(charge.collection)
-            settled = connection.execute(
-                select(func.count())
-                .select_from(charges)
-                .where(charges.c.run_id == self.run_id, charges.c.round == round)
-            ).scalar_one()
             if guard is not None:
                 budget = ledger.locked(connection, run.population)
                 spent = ledger.charge(connection, budget, ledger.from_pairs(run.spent), event, guard)
                 self._update_run(connection, spent=ledger.as_pairs(spent))
             paid = example_ledger.charge(connection, self.run_id, examples) if examples is not None else {}
-            content = {"population": run.population, "round": round, "collection": settled + 1, "event": event}
-            of_clients = {"examples": example_ledger.as_groups(paid)} if paid else {}
-            row = self._append(connection, "charge.reserved", content | of_clients)
-            connection.execute(
-                insert(charges).values(
-                    run_id=self.run_id, state="reserved", reserved_at=row.at, journal_sequence=row.sequence, **content
-                )
+            return self._enter_charge(connection, run.population, round, event, paid, training)
+
+    def _enter_charge(
+        self,
+        connection: Connection,
+        population: str,
+        round: int,
+        event: dict[str, Any],
+        paid: Mapping[str, Mapping[str, Any]],
+        training: str | None,
+    ) -> int:
+        """Write down a reservation whose events are counted already, and return its collection."""
+        mine = (charges.c.run_id == self.run_id, charges.c.round == round)
+        settled = connection.execute(select(func.count()).select_from(charges).where(*mine)).scalar_one()
+        content = {"population": population, "round": round, "collection": settled + 1, "event": event}
+        of_clients = {"examples": example_ledger.as_groups(paid), "training": training} if paid else {}
+        row = self._append(connection, "charge.reserved", content | of_clients)
+        connection.execute(
+            insert(charges).values(
+                run_id=self.run_id, state="reserved", reserved_at=row.at, journal_sequence=row.sequence, **content
             )
-            if paid:
-                example_ledger.enter(connection, self.run_id, round, settled + 1, paid)
-        return settled + 1
+        )
+        if paid:
+            example_ledger.enter(connection, self.run_id, round, settled + 1, paid)
+        return int(settled + 1)
+
+    def start_afresh(
+        self,
+        *,
+        secret_id: str,
+        secret_home: str,
+        reason: str,
+        event: dict[str, Any],
+        examples: ExampleCharges | None = None,
+        is_charged: bool = True,
+        released: int = 0,
+        sightings: Sequence[Sighting] = (),
+    ) -> int:
+        """Settles whatever may have been released of the round in hand as spent, and gives the run a new secret.
+
+        The next reservation is then another collection, at a charge of its own, which draws from other keys.
+
+        Args:
+          event, examples: what a round costs, and its clients; written down again for rounds that were released and
+            that the journal no longer has, whatever the budgets say: they are spent.
+          is_charged: whether a population pays for the event.
+          released: the last round of which anything may have been released.
+          sightings: what was seen of the run outside the database; their anchors count as lost from now on.
+
+        Returns how many charges were settled.
+        """
+        with self._writing, self._fenced() as connection:
+            run = self._run(connection)
+            round = run.committed_round + 1
+            charge = ledger.open_charge(connection, self.run_id, round)
+            lost = max(0, released - run.committed_round - (charge is not None))
+            unlimited = None if examples is None else replace(examples, guard=_granted, least=0)
+            spent, paid = ledger.from_pairs(run.spent), list[dict[str, dict[str, Any]]]()
+            for _ in range(lost):  # all before the journal's head is locked
+                if is_charged:
+                    budget = ledger.locked(connection, run.population)
+                    spent = ledger.charge(connection, budget, spent, event, _granted)
+                paid.append({} if unlimited is None else example_ledger.charge(connection, self.run_id, unlimited))
+            for each in [None] * (charge is not None) + paid:
+                if each is not None:
+                    self._enter_charge(connection, run.population, round, event, each, None)
+                self._spend(connection, round)
+            seal = self._seal_key(connection, round)
+            connection.execute(delete(seals).where(seals.c.run_id == self.run_id, seals.c.round == round))
+            content = {
+                "round": round,
+                "secret_id": secret_id,
+                "secret_home": secret_home,
+                "was": run.secret_id,
+                "reason": reason,
+                "released": released,
+                "anchors": [[each.anchor.rows, each.anchor.head] for each in sightings if each.anchor is not None],
+            }
+            row = self._append(connection, journal.SECRET_REPLACED, content)
+            self._update_run(
+                connection,
+                secret_id=secret_id,
+                secret_home=secret_home,
+                spent=ledger.as_pairs(spent),
+                updated_at=row.at,
+            )
+        if seal is not None:
+            self._store._blobs.delete([seal])
+        return lost + (charge is not None)
+
+    def _spend(self, connection: Connection, round: int) -> None:
+        """Settle what is reserved for a round as spent, though the round is not committed."""
+        charge = self._check_reserved(connection, round)
+        row = self._append(connection, "charge.spent", {"round": round, "collection": charge.collection})
+        ledger.settle(connection, charge, "spent", row.at)
+
+    def accept_data(self, facts: Mapping[str, Any]) -> None:
+        """Lets the run go on with other rows than it began with; `facts` are what its `engine` says of them now."""
+        with self._fenced() as connection:
+            run = self._run(connection)
+            engine = run.engine | facts
+            content = {
+                "round": run.committed_round + 1,
+                "data_digest": facts["data_digest"],
+                "digests": {"engine": column_digest(run.digest_key, "engine", engine)},
+            }
+            row = self._append(connection, "data.accepted", content)
+            self._update_run(connection, engine=engine, updated_at=row.at)
 
     def paying(self, round: int) -> set[str]:
         """The clients' populations that pay for the round as it is reserved."""

@@ -30,13 +30,12 @@ from fl_components.store.schema import (
     sweeps,
 )
 from fl_components.store.schema import journal as journal_table
-from fl_components.store.schema import journal_head as head_table
 
 COVERED: Final = {
     "runs": (
         *("run_id", "journal_sequence", "name", "population", "state", "rounds", "committed_round", "config"),
         *("config_digest", "params_digest", "ancestor", "engine", "source_folder", "attempt", "error", "created_at"),
-        *("updated_at", "initial_state_key", "sweep_id", "spent", "digest_key"),
+        *("updated_at", "initial_state_key", "sweep_id", "spent", "digest_key", "secret_id", "secret_home"),
     ),
     "sweeps": tuple(sweeps.c.keys()),
     "rounds": tuple(rounds.c.keys()),
@@ -178,7 +177,7 @@ class _Told:
     def _run_created(self, row: AnyRow, content: dict[str, Any]) -> None:
         named = ("name", "population", "rounds", "config_digest", "params_digest", "ancestor", "sweep_id")
         self.books["runs"][row.run_id] = {
-            **{name: content[name] for name in (*named, "source_folder")},
+            **{name: content[name] for name in (*named, "source_folder", "secret_id", "secret_home")},
             **content["digests"],
             "journal_sequence": row.sequence,
             "created_at": row.at,
@@ -210,6 +209,18 @@ class _Told:
     def _charge_voided(self, row: AnyRow, content: dict[str, Any]) -> None:
         charge = _charge(row.run_id, content["round"], content["collection"])
         self.books["charges"][charge].update(state="voided", settled_at=row.at)
+
+    def _charge_spent(self, row: AnyRow, content: dict[str, Any]) -> None:
+        charge = _charge(row.run_id, content["round"], content["collection"])
+        self.books["charges"][charge].update(state="spent", settled_at=row.at)
+
+    def _secret_replaced(self, row: AnyRow, content: dict[str, Any]) -> None:
+        self.books["seals"].pop(_round(row.run_id, content["round"]), None)
+        replaced = {"secret_id": content["secret_id"], "secret_home": content["secret_home"], "updated_at": row.at}
+        self.books["runs"][row.run_id].update(replaced)
+
+    def _data_accepted(self, row: AnyRow, content: dict[str, Any]) -> None:
+        self.books["runs"][row.run_id].update({**content["digests"], "updated_at": row.at})
 
     def _round_sealed(self, row: AnyRow, content: dict[str, Any]) -> None:
         seal = {"collection": content["collection"], **content["digests"]}

@@ -37,7 +37,8 @@ class RunRecord:
     """A training run. Times are unix seconds by the database's clock.
 
     `params_digest` is that of round `committed_round` (0: of the initial parameters), `tracked_round` the last round
-    that MLflow has, `prefect_flow_runs` one {"id", "url"} for each attempt that Prefect knows.
+    that MLflow has, `prefect_flow_runs` one {"id", "url"} for each attempt that Prefect knows. `secret_id` names the
+    secret that a run under a privacy claim draws from, `secret_home` the home folder in which it was created.
     """
 
     run_id: str
@@ -63,6 +64,8 @@ class RunRecord:
     prefect_flow_runs: list[dict[str, Any]]
     sweep_id: str | None
     spent: list[tuple[str, int]]
+    secret_id: str | None = None
+    secret_home: str | None = None
 
 
 Events: TypeAlias = "Mapping[str, int]"
@@ -226,6 +229,16 @@ class Anchor:
     rows: int
     head: str
     where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What something outside the database shows of a run: its last committed round, and an anchor where there is
+    one."""
+
+    where: str
+    round: int = 0
+    anchor: Anchor | None = None
 
 
 @dataclass(frozen=True, slots=True)

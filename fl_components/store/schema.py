@@ -31,7 +31,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0005"
+VERSION: Final = "0006"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -136,6 +136,8 @@ runs = Table(
     Column("sweep_id", String(128)),  # of the sweep that this run is a cell of
     Column("spent", JsonText, nullable=False),  # [[event, count], ...], as of its population
     Column("digest_key", String(64), nullable=False),  # of the digests that the journal has of this row's columns
+    Column("secret_id", String(32)),  # a commitment to the secret of a run under a privacy claim
+    Column("secret_home", String),  # where that secret was created
     UniqueConstraint("journal_sequence"),
     Index(None, "name"),
     Index(None, "sweep_id"),

@@ -1,98 +1,172 @@
 """Secrets: what no database, log, blob or page ever holds.
 
 Each run under a privacy claim has a chain of round keys, in one file of its own (0600). The key of the next round is
-made from this round's by a one-way function, and takes its place when the round is committed: from then on nobody can
-make that round's noise again, or open what was sealed under it (a forward-secure ratchet; Bellare and Yee 2003,
-"Forward-security in private-key cryptography"). What a round draws for one purpose has a key of its own (HKDF, RFC
-5869).
+derived from this round's by a one-way function, and takes its place when the round is committed: from then on nobody
+can draw that round's noise again, or open what was sealed under it (a forward-secure ratchet; Bellare and Yee 2003,
+"Forward-security in private-key cryptography").
+
+The whole tree of keys; each arrow is HKDF with SHA-256 (RFC 5869), whose `info` is the canonical JSON list of the names
+and values in brackets, so that different lists never give one key:
+
+    first key: 32 bytes from the operating system
+      -> [identity]: the secret's public id, recorded in the transaction that creates the run
+    key of round r
+      -> [the next round]: the key of round r + 1
+      -> [seal, population, run]: encrypts what the round collected (sealing.py)
+      -> [selection and training, population, run]: the cohort, and the seeds of shuffling, dropout and compression
+      -> [noise of the sum, population, run, collection, digest of the sealed sum and the clipping norm]
+      -> [noise of the count, the same]: of unclipped updates, for adaptive clipping
+      -> [examples, population, run, collection, client, digest of the training, digest of the client's rows]: one
+         client's key of the round
+           -> batches (a Philox generator, randomness.py)
+           -> [noise of the steps]: one stream of noise for all steps of the round
+
+"Digest of the training" covers what determines a client's update besides its rows: the starting parameters, the
+resolved training rule, the model (configuration, constants, code), the way of computing gradients, and the releases
+and the processor on which they are computed. Equal noise keys therefore imply equal inputs: no key serves two sums.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import secrets as entropy
 from pathlib import Path
 from typing import Final
 
 from fl_components.errors import StoreError
-from fl_components.store.durable_files import remove_leftovers, write_durably
+from fl_components.store.durable_files import remove_leftovers, sync_folder, write_durably
 
 KEY_BYTES: Final = 32
 
+ID_DIGITS: Final = 32
+"""The length of a secret's id, in hexadecimal digits."""
+
 
 class RunSecret:
-    """The round keys of one run, the one in use in the file `file`.
+    """The round keys of one run, the current one in a file of `folder` that is named by the run and the secret's id.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     secret = RunSecret.create(Path(folder) / "run")
-    ...     first = secret.key(1, "noise of the sum")
-    ...     same = RunSecret.open(Path(folder) / "run").key(1, "noise of the sum") == first
+    ...     secret = RunSecret.create(Path(folder), "r")
+    ...     first = secret.key(1, "seal")
+    ...     same = RunSecret.open(Path(folder), "r", secret.id).key(1, "seal") == first
     ...     secret.advance(2)
-    ...     other = secret.key(2, "noise of the sum") != first
-    >>> same, other
-    (True, True)
+    ...     other = secret.key(2, "seal") != first
+    >>> same, other, len(secret.id)
+    (True, True, 32)
     """
 
-    def __init__(self, file: Path, round: int, key: bytes) -> None:
-        self._file, self._round, self._key = file, round, key
+    def __init__(self, file: Path, id: str, round: int, key: bytes) -> None:
+        self._file, self.id, self._round, self._key = file, id, round, key
 
     @classmethod
-    def create(cls, file: Path) -> RunSecret:
-        """A new chain, from the operating system's entropy. The file of an earlier attempt to make the run is kept."""
-        if not file.exists():
-            _write(file, 1, entropy.token_bytes(KEY_BYTES))
-        return cls.open(file)
+    def create(cls, folder: Path, run_id: str) -> RunSecret:
+        """Return a new secret, from the operating system's entropy, durable before this returns.
+
+        Its id is a commitment to the first key: it gives nothing of the key away, and no other key has it.
+        """
+        key = entropy.token_bytes(KEY_BYTES)
+        id = _identity(key)
+        file = _file(folder, run_id, id)
+        if not file.exists():  # as it always is, unless the entropy is replaced in a test
+            _write(file, id, 1, key)
+        return cls.open(folder, run_id, id)
 
     @classmethod
-    def open(cls, file: Path) -> RunSecret:
-        """Raises `StoreError` when the file is not there or not whole."""
+    def open(cls, folder: Path, run_id: str, id: str) -> RunSecret:
+        """Return the secret of this id. Raises `StoreError` when its file is missing, damaged or another's."""
+        file = _file(folder, run_id, id)
         try:
             remove_leftovers(file)  # one day an old key would be in them
             fields = json.loads(file.read_text())
-            return cls(file, int(fields["round"]), bytes.fromhex(fields["key"]))
+            secret = cls(file, str(fields["id"]), int(fields["round"]), bytes.fromhex(fields["key"]))
         except FileNotFoundError as error:
-            raise StoreError(
-                f"the secret of this run, {file}, is not here: what it has sealed cannot be opened, nor its "
-                "noise drawn",
-                hint="resume the run in the home folder that began it, or begin another run",
-            ) from error
+            raise StoreError(f"the secret of run {run_id}, {file.name}, is missing in {folder}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"the secret of this run, {file}, cannot be read: {error}", hint="begin another run"
-            ) from error
+            raise StoreError(f"the secret of run {run_id}, {file}, cannot be read: {error}") from error
+        if secret.id != id or len(secret._key) != KEY_BYTES or (secret.round == 1 and _identity(secret._key) != id):
+            raise StoreError(f"the file {file} does not hold the secret with which run {run_id} began")
+        return secret
+
+    @property
+    def round(self) -> int:
+        """The round whose key it holds."""
+        return self._round
 
     def advance(self, round: int) -> None:
-        """Forget the keys of all rounds before `round`. Again, it changes nothing."""
+        """Forget the keys of all rounds before `round`. A second call changes nothing."""
         if round <= self._round:
             return
         key = self._key
         for _ in range(self._round, round):
             key = derived_key(key, "the next round")
-        _write(self._file, round, key)
+        _write(self._file, self.id, round, key)
         self._round, self._key = round, key
 
-    def key(self, round: int, purpose: str) -> bytes:
-        """The key, 32 bytes, of one purpose in a round.
+    def key(self, round: int, purpose: str, *context: str | int) -> bytes:
+        """Return the key, 32 bytes, of one purpose and context in a round.
 
-        Raises `StoreError` when the secret is at another round: the database then is older than it.
+        Raises `StoreError` when the secret is at another round.
         """
         if round != self._round:
-            raise StoreError(
-                f"round {round} of this run has no key: its secret is at round {self._round}",
-                hint="the database was restored from a backup; what came after it was released all the same. "
-                "Begin another run, and verify the journal",
-            )
-        return derived_key(self._key, purpose)
+            raise StoreError(f"round {round} of this run has no key: its secret is at round {self._round}")
+        return derived_key(self._key, purpose, *context)
+
+    def destroy(self) -> None:
+        """Overwrite the key on the disk, and remove its file. A second call changes nothing.
+
+        A file system that writes elsewhere than in place (a copy-on-write one, a solid-state disk) may keep the old
+        bytes for a while.
+        """
+        destroy_secret(self._file.parent, self._file)
 
 
-def derived_key(key: bytes, purpose: str) -> bytes:
-    """The key of one purpose, made from another one by a one-way function (HKDF with SHA-256)."""
+def destroy_secret(folder: Path, file: Path) -> None:
+    """Overwrite and remove a secret's file, where it exists."""
+    try:
+        with open(file, "r+b") as out:
+            out.write(bytes(os.fstat(out.fileno()).st_size))
+            out.flush()
+            os.fsync(out.fileno())
+    except FileNotFoundError:
+        return
+    remove_leftovers(file)
+    file.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def destroy_by_id(folder: Path, run_id: str, id: str) -> None:
+    """The same for the secret of this id."""
+    destroy_secret(folder, _file(folder, run_id, id))
+
+
+def place_of_secrets(home: Path) -> str:
+    """Return how an error names the home folder that holds a run's secret: "HOST:FOLDER"."""
+    return f"{platform.node()}:{home}"
+
+
+def derived_key(key: bytes, purpose: str, *context: str | int) -> bytes:
+    """Return the key, 32 bytes, of one purpose and context under another key (HKDF with SHA-256).
+
+    >>> derived_key(bytes(32), "noise", "a b", "c") == derived_key(bytes(32), "noise", "a", "b c")
+    False
+    """
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"fedrounds " + purpose.encode()).derive(key)
+    info = b"fedrounds " + json.dumps([purpose, *context], separators=(",", ":")).encode()
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(key)
 
 
-def _write(file: Path, round: int, key: bytes) -> None:
-    write_durably(file, json.dumps({"round": round, "key": key.hex()}).encode(), private=True)
+def _identity(key: bytes) -> str:
+    return derived_key(key, "identity").hex()[:ID_DIGITS]
+
+
+def _file(folder: Path, run_id: str, id: str) -> Path:
+    return folder / f"{run_id}@{id}"
+
+
+def _write(file: Path, id: str, round: int, key: bytes) -> None:
+    write_durably(file, json.dumps({"id": id, "round": round, "key": key.hex()}).encode(), private=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -168,10 +168,12 @@ class Store:
         engine: dict[str, Any],
         source_folder: str,
         sweep_id: str | None = None,
+        secret_id: str | None = None,
+        secret_home: str | None = None,
     ) -> RunRecord:
         """Makes a run, "Pending" at round 0, perhaps as a cell of a sweep.
 
-        One that is there already with an equal `config_digest` is returned.
+        One that is there already with an equal `config_digest` is returned, with the secret that it began with.
 
         Raises `RunConflict`, naming the fields that differ, when the run id belongs to another configuration.
         """
@@ -194,6 +196,8 @@ class Store:
                         "ancestor": ancestor,
                         "sweep_id": sweep_id,
                         "source_folder": source_folder,
+                        "secret_id": secret_id,
+                        "secret_home": secret_home,
                     }
                     digested = {"config": config, "engine": engine, "initial_state_key": initial_state_key}
                     key = new_digest_key()
@@ -217,14 +221,21 @@ class Store:
                         )
                     )
                     connection.execute(insert(leases).values(run_id=run_id, fence=0))
-        if existing is not None and existing.config_digest != config_digest:
-            raise _conflict(f"run {run_id!r}", "run id", existing.config, config)
-        if existing is not None and sweep_id not in (None, existing.sweep_id):
+        return self.check_same(existing, config, config_digest, sweep_id) if existing is not None else self.run(run_id)
+
+    def check_same(
+        self, run: RunRecord, config: dict[str, Any], config_digest: str, sweep_id: str | None = None
+    ) -> RunRecord:
+        """Returns the run, where it has this configuration and is a cell of that sweep, if one is given. Raises
+        `RunConflict`."""
+        if run.config_digest != config_digest:
+            raise _conflict(f"run {run.run_id!r}", "run id", run.config, config)
+        if sweep_id not in (None, run.sweep_id):
             raise RunConflict(
-                f"run {run_id!r} is there already, and is no cell of the sweep {sweep_id!r}",
+                f"run {run.run_id!r} is there already, and is no cell of the sweep {sweep_id!r}",
                 hint="give another sweep id",
             )
-        return existing or self.run(run_id)
+        return run
 
     def run(self, run_id: str) -> RunRecord:
         """Raises `RunNotFound`."""
@@ -519,10 +530,13 @@ class Store:
         that are given), that the other tables are what it says (`reconciliation`), and that the blobs that they name
         are there and whole.
 
-        Raises `JournalBroken`, naming the first that is wrong.
+        An anchor that a fresh collection took for lost is left out: the journal itself says what was lost. Raises
+        `JournalBroken`, naming the first that is wrong.
         """
         with self._database.snapshot() as connection:
-            report = journal_.verify(connection, self.keys.trusted, [*self._own_anchor(), *anchors])
+            lost = journal_.acknowledged(connection)
+            expected = [each for each in (*self.own_anchors(), *anchors) if (each.rows, each.head) not in lost]
+            report = journal_.verify(connection, self.keys.trusted, expected)
             reconcile(connection)
             blobs = blobs_in_use(connection)
         for owner, key in blobs.items():
@@ -541,15 +555,30 @@ class Store:
 
     def anchor(self) -> JournalReport:
         """Remembers the journal's head in this home, outside the database, and returns it. An earlier one that is no
-        row of the journal stays: `verify_journal` is to find it."""
-        with self._database.snapshot() as connection:
-            report = journal_.head(connection)
-            kept = all(journal_.hash_of(connection, each.rows) == each.head for each in self._own_anchor())
-        if kept:
+        row of the journal stays: `verify_journal` and a resume are to find it."""
+        report = self.journal_head()
+        if not self.lost(self.own_anchors()):
             write_durably(self._anchor_file, json.dumps(asdict(report)).encode(), private=True)
         return report
 
-    def _own_anchor(self) -> list[Anchor]:
+    def lost(self, anchors: Iterable[Anchor], run_id: str | None = None) -> list[Anchor]:
+        """Which of these anchors are no rows of the journal: it is older than they are, or another one. Those that a
+        fresh collection of the run (by default: of any) took for lost are left out."""
+        with self._database.snapshot() as connection:
+            known = journal_.acknowledged(connection, run_id)
+            return [
+                each
+                for each in anchors
+                if (each.rows, each.head) not in known and journal_.hash_of(connection, each.rows) != each.head
+            ]
+
+    def fresh_collections(self, run_id: str) -> list[dict[str, Any]]:
+        """What the journal says of each fresh collection of a run, in order."""
+        with self._database.snapshot() as connection:
+            return journal_.read_kind(connection, run_id, journal_.SECRET_REPLACED)
+
+    def own_anchors(self) -> list[Anchor]:
+        """The anchor that this home keeps, if it has one yet."""
         if not self._anchor_file.exists():
             return []
         fields = json.loads(self._anchor_file.read_text())

@@ -83,7 +83,7 @@ class ExecutionRule(Rule):
         >>> rule.waves(rule.shards([1] * 10), num_parameters=10_000, additive=False)  # 200 kB a client: one shard
         (slice(0, 4, None), slice(4, 8, None), slice(8, 10, None))
         """
-        most = int(self.memory_mb * 1e6) // (COPIES_OF_AN_UPDATE * 4 * num_parameters)
+        most = self._most_of_wave(num_parameters)
         waves: list[slice] = []
         for shard in shards:
             if waves and (additive or shard.stop - waves[-1].start <= most):
@@ -91,6 +91,27 @@ class ExecutionRule(Rule):
             else:
                 waves.append(shard)
         return tuple(waves) or (slice(0, 0),)
+
+    def equal_waves(
+        self, num_clients: int, largest_cohort: int, num_parameters: int, *, additive: bool
+    ) -> tuple[slice, ...]:
+        """A cohort of so many clients in equal waves, whose number follows from the largest possible cohort alone:
+        `memory_mb` holds each wave of that one. Waves may be empty.
+
+        >>> rule = LocalExecution(memory_mb=1)
+        >>> rule.equal_waves(4, largest_cohort=12, num_parameters=10_000, additive=False)  # 200 kB a client
+        (slice(0, 1, None), slice(1, 2, None), slice(2, 4, None))
+        >>> len(rule.equal_waves(0, largest_cohort=12, num_parameters=10_000, additive=False))
+        3
+        """
+        most = self._most_of_wave(num_parameters)
+        num_waves = 1 if additive else max(1, math.ceil(largest_cohort / max(1, most)))
+        edges = [num_clients * wave // num_waves for wave in range(num_waves + 1)]
+        return tuple(slice(start, stop) for start, stop in pairwise(edges))
+
+    def _most_of_wave(self, num_parameters: int) -> int:
+        """How many clients' updates `memory_mb` holds."""
+        return int(self.memory_mb * 1e6) // (COPIES_OF_AN_UPDATE * 4 * num_parameters)
 
     def check(self) -> None:
         """Raise `ConfigError` when this machine lacks what the rule needs."""

@@ -173,7 +173,7 @@ class TestRandomness:
             parse_config(PRIVATE | {"privacy": PRIVATE["privacy"] | {"seed": 1}})
 
     def test_each_run_and_round_and_purpose_has_a_key_of_its_own(self, tmp_path: Any) -> None:
-        runs = [RunSecret.create(tmp_path / name) for name in ("a", "b")]
+        runs = [RunSecret.create(tmp_path, name) for name in ("a", "b")]
         keys = {run.key(1, purpose) for run in runs for purpose in ("noise of the sum", "noise of the count")}
         for run in runs:
             run.advance(2)

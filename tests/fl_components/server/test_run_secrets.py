@@ -116,9 +116,10 @@ class TestSecrets:
         """No byte of the home, the database and its log included, holds the old key or the old sum."""
         hub = begin()
         assert hub.secret is not None
-        old = {secret_file(store).read_text().split('"key": "')[1][:64]}
-        keys = {hub.key(1, f"collection 1 noise of the {what}") for what in ("sum", "count")} | {hub.key(1, "seal")}
+        old = {json.loads(secret_file(store).read_text())["key"]}
         state, plan, collected = collected_of(hub)
+        noise = hub.noise_keys(plan, {"sum": collected.partial.tensors["sum"], **state.clipping})
+        keys = {noise(f"noise of the {what}") for what in ("sum", "count")} | {hub.key(1, "seal")}
         state = stages.aggregate(hub, plan, state, collected)
         stages.commit(hub, plan, state, collected, {})
         found = all_bytes(store.home)
@@ -130,7 +131,7 @@ class TestSecrets:
             if np.abs(total_D[start : start + 8]).min() > 0:
                 assert total_D[start : start + 8].tobytes() not in found
         with pytest.raises(StoreError, match="round 1 of this run has no key"):
-            hub.key(1, "collection 1 noise of the sum")
+            noise("noise of the sum")
 
     def test_a_process_that_ended_before_it_forgot_the_key(self, begin: Begin, store: Store) -> None:
         hub = begin()
@@ -171,5 +172,6 @@ class TestSecrets:
         walk(stages, hub, 1)
         hub.close()
         secret_file(store).unlink()
-        with pytest.raises(StoreError, match=r"the secret of this run, .*, is not here"):
+        with pytest.raises(StoreError, match=r"the secret of run r, .*, is missing in .*; the run began in ") as caught:
             open_hub(store, "r")
+        assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)

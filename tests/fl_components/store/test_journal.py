@@ -252,7 +252,7 @@ class TestMadeAnew:
         store, _ = worked
         store.anchor()
         new_run("later")
-        assert store.anchor().rows == store._own_anchor()[0].rows == 9
+        assert store.anchor().rows == store.own_anchors()[0].rows == 9
         assert store.verify_journal().rows == 9
 
     def test_an_anchor_from_elsewhere(self, worked: tuple[Store, JournalReport]) -> None:
