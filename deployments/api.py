@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fl_components.errors import RunNotFound
+from fl_components.errors import ConfigError, RunNotFound
 from fl_components.store import RoundRecord, RunRecord, Store, SweepRecord
 
 if TYPE_CHECKING:
@@ -86,12 +86,33 @@ def sweep(
     return _outside_a_loop(lambda: _sweep(plain, axes, list(overrides), sweep_id, on_progress))
 
 
-def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def resume(
+    run: str | None = None,
+    *,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Go on with a run after its last committed round: the latest unfinished one by default.
 
     With the id of a sweep, or when the latest unfinished run is the cell of one, it goes on with the sweep. On what is
-    complete it repairs what Prefect and MLflow show. Returns the run's or the sweep's data. Raises `RunNotFound`.
+    complete it repairs what Prefect and MLflow show.
+
+    Args:
+        run: the id of a run, or of a sweep.
+        fresh_collection: of a run under a privacy claim whose secret was lost, or whose database was restored from a
+            backup: count what may have been released as spent, and collect the next round at a further charge, with a
+            new secret.
+        accept_changed_data: let a run without a privacy claim go on with other rows than it began with.
+        on_progress: as in `train`.
+
+    Returns the run's or the sweep's data. Raises `RunNotFound`, and `ConfigError` when one of the two flags is given
+    without the id of a run.
     """
+    options = {"fresh_collection": fresh_collection, "accept_changed_data": accept_changed_data}
+    given = next((f"--{name.replace('_', '-')}" for name, value in options.items() if value), None)
+    if given is not None and run is None:
+        raise ConfigError(f"{given} is given without the id of a run", hint="`fedrounds runs` lists the runs")
     with Store.open() as store:
         if run is None:
             latest = store.latest_unfinished()
@@ -100,9 +121,14 @@ def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> 
             run = latest.sweep_id or latest.run_id
         is_sweep = store.find_sweep(run) is not None
     run_id = run
+    if is_sweep and given is not None:
+        raise ConfigError(
+            f"{given} is given, and {run_id} is a sweep: it is decided for each of its runs",
+            hint=f"`fedrounds show {run_id}` lists their ids",
+        )
     if is_sweep:
         return _outside_a_loop(lambda: _sweep(None, [], [], run_id, on_progress))
-    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress, None))
+    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress, None, **options))
 
 
 def runs(limit: int | None = 50) -> list[dict[str, Any]]:
@@ -147,9 +173,9 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     if data:
         from fl_components.data.summary import summary
         from fl_components.server.encoding import expected_bytes
-        from fl_components.server.federation import assemble
+        from fl_components.server.hub import assembled_for_a_look
 
-        federation = assemble(resolved, str(Path(config).resolve().parent))
+        federation = assembled_for_a_look(resolved, str(Path(config).resolve().parent))
         table = federation.data
         found |= {
             "num_clients": table.num_clients,
@@ -353,6 +379,7 @@ def _train(
     run_id: str | None,
     on_progress: OnProgress | None,
     profile: Path | None,
+    **options: bool,
 ) -> dict[str, Any]:
     if profile is not None:
         from fl_components.server.profile import check_writable
@@ -365,9 +392,11 @@ def _train(
 
         run_id = run_id or new_run_id()
         listener = on_progress or nobody_listens
-        with session(run_id, config, overrides, listener) as running, _profiled(running, profile, listener):
+        with session(run_id, config, overrides, listener, **options) as running, _profiled(running, profile, listener):
             _run(
-                lambda: federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True),
+                lambda: federated_training(
+                    config=config, overrides=overrides, run_id=run_id, return_state=True, **options
+                ),
                 running,
                 running.hub.cancelled,
                 connection,

@@ -49,6 +49,7 @@ from fl_components.store import (
     closed,
     destroy_by_id,
     fresh_collection,
+    home,
     opened,
     place_of_secrets,
 )
@@ -276,7 +277,8 @@ class Hub:
         Raises `StoreError` when more was seen of it than the database has. Where a fresh collection was asked for, what
         was seen is charged instead, unless it is already.
         """
-        if not self.config.claims:
+        run = self.refresh()
+        if not self.config.claims or run.committed_round == run.rounds:
             return
         ahead = self._ahead(sightings)
         if not ahead:
@@ -286,13 +288,13 @@ class Hub:
             return
         told = "; ".join(
             f"{each.where} shows its round {each.round}"
-            if each.anchor is None or each.round > self.run.committed_round
+            if each.anchor is None or each.round > run.committed_round
             else f"{each.where} has row {each.anchor.rows} of a journal that goes on otherwise here"
             for each in ahead
         )
         raise StoreError(
             f"the database is older than what was seen of run {self.run_id}, whose last committed round is "
-            f"{self.run.committed_round} here: {told}. It was restored from a backup, and what came after it was "
+            f"{run.committed_round} here: {told}. It was restored from a backup, and what came after it was "
             "released all the same",
             hint=self._instead("put the newer database back, and check it with `fedrounds journal verify`"),
         )
@@ -631,6 +633,15 @@ def federation_of(store: Store, run: RunRecord) -> Federation:
 def assembled(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
     """What `assemble` returns. Under a claim about private data its errors say no more than that loading failed: the
     file of what is withheld from `run_id` has the text."""
+    return _assembled(store.home, run_id, config, source_folder)
+
+
+def assembled_for_a_look(config: FederationConfig, source_folder: str) -> Federation:
+    """The same where there is no run: what is withheld goes to the file of the experiment's name."""
+    return _assembled(home(), config.name, config, source_folder)
+
+
+def _assembled(folder: Path, whose: str, config: FederationConfig, source_folder: str) -> Federation:
     try:
         return assemble(config, source_folder or None)
     except ConfigError:
@@ -638,7 +649,7 @@ def assembled(store: Store, run_id: str, config: FederationConfig, source_folder
     except Exception as error:
         if not config.claims or config.data.is_public:
             raise
-        raise withheld_error(store.home, run_id, "loading the clients' data", error) from None
+        raise withheld_error(folder, whose, "loading the clients' data", error) from None
 
 
 def secrets_of(store: Store) -> Path:

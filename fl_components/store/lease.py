@@ -358,7 +358,7 @@ class Lease:
             )
         if seal is not None:
             self._store._blobs.delete([seal])
-        return lost + (charge is not None)
+        return int(lost + (charge is not None))
 
     def _spend(self, connection: Connection, round: int) -> None:
         """Settle what is reserved for a round as spent, though the round is not committed."""
