@@ -156,7 +156,8 @@ def show(run: str) -> dict[str, Any]:
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
     """What a configuration would run.
 
-    With `data`, its data is loaded and its model built and tried as well, and `partition` tells what clients were dealt
+    With `data`, its data is loaded and its model built and tried as well, twice: `not_reproducible` says what differs
+    then, so that a resume would be refused or end with another model. `partition` tells what clients were dealt
     (`fl_components.data.summary`). A claim about private data withholds what their labels tell, and how many rows each
     client has, unless its statement takes these as public.
     """
@@ -174,8 +175,15 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         from fl_components.data.summary import summary
         from fl_components.server.encoding import expected_bytes
         from fl_components.server.hub import assembled_for_a_look
+        from fl_components.server.reproducibility import SecondLoad
 
-        federation = assembled_for_a_look(resolved, str(Path(config).resolve().parent))
+        folder = str(Path(config).resolve().parent)
+        second = SecondLoad(resolved, folder)
+        try:
+            federation = assembled_for_a_look(resolved, folder)
+            found["not_reproducible"] = second.differences(federation)
+        finally:
+            second.close()
         table = federation.data
         found |= {
             "num_clients": table.num_clients,
@@ -379,7 +387,8 @@ def _train(
     run_id: str | None,
     on_progress: OnProgress | None,
     profile: Path | None,
-    **options: bool,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     if profile is not None:
         from fl_components.server.profile import check_writable
@@ -392,10 +401,23 @@ def _train(
 
         run_id = run_id or new_run_id()
         listener = on_progress or nobody_listens
-        with session(run_id, config, overrides, listener, **options) as running, _profiled(running, profile, listener):
+        opened = session(
+            run_id,
+            config,
+            overrides,
+            listener,
+            fresh_collection=fresh_collection,
+            accept_changed_data=accept_changed_data,
+        )
+        with opened as running, _profiled(running, profile, listener):
             _run(
                 lambda: federated_training(
-                    config=config, overrides=overrides, run_id=run_id, return_state=True, **options
+                    config=config,
+                    overrides=overrides,
+                    run_id=run_id,
+                    fresh_collection=fresh_collection,
+                    accept_changed_data=accept_changed_data,
+                    return_state=True,
                 ),
                 running,
                 running.hub.cancelled,

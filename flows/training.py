@@ -57,8 +57,13 @@ def federated_training(
     with get_client(sync_client=True) as client:
         # First of all: a resume finds by this tag what a killed process has left in Prefect.
         client.update_flow_run(flow_run_id, tags=[run_tag(run_id)])
-        options = {"fresh_collection": fresh_collection, "accept_changed_data": accept_changed_data}
-        with session(run_id, config, overrides or (), **options) as running:
+        with session(
+            run_id,
+            config,
+            overrides or (),
+            fresh_collection=fresh_collection,
+            accept_changed_data=accept_changed_data,
+        ) as running:
             try:
                 _begin(running, client, flow_run_id)
                 _train(running, client, flow_run_id)

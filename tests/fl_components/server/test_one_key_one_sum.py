@@ -403,7 +403,7 @@ def test_a_view_that_is_ahead_is_an_anchor(attempts: Callable[..., Attempts]) ->
         Sighting("MLflow", anchor=Anchor(head.rows + 1, "0" * 64, "MLflow")),
         Sighting("MLflow", anchor=Anchor(head.rows, "0" * 64, "MLflow")),
     ):
-        with pytest.raises(StoreError, match="MLflow .*restored from a backup") as caught:
+        with pytest.raises(StoreError, match=r"MLflow .*restored from a backup") as caught:
             hub.check_history([ahead])
         assert "--fresh-collection" in str(caught.value.hint)
     hub.close()
