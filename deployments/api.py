@@ -156,10 +156,10 @@ def show(run: str) -> dict[str, Any]:
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
     """What a configuration would run.
 
-    With `data`, its data is loaded and its model built and tried as well, twice: `not_reproducible` says what differs
-    then, so that a resume would be refused or end with another model. `partition` tells what clients were dealt
-    (`fl_components.data.summary`). A claim about private data withholds what their labels tell, and how many rows each
-    client has, unless its statement takes these as public.
+    With `data`, its data is loaded and its model built and tried as well; twice, where they are the user's own code:
+    `not_reproducible` says what differs then, so that a resume would be refused or end with another model. `partition`
+    tells what clients were dealt (`fl_components.data.summary`). A claim about private data withholds what their labels
+    tell, and how many rows each client has, unless its statement takes these as public.
     """
     from fl_components.config import config_digest, load_config
 
@@ -175,15 +175,12 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         from fl_components.data.summary import summary
         from fl_components.server.encoding import expected_bytes
         from fl_components.server.hub import assembled_for_a_look
-        from fl_components.server.reproducibility import SecondLoad
+        from fl_components.server.reproducibility import second_load
 
         folder = str(Path(config).resolve().parent)
-        second = SecondLoad(resolved, folder)
-        try:
+        with second_load(resolved, folder) as differences:
             federation = assembled_for_a_look(resolved, folder)
-            found["not_reproducible"] = second.differences(federation)
-        finally:
-            second.close()
+            found["not_reproducible"] = differences(federation)
         table = federation.data
         found |= {
             "num_clients": table.num_clients,

@@ -301,17 +301,21 @@ class Hub:
 
     def _ahead(self, sightings: Sequence[Sighting]) -> list[Sighting]:
         """Those that the database does not account for."""
-        collections = self.store.fresh_collections(self.run_id)
-        known = max([self.run.committed_round, *(each["released"] for each in collections)])
+        known = self._accounted_round()
         anchors = [each.anchor for each in sightings if each.anchor is not None]
         lost = self.store.lost(anchors, self.run_id) if anchors else []
         return [each for each in sightings if each.round > known or each.anchor in lost]
 
+    def _accounted_round(self) -> int:
+        """The last round whose charges the journal has, if anything was released of it."""
+        earlier = self.store.fresh_collections(self.run_id)
+        return max([self.run.committed_round, *(each["released"] for each in earlier)])
+
     def _start_afresh(self, reason: str, sightings: Sequence[Sighting]) -> None:
         """Charge what may have been released of the run, and replace its secret."""
         federation, ahead, old = self.federation, self._ahead(sightings), self.secret
-        released = max([0, *(each.round for each in ahead)])
-        if released and federation.example_level is not None:
+        known, released = self._accounted_round(), max([0, *(each.round for each in ahead)])
+        if released > known and federation.example_level is not None:
             released += 1  # clients may have sent their updates of the next one
         event = self.config.privacy.event(federation.sampling) if federation.is_charged else Nothing()
         secret = RunSecret.create(secrets_of(self.store), self.run_id)
@@ -322,7 +326,8 @@ class Hub:
             event=event.model_dump(),
             examples=self.example_charges(range(federation.data.num_clients)),
             is_charged=federation.is_charged,
-            released=released,
+            lost=max(0, released - known),
+            released=max(released, known),
             sightings=ahead,
         )
         if old is not None:

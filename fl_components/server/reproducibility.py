@@ -12,12 +12,15 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
 
 import torch
 
 from fl_components.config import FederationConfig, parse_config
 from fl_components.parameters import constants_digest, load_into, params_digest
+from fl_components.rules import Rule
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.rows import digest_of_data
 from fl_components.training import made_up
@@ -34,46 +37,56 @@ _WHAT: Final = {
 }
 
 
-class SecondLoad:
-    """Loads a configuration in a process of its own, with another seed of Python's hashes, while this one goes on.
+@contextmanager
+def second_load(config: FederationConfig, source_folder: str) -> Iterator[Callable[[Federation], list[str]]]:
+    """Load a configuration in a process of its own, with another seed of Python's hashes, while this one goes on.
 
-    `differences` waits for it.
+    Yields a function that waits for it, and returns in words what differs from the federation that this process has
+    loaded. Nothing does where data and model are fedrounds' own kinds: then no process is started.
     """
+    if not any(_is_own_code(rule) for rule in (config.data, config.model)):
+        yield lambda federation: []
+        return
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        text=True,
+    )
+    try:
+        assert process.stdin is not None
+        json.dump({"config": config.model_dump_json(), "source_folder": source_folder}, process.stdin)
+        process.stdin.close()
+        process.stdin = None
 
-    def __init__(self, config: FederationConfig, source_folder: str) -> None:
-        seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            text=True,
-        )
-        assert self._process.stdin is not None
-        json.dump({"config": config.model_dump_json(), "source_folder": source_folder}, self._process.stdin)
-        self._process.stdin.close()
-        self._process.stdin = None
+        def differences(federation: Federation) -> list[str]:
+            out, _ = process.communicate()
+            if process.returncode:
+                return ["the data or the model cannot be loaded a second time, in another process"]
+            return _differences(digests(federation), json.loads(out.splitlines()[-1]))
 
-    def differences(self, federation: Federation) -> list[str]:
-        """Return in words what differs from the federation that this process has loaded."""
-        out, _ = self._process.communicate()
-        if self._process.returncode:
-            return ["the data or the model cannot be loaded a second time, in another process"]
-        other, first = json.loads(out.splitlines()[-1]), digests(federation)
-        differing = {name for name in _WHAT if other[name] != first[name]}
-        if "parameters" in differing or "constants" in differing:
-            differing.discard("outputs")  # they follow from these
-        return [words for name, words in _WHAT.items() if name in differing]
-
-    def close(self) -> None:
-        """End the process, where nobody has waited for it."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        yield differences
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
-def digests(federation: Federation) -> dict[str, Any]:
+def _is_own_code(rule: Rule) -> bool:
+    return hasattr(rule, "path") or not type(rule).__module__.startswith("fl_components.")
+
+
+def _differences(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    differing = {name for name in _WHAT if other[name] != first[name]}
+    if differing & {"parameters", "constants"}:
+        differing.discard("outputs")  # they follow from these
+    return [words for name, words in _WHAT.items() if name in differing]
+
+
+def digests(federation: Federation) -> dict[str, str]:
     """Return the sha256 of the data, of the model's initial parameters and constants, and of what it makes of
     synthetic rows."""
     return {

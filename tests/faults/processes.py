@@ -114,16 +114,17 @@ class Places:
 # --- in a child ---
 
 
-def train(place: Place, *, fresh_collection: bool = False) -> None:
-    """The whole training, or what an earlier process left of it."""
+def train(place: Place, *, fresh_collection: bool = False, until: int = CONFIG.rounds) -> None:
+    """The whole training, or what an earlier process left of it; or no more than some rounds."""
     secret = FRESH_SECRET if fresh_collection else SECRET
     entropy.token_bytes = lambda _: secret  # type: ignore[assignment,misc]  # in this process alone
     options = {"config": CONFIG, "fresh_collection": fresh_collection}
     with place.open() as store, open_hub(store, RUN_ID, **options) as hub:  # type: ignore[arg-type]
         hub.lease.begin_attempt()
-        for round in range(hub.refresh().committed_round + 1, CONFIG.rounds + 1):
+        for round in range(hub.refresh().committed_round + 1, until + 1):
             walk(stages, hub, round)
-        hub.lease.finish("Completed")
+        if until == CONFIG.rounds:
+            hub.lease.finish("Completed")
 
 
 def outcome(place: Place) -> dict[str, Any]:
@@ -326,8 +327,8 @@ def killed_at(*numbers: int) -> Case:
 
 
 Mishap = Callable[[Place, Place], tuple[Place, Callable[[], object]]]
-"""What happens to a place, of which there is a backup, while nothing runs: where the training is resumed, and what to do
-in its process first."""
+"""What happens to a place, of which there is a backup after round 1, while nothing runs: where the training is resumed,
+and what its process does first."""
 
 
 def lost_secret(place: Place, _: Place) -> tuple[Place, Callable[[], object]]:
@@ -374,6 +375,7 @@ def mishap_after(number: int, mishap: Mishap) -> Case:
     """SIGKILL at that instant, then the mishap; a resume, one with a fresh collection, and the outcome of both."""
 
     def case(place: Place) -> dict[str, Any]:
+        assert in_child(lambda: train(place, until=1)) == 0
         backup = place.copy(place.home.with_name(place.home.name + "-backup"))
         end = in_child(lambda: train_with_signal(place, number))
         where, first = mishap(place, backup)
@@ -460,6 +462,8 @@ def main() -> int:
     beat = (0.2, 1.0) if options.mode == "stops" else (5.0, 30.0)
     places = Places(options.folder, options.postgres_url, *beat)
     with places.new() as place:
+        if options.mode == "mishaps":
+            assert in_child(lambda: train(place, until=1)) == 0
         names: list[str] = in_child_with_answer(place, lambda: train_with_signal(place, None))
     instants = list(enumerate(names, 1))
     cases: list[tuple[str, Case]]

@@ -14,7 +14,7 @@ from fl_components.errors import ConfigError, RunConflict
 from fl_components.server import stages
 from fl_components.server.federation import assemble
 from fl_components.server.hub import open_hub
-from fl_components.server.reproducibility import SecondLoad
+from fl_components.server.reproducibility import second_load
 from fl_components.server.rows import data_facts, digest_key
 from fl_components.store import Store
 from flows.round import walk
@@ -172,9 +172,8 @@ def test_what_a_second_load_makes_of_it(tmp_path: Path) -> None:
     found = {}
     for name, changes in federations.items():
         config = parse_config({**PLAIN, **changes})
-        second = SecondLoad(config, str(tmp_path))
-        found[name] = second.differences(assemble(config, str(tmp_path)))
-        second.close()
+        with second_load(config, str(tmp_path)) as differences:
+            found[name] = differences(assemble(config, str(tmp_path)))
     assert {name: [words.partition(" differ")[0] for words in each] for name, each in found.items()} == {
         "set": ["the data"],
         "depth": ["the model's outputs"],
