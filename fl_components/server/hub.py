@@ -309,7 +309,7 @@ class Hub:
     def _accounted_round(self) -> int:
         """The last round whose charges the journal has, if anything was released of it."""
         earlier = self.store.fresh_collections(self.run_id)
-        return max([self.run.committed_round, *(each["released"] for each in earlier)])
+        return max([self.run.committed_round, *(int(each["released"]) for each in earlier)])
 
     def _start_afresh(self, reason: str, sightings: Sequence[Sighting]) -> None:
         """Charge what may have been released of the run, and replace its secret."""

@@ -48,31 +48,27 @@ def second_load(config: FederationConfig, source_folder: str) -> Iterator[Callab
         yield lambda federation: []
         return
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        text=True,
-    )
-    try:
-        assert process.stdin is not None
-        json.dump({"config": config.model_dump_json(), "source_folder": source_folder}, process.stdin)
-        process.stdin.close()
-        process.stdin = None
+    command = [sys.executable, "-c", _CHILD]
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment, text=True) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            json.dump({"config": config.model_dump_json(), "source_folder": source_folder}, process.stdin)
+            process.stdin.close()
+            output = process.stdout
 
-        def differences(federation: Federation) -> list[str]:
-            out, _ = process.communicate()
-            if process.returncode:
-                return ["the data or the model cannot be loaded a second time, in another process"]
-            return _differences(digests(federation), json.loads(out.splitlines()[-1]))
+            def differences(federation: Federation) -> list[str]:
+                lines = output.read().splitlines()
+                if process.wait():
+                    return ["the data or the model cannot be loaded a second time, in another process"]
+                return _differences(digests(federation), json.loads(lines[-1]))
 
-        yield differences
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+            yield differences
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def _is_own_code(rule: Rule) -> bool:

@@ -36,7 +36,7 @@ SEVERAL_WAVES = FIELDS | {
     "data": {"kind": "function", "path": f"{__name__}:small_wards", "num_classes": 2},
     "selection": {"kind": "poisson", "sampling_rate": 0.3},
     "compression": {"kind": "qsgd"},
-    "execution": {"memory_mb": 1, "processes": 1},  # five clients
+    "execution": {"memory_mb": 1, "processes": 1},  # four clients at a time
 }
 
 
@@ -65,12 +65,10 @@ def test_what_can_be_counted_of_a_round_is_the_same_for_each_cohort(
     store.set_budget("wards", replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
     with open_hub(store, "r", config=parse_config(SEVERAL_WAVES)) as hub:
         found = [counts(hub, round, monkeypatch) for round in range(1, 7)]
-        plans = [len(stages.select(hub, hub.state()).waves) if round < 6 else 4 for round in range(6, 7)]
-    assert plans == [4]  # 20 clients at the most
     cohorts = {row.withheld["metrics"]["clients/selected"] for row in store.rounds("r")}
     assert len(cohorts) > 1
     assert all(each == found[0] for each in found)
-    assert dict(found[0][0])["train"] == dict(found[0][0])["compress"] == dict(found[0][0])["admit"] == 4
+    assert dict(found[0][0])["train"] == dict(found[0][0])["compress"] == dict(found[0][0])["admit"] == 5  # four of 20
 
 
 def test_a_cohort_that_is_not_withheld_has_as_many_waves_as_it_needs(store: Store) -> None:
@@ -93,10 +91,11 @@ def test_equal_waves(num_clients: int, largest: int, most: int, additive: bool) 
         assert max(wave.stop - wave.start for wave in waves) <= int(1e6) // (20 * num_parameters)
 
 
-@pytest.mark.parametrize(("rate", "most"), [(0.01, 30), (0.5, 9), (1.0, 9)])
-def test_the_largest_cohort_follows_from_public_values(store: Store, rate: float, most: int) -> None:
-    changes = {"selection": {"kind": "poisson", "sampling_rate": rate}}
-    if rate == 0.01:
-        changes["data"] = {"kind": "digits", "partition": {"kind": "iid", "num_clients": 500}}
+@pytest.mark.parametrize(("rate", "num_clients", "most"), [(0.05, 100, 37), (0.5, 9, 9), (1.0, 9, 9)])
+def test_the_largest_cohort_follows_from_public_values(store: Store, rate: float, num_clients: int, most: int) -> None:
+    changes = {
+        "selection": {"kind": "poisson", "sampling_rate": rate},
+        "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": num_clients}},
+    }
     with open_hub(store, "r", config=parse_config(FIELDS | changes)) as hub:
-        assert hub.federation.largest_cohort == (38 if rate == 0.01 else most)
+        assert hub.federation.largest_cohort == most
