@@ -86,12 +86,33 @@ def sweep(
     return _outside_a_loop(lambda: _sweep(plain, axes, list(overrides), sweep_id, on_progress))
 
 
-def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def resume(
+    run: str | None = None,
+    *,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Go on with a run after its last committed round: the latest unfinished one by default.
 
     With the id of a sweep, or when the latest unfinished run is the cell of one, it goes on with the sweep. On what is
-    complete it repairs what Prefect and MLflow show. Returns the run's or the sweep's data. Raises `RunNotFound`.
+    complete it repairs what Prefect and MLflow show.
+
+    Args:
+        run: the id of a run, or of a sweep.
+        fresh_collection: of a run under a privacy claim whose secret was lost, or whose database was restored from a
+            backup: count what may have been released as spent, and collect the next round at a further charge, with a
+            new secret.
+        accept_changed_data: let a run without a privacy claim go on with other rows than it began with.
+        on_progress: as in `train`.
+
+    Returns the run's or the sweep's data. Raises `RunNotFound`, and `ConfigError` when one of the two flags is given
+    without the id of a run.
     """
+    options = {"fresh_collection": fresh_collection, "accept_changed_data": accept_changed_data}
+    given = next((f"--{name.replace('_', '-')}" for name, value in options.items() if value), None)
+    if given is not None and run is None:
+        raise ConfigError(f"{given} is given without the id of a run", hint="`fedrounds runs` lists the runs")
     with Store.open() as store:
         if run is None:
             latest = store.latest_unfinished()
@@ -100,9 +121,14 @@ def resume(run: str | None = None, *, on_progress: OnProgress | None = None) -> 
             run = latest.sweep_id or latest.run_id
         is_sweep = store.find_sweep(run) is not None
     run_id = run
+    if is_sweep and given is not None:
+        raise ConfigError(
+            f"{given} is given, and {run_id} is a sweep: it is decided for each of its runs",
+            hint=f"`fedrounds show {run_id}` lists their ids",
+        )
     if is_sweep:
         return _outside_a_loop(lambda: _sweep(None, [], [], run_id, on_progress))
-    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress, None))
+    return _outside_a_loop(lambda: _train(None, [], run_id, on_progress, None, **options))
 
 
 def runs(limit: int | None = 50) -> list[dict[str, Any]]:
@@ -133,9 +159,10 @@ def show(run: str) -> dict[str, Any]:
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
     """What a configuration would run.
 
-    With `data`, its data is loaded and its model built and tried as well, and `partition` tells what clients were dealt
-    (`fl_components.data.summary`). A claim about private data withholds what their labels tell, and how many rows each
-    client has, unless its statement takes these as public.
+    With `data`, its data is loaded and its model built and tried as well; twice, where they are the user's own code:
+    `not_reproducible` says what differs then, so that a resume would be refused or end with another model. `partition`
+    tells what clients were dealt (`fl_components.data.summary`). A claim about private data withholds what their labels
+    tell, and how many rows each client has, unless its statement takes these as public.
     """
     from fl_components.config import config_digest, load_config
 
@@ -150,9 +177,13 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     if data:
         from fl_components.data.summary import summary
         from fl_components.server.encoding import expected_bytes
-        from fl_components.server.federation import assemble
+        from fl_components.server.hub import assembled_for_a_look
+        from fl_components.server.reproducibility import second_load
 
-        federation = assemble(resolved, str(Path(config).resolve().parent))
+        folder = str(Path(config).resolve().parent)
+        with second_load(resolved, folder) as differences:
+            federation = assembled_for_a_look(resolved, folder)
+            found["not_reproducible"] = differences(federation)
         table = federation.data
         found |= {
             "num_clients": table.num_clients,
@@ -364,6 +395,8 @@ def _train(
     run_id: str | None,
     on_progress: OnProgress | None,
     profile: Path | None,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     if profile is not None:
         from fl_components.server.profile import check_writable
@@ -376,9 +409,24 @@ def _train(
 
         run_id = run_id or new_run_id()
         listener = on_progress or nobody_listens
-        with session(run_id, config, overrides, listener) as running, _profiled(running, profile, listener):
+        opened = session(
+            run_id,
+            config,
+            overrides,
+            listener,
+            fresh_collection=fresh_collection,
+            accept_changed_data=accept_changed_data,
+        )
+        with opened as running, _profiled(running, profile, listener):
             _run(
-                lambda: federated_training(config=config, overrides=overrides, run_id=run_id, return_state=True),
+                lambda: federated_training(
+                    config=config,
+                    overrides=overrides,
+                    run_id=run_id,
+                    fresh_collection=fresh_collection,
+                    accept_changed_data=accept_changed_data,
+                    return_state=True,
+                ),
                 running,
                 running.hub.cancelled,
                 connection,

@@ -310,7 +310,7 @@ def plan(
     from fl_components.privacy.accountants import rdp_epsilon
     from fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
     from fl_components.privacy.events import Event
-    from fl_components.server.federation import assemble
+    from fl_components.server.hub import assembled_for_a_look
     from fl_components.values import Sampling
 
     _check_epsilon(epsilon)
@@ -323,7 +323,7 @@ def plan(
         )
     num_clients = resolved.data.known_num_clients()
     if num_clients is None:
-        num_clients = assemble(resolved, str(Path(config).resolve().parent)).data.num_clients
+        num_clients = assembled_for_a_look(resolved, str(Path(config).resolve().parent)).data.num_clients
     sampling, relation = (
         resolved.selection.sampling(num_clients),
         neighbouring_of(resolved.selection.sampling(num_clients)),
@@ -392,7 +392,7 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     from fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
     from fl_components.privacy.example_level import NEIGHBOURING
     from fl_components.server.claim import MOST_SHOWN
-    from fl_components.server.federation import assemble
+    from fl_components.server.hub import assembled_for_a_look
 
     _check_epsilon(epsilon)
     resolved = load_config(config, overrides)
@@ -406,7 +406,7 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     configured = rule.noise(rounds * steps)
     uncut = rule.model_copy(update={"max_batch_size": None})  # cut batches may be more than the configured noise pays
     loaded = resolved.model_copy(update={"training": resolved.training.model_copy(update={"privacy": uncut})})
-    data = assemble(loaded, str(Path(config).resolve().parent)).data
+    data = assembled_for_a_look(loaded, str(Path(config).resolve().parent)).data
     rows = sorted((data.num_examples(client), data.client_ids[client]) for client in range(data.num_clients))
 
     @cache

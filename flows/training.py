@@ -27,6 +27,7 @@ from flows.prefect_runs import (
     without_heartbeat,
 )
 from flows.round import federated_round
+from tasks.anchors import sightings
 from tasks.session import Session, loggable_model, run_id_of_flow_run, session
 from tasks.tracking.tracker import Tracker, catch_up
 from tasks.views import RunArtifact
@@ -36,7 +37,11 @@ TRACKING_TIMEOUT_S = 20.0
 
 @flow(name="federated-training", persist_result=False, validate_parameters=False)
 def federated_training(
-    config: str | dict[str, Any] | None = None, overrides: list[str] | None = None, run_id: str | None = None
+    config: str | dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
+    run_id: str | None = None,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
 ) -> State[Any]:
     """Train until all rounds are committed.
 
@@ -44,13 +49,22 @@ def federated_training(
         config: the path of a configuration file. Empty to go on with the run `run_id` as it was configured.
         overrides: changes to the configuration, each of the form `training.learning_rate=0.1`.
         run_id: the run to begin, or to go on with. By default derived from this flow run, so that a retry goes on.
+        fresh_collection: count what may have been released of the run's next round as spent, and collect it again at a
+            further charge, with a new secret.
+        accept_changed_data: let a run without a privacy claim go on with other rows than it began with.
     """
     flow_run_id = current_flow_run_id()
     run_id = run_id or run_id_of_flow_run(flow_run_id)
     with get_client(sync_client=True) as client:
         # First of all: a resume finds by this tag what a killed process has left in Prefect.
         client.update_flow_run(flow_run_id, tags=[run_tag(run_id)])
-        with session(run_id, config, overrides or ()) as running:
+        with session(
+            run_id,
+            config,
+            overrides or (),
+            fresh_collection=fresh_collection,
+            accept_changed_data=accept_changed_data,
+        ) as running:
             try:
                 _begin(running, client, flow_run_id)
                 _train(running, client, flow_run_id)
@@ -64,6 +78,11 @@ def federated_training(
 def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     """Name and tag this flow run, put right what dead attempts left in Prefect, and start the views."""
     hub = running.hub
+    if hub.config.claims and hub.refresh().attempt:
+        seen, problems = sightings(client, hub.store, hub.run)
+        for problem in problems:
+            running.say(problem)
+        hub.check_history(seen)
     if hub.refresh().state != "Completed":  # else only what Prefect and MLflow show of it is put right
         hub.lease.begin_attempt()
     run = hub.refresh()

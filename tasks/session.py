@@ -114,11 +114,13 @@ def session(
     listener: Listener = nobody_listens,
     *,
     sweep: SweepRecord | None = None,
+    fresh_collection: bool = False,
+    accept_changed_data: bool = False,
 ) -> Iterator[Session]:
     """The session of `run_id`: the one that is already open in this process, else a new one, closed on the way out.
 
     `config` is a path, a tree of plain values, or None for a run that exists; `sweep` is what the run is a cell of.
-    Raises what `open_hub` raises.
+    `fresh_collection` and `accept_changed_data` are those of `open_hub`. Raises what `open_hub` raises.
     """
     if run_id in _open:
         yield _open[run_id]
@@ -136,6 +138,8 @@ def session(
             sweep_id=sweep.sweep_id if sweep is not None else None,
             start=_start(store),
             say=lambda text: listener(Progress("message", text, run_id=run_id)),
+            fresh_collection=fresh_collection,
+            accept_changed_data=accept_changed_data,
         )
         with hub:
             _open[run_id] = Session(hub, listener)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -22,7 +21,7 @@ from fl_components.server.statement import left_out, left_out_in_words
 from fl_components.store import Budget, RoundRecord, RunRecord, Store
 from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 from fl_components.values import RoundResult
-from tasks.anchors import anchor_line
+from tasks.anchors import anchor_line, page_key
 from tasks.session import Session
 from tasks.tracking.server import run_url, tracking_uri
 
@@ -43,7 +42,7 @@ class RunArtifact:
         self._outdated, self._ended = threading.Event(), threading.Event()
         created = create_markdown_artifact(
             self.page(),
-            key="run-" + re.sub("[^a-z0-9]", "-", session.run_id.lower()),  # Prefect takes no other letters
+            key=page_key(session.run_id),
             description=f"Run {session.run_id} of experiment {session.hub.config.name}: its rounds, model and privacy",
         )
         assert isinstance(created, UUID)  # a coroutine only where an event loop runs, where no run is begun

@@ -74,6 +74,18 @@ def resume(
     run: Annotated[str | None, Parameter(help="The id of a run or a sweep. Without it: the latest unfinished.")] = None,
     /,
     *,
+    fresh_collection: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Under a privacy claim: count what may have been released as spent, and collect the next round at a "
+            "further charge, with a new secret.",
+        ),
+    ] = False,
+    accept_changed_data: Annotated[
+        bool,
+        Parameter(negative=(), help="Without a privacy claim: go on with other rows than the run began with."),
+    ] = False,
     screen: OnScreen,
 ) -> Answer:
     """Go on with a stopped run or sweep, after the last committed round."""
@@ -81,7 +93,12 @@ def resume(
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
         from deployments import api
 
-        return api.resume(run, on_progress=on_progress)
+        return api.resume(
+            run,
+            fresh_collection=fresh_collection,
+            accept_changed_data=accept_changed_data,
+            on_progress=on_progress,
+        )
 
     return _train("resume", run or "latest unfinished run", call, screen)
 

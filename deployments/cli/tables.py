@@ -165,6 +165,8 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
         "",
         _indented(facts),
     ]
+    for words in data.get("not_reproducible") or ():
+        parts += ["", Text(f"  not reproducible: {words}; a resume would not go on with the same run", style="yellow")]
     clients = data.get("clients") or []
     if clients:
         parts_told = [part for part in ("train", "test") if part in clients[0]]

@@ -27,12 +27,13 @@ from fl_components.config import (
     config_digest,
 )
 from fl_components.data import FederatedData
-from fl_components.errors import ConfigError, DataError
+from fl_components.errors import ConfigError, DataError, ModelError
 from fl_components.models import build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.privacy import CentralPrivacy, ExampleLevel
-from fl_components.privacy.clipping import Clip
+from fl_components.privacy.clipping import UNITS, Clip, kept_units
 from fl_components.privacy.events import Event
+from fl_components.privacy.steps import Mechanism
 from fl_components.randomness import generator
 from fl_components.server.rows import digest_of_client
 from fl_components.shared_memory import SharedMemory, give_back_memory
@@ -85,10 +86,11 @@ class Federation:
     def example_way(self) -> str | None:
         """How gradients of single examples are found, where clients answer for these. Raises what
         `training.example_way` raises."""
-        return None if self.example_level is None else example_way(self.module, self._training_examples)
+        return None if self.example_level is None else example_way(self.module, self.training_examples)
 
     @property
-    def _training_examples(self) -> Examples:
+    def training_examples(self) -> Examples:
+        """All clients' training examples, as training takes them."""
         x, y = (torch.from_numpy(self.examples[name]) for name in ("x", "y"))
         return Examples(x, y, self.examples["starts"], self.examples["stops"])
 
@@ -96,7 +98,7 @@ class Federation:
         """Test examples where they are declared public, at most so many, else as many that are made up."""
         x, y = self.data.x_test, self.data.y_test
         if not (self.data.public or self.config.evaluation.public_test):
-            return made_up(self._training_examples, (most,))
+            return made_up(self.training_examples, (most,))
         rows = np.linspace(0, len(y) - 1, min(most, len(y))).astype(np.int64)  # of all clients
         return Examples(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), np.array([0]), np.array([len(rows)]))
 
@@ -201,7 +203,7 @@ class Federation:
         digest = hashlib.sha256(repr([self.facts["constants_digest"], self.example_way]).encode())
         module = copy.deepcopy(self.module)
         load_into(module, self.initial_params_D)
-        rows = made_up(self._training_examples)
+        rows = made_up(self.training_examples)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             for mode in (True, False):
                 torch.manual_seed(0)
@@ -327,6 +329,8 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _check_memory(federation)
+    _check_mechanisms(federation)
+    _check_server_step(config)
     _try_selection(federation)
     _ = federation.example_way  # refuses what has no gradients of single examples
     return federation
@@ -356,6 +360,45 @@ def _check_memory(federation: Federation) -> None:
             f"parameters takes {needed:,.0f} MB, in each checkpoint too; execution.memory_mb is "
             f"{config.execution.memory_mb}",
             hint="give more, or use an unbiased rule without error feedback",
+        )
+
+
+def _check_mechanisms(federation: Federation) -> None:
+    """Refuse noise and clipping that no step or round could be computed with: public values decide that, so nobody is
+    to pay first."""
+    config, num_parameters = federation.config, federation.num_parameters
+    if config.training.example_level is not None:
+        try:
+            Mechanism.of(config.training.private_in(config.rounds), num_parameters)
+        except ModelError as error:
+            raise ConfigError(error.message, hint=error.hint) from None
+    if federation.central is not None:
+        if kept_units(num_parameters) < UNITS / 2:
+            raise ConfigError(
+                f"privacy.kind is central: rounding the {num_parameters} parameters of the model to whole units would "
+                "take more than half of the clipping norm",
+                hint="use a smaller model, or freeze a part of it",
+            )
+        try:  # a sum of one coordinate is enough for what depends on the noise alone
+            central, sum_D1 = federation.central, np.zeros(2)
+            central.release(sum_D1, central.init(), federation.sampling, lambda purpose: bytes(32))
+        except ValueError as error:
+            raise ConfigError(
+                f"the noise of privacy.noise_multiplier {federation.central.noise_multiplier:g} cannot be drawn for a "
+                f"cohort of {federation.sampling.cohort_size:g}: {error}",
+                hint="set a smaller privacy.noise_multiplier or privacy.clipping.count_noise, or a larger "
+                "privacy.simulate_noise_cohort",
+            ) from None
+
+
+def _check_server_step(config: FederationConfig) -> None:
+    """Refuse a learning rate that the server's parameters, which are float32, cannot be moved by."""
+    rate = float(getattr(config.server_optimizer, "learning_rate", 0.0))
+    if rate > float(np.finfo(np.float32).max):
+        raise ConfigError(
+            f"server_optimizer.learning_rate {rate:g} is beyond float32: the server's parameters would not be finite "
+            "after any round",
+            hint="set a smaller server_optimizer.learning_rate",
         )
 
 

@@ -49,6 +49,7 @@ from fl_components.store import (
     closed,
     destroy_by_id,
     fresh_collection,
+    home,
     opened,
     place_of_secrets,
 )
@@ -276,7 +277,8 @@ class Hub:
         Raises `StoreError` when more was seen of it than the database has. Where a fresh collection was asked for, what
         was seen is charged instead, unless it is already.
         """
-        if not self.config.claims:
+        run = self.refresh()
+        if not self.config.claims or run.committed_round == run.rounds:
             return
         ahead = self._ahead(sightings)
         if not ahead:
@@ -286,30 +288,34 @@ class Hub:
             return
         told = "; ".join(
             f"{each.where} shows its round {each.round}"
-            if each.anchor is None or each.round > self.run.committed_round
+            if each.anchor is None or each.round > run.committed_round
             else f"{each.where} has row {each.anchor.rows} of a journal that goes on otherwise here"
             for each in ahead
         )
         raise StoreError(
             f"the database is older than what was seen of run {self.run_id}, whose last committed round is "
-            f"{self.run.committed_round} here: {told}. It was restored from a backup, and what came after it was "
+            f"{run.committed_round} here: {told}. It was restored from a backup, and what came after it was "
             "released all the same",
             hint=self._instead("put the newer database back, and check it with `fedrounds journal verify`"),
         )
 
     def _ahead(self, sightings: Sequence[Sighting]) -> list[Sighting]:
         """Those that the database does not account for."""
-        collections = self.store.fresh_collections(self.run_id)
-        known = max([self.run.committed_round, *(each["released"] for each in collections)])
+        known = self._accounted_round()
         anchors = [each.anchor for each in sightings if each.anchor is not None]
         lost = self.store.lost(anchors, self.run_id) if anchors else []
         return [each for each in sightings if each.round > known or each.anchor in lost]
 
+    def _accounted_round(self) -> int:
+        """The last round whose charges the journal has, if anything was released of it."""
+        earlier = self.store.fresh_collections(self.run_id)
+        return max([self.run.committed_round, *(int(each["released"]) for each in earlier)])
+
     def _start_afresh(self, reason: str, sightings: Sequence[Sighting]) -> None:
         """Charge what may have been released of the run, and replace its secret."""
         federation, ahead, old = self.federation, self._ahead(sightings), self.secret
-        released = max([0, *(each.round for each in ahead)])
-        if released and federation.example_level is not None:
+        known, released = self._accounted_round(), max([0, *(each.round for each in ahead)])
+        if released > known and federation.example_level is not None:
             released += 1  # clients may have sent their updates of the next one
         event = self.config.privacy.event(federation.sampling) if federation.is_charged else Nothing()
         secret = RunSecret.create(secrets_of(self.store), self.run_id)
@@ -320,7 +326,8 @@ class Hub:
             event=event.model_dump(),
             examples=self.example_charges(range(federation.data.num_clients)),
             is_charged=federation.is_charged,
-            released=released,
+            lost=max(0, released - known),
+            released=max(released, known),
             sightings=ahead,
         )
         if old is not None:
@@ -631,6 +638,15 @@ def federation_of(store: Store, run: RunRecord) -> Federation:
 def assembled(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
     """What `assemble` returns. Under a claim about private data its errors say no more than that loading failed: the
     file of what is withheld from `run_id` has the text."""
+    return _assembled(store.home, run_id, config, source_folder)
+
+
+def assembled_for_a_look(config: FederationConfig, source_folder: str) -> Federation:
+    """The same where there is no run: what is withheld goes to the file of the experiment's name."""
+    return _assembled(home(), config.name, config, source_folder)
+
+
+def _assembled(folder: Path, whose: str, config: FederationConfig, source_folder: str) -> Federation:
     try:
         return assemble(config, source_folder or None)
     except ConfigError:
@@ -638,7 +654,7 @@ def assembled(store: Store, run_id: str, config: FederationConfig, source_folder
     except Exception as error:
         if not config.claims or config.data.is_public:
             raise
-        raise withheld_error(store.home, run_id, "loading the clients' data", error) from None
+        raise withheld_error(folder, whose, "loading the clients' data", error) from None
 
 
 def secrets_of(store: Store) -> Path:

@@ -96,7 +96,7 @@ def _header(text: str, *arrays: NDArray[Any]) -> bytes:
 
 
 def _pieces(array: NDArray[Any]) -> Iterator[memoryview]:
-    whole = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return (whole[start : start + _PIECE_BYTES] for start in range(0, len(whole), _PIECE_BYTES))
 
 

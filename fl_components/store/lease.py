@@ -319,6 +319,7 @@ class Lease:
         event: dict[str, Any],
         examples: ExampleCharges | None = None,
         is_charged: bool = True,
+        lost: int = 0,
         released: int = 0,
         sightings: Sequence[Sighting] = (),
     ) -> int:
@@ -327,10 +328,11 @@ class Lease:
         The next reservation is then another collection, at a charge of its own, which draws from other keys.
 
         Args:
-          event, examples: what a round costs, and its clients; written down again for rounds that were released and
-            that the journal no longer has, whatever the budgets say: they are spent.
+          event, examples: what a round costs, and its clients.
           is_charged: whether a population pays for the event.
-          released: the last round of which anything may have been released.
+          lost: of how many rounds something may have been released whose charges the journal lacks, the round in hand
+            included. They are written down again, whatever the budgets say: they are spent.
+          released: the last of these rounds.
           sightings: what was seen of the run outside the database; their anchors count as lost from now on.
 
         Returns how many charges were settled.
@@ -339,7 +341,7 @@ class Lease:
             run = self._run(connection)
             round = run.committed_round + 1
             charge = ledger.open_charge(connection, self.run_id, round)
-            lost = max(0, released - run.committed_round - (charge is not None))
+            lost = max(0, lost - (charge is not None))
             unlimited = None if examples is None else replace(examples, guard=_granted, least=0)
             spent, paid = ledger.from_pairs(run.spent), list[dict[str, dict[str, Any]]]()
             for _ in range(lost):  # all before the journal's head is locked
@@ -372,7 +374,7 @@ class Lease:
             )
         if seal is not None:
             self._store._blobs.delete([seal])
-        return lost + (charge is not None)
+        return int(lost + (charge is not None))
 
     def _spend(self, connection: Connection, round: int) -> None:
         """Settle what is reserved for a round as spent, though the round is not committed."""

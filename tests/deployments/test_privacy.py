@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from deployments import api, privacy
 from deployments.cli import main
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError, RunNotFound, StoreError
+from fl_components.errors import ConfigError, DataError, RunNotFound, StoreError
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.server import stages
@@ -20,6 +20,9 @@ from fl_components.server.hub import open_hub
 from fl_components.server.statement import in_short
 from fl_components.store import Store
 from flows.round import walk
+from tests.fl_components.server import wards
+from tests.fl_components.server.test_example_claim import EVERYONE
+from tests.fl_components.server.wards import WARDS
 from tests.support import PRIVATE, ROOT
 
 FIELDS = PRIVATE | {"rounds": 4}
@@ -295,3 +298,24 @@ def test_runs_are_listed_with_duration_and_data(trained: Store) -> None:
 def test_a_limit_that_lists_nothing_is_refused(limit: int, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--limit", str(limit)]) == 2
     assert f"limit is {limit}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("look", ["check", "plan", "plan for examples"])
+def test_no_look_at_private_data_shows_a_cell(home: Path, tmp_path: Path, look: str) -> None:
+    """What `train` withholds of data that cannot be loaded, these withhold as well; an administrator finds it."""
+    fields = FIELDS | {"data": WARDS | {"path": f"{wards.HERE}:broken_wards"}}
+    if look == "plan for examples":
+        fields |= EVERYONE | {"data": fields["data"]}
+    file = tmp_path / "broken.yaml"
+    file.write_text(json.dumps(fields))  # which is YAML as well
+    looks: dict[str, Callable[[], Any]] = {
+        "check": lambda: api.check_config(str(file), data=True),
+        "plan": lambda: privacy.plan(str(file), epsilon=5.0),
+        "plan for examples": lambda: privacy.plan_examples(str(file), epsilon=5.0),
+    }
+    with pytest.raises(DataError) as caught:
+        looks[look]()
+    assert caught.value.message == "loading the clients' data failed; why is withheld under the privacy claim"
+    assert caught.value.__cause__ is None
+    withheld = (home / "withheld" / "ward.log").read_text()
+    assert "42" in withheld and "ward-7" in withheld

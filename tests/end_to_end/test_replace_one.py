@@ -30,6 +30,12 @@ def load(first, scale):
         wards["annexe" if other else f"ward-{ward}"] = (x[:cut], y[:cut], x[cut:], y[cut:])
     return wards
 
+def load_wide(first, scale):
+    wide = {}
+    for name, (x_train, y_train, x_test, y_test) in load(first, scale).items():
+        wide[name] = (x_train.repeat(1250, 1), y_train, x_test.repeat(1250, 1), y_test)
+    return wide
+
 def load_patients(first, scale):
     wards = {}
     for ward in range(4):
@@ -64,15 +70,24 @@ RUNS = {
     "fixed": FIELDS | {"population": "hospital", "data": DATA},
     "adaptive": FIELDS | {"population": "hospital", "data": DATA, "privacy": ADAPTIVE},
     "infinite": FIELDS | {"population": "clinic", "data": ENORMOUS, "training": TWO_EPOCHS},
+    "waves": FIELDS
+    | {
+        "population": "wide",
+        "data": DATA | {"path": "our_wards:load_wide", "arguments": {"first": 500, "scale": 10}},
+        "selection": {"kind": "poisson", "sampling_rate": 0.5},
+        "compression": {"kind": "qsgd"},
+        "execution": {"memory_mb": 1},  # four of 12 clients
+    },
     "patient": OF_PATIENTS | {"data": PATIENTS},
     "infinite-patient": OF_PATIENTS
     | {"population": "clinic-patients", "data": PATIENTS | {"arguments": {"first": 400, "scale": 1e38}}},
     "public": FIELDS | {"population": "demonstration", "data": PUBLIC, "rounds": 2},
 }
-PRIVATE_RUNS = ("fixed", "adaptive", "infinite", "patient", "infinite-patient")
+PRIVATE_RUNS = ("fixed", "adaptive", "infinite", "waves", "patient", "infinite-patient")
 
 TRAIN = """
 import contextlib, hashlib, io, json, sys
+import our_wards
 from dataclasses import asdict
 from pathlib import Path
 from deployments import api, cli, privacy
@@ -80,8 +95,14 @@ from deployments.stack.connection import connect
 from fl_components.server.hub import Hub
 from fl_components.store import Store, derived_key
 
-# Whatever keys are made from elsewhere: here the cohorts, the batches and the noise are the same in each home.
-Hub.key = lambda hub, round, purpose: derived_key(bytes(32), f"{hub.run_id} {round} {purpose}")
+# Elsewhere keys depend on the data and on a secret: here the cohorts, the batches and the noise are the same in each
+# home; but for the run with several waves, whose cohorts differ in number.
+def key(hub, round, purpose, *context):
+    client = context[1:2] if purpose == "examples" else ()
+    coins = str(our_wards.OTHER) if hub.run_id == "waves" and purpose == "selection and training" else ""
+    return derived_key(bytes(32), f"{hub.run_id} {round} {purpose} {coins}", *client)
+
+Hub.key = key
 
 def printed(*command):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
@@ -122,7 +143,7 @@ def answering(config):
     return [each["population"] for each in clients]
 
 told = {}
-for population in ("hospital", "clinic"):
+for population in ("hospital", "clinic", "wide"):
     privacy.set_budget(population, epsilon=100, delta=1e-3, reason="a test")
 for population in ("patients/*", "clinic-patients/*"):
     privacy.set_budget(population, epsilon=100, delta=1e-3, reason="a test")
@@ -166,6 +187,7 @@ DIGESTS = (  # of the parameters: whole as a value, shortened in a line of text
     r"params_digest = [0-9a-f]{64}",
     r"journal/\d+/content/members = [0-9a-f]{64}",  # of digests under the hub's key
     r"journal/\d+/content/digests/\w+ = [0-9a-f]{64}",  # under random keys
+    r"journal/\d+/content/training = [0-9a-f]{64}",  # of the noised parameters that clients start from, among others
     r"printed/show/\d+ =   parameters +sha256 [0-9a-f]{12} *",
     r"prefect/artifacts/0/data/\d+ = \*\*3 of 3 rounds\*\* committed, attempt 1\. Parameters `[0-9a-f]{16}`\.",
     r"(printed/show|prefect/artifacts/0/data)/\d+/2 = [\d.e-]+",  # of a round: its number, epsilon, and signal to noise
@@ -268,6 +290,10 @@ def test_one_ward_exchanged_changes_noised_values_alone(template_home: Path, tmp
             if not all(made_of_noise.fullmatch(f"{path} = {value}") for value in values):
                 leaks.append((run_id, path, *values))
     assert not leaks, "\n".join(map(str, leaks))
+
+    # Each round has as many task runs as the largest cohort needs, whatever came.
+    waves = [name for name, value in seen["one"]["waves"].items() if re.fullmatch(r"/news/\d+/stage", name)]
+    assert [seen["one"]["waves"][name] for name in waves].count("train") == 3 * 3
 
     # The comparison sees what there is: the other ward took part, with the same noise, in each view.
     for run_id in PRIVATE_RUNS:

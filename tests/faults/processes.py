@@ -8,6 +8,7 @@ that a fork copies nothing that is under way. It prints one JSON object for each
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import hashlib
 import json
@@ -44,15 +45,23 @@ from flows.round import walk
 CONFIG = load_config(Path(__file__).with_name(os.environ.get("FAULTS_CONFIG", "federation.yaml")))
 RUN_ID = "run"
 SECRET = b"5e" * 16  # of the run under a claim: a training draws one, and no two were the same
+FRESH_SECRET = b"f5" * 16  # of a fresh collection
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses
 
 
 class Place:
     """Where a store is: a home folder, and a PostgreSQL database or the SQLite file in that folder."""
 
-    def __init__(self, home: Path, database_url: str | None, heartbeat_s: float, lapse_s: float) -> None:
-        self.home, self._database_url = home, database_url
-        self._heartbeat_s, self._lapse_s = heartbeat_s, lapse_s
+    def __init__(
+        self, home: Path, database_url: str | None, heartbeat_s: float, lapse_s: float, blobs_url: str | None = None
+    ) -> None:
+        self.home, self.database_url, self.blobs_url = home, database_url, blobs_url
+        self.beat = heartbeat_s, lapse_s
+
+    def copy(self, home: Path) -> Place:
+        """What is in it now, in another home."""
+        shutil.copytree(self.home, home)
+        return Place(home, self.database_url, *self.beat)
 
     def rounds_of_secrets(self) -> list[int]:
         """Of the run's secret: none where nothing is claimed."""
@@ -60,8 +69,13 @@ class Place:
         return [json.loads(file.read_text())["round"] for file in files]
 
     def open(self) -> Store:
+        heartbeat_s, lapse_s = self.beat
         return Store.open(
-            self.home, database_url=self._database_url, heartbeat_s=self._heartbeat_s, lapse_s=self._lapse_s
+            self.home,
+            database_url=self.database_url,
+            blobs_url=self.blobs_url,
+            heartbeat_s=heartbeat_s,
+            lapse_s=lapse_s,
         )
 
 
@@ -100,14 +114,17 @@ class Places:
 # --- in a child ---
 
 
-def train(place: Place) -> None:
-    """The whole training, or what an earlier process left of it."""
-    entropy.token_bytes = lambda _: SECRET  # type: ignore[assignment,misc]  # in this process alone
-    with place.open() as store, open_hub(store, RUN_ID, config=CONFIG) as hub:
+def train(place: Place, *, fresh_collection: bool = False, until: int = CONFIG.rounds) -> None:
+    """The whole training, or what an earlier process left of it; or no more than some rounds."""
+    secret = FRESH_SECRET if fresh_collection else SECRET
+    entropy.token_bytes = lambda _: secret  # type: ignore[assignment,misc]  # in this process alone
+    options = {"config": CONFIG, "fresh_collection": fresh_collection}
+    with place.open() as store, open_hub(store, RUN_ID, **options) as hub:  # type: ignore[arg-type]
         hub.lease.begin_attempt()
-        for round in range(hub.refresh().committed_round + 1, CONFIG.rounds + 1):
+        for round in range(hub.refresh().committed_round + 1, until + 1):
             walk(stages, hub, round)
-        hub.lease.finish("Completed")
+        if until == CONFIG.rounds:
+            hub.lease.finish("Completed")
 
 
 def outcome(place: Place) -> dict[str, Any]:
@@ -143,7 +160,7 @@ def without_times(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def blob_files(place: Place) -> set[str]:
-    folder = place.home / "blobs"
+    folder = Path(place.blobs_url or place.home / "blobs")
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -309,6 +326,76 @@ def killed_at(*numbers: int) -> Case:
     return case
 
 
+Mishap = Callable[[Place, Place], tuple[Place, Callable[[], object]]]
+"""What happens to a place, of which there is a backup after round 1, while nothing runs: where the training is resumed,
+and what its process does first."""
+
+
+def lost_secret(place: Place, _: Place) -> tuple[Place, Callable[[], object]]:
+    for file in (place.home / "secrets" / "runs").iterdir():
+        file.unlink()
+    return place, lambda: None
+
+
+def restored_database(place: Place, backup: Place) -> tuple[Place, Callable[[], object]]:
+    """The database and its blobs, while the secrets stay where they are."""
+    for file in place.home.glob("fedrounds.db*"):
+        file.unlink()
+    for file in backup.home.glob("fedrounds.db*"):
+        shutil.copy(file, place.home)
+    shutil.copytree(backup.home / "blobs", place.home / "blobs", dirs_exist_ok=True)
+    return place, lambda: None
+
+
+def edited_row(place: Place, _: Place) -> tuple[Place, Callable[[], object]]:
+    """One label of one client."""
+
+    def edit() -> None:
+        data = CONFIG.data.load(CONFIG.seed)
+        y_train = data.y_train.copy()
+        y_train[5] = (y_train[5] + 1) % data.num_classes
+        other = dataclasses.replace(data, y_train=y_train)
+        type(CONFIG.data).load = lambda *_: other  # type: ignore[method-assign, assignment]
+
+    return place, edit
+
+
+def second_hub(place: Place, _: Place) -> tuple[Place, Callable[[], object]]:
+    """Another home on the same database, which has all keys of the first but the run's secret."""
+    other = place.home / "other"
+    shutil.copytree(place.home / "secrets", other / "secrets", ignore=shutil.ignore_patterns("runs"))
+    url = place.database_url or f"sqlite:///{place.home}/fedrounds.db"
+    return Place(other, url, *place.beat, blobs_url=str(place.home / "blobs")), lambda: None
+
+
+MISHAPS: dict[str, Mishap] = {each.__name__: each for each in (lost_secret, restored_database, edited_row, second_hub)}
+
+
+def mishap_after(number: int, mishap: Mishap) -> Case:
+    """SIGKILL at that instant, then the mishap; a resume, one with a fresh collection, and the outcome of both."""
+
+    def case(place: Place) -> dict[str, Any]:
+        assert in_child(lambda: train(place, until=1)) == 0
+        backup = place.copy(place.home.with_name(place.home.name + "-backup"))
+        end = in_child(lambda: train_with_signal(place, number))
+        where, first = mishap(place, backup)
+
+        def resume(*, fresh_collection: bool) -> Any:
+            def work() -> Any:
+                first()
+                try:
+                    train(where, fresh_collection=fresh_collection)
+                except FedroundsError as error:
+                    return {"refused": error.message, "hint": error.hint}
+                return outcome(where)
+
+            return in_child_with_answer(where, work)
+
+        return {"end": end, "resumed": resume(fresh_collection=False), "afresh": resume(fresh_collection=True)}
+
+    return case
+
+
 def stopped_at(number: int) -> Case:
     """SIGSTOP at that instant; another process finishes the training; SIGCONT."""
 
@@ -358,7 +445,7 @@ STOPS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["kills", "double-kills", "stops"])
+    parser.add_argument("mode", choices=["kills", "double-kills", "stops", "mishaps"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--postgres-url")
@@ -375,6 +462,8 @@ def main() -> int:
     beat = (0.2, 1.0) if options.mode == "stops" else (5.0, 30.0)
     places = Places(options.folder, options.postgres_url, *beat)
     with places.new() as place:
+        if options.mode == "mishaps":
+            assert in_child(lambda: train(place, until=1)) == 0
         names: list[str] = in_child_with_answer(place, lambda: train_with_signal(place, None))
     instants = list(enumerate(names, 1))
     cases: list[tuple[str, Case]]
@@ -385,6 +474,12 @@ def main() -> int:
             (f"{number} {name}, then {again}", killed_at(number, again))
             for number, name in instants[options.every // 2 :: options.every]
             for again in (3, max(8, len(names) - number - 1))  # as the resume begins, and far into it
+        ]
+    elif options.mode == "mishaps":
+        cases = [
+            (f"{mishap} after {number} {name}", mishap_after(number, MISHAPS[mishap]))
+            for number, name in instants[options.every // 2 :: options.every]
+            for mishap in MISHAPS
         ]
     else:
         last = {name: number for number, name in instants}  # in the last round, where a name comes more than once

@@ -6,6 +6,7 @@ write too, twice in a row and on both databases.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -109,6 +110,54 @@ def test_a_kill_at_any_write_under_a_privacy_claim(run_cases: Callable[..., Case
     check_private(dict(cases), kills=1)
     forgetting = [name for name in cases if name.partition(" ")[2].startswith("?: after the rename")]
     assert len(forgetting) == 1 + 3  # the first key is made, and each round's is forgotten after its commit
+
+
+def check_mishaps(cases: Cases) -> None:
+    """What cannot go on with the same bits is refused; or, where it can be paid for, paid for once more."""
+    expected = cases.pop("undisturbed")["outcome"]
+    refused = Counter[str]()
+    for name, case in cases.items():
+        mishap, (resumed, afresh) = name.partition(" ")[0], (case["resumed"], case["afresh"])
+        assert case["end"] == KILLED, name
+        if "refused" in resumed:
+            refused[mishap] += 1
+            assert re.search(REFUSALS[mishap], resumed["refused"]), (name, resumed)
+            if mishap == "edited_row":
+                assert "began with other rows" in afresh["refused"], (name, afresh)
+                continue
+            assert "--fresh-collection" in resumed["hint"], (name, resumed)
+            check_paid(name, afresh)
+        else:  # killed before there was anything to lose
+            assert resumed == expected, name
+    assert set(refused) == set(REFUSALS)
+
+
+REFUSALS = {
+    "lost_secret": "the secret of run run, .* is missing in",
+    "restored_database": "the database is older than what was seen of run run",
+    "edited_row": "run 'run' began with other rows",
+    "second_hub": "the secret of run run, .* is missing in",
+}
+
+
+def check_paid(name: str, outcome: dict[str, Any]) -> None:
+    """The run is complete, its books say what the journal says (`outcome` verifies it), and each round that may have
+    been released is paid for besides those that are committed."""
+    assert outcome["state"][:3] == ["Completed", None, 3], (name, outcome)
+    charges = outcome["charges"]
+    assert {state for *_, state in charges} == {"spent"}, (name, charges)
+    last = {round: collection for round, collection, _ in charges}
+    assert [[round, collection] for round, collection, *_ in outcome["rounds"]] == [[n, last[n]] for n in (1, 2, 3)]
+    ((_, count),), budgets = outcome["spent"]
+    assert count == len(charges) == sum(budgets["faults-private"].values()), (name, outcome["spent"])
+    assert (outcome["seals"], outcome["blobs missing"]) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_happens_to_a_home_while_a_run_is_dead(run_cases: Callable[..., Cases]) -> None:
+    """A lost secret, a restored database, an edited row and a second hub, after a kill at some write."""
+    check_mishaps(run_cases("mishaps", "--every", "9", config="private.yaml"))
 
 
 @pytest.mark.slow

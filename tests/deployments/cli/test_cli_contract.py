@@ -118,8 +118,8 @@ class FakeInterface(ModuleType):
         self._run(on_progress)
         return SWEEP
 
-    def resume(self, run=None, *, on_progress=None):  # type: ignore[no-untyped-def]
-        self.calls.append((run,))
+    def resume(self, run=None, *, fresh_collection, accept_changed_data, on_progress=None):  # type: ignore[no-untyped-def]
+        self.calls.append((run, fresh_collection, accept_changed_data))
         return SWEEP if run == "s" else self._run(on_progress)
 
     def runs(self, limit=50):  # type: ignore[no-untyped-def]
@@ -210,12 +210,16 @@ def test_options_reach_the_interface(interface: FakeInterface) -> None:
     main(["train", "heart.yaml", "--set", "rounds=5", "--run-id", "mine", "--set", "model.width=-1"])
     main(["sweep", "heart.yaml", "--over", "seed=1,2", "--over", "a=[1, 2],[3]", "--set", "b=1", "--sweep-id", "s"])
     main(["resume"])
+    main(["resume", "k3f9", "--fresh-collection"])
+    main(["resume", "k3f9", "--accept-changed-data"])
     main(["runs", "--limit", "3"])
     main(["config", "check", "heart.yaml", "--set", "seed=2", "--data"])
     assert interface.calls == [
         ("heart.yaml", ("rounds=5", "model.width=-1"), "mine"),
         ("heart.yaml", ("seed=1,2", "a=[1, 2],[3]"), ("b=1",), "s"),
-        (None,),
+        (None, False, False),
+        ("k3f9", True, False),
+        ("k3f9", False, True),
         (3,),
         ("heart.yaml", ("seed=2",), True),
     ]

@@ -57,7 +57,7 @@ def test_the_surface_is_frozen() -> None:
         "privacy statement RUN",
         "privacy status [POPULATION]",
         "privacy void RUN --reason",
-        "resume [RUN]",
+        "resume [RUN] [--fresh-collection] [--accept-changed-data]",
         "runs [--limit]",
         "show RUN",
         "sweep CONFIG --over [--set] [--sweep-id]",

@@ -1,0 +1,113 @@
+"""Whether a configuration's data and model come out the same when they are loaded once more.
+
+A resume loads both again, in another process. What follows from the order of a set, whose hashes Python draws anew in
+each process, or from a generator that no seed reaches, is then another federation.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+from fl_components.config import FederationConfig, parse_config
+from fl_components.parameters import constants_digest, load_into, params_digest
+from fl_components.rules import Rule
+from fl_components.server.federation import Federation, assemble
+from fl_components.server.rows import digest_of_data
+from fl_components.training import made_up
+
+_CHILD: Final = "from fl_components.server.reproducibility import tell; tell()"
+
+_REPETITIONS: Final = 20
+
+_WHAT: Final = {
+    "data": "the data differ when they are loaded again: rows, labels, client ids or their order",
+    "parameters": "the model's initial parameters differ when it is built again",
+    "constants": "the model's frozen parameters or buffers differ when it is built again",
+    "outputs": "the model's outputs differ for the same rows, parameters and torch seed",
+}
+
+
+@contextmanager
+def second_load(config: FederationConfig, source_folder: str) -> Iterator[Callable[[Federation], list[str]]]:
+    """Load a configuration in a process of its own, with another seed of Python's hashes, while this one goes on.
+
+    Yields a function that waits for it, and returns in words what differs from the federation that this process has
+    loaded. Nothing does where data and model are fedrounds' own kinds: then no process is started.
+    """
+    if not any(_is_own_code(rule) for rule in (config.data, config.model)):
+        yield lambda federation: []
+        return
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    command = [sys.executable, "-c", _CHILD]
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment, text=True) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            json.dump({"config": config.model_dump_json(), "source_folder": source_folder}, process.stdin)
+            process.stdin.close()
+            output = process.stdout
+
+            def differences(federation: Federation) -> list[str]:
+                lines = output.read().splitlines()
+                if process.wait():
+                    return ["the data or the model cannot be loaded a second time, in another process"]
+                return _differences(digests(federation), json.loads(lines[-1]))
+
+            yield differences
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _is_own_code(rule: Rule) -> bool:
+    return hasattr(rule, "path") or not type(rule).__module__.startswith("fl_components.")
+
+
+def _differences(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    differing = {name for name in _WHAT if other[name] != first[name]}
+    if differing & {"parameters", "constants"}:
+        differing.discard("outputs")  # they follow from these
+    return [words for name, words in _WHAT.items() if name in differing]
+
+
+def digests(federation: Federation) -> dict[str, str]:
+    """Return the sha256 of the data, of the model's initial parameters and constants, and of what it makes of
+    synthetic rows."""
+    return {
+        "data": digest_of_data(federation.data).hex(),
+        "parameters": params_digest(federation.initial_params_D),
+        "constants": constants_digest(federation.module),
+        "outputs": _outputs(federation),
+    }
+
+
+def _outputs(federation: Federation) -> str:
+    """Return the sha256 of the scores in train and in eval mode, by a copy of the model: `_REPETITIONS` times, as what
+    a generator without a seed draws may come out the same."""
+    module, digest = copy.deepcopy(federation.module), hashlib.sha256()
+    load_into(module, federation.initial_params_D)
+    rows = made_up(federation.training_examples)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for mode in [True] * _REPETITIONS + [False] * _REPETITIONS:
+            torch.manual_seed(0)
+            digest.update(module.train(mode)(rows.x.clone()).numpy(force=True).tobytes())
+    return digest.hexdigest()
+
+
+def tell() -> None:
+    """Print the digests of the configuration on stdin, as the last line."""
+    request = json.loads(sys.stdin.read())
+    config = parse_config(json.loads(request["config"]))
+    print(json.dumps(digests(assemble(config, request["source_folder"] or None))))

@@ -1,0 +1,427 @@
+"""No noise key serves two inputs, whatever was edited, lost, restored or copied between two attempts at a round; and
+what may have been released is charged before anything else is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_components.config import parse_config
+from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
+from fl_components.server import hub as hub_module
+from fl_components.server import stages
+from fl_components.server.federation import Federation, assemble
+from fl_components.server.hub import Hub, open_hub
+from fl_components.store import Anchor, BudgetTerms, RunRecord, RunSecret, Sighting, Store
+from fl_components.store.ledger import from_pairs
+from fl_components.values import RoundPlan
+from flows.round import walk
+from tests.fl_components.server import wards
+from tests.fl_components.server.test_example_claim import EVERYONE
+from tests.fl_components.server.test_example_claim import TERMS as OF_EXAMPLES
+from tests.fl_components.server.wards import FIELDS, TERMS, WARDS, collect, secret_file
+
+CENTRAL = FIELDS | {"data": WARDS}
+BOTH = {"central": CENTRAL, "examples": FIELDS | EVERYONE}
+
+
+class Attempts:
+    """Opens one run again and again, as processes one after the other do."""
+
+    def __init__(self, home: Path, fields: dict[str, Any], stack: ExitStack, **places: str) -> None:
+        self.home, self._fields, self._stack, self._places = home, fields, stack, places
+
+    def store(self, home: Path | None = None) -> Store:
+        return self._stack.enter_context(Store.open(home or self.home, **self._places))
+
+    def open(self, home: Path | None = None, **options: Any) -> Hub:
+        return self._stack.enter_context(open_hub(self.store(home), "r", config=parse_config(self._fields), **options))
+
+    def charges(self) -> list[tuple[int, int, str]]:
+        return [(each.round, each.collection, each.state) for each in self.store().charges(run_id="r")]
+
+
+@pytest.fixture
+def attempts(tmp_path: Path) -> Iterator[Callable[..., Attempts]]:
+    with ExitStack() as stack:
+
+        def made(claim: str = "central", **places: str) -> Attempts:
+            made = Attempts(tmp_path / "home", BOTH[claim], stack, **places)
+            store = made.store()
+            terms: dict[str, BudgetTerms] = {"wards": TERMS, "wards/*": OF_EXAMPLES}
+            name = "wards" if claim == "central" else "wards/*"
+            store.set_budget(name, terms[name], reason="a test", by="ada")
+            return made
+
+        yield made
+
+
+def sent(hub: Hub) -> Any:
+    """What the server receives in the round in hand, before it is committed."""
+    plan, state, collected = collect(hub, stages.load(hub, hub.refresh().committed_round + 1))
+    if hub.federation.central is not None:
+        return stages.aggregate(hub, plan, state, collected).params_D
+    return collected.partial.tensors["sum"]
+
+
+def edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on one row of one ward is another one."""
+    before = wards.wards
+
+    def after() -> dict[str, tuple[Any, ...]]:
+        found = before()
+        found["ward-3"][0][7] += 1
+        return found
+
+    monkeypatch.setattr(wards, "wards", after)
+
+
+# --- equal keys imply equal inputs ---
+
+
+@pytest.fixture(scope="module")
+def federation() -> Federation:
+    return assemble(parse_config(BOTH["examples"]))
+
+
+def hub_with(secret: RunSecret, federation: Federation) -> Hub:
+    run = RunRecord(**{name: None for name in RunRecord.__slots__} | {"run_id": "r", "population": "wards"})  # type: ignore[arg-type]
+    return Hub(None, None, federation, run, secret=secret)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> RunSecret:
+    return RunSecret.create(tmp_path_factory.mktemp("secrets"), "r")
+
+
+SUMS = st.tuples(
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0]), min_size=2, max_size=3),
+    st.sampled_from([np.float32, np.float64]),
+    st.sampled_from([0.5, 0.25]),
+    st.integers(1, 2),
+    st.sampled_from(["noise of the sum", "noise of the count"]),
+)
+
+
+@given(SUMS, SUMS)
+def test_noise_keys_of_a_sum_are_equal_where_all_that_is_released_is(
+    secret: RunSecret, federation: Federation, one: Any, other: Any
+) -> None:
+    hub, plan = hub_with(secret, federation), PLAN
+
+    def inputs(attempt: Any) -> tuple[bytes, ...]:
+        values, dtype, *rest = attempt
+        return (np.array(values, dtype).tobytes(), str(dtype).encode(), repr(rest).encode())
+
+    def key(attempt: Any) -> bytes:
+        values, dtype, norm, collection, purpose = attempt
+        released = {"sum": np.array(values, dtype), "norm": np.array([norm])}
+        return hub.noise_keys(replace(plan, collection=collection), released)(purpose)
+
+    assert (key(one) == key(other)) == (inputs(one) == inputs(other))
+
+
+ATTEMPTS = st.tuples(
+    st.sampled_from([None, ("x_train", 0), ("x_train", 179), ("y_train", 3)]),  # which row is another
+    st.sampled_from(["0a", "0b"]),  # the starting parameters
+    st.integers(1, 2),  # the collection
+    st.sampled_from([0.5, 0.25]),  # the learning rate
+    st.sampled_from(["1.0", "1.1"]),  # torch's release
+)
+
+
+@given(ATTEMPTS, ATTEMPTS)
+def test_keys_of_a_client_are_equal_where_all_that_determines_its_update_is(
+    secret: RunSecret, federation: Federation, one: Any, other: Any
+) -> None:
+    def keys(attempt: Any) -> list[bytes | None]:
+        row, base, collection, rate, torch = attempt
+        data = federation.data
+        if row is not None:
+            changed = getattr(data, row[0]).copy()
+            changed[row[1]] = 1 - changed[row[1]]
+            data = replace(data, **{row[0]: changed})
+        training = federation.config.training.model_copy(update={"learning_rate": rate})
+        config = federation.config.model_copy(update={"training": training})
+        hub = hub_with(secret, replace(federation, data=data, config=config))
+        plan = replace(PLAN, base_digest=base, collection=collection, cohort=tasks_of(federation))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(hub_module, "engine_facts", lambda: {"torch": torch})
+            return [task.key for task in hub.with_keys(plan, plan.cohort)]
+
+    same = [a == b for a, b in zip(keys(one), keys(other), strict=True)]
+    if one[1:] != other[1:]:
+        assert not any(same)
+    else:
+        rows = {None: None, 0: 0, 179: 8, 3: 0}  # whose row it is
+        differing = {rows[each[0][1]] for each in (one, other) if each[0] is not None} if one[0] != other[0] else set()
+        assert same == [client not in differing for client in range(9)]
+
+
+def tasks_of(federation: Federation) -> Any:
+    from fl_components.values import ClientTask
+
+    return tuple(ClientTask(federation.data.client_ids[row], row, 20, 0) for row in range(9))
+
+
+PLAN = RoundPlan(
+    run_id="r",
+    round=1,
+    base_digest="0a",
+    cohort=(),
+    shards=(),
+    waves=(slice(0, 0),),
+    min_updates=0,
+    event={"kind": "none"},
+)
+
+
+# --- what was edited ---
+
+
+def test_a_round_that_is_collected_again_from_the_same_rows_is_the_same(attempts: Callable[..., Attempts]) -> None:
+    run = attempts()
+    first = run.open()
+    update = sent(first)
+    first.close()
+    assert np.array_equal(update, sent(run.open()))
+
+
+@pytest.mark.parametrize("claim", BOTH)
+def test_an_edited_row_ends_the_run(
+    attempts: Callable[..., Attempts], claim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is sealed, and with the flag that lets a run without a claim go on."""
+    run = attempts(claim)
+    hub = run.open()
+    stages.authorise(hub, stages.select(hub, stages.load(hub, 1)))
+    hub.close()
+    edited(monkeypatch)
+    for accept in (False, True):
+        with pytest.raises(RunConflict, match="began with other rows: which clients' have changed is withheld"):
+            run.open(accept_changed_data=accept)
+
+
+def test_an_edited_row_has_other_noise_even_where_nobody_compares(
+    attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The difference of two updates of one client is not that of its clipped gradients."""
+    run = attempts("examples")
+    hub = run.open()
+    first = sent(hub)
+    hub.close()
+    again = run.open()
+    assert np.array_equal(sent(again), first)  # what a client is asked again, it answers with the same bits
+    again.close()
+    edited(monkeypatch)
+    monkeypatch.setattr(hub_module, "_check_data", lambda *_: {})
+    change = sent(run.open()) - first
+    one_step = 1.0 / (0.5 * 20)  # C over the expected batch: more than one row can change of a mean, in both steps
+    assert np.linalg.norm(change) > 3 * one_step * EVERYONE["training"]["learning_rate"]  # type: ignore[index]
+
+
+def test_another_engine_pays_again(attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that may have sent their updates would send others, by their last bits."""
+    run = attempts("examples")
+    hub = run.open()
+    sent(hub)
+    hub.close()
+    monkeypatch.setattr(hub_module, "engine_facts", lambda: {"torch": "another"})
+    hub = run.open()
+    with pytest.raises(StoreError, match="updates computed now would differ") as caught:
+        sent(hub)
+    assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)
+    hub.close()
+    sent(run.open(fresh_collection=True))
+    assert run.charges() == [(1, 1, "spent"), (1, 2, "reserved")]
+
+
+# --- what was lost ---
+
+
+@pytest.mark.parametrize("claim", BOTH)
+def test_a_lost_secret_is_never_made_anew_silently(attempts: Callable[..., Attempts], claim: str) -> None:
+    run = attempts(claim)
+    hub = run.open()
+    first = sent(hub)
+    hub.close()
+    secret_file(run.store()).unlink()
+    with pytest.raises(StoreError, match="is missing in") as caught:
+        run.open()
+    assert f":{run.home}" in caught.value.message
+    assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)
+    assert run.charges() == [(1, 1, "reserved")]
+
+    hub = run.open(fresh_collection=True)
+    assert run.charges() == [(1, 1, "spent")] and hub.sealed(1) is None
+    assert not np.array_equal(sent(hub), first)
+    walk(stages, hub, 1)
+    assert run.charges() == [(1, 1, "spent"), (1, 2, "spent")]
+    hub.close()
+    walk(stages, run.open(), 2)  # and from now on as any run
+    store = run.store()
+    whose = "wards" if claim == "central" else "wards/ward-3"
+    assert sum(store.find_budget(whose).spent.values()) == 3  # type: ignore[union-attr]
+    if claim == "central":
+        assert sum(from_pairs(store.run("r").spent).values()) == 3
+    (row,) = [each for each in store.journal("r") if each.kind == "secret.replaced"]
+    assert row.content["reason"] == "the secret is missing" and row.content["round"] == 1
+    store.verify_journal()
+
+
+@pytest.mark.parametrize("claim", BOTH)
+def test_another_home_of_the_store_has_no_secret(attempts: Callable[..., Attempts], claim: str, tmp_path: Path) -> None:
+    """In the first round as in any other one."""
+    run = attempts(claim, database_url=f"sqlite:///{tmp_path}/shared.db", blobs_url=str(tmp_path / "blobs"))
+    hub = run.open()
+    sent(hub)
+    hub.close()
+    other = tmp_path / "other"
+    run.store(other).keys.trust(run.store().keys.signing.public.hex())
+    # What a hub needs besides, it has by then: only the secret is missing.
+    shutil.copy(run.home / "secrets" / "hub.key", other / "secrets" / "hub.key")
+    with pytest.raises(StoreError, match="is missing in") as caught:
+        run.open(other)
+    assert f":{run.home}" in caught.value.message
+    sent(run.open())
+
+
+def test_what_is_spent_afresh_must_be_within_the_budget(attempts: Callable[..., Attempts]) -> None:
+    run = attempts()
+    hub = run.open()
+    sent(hub)
+    hub.close()
+    run.store().set_budget("wards", replace(TERMS, epsilon=2.0), reason="a test", by="ada")
+    hub = run.open(fresh_collection=True)
+    with pytest.raises(BudgetExhausted):
+        sent(hub)
+    assert run.charges() == [(1, 1, "spent")]
+
+
+def test_a_run_without_a_claim_has_nothing_to_pay_for(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        config = parse_config(FIELDS | {"privacy": {"kind": "none"}, "population": "p"})
+        open_hub(store, "r", config=config).close()
+        with pytest.raises(ConfigError, match="makes no privacy claim"):
+            open_hub(store, "r", config=config, fresh_collection=True)
+        open_hub(store, "r", config=config).close()  # the lease is free again
+
+
+def test_a_run_that_another_process_created_keeps_its_secret(
+    attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = attempts()
+    find_run = Store.find_run
+    hub = run.open()
+    update = sent(hub)
+    hub.close()
+    looks = iter([None])
+    monkeypatch.setattr(Store, "find_run", lambda store, run_id: next(looks, find_run(store, run_id)))
+    assert np.array_equal(sent(run.open()), update)
+    secret_file(run.store())  # there is one
+
+
+def test_a_kill_between_the_secret_and_the_run_leaves_a_run_that_begins(
+    attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = attempts()
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "create_run", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.open()
+    assert list((run.home / "secrets" / "runs").iterdir()) == []
+    walk(stages, run.open(), 1)
+
+
+# --- what was restored ---
+
+
+def copy_database(home: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for file in (*home.glob("fedrounds.db*"), *folder.glob("fedrounds.db*")):
+        if file.parent == folder:
+            file.unlink()
+    for file in home.glob("fedrounds.db*"):
+        shutil.copy(file, folder)
+    shutil.copytree(home / "blobs", folder / "blobs", dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("claim", BOTH)
+def test_a_restored_database_is_noticed_and_what_came_after_it_charged(
+    attempts: Callable[..., Attempts], claim: str, tmp_path: Path
+) -> None:
+    """The secret is three rounds ahead: rounds 2 and 3 were released, and are in no book any more."""
+    run = attempts(claim)
+    hub = run.open()
+    walk(stages, hub, 1)
+    hub.close()
+    copy_database(run.home, tmp_path / "backup")
+    hub = run.open()
+    walk(stages, hub, 2), hub.store.anchor()
+    released = hub.state().params_D
+    hub.close()
+    copy_database(tmp_path / "backup", run.home)
+
+    with pytest.raises(StoreError, match="the database is older than what was seen of run r") as caught:
+        run.open()
+    assert "the run's secret shows its round 2" in caught.value.message
+    assert "journal.anchor" in caught.value.message
+    assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)
+
+    hub = run.open(fresh_collection=True)
+    lost = [(2, 1, "spent")] if claim == "central" else [(2, 1, "spent"), (2, 2, "spent")]  # and perhaps round 3's
+    assert run.charges() == [(1, 1, "spent"), *lost]
+    walk(stages, hub, 2)
+    assert not np.array_equal(hub.state().params_D, released)
+    hub.close()
+    hub = run.open()  # what is acknowledged does not stop it again
+    walk(stages, hub, 3)
+    store = run.store()
+    assert run.charges() == [(1, 1, "spent"), *lost, (2, len(lost) + 1, "spent"), (3, 1, "spent")]
+    whose = "wards" if claim == "central" else "wards/ward-0"
+    assert sum(store.find_budget(whose).spent.values()) == 3 + len(lost)  # type: ignore[union-attr]
+    store.verify_journal()
+
+
+def test_a_view_that_is_ahead_is_an_anchor(attempts: Callable[..., Attempts]) -> None:
+    run = attempts()
+    hub = run.open()
+    walk(stages, hub, 1)
+    head = hub.store.journal_head()
+    hub.check_history([Sighting("MLflow", round=1, anchor=Anchor(head.rows, head.head, "MLflow"))])
+    for ahead in (
+        Sighting("MLflow", round=2),
+        Sighting("MLflow", anchor=Anchor(head.rows + 1, "0" * 64, "MLflow")),
+        Sighting("MLflow", anchor=Anchor(head.rows, "0" * 64, "MLflow")),
+    ):
+        with pytest.raises(StoreError, match=r"MLflow .*restored from a backup") as caught:
+            hub.check_history([ahead])
+        assert "--fresh-collection" in str(caught.value.hint)
+    hub.close()
+    hub = run.open(fresh_collection=True)
+    hub.check_history([Sighting("MLflow", round=2)])
+    hub.check_history([Sighting("MLflow", round=2)])  # charged once
+    assert run.charges() == [(1, 1, "spent"), (2, 1, "spent")]
+    hub.close()
+    run.open().check_history([Sighting("MLflow", round=2)])
+
+
+def test_an_old_secret_goes_when_the_run_has_a_new_one(attempts: Callable[..., Attempts]) -> None:
+    run = attempts()
+    run.open().close()
+    file = secret_file(run.store())
+    text = file.read_text()
+    run.open(fresh_collection=True).close()
+    assert not file.exists() and text not in secret_file(run.store()).read_text()
+    file.write_text(text)  # as if the process had been killed before it removed the file
+    run.open().close()
+    assert not file.exists()
