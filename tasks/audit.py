@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError
+from fl_components.errors import ConfigError, RunNotFound
 from fl_components.privacy import CentralPrivacy
 from fl_components.privacy.audit import AuditReport, accuses, audit
 from fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fl_components.privacy.example_audit import accuses as accuses_examples
 from fl_components.server.federation import Federation
 from fl_components.server.hub import federation_of
-from fl_components.store import RunRecord, Store, derived_key
+from fl_components.store import DELETED, RunRecord, Store, derived_key
 from fl_components.training import Shadow, one_thread
 from fl_components.values import Float32
 from tasks.tracking import server
@@ -58,7 +58,10 @@ class Audit:
 def find_run(store: Store, run: str) -> RunRecord:
     """The run of that id, or the newest run of the experiment of that name that was charged. Raises `RunNotFound`."""
     newest = (each for each in store.runs(name=run) if each.spent or store.example_spending(each.run_id))
-    return store.find_run(run) or next(newest, None) or store.run(run)
+    found = store.find_run(run) or next(newest, None) or store.run(run)
+    if found.state == DELETED:
+        raise RunNotFound(f"run {run!r} was deleted", hint="`fedrounds runs` lists those that can be audited")
+    return found
 
 
 def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_components.compression import Known
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound
+from fl_components.errors import BudgetExhausted, ConfigError, Diverged, RunCancelled, RunConflict, RunNotFound
 from fl_components.privacy.releases import Release, public
 from fl_components.randomness import derive_key
 from fl_components.server.claim import (
@@ -34,12 +34,14 @@ from fl_components.server.federation import Federation, assemble
 from fl_components.server.profile import Profile
 from fl_components.server.withheld import withheld_error, withhold
 from fl_components.store import (
+    DELETED,
     Budget,
     ExampleCharges,
     Lease,
     RunRecord,
     RunSecret,
     Store,
+    can_never_continue,
     check_run_id,
     closed,
     opened,
@@ -378,6 +380,8 @@ def open_hub(
     """
     check_run_id(run_id)
     run = store.find_run(run_id)
+    if run is not None:
+        check_can_continue(run)
     if config is not None:
         federation = _assembled(store, run_id, config, source_folder)
     elif run is not None:
@@ -437,10 +441,19 @@ def _assembled(store: Store, run_id: str, config: FederationConfig, source_folde
         raise withheld_error(store.home, run_id, "loading the clients' data", error) from None
 
 
+def check_can_continue(run: RunRecord) -> None:
+    """Raises `RunNotFound` for a run that was deleted, and the error of one that no resume can take any further."""
+    if run.state == DELETED:
+        raise RunNotFound(f"run {run.run_id!r} was deleted", hint="begin another run")
+    if can_never_continue(run.state, run.error):
+        assert run.error is not None
+        raise Diverged(f"run {run.run_id} can never continue: {run.error['message']}", hint=run.error["hint"])
+
+
 def run_secret(store: Store, run: RunRecord) -> RunSecret:
     """The secret of a run under a claim, made when nothing of the run is committed yet. Its file is this run's alone:
     another database may know another run of that id."""
-    file = store.home / "secrets" / "runs" / f"{run.run_id}@{run.created_at!r}"
+    file = store.secret_file(run)
     return RunSecret.create(file) if run.committed_round == 0 else RunSecret.open(file)
 
 

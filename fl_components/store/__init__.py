@@ -8,6 +8,7 @@ from __future__ import annotations
 from fl_components.store.home import home
 from fl_components.store.lease import Lease
 from fl_components.store.records import (
+    DELETED,
     FINAL_STATES,
     FINISHED_STATES,
     Anchor,
@@ -21,13 +22,16 @@ from fl_components.store.records import (
     RunRecord,
     Seal,
     SweepRecord,
+    can_never_continue,
     cell_name,
+    is_unfinished,
 )
 from fl_components.store.sealing import closed, opened
 from fl_components.store.secrets import RunSecret, derived_key
 from fl_components.store.store import Store, check_run_id
 
 __all__ = [
+    "DELETED",
     "FINAL_STATES",
     "FINISHED_STATES",
     "Anchor",
@@ -44,10 +48,12 @@ __all__ = [
     "Seal",
     "Store",
     "SweepRecord",
+    "can_never_continue",
     "cell_name",
     "check_run_id",
     "closed",
     "derived_key",
     "home",
+    "is_unfinished",
     "opened",
 ]

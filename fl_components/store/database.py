@@ -1,4 +1,17 @@
-"""SQLite or PostgreSQL behind one interface: opening, migrating, transactions, and what goes wrong with them."""
+"""SQLite or PostgreSQL behind one interface: opening, migrating, transactions, and what goes wrong with them.
+
+**The lock order.** On SQLite a transaction that writes has the whole database. On PostgreSQL it locks rows, and two
+transactions that lock the same rows in different orders deadlock. So each transaction locks in this order:
+
+1. the row of one run's lease;
+2. rows of `populations`: "POPULATION/*" before any client's, then by code point (`ledger.find_many`);
+3. the row of `journal_head`.
+
+Nothing is locked after the head but what the locks above guard: new rows, the run's own rows, and rows of `populations`
+that the transaction has locked before. An insert counts as well: a foreign key to `populations` locks the row that it
+names (FOR KEY SHARE), and waits for whoever holds that row FOR UPDATE. The tests of the store check this order in every
+transaction (tests/fl_components/store/lock_order.py).
+"""
 
 from __future__ import annotations
 
@@ -57,6 +70,21 @@ class Database:
         with self._errors(), self._reader.begin() as connection:
             yield connection
 
+    def compact(self) -> None:
+        """Give the space of deleted rows back, where that is the store's to do: SQLite's file is rewritten, and its log
+        emptied. While another process uses the database this is left to a later call."""
+        if self._url.get_backend_name() != "sqlite":
+            return  # autovacuum does
+        connection = self._writer.raw_connection()
+        try:
+            driver: Any = connection.driver_connection
+            driver.execute("VACUUM")
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.OperationalError:
+            pass
+        finally:
+            connection.close()
+
     def close(self) -> None:
         self._reader.dispose()  # both engines share one pool
 
@@ -108,6 +136,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite` alone
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not left in free pages
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:  # SQLite does not wait for a lock by itself when it changes the journal mode
         try:

@@ -8,6 +8,9 @@ import re
 import uuid
 from functools import partial
 from pathlib import Path
+from typing import Final
+
+_ZEROS: Final = 1 << 20  # bytes that are written at a time
 
 
 def write_durably(file: Path, data: bytes, *, private: bool = False) -> None:
@@ -26,7 +29,25 @@ def write_durably(file: Path, data: bytes, *, private: bool = False) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(file.parent)
+    sync_folder(file.parent)
+
+
+def erase(file: Path) -> bool:
+    """Overwrite the file's bytes on the disk, then remove it. Returns whether it was there; a second call does nothing.
+
+    A file system that never writes in place (copy-on-write, a solid-state disk) may keep the old bytes for a while.
+    """
+    try:
+        with open(file, "r+b", buffering=0) as out:
+            left = os.fstat(out.fileno()).st_size
+            while left > 0:
+                left -= out.write(bytes(min(left, _ZEROS)))
+            os.fsync(out.fileno())
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    sync_folder(file.parent)
+    return True
 
 
 def remove_leftovers(file: Path) -> None:
@@ -40,10 +61,10 @@ def _make_folder(folder: Path, mode: int) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent, mode)
         folder.mkdir(mode, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
