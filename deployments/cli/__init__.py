@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from deployments.cli.layout import misplaced_package
     from deployments.cli.screen import Screen, show_left_out_as_a_line
 
+    os.umask(0o077)  # what MLflow and Prefect write into the home is for this account alone, as our own files are
     show_left_out_as_a_line()
     tokens = list(sys.argv[1:] if argv is None else argv)
     with Screen(as_json="--json" in tokens) as screen:

@@ -32,7 +32,7 @@ class Blobs:
         key = f"{run_id}/{fence:06d}/{hashlib.sha256(data).hexdigest()}"
         with self._errors("written"):
             if self._is_local:
-                write_durably(Path(self._path(key)), data)
+                write_durably(Path(self._path(key)), data, private=True)
             else:
                 self._filesystem.pipe_file(self._path(key), data)
         return key

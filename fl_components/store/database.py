@@ -15,6 +15,8 @@ transaction (tests/fl_components/store/lock_order.py).
 
 from __future__ import annotations
 
+import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
 from fl_components.errors import FedroundsError, NotInstalled, StoreError, Unreachable
+from fl_components.store.durable_files import sync_folder
 from fl_components.store.schema import VERSION, VERSION_TABLE, metadata
 
 LOCK_WAIT_S: Final = 30.0
@@ -41,6 +44,7 @@ class Database:
         self._url = _checked(url)
         self.label = self._url.render_as_string(hide_password=True)
         if self._url.get_backend_name() == "sqlite":
+            _make_private(Path(self._url.database or ""))
             engine = create_engine(self._url, connect_args={"timeout": LOCK_WAIT_S})
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -130,6 +134,25 @@ def _checked(url: str | URL) -> URL:
     if parsed.database in (None, "", ":memory:"):
         raise StoreError("a database in memory would not outlive the process", hint=hint)
     return parsed
+
+
+def _make_private(file: Path) -> None:
+    """Create the database's file so that its owner alone reads it; SQLite gives its other files the same mode. Raises
+    `StoreError` where other accounts may read one that exists."""
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        sync_folder(file.parent)
+        return
+    except FileExistsError:
+        modes = [path.stat().st_mode & 0o777 for path in (file, file.parent)]
+    except OSError:
+        return  # SQLite says why
+    if all(mode & 0o077 for mode in modes):
+        raise StoreError(
+            f"the database {file} has the mode {modes[0]:04o}: other accounts may read it, and it holds what privacy "
+            "claims withhold",
+            hint=f"chmod 600 {shlex.quote(str(file))}*",
+        )
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:

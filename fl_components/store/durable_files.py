@@ -18,7 +18,7 @@ def write_durably(file: Path, data: bytes, *, private: bool = False) -> None:
 
     `private` lets nobody but the owner read it (0600), nor look into a folder that is made for it (0700).
     """
-    _make_folder(file.parent, 0o700 if private else 0o777)
+    make_folder(file.parent, 0o700 if private else 0o777)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=0o600 if private else 0o666)) as out:
@@ -57,14 +57,16 @@ def remove_leftovers(file: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path, mode: int) -> None:
+def make_folder(folder: Path, mode: int) -> None:
+    """Create a folder durably, and those that it lies in, where they are missing."""
     if not folder.is_dir():
-        _make_folder(folder.parent, mode)
+        make_folder(folder.parent, mode)
         folder.mkdir(mode, exist_ok=True)
         sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a file that is flushed is lost with its name in a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

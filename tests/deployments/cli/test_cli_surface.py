@@ -23,8 +23,8 @@ def surface(app: App, *path: str) -> list[str]:
         if name.startswith("-"):
             continue
         command = app[name]
+        lines += surface(command, *path, name)
         if command.default_command is None:
-            lines += surface(command, *path, name)
             continue
         words = []
         for argument in command.assemble_argument_collection():
@@ -51,8 +51,10 @@ def test_the_surface_is_frozen() -> None:
         "privacy statement RUN",
         "privacy status [POPULATION]",
         "privacy void RUN --reason",
+        "prune [--older-than] [--keep] [--experiment] [--mlflow] [--unfinished] [--dry-run] [--yes -y]",
         "resume [RUN]",
-        "runs [--limit]",
+        "runs delete RUN [--mlflow] [--unfinished] [--yes -y]",
+        "runs [--limit] [--all]",
         "show RUN",
         "sweep CONFIG --over [--set] [--sweep-id]",
         "train CONFIG [--set] [--run-id] [--profile]",

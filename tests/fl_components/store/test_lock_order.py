@@ -182,8 +182,8 @@ def begin(n):
     store.register_clients("p", names + [f"p/new-{number}-{n}"])
     store.bind_rows("p", {name: [secrets.token_hex(32)] for name in reversed(names)})
     run_id = f"r{number}-{n}"
-    store.create_run(run_id=run_id, name="n", population="p", rounds=9, config={}, config_digest="c", initial_state=b"w",
-                     params_digest="p", ancestor=None, engine={}, source_folder="/")
+    store.create_run(run_id=run_id, name="n", population="p", rounds=9, config={}, config_digest="c", ancestor=None,
+                     initial_state=b"w", params_digest="p", engine={}, source_folder="/")
     return run_id
 
 
