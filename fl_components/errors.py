@@ -45,6 +45,10 @@ class FedroundsError(Exception):
         self.message = message
         self.hint = hint
 
+    def as_data(self) -> dict[str, str | None]:
+        """Return the error as a run's row and `--json` have it: its code, message and hint."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
 
 class ConfigError(FedroundsError):
     code, exit_code = "configuration", 2
