@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_components.errors import ConfigError, RunNotFound
-from fl_components.store import RoundRecord, RunRecord, Store, SweepRecord
+from fl_components.store import DELETED, RoundRecord, RunRecord, Store, SweepRecord
 
 if TYPE_CHECKING:
     from deployments.stack.connection import Connection
@@ -131,15 +131,70 @@ def resume(
     return _outside_a_loop(lambda: _train(None, [], run_id, on_progress, None, **options))
 
 
-def runs(limit: int | None = 50) -> list[dict[str, Any]]:
-    """The `limit` newest runs of this store, the newest first; all of them for None. Raises `ConfigError` for a limit
-    below 1."""
+def runs(limit: int | None = 50, *, deleted: bool = False) -> list[dict[str, Any]]:
+    """The `limit` newest runs of this store, the newest first; all of them for None; with `deleted` also those that
+    were deleted. Raises `ConfigError` for a limit below 1."""
     from tasks.tracking.results import recent_rounds
 
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}: no run would be listed", hint="give 1 or more")
     with Store.open() as store:
-        return [_summary(store, run, recent_rounds(store, run)) for run in store.runs(limit=limit)]
+        return [_summary(store, run, recent_rounds(store, run)) for run in store.runs(limit=limit, deleted=deleted)]
+
+
+def delete_runs(runs: Sequence[str], *, mlflow: bool = False, unfinished: bool = False) -> dict[str, Any]:
+    """Delete runs for good: their rounds and blobs, what a privacy claim withheld of them, and what Prefect shows.
+
+    Their charges and the journal stay: the ledger counts them for ever. Deleting a run again repeats what could not be
+    done before, for instance because Prefect did not answer.
+
+    Args:
+        runs: ids of runs, or of sweeps: then their cells.
+        mlflow: delete their MLflow runs and models too, but for a run whose registered model has an alias.
+        unfinished: also runs that a resume could take further.
+
+    Returns {runs, kept, prefect, mlflow, dry_run}: what was deleted; what was kept, by its id, with the reason; how
+    many `flow_runs` Prefect has lost; and how many `runs` and `model_versions` MLflow. Each view has its `problem`.
+
+    Raises `RunNotFound`, `ConfigError` for an unfinished run, and `LeaseHeld`, before anything is deleted.
+    """
+    from deployments import deletion
+
+    return _outside_a_loop(lambda: deletion.delete_runs(runs, mlflow=mlflow, unfinished=unfinished))
+
+
+def prune(
+    *,
+    older_than: str | None = None,
+    keep: int | None = None,
+    experiment: str | None = None,
+    unfinished: bool = False,
+    mlflow: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Delete old runs, as `delete_runs` does: those that are older *and* not among the newest of their experiment.
+
+    Args:
+        older_than: hours, days or weeks since a run's last change: "12h", "90d", "8w". None: whatever their age.
+        keep: how many of the newest finished runs of each experiment stay. None: one, which `start_from: latest` needs.
+        experiment: only runs of this name.
+        unfinished, mlflow: as in `delete_runs`.
+        dry_run: return what would be deleted, and delete nothing.
+
+    A run that a process works on stays. Raises `ConfigError` where neither `older_than` nor `keep` is given.
+    """
+    from deployments import deletion
+
+    return _outside_a_loop(
+        lambda: deletion.prune(
+            older_than=older_than,
+            keep=keep,
+            experiment=experiment,
+            unfinished=unfinished,
+            mlflow=mlflow,
+            dry_run=dry_run,
+        )
+    )
 
 
 def show(run: str) -> dict[str, Any]:
@@ -242,12 +297,24 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
     nothing else is promised, and beside it where clients are protected as well."""
     metrics = rounds[-1].result["metrics"] if rounds else {}
     epsilons = (metrics.get("privacy/epsilon"), metrics.get("privacy/example/epsilon"))
+    if run.state == DELETED:  # the ledger has what it has come to
+        epsilons = _spent(store, run)
     about_clients = _of_clients(store, run, epsilons[0]) if epsilons[0] is not None else None
     about_examples = _of_examples(store, run, epsilons[1], rounds) if epsilons[1] is not None else None
     meaning = ("delta", "unit", "neighbouring", "accountant", "demonstration")
     nothing = {name: None for name in ("epsilon", "epsilon_tightest", *meaning)}
     found = about_clients or about_examples or nothing
     return {"clients": None, "left_out": None, **found, "examples": about_examples if about_clients else None}
+
+
+def _spent(store: Store, run: RunRecord) -> tuple[float | None, float | None]:
+    """A run's epsilons about clients and about their examples, by its charges alone."""
+    from fl_components.server.claim import epsilon_of, example_spending
+    from fl_components.store.ledger import from_pairs
+
+    budget, of_examples = store.find_budget(run.population), example_spending(store, run)
+    about_clients = epsilon_of(from_pairs(run.spent), budget) if budget is not None and run.spent else None
+    return about_clients, None if of_examples is None else of_examples.run.epsilon
 
 
 def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
@@ -312,7 +379,7 @@ def sweep_data(
     from tasks.tracking.results import recent_rounds
     from tasks.tracking.sweep_view import best_cell, sweep_state
 
-    runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id)}
+    runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id, deleted=True)}
     cells: list[dict[str, Any]] = []
     for run_id, values in sweep.cells.items():
         run = runs.get(run_id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from deployments.account import account_name
 from fl_components.errors import BudgetNotSet, ConfigError
-from fl_components.store import Budget, BudgetTerms, Store
+from fl_components.store import DELETED, Budget, BudgetTerms, Store
 
 POINTS: Final = 60  # of a curve
 REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
@@ -93,7 +93,7 @@ def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str
     of_client = store.spending_on(budget.population) if "/" in budget.population else None
     spent = {
         run.run_id: from_pairs(run.spent) if of_client is None else of_client.get(run.run_id, {})
-        for run in store.runs()
+        for run in store.runs(deleted=True)
         if run.population == budget.population.partition("/")[0]
     }
     return _terms(budget) | {
@@ -108,7 +108,7 @@ def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str
                 "epsilon": epsilon_of(spent[run.run_id], budget),
                 "epsilon_tightest": tightest_epsilon(budget, spent[run.run_id]) if tightest else None,
             }
-            for run in store.runs()
+            for run in store.runs(deleted=True)
             if spent.get(run.run_id)
         ],
     }
@@ -227,9 +227,11 @@ def ledger(population: str) -> list[dict[str, Any]]:
                 hint=f"`fedrounds privacy ledger {population[:-1]}CLIENT`; `fedrounds privacy status "
                 f"{shlex.quote(population)}` lists the clients",
             )
+        deleted = {run.run_id for run in store.runs(deleted=True) if run.state == DELETED}
         return [
             {
                 "run_id": charge.run_id,
+                "run_deleted": charge.run_id in deleted,
                 "round": charge.round,
                 "collection": charge.collection,
                 "event": charge.event,

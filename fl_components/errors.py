@@ -50,6 +50,10 @@ class FedroundsError(Exception):
         self.hint = None if hint is None else redact(hint)
         super().__init__(self.message)
 
+    def as_data(self) -> dict[str, str | None]:
+        """Return the error as a run's row and `--json` have it: its code, message and hint."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
 
 class ConfigError(FedroundsError):
     code, exit_code = "configuration", 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 from uuid import UUID
 
@@ -14,6 +14,8 @@ import httpx
 from prefect import Flow, Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -24,7 +26,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext, SettingsContext, TagsContext, get_settings_context
-from prefect.exceptions import CancelledRun, CrashedRun, TerminationSignal, UnfinishedRun
+from prefect.exceptions import CancelledRun, CrashedRun, ObjectNotFound, TerminationSignal, UnfinishedRun
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
@@ -42,6 +44,7 @@ METRICS_LOGGED = {
 }
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
 POLL_S = 2.0
+PAGE = 100  # of what Prefect's API returns at a time
 
 
 def in_our_words(error: BaseException, run_id: str) -> BaseException:
@@ -140,6 +143,26 @@ def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
     for flow_run_id in stale_flows:
         client.set_flow_run_state(flow_run_id, state, force=True)
     return len(stale_tasks) + len(stale_flows)
+
+
+def delete_flow_runs(client: SyncPrefectClient, tag: str) -> int:
+    """Delete what Prefect shows of a run: all flow runs with its tag, their task runs, logs and artifacts. Returns how
+    many flow runs there were."""
+    deleted = 0
+    while page := client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])), limit=PAGE):
+        of_page = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[each.id for each in page]))
+        while artifacts := client.read_artifacts(artifact_filter=of_page, limit=PAGE):
+            for artifact in artifacts:
+                _delete(client.delete_artifact, artifact.id)
+        for flow_run in page:
+            _delete(client.delete_flow_run, flow_run.id)
+            deleted += 1
+    return deleted
+
+
+def _delete(delete: Callable[[UUID], object], id: UUID) -> None:
+    with suppress(ObjectNotFound):  # another client was first
+        delete(id)
 
 
 def settle_cancelled(client: SyncPrefectClient, state: State[Any]) -> None:

@@ -129,7 +129,7 @@ def _write_down(running: Session) -> None:
     error = running.error
     told = {"code": "bug", "message": redact(f"{type(error).__name__}: {error}"), "hint": None}
     if isinstance(error, FedroundsError):
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        told = error.as_data()
     elif was_stopped(error):
         told = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError
+from fl_components.errors import ConfigError, RunNotFound
 from fl_components.privacy import CentralPrivacy
 from fl_components.privacy.audit import LEAST_CANARIES, AuditReport, accuses, audit
 from fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fl_components.privacy.example_audit import accuses as accuses_examples
 from fl_components.server.federation import Federation
 from fl_components.server.hub import federation_of
-from fl_components.store import RunRecord, Store, derived_key
+from fl_components.store import DELETED, RunRecord, Store, derived_key
 from fl_components.training import Shadow, one_thread
 from fl_components.values import Float32
 from tasks.tracking import server
@@ -73,6 +73,8 @@ def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
             f"no run of experiment {run!r} was charged for a privacy claim", hint="audit a run under a claim"
         )
     found = found or store.run(run)
+    if found.state == DELETED:
+        raise RunNotFound(f"run {run!r} was deleted", hint="`fedrounds runs` lists those that can be audited")
     if not parse_config(found.config).claims:
         raise ConfigError(f"run {found.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")
     return found

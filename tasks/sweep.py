@@ -57,7 +57,7 @@ class SweepSession:
 
     def unfinished(self) -> list[str]:
         """The cells that have not begun, or that a resume has something to do for, in the grid's order."""
-        begun = {run.run_id for run in self.store.runs(sweep_id=self.sweep_id)}
+        begun = {run.run_id for run in self.store.runs(sweep_id=self.sweep_id, deleted=True)}
         unfinished = {run.run_id for run in self.store.runs(sweep_id=self.sweep_id, unfinished=True)}
         return [run_id for run_id in self.cells if run_id not in begun or run_id in unfinished]
 

@@ -73,7 +73,7 @@ def make_template_home(folder: Path) -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "made").exists():
-            home.mkdir()
+            home.mkdir(mode=0o700)
             subprocess.run([sys.executable, "-c", MAKE_HOME], env=clean_environment(home), cwd=home, check=True)
             wait_until(lambda: not server_is_up(home), "the template's server leaves")
             (folder / "made").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line
 
     make_streams_writable()
+    os.umask(0o077)  # what MLflow and Prefect write into the home is for this account alone, as our own files are
     show_left_out_as_a_line()
     tokens = list(sys.argv[1:] if argv is None else argv)
     with Screen(as_json="--json" in tokens) as screen:

@@ -47,7 +47,10 @@ def build() -> App:
     app.command(commands.train, group=TRAINING, sort_key=1)
     app.command(commands.sweep, group=TRAINING, sort_key=2)
     app.command(commands.resume, group=TRAINING, sort_key=3)
-    app.command(commands.runs, group=TRAINING, sort_key=4)
+    runs = App(name="runs", help="List the runs, newest first, or delete some.", group=TRAINING, sort_key=4)
+    runs.default(commands.runs)
+    runs.command(commands.runs_delete, name="delete")
+    app.command(runs)
     app.command(commands.show, group=TRAINING, sort_key=5)
 
     config = App(name="config", help="Check a configuration, show it whole, or print its schema.", group=CONFIGURATION)
@@ -79,6 +82,7 @@ def build() -> App:
     app.command(privacy)
 
     app.command(commands.audit, group=RECORDS)
+    app.command(commands.prune, group=RECORDS)
 
     journal = App(name="journal", help="The chained and signed record of every durable step.", group=RECORDS)
     journal.command(commands.journal_verify, name="verify", sort_key=1)

@@ -26,6 +26,11 @@ Overrides = Annotated[
     list[str] | None,
     Parameter(name="--set", negative=(), help="Replace one value, for instance --set rounds=5. Can be repeated."),
 ]
+WithMlflow = Annotated[
+    bool, Parameter(negative=(), help="Delete their MLflow runs and models too, but for models with an alias.")
+]
+Unfinished = Annotated[bool, Parameter(negative=(), help="Include runs that a resume could take further.")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask.")]
 OnScreen = Annotated[Screen, Parameter(parse=False)]
 
 
@@ -103,13 +108,79 @@ def resume(
     return _train("resume", run or "latest unfinished run", call, screen)
 
 
-def runs(*, limit: Annotated[int, Parameter(help="How many to list.")] = 50, screen: OnScreen) -> Answer:
-    """List the runs, newest first."""
+def runs(
+    *,
+    limit: Annotated[int, Parameter(help="How many to list.")] = 50,
+    all: Annotated[bool, Parameter(negative=(), help="List runs that were deleted, too.")] = False,
+) -> Answer:
+    """List the runs, newest first, or delete some."""
     from deployments import api
     from deployments.cli import tables
 
-    rows = api.runs(limit)
+    rows = api.runs(limit, deleted=all)
     return Answer(rows, tables.runs(rows))
+
+
+def runs_delete(
+    runs: Annotated[list[str], Parameter(name="RUN", help="The ids of runs, or of sweeps: then all their cells.")],
+    /,
+    *,
+    mlflow: WithMlflow = False,
+    unfinished: Unfinished = False,
+    yes: Yes = False,
+    screen: OnScreen,
+) -> Answer:
+    """Delete runs for good: rounds, models, and what Prefect shows. Charges and the journal stay."""
+    from deployments import api
+    from deployments.cli import tables
+
+    _confirm(f"Delete {', '.join(runs)} for good?", yes, screen)
+    found = api.delete_runs(runs, mlflow=mlflow, unfinished=unfinished)
+    return Answer(found, tables.deleted(found))
+
+
+def prune(
+    *,
+    older_than: Annotated[
+        str | None, Parameter(help="Only runs that did not change for this long: 12h, 90d, 8w.")
+    ] = None,
+    keep: Annotated[
+        int | None, Parameter(help="Keep this many of the newest finished runs of each experiment. Without it: 1.")
+    ] = None,
+    experiment: Annotated[str | None, Parameter(help="Only runs of this experiment.")] = None,
+    mlflow: WithMlflow = False,
+    unfinished: Unfinished = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Say what would be deleted, and delete nothing.")] = False,
+    yes: Yes = False,
+    screen: OnScreen,
+) -> Answer:
+    """Delete old runs, as `runs delete` does: by age, by count, or both."""
+    from deployments import api
+    from deployments.cli import tables
+
+    chosen: dict[str, Any] = {
+        "older_than": older_than,
+        "keep": keep,
+        "experiment": experiment,
+        "unfinished": unfinished,
+    }
+    found = api.prune(**chosen, dry_run=True)
+    if not dry_run and found["runs"]:
+        if not yes:
+            screen.show(tables.deleted(found))
+        _confirm("Delete them for good?", yes, screen)
+        found = api.prune(**chosen, mlflow=mlflow)
+    return Answer(found, tables.deleted(found))
+
+
+def _confirm(question: str, yes: bool, screen: Screen) -> None:
+    """Ask a person. Raises `ConfigError` where the answer is not yes, or where nobody can be asked."""
+    if yes:
+        return
+    if screen.as_json or not sys.stdin.isatty():
+        raise ConfigError("nobody can be asked whether to delete these runs", hint="add --yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was deleted", hint="answer y, or add --yes")
 
 
 def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) -> Answer:

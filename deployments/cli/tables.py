@@ -336,13 +336,37 @@ def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
     table.add_column("cost")
     for row in data:
         table.add_row(
-            row["run_id"],
+            row["run_id"] + " (deleted)" * row["run_deleted"],
             str(row["round"]),
             str(row["collection"]),
             row["state"],
             event(row["event"]),
         )
     return table
+
+
+def deleted(data: Mapping[str, Any]) -> RenderableType:
+    """What was deleted, or would be, and what was kept."""
+    runs, verb = data["runs"], "Would delete" if data["dry_run"] else "Deleted"
+    lines: list[RenderableType] = [Text(f"{verb} {len(runs)} run{'s' * (len(runs) != 1)}{'.' if not runs else ':'}")]
+    if runs:
+        table = _columns("run", "experiment", "state", "rounds", "when")
+        for row in runs:
+            when = ago(time.time() - row["updated_at"])
+            table.add_row(row["run_id"], row["name"], _state(row["state"]), str(row["committed_round"]), when)
+        lines.append(table)
+    lines += [Text(f"Kept {run_id}: {reason}.") for run_id, reason in data["kept"].items()]
+    if data["dry_run"] or not runs:
+        return Group(*lines)
+    lines.append(Text(f"Their charges and the journal stay. Prefect lost {data['prefect']['flow_runs']} flow runs."))
+    if data["mlflow"] is not None:
+        found = data["mlflow"]
+        versions = f"{found['model_versions']} registered version{'s' * (found['model_versions'] != 1)}"
+        lines.append(Text(f"MLflow: {found['runs']} runs and {versions} deleted; `mlflow gc` frees their files."))
+        lines += [Text(f"MLflow keeps {run_id}: {reason}.") for run_id, reason in found["kept"].items()]
+    problems = [each["problem"] for each in (data["prefect"], data["mlflow"]) if each is not None and each["problem"]]
+    lines += [Text(f"{problem}. Repeat the command with these runs to delete the rest.") for problem in problems]
+    return Group(*lines)
 
 
 def audit(data: Mapping[str, Any]) -> RenderableType:

@@ -271,6 +271,7 @@ class EmbeddedServer(Connection):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    umask=0o077,  # its database and logs are for this account alone
                     start_new_session=True,  # Ctrl-C is for the command, not for the server that others use too
                 )
         _servers[:] = [*(server for server in _servers if server.poll() is None), self._child]

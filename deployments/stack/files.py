@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_components.errors import StoreError
+from fl_components.store.durable_files import make_folder
 
 TOKEN_PATH = "/fedrounds"
 """The server answers its token here, so that a client knows it from whatever else may listen on that port."""
@@ -75,7 +76,7 @@ def server_files(home: Path) -> ServerFiles:
     """The embedded server's files under `home`; makes their folder. Raises `StoreError` if it cannot."""
     folder = home.absolute() / "prefect"
     with refusals_in(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, 0o700)
     return ServerFiles(folder)
 
 

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from fl_components.compression import Known
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound, StoreError
+from fl_components.errors import (
+    BudgetExhausted,
+    ConfigError,
+    Diverged,
+    RunCancelled,
+    RunConflict,
+    RunNotFound,
+    StoreError,
+)
 from fl_components.privacy.events import Nothing
 from fl_components.privacy.releases import Release, public
 from fl_components.randomness import derive_key
@@ -38,6 +46,7 @@ from fl_components.server.profile import Profile
 from fl_components.server.rows import changed_clients, data_facts, digest_key
 from fl_components.server.withheld import withheld_error, withhold
 from fl_components.store import (
+    DELETED,
     Budget,
     ExampleCharges,
     Lease,
@@ -45,6 +54,7 @@ from fl_components.store import (
     RunSecret,
     Sighting,
     Store,
+    can_never_continue,
     check_run_id,
     closed,
     destroy_by_id,
@@ -247,7 +257,7 @@ class Hub:
         Raises `StoreError` where it is missing, or where this home has seen more of the run than the database has: it
         was restored from a backup, and what came after it was released all the same.
         """
-        folder, run = secrets_of(self.store), self.run
+        folder, run = self.store.secrets_folder, self.run
         for earlier in self.store.fresh_collections(self.run_id):
             destroy_by_id(folder, self.run_id, earlier["was"])  # a process may have ended before it did
         sightings = [Sighting(each.where, anchor=each) for each in self.store.own_anchors()]
@@ -318,7 +328,7 @@ class Hub:
         if released > known and federation.example_level is not None:
             released += 1  # clients may have sent their updates of the next one
         event = self.config.privacy.event(federation.sampling) if federation.is_charged else Nothing()
-        secret = RunSecret.create(secrets_of(self.store), self.run_id)
+        secret = RunSecret.create(self.store.secrets_folder, self.run_id)
         settled = self.lease.start_afresh(
             secret_id=secret.id,
             secret_home=place_of_secrets(self.store.home),
@@ -550,6 +560,8 @@ def open_hub(
     """
     check_run_id(run_id)
     run = store.find_run(run_id)
+    if run is not None:
+        check_can_continue(run)
     if config is not None:
         federation = assembled(store, run_id, config, source_folder)
     elif run is not None:
@@ -605,7 +617,7 @@ def _create_run(
     config = federation.config
     params_D, ancestor = (start or start_fresh_or_latest(store))(federation)
     state = federation.initial_state(params_D)
-    secret = RunSecret.create(secrets_of(store), run_id) if config.claims else None
+    secret = RunSecret.create(store.secrets_folder, run_id) if config.claims else None
     run = None
     try:
         run = store.create_run(
@@ -657,9 +669,13 @@ def _assembled(folder: Path, whose: str, config: FederationConfig, source_folder
         raise withheld_error(folder, whose, "loading the clients' data", error) from None
 
 
-def secrets_of(store: Store) -> Path:
-    """The folder of runs' secrets."""
-    return store.home / "secrets" / "runs"
+def check_can_continue(run: RunRecord) -> None:
+    """Raises `RunNotFound` for a run that was deleted, and the error of one that no resume can take any further."""
+    if run.state == DELETED:
+        raise RunNotFound(f"run {run.run_id!r} was deleted", hint="begin another run")
+    if can_never_continue(run.state, run.error):
+        assert run.error is not None
+        raise Diverged(f"run {run.run_id} can never continue: {run.error['message']}", hint=run.error["hint"])
 
 
 def _check_model(run: RunRecord, federation: Federation) -> None:

@@ -346,10 +346,12 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
         params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
     if not np.isfinite(params_D).all():
-        raise Diverged(
+        diverged = Diverged(
             f"round {plan.round}: the server's parameters are no longer finite",
             hint="begin another run with a lower server_optimizer.learning_rate",
         )
+        hub.lease.finish("Failed", diverged.as_data())  # which erases the seal and the key that opens it
+        raise diverged
     return replace(
         state,
         round=plan.round,

@@ -15,7 +15,7 @@ from fl_components.privacy.accountants import pld_epsilon
 from fl_components.privacy.events import as_neighbouring
 from fl_components.privacy.example_level import UNIT
 from fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
-from fl_components.store import Budget, RoundRecord, RunRecord, Store
+from fl_components.store import DELETED, Budget, RoundRecord, RunRecord, Store
 from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 
 UNITS_IN_WORDS: Final = {
@@ -93,7 +93,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
     What is promised about clients comes first; what is promised about their examples stands under `examples` then, and
     in its place where nothing else is promised.
     """
-    named = {"run_id": run.run_id, "name": run.name}
+    named = {"run_id": run.run_id, "name": run.name, "deleted": run.state == DELETED}
     rules = (run.config.get("privacy", {}), run.config.get("training", {}).get("privacy", {}))
     if all(rule.get("kind", "none") == "none" for rule in rules):
         return named | {"claim": False}
@@ -301,6 +301,7 @@ def _in_short(claim: dict[str, Any]) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """The statement for people."""
     title = f"# Privacy statement of run {found['run_id']} ({found['name']})\n"
+    title += "\nThis run was deleted. What it has spent stays.\n" * found["deleted"]
     simulated = found.get("simulated")
     if not found["claim"]:
         return title + ("\nNothing is claimed" + (f": {simulated}.\n" if simulated else ".\n"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fl_components.store.home import home
 from fl_components.store.lease import Lease, fresh_collection
 from fl_components.store.records import (
+    DELETED,
     FINAL_STATES,
     FINISHED_STATES,
     Anchor,
@@ -22,13 +23,16 @@ from fl_components.store.records import (
     Seal,
     Sighting,
     SweepRecord,
+    can_never_continue,
     cell_name,
+    is_unfinished,
 )
 from fl_components.store.sealing import closed, opened
 from fl_components.store.secrets import RunSecret, derived_key, destroy_by_id, place_of_secrets
 from fl_components.store.store import Store, check_run_id
 
 __all__ = [
+    "DELETED",
     "FINAL_STATES",
     "FINISHED_STATES",
     "Anchor",
@@ -46,6 +50,7 @@ __all__ = [
     "Sighting",
     "Store",
     "SweepRecord",
+    "can_never_continue",
     "cell_name",
     "check_run_id",
     "closed",
@@ -53,6 +58,7 @@ __all__ = [
     "destroy_by_id",
     "fresh_collection",
     "home",
+    "is_unfinished",
     "opened",
     "place_of_secrets",
 ]

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fl_components.errors import CorruptBlob, StoreError
 from fl_components.redaction import redact_url
 from fl_components.store.database import disk_full
-from fl_components.store.durable_files import write_durably
+from fl_components.store.durable_files import erase, write_durably
+
+_ANY_FENCE: Final = 1 << 62
 
 
 class Blobs:
@@ -32,7 +34,7 @@ class Blobs:
         key = f"{run_id}/{fence:06d}/{hashlib.sha256(data).hexdigest()}"
         with self._errors("written"):
             if self._is_local:
-                write_durably(Path(self._path(key)), data)
+                write_durably(Path(self._path(key)), data, private=True)
             else:
                 self._filesystem.pipe_file(self._path(key), data)
         return key
@@ -58,6 +60,25 @@ class Blobs:
                     self._filesystem.rm_file(self._path(key))
                     deleted += 1
         return deleted
+
+    def erase(self, keys: Iterable[str]) -> int:
+        """Delete blobs whose bytes must not be read again: in a folder they are overwritten first. Returns how many
+        were there."""
+        if not self._is_local:
+            return self.delete(keys)
+        with self._errors("erased"):
+            return sum(erase(Path(self._path(key))) for key in keys)
+
+    def erase_run(self, run_id: str) -> int:
+        """Erase all blobs of a run, and its folder. Returns how many there were."""
+        erased = self.erase(self.keys(run_id, max_fence=_ANY_FENCE))
+        if self._is_local:
+            with self._errors("erased"):
+                for folder in (*Path(self._path(run_id)).glob("*"), Path(self._path(run_id))):
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        if not any(folder.iterdir()):  # what others put there is theirs
+                            folder.rmdir()
+        return erased
 
     def keys(self, run_id: str, max_fence: int) -> list[str]:
         """What is there of a run, up to a fencing number, temporary files that a killed process left included.

@@ -1,7 +1,22 @@
-"""SQLite or PostgreSQL behind one interface: opening, migrating, transactions, and what goes wrong with them."""
+"""SQLite or PostgreSQL behind one interface: opening, migrating, transactions, and what goes wrong with them.
+
+**The lock order.** On SQLite a transaction that writes has the whole database. On PostgreSQL it locks rows, and two
+transactions that lock the same rows in different orders deadlock. So each transaction locks in this order:
+
+1. the row of one run's lease;
+2. rows of `populations`: "POPULATION/*" before any client's, then by code point (`ledger.find_many`);
+3. the row of `journal_head`.
+
+Nothing is locked after the head but what the locks above guard: new rows, the run's own rows, and rows of `populations`
+that the transaction has locked before. An insert counts as well: a foreign key to `populations` locks the row that it
+names (FOR KEY SHARE), and waits for whoever holds that row FOR UPDATE. The tests of the store check this order in every
+transaction (tests/fl_components/store/lock_order.py).
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,6 +29,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Programmin
 
 from fl_components.errors import FedroundsError, NotInstalled, StoreError, Unreachable
 from fl_components.redaction import redact_url
+from fl_components.store.durable_files import sync_folder
 from fl_components.store.schema import VERSION, VERSION_TABLE, metadata
 
 LOCK_WAIT_S: Final = 30.0
@@ -29,6 +45,7 @@ class Database:
         self._url = _checked(url)
         self.label = redact_url(self._url.render_as_string(hide_password=True))
         if self._url.get_backend_name() == "sqlite":
+            _make_private(Path(self._url.database or ""))
             engine = create_engine(self._url, connect_args={"timeout": LOCK_WAIT_S})
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -57,6 +74,21 @@ class Database:
         """A transaction that only reads, and sees one state of the database throughout."""
         with self._errors(), self._reader.begin() as connection:
             yield connection
+
+    def compact(self) -> None:
+        """Give the space of deleted rows back, where that is the store's to do: SQLite's file is rewritten, and its log
+        emptied. While another process uses the database this is left to a later call."""
+        if self._url.get_backend_name() != "sqlite":
+            return  # autovacuum does
+        connection = self._writer.raw_connection()
+        try:
+            driver: Any = connection.driver_connection
+            driver.execute("VACUUM")
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.OperationalError:
+            pass
+        finally:
+            connection.close()
 
     def close(self) -> None:
         self._reader.dispose()  # both engines share one pool
@@ -109,10 +141,30 @@ def _checked(url: str | URL) -> URL:
     return parsed
 
 
+def _make_private(file: Path) -> None:
+    """Create the database's file so that its owner alone reads it; SQLite gives its other files the same mode. Raises
+    `StoreError` where other accounts may read one that exists."""
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        sync_folder(file.parent)
+        return
+    except FileExistsError:
+        modes = [path.stat().st_mode & 0o777 for path in (file, file.parent)]
+    except OSError:
+        return  # SQLite says why
+    if all(mode & 0o077 for mode in modes):
+        raise StoreError(
+            f"the database {file} has the mode {modes[0]:04o}: other accounts may read it, and it holds what privacy "
+            "claims withhold",
+            hint=f"chmod 600 {shlex.quote(str(file))}*",
+        )
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite` alone
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not left in free pages
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:  # SQLite does not wait for a lock by itself when it changes the journal mode
         try:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 from fl_components.errors import BudgetExhausted, StoreError
 from fl_components.store import journal, ledger
 from fl_components.store.keys import SigningKey
-from fl_components.store.ledger import EACH_CLIENT, in_pages, plus, unregistered
+from fl_components.store.ledger import EACH_CLIENT, in_pages, plus
 from fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
 from fl_components.store.schema import AnyRow, canonical_json, charges, example_charges, example_spending, populations
 
@@ -27,10 +27,9 @@ def register(connection: Connection, key: SigningKey, population: str, names: Co
     """Give each of these clients that has no budget yet one on the terms of POPULATION/*. Raises `StoreError`."""
     if len(ledger.find_many(connection, names)) == len(names):
         return
+    # Locked, so that `set_budget` of POPULATION/* either sees these clients or is seen here.
+    terms_of_all = ledger.locked(connection, population + EACH_CLIENT)
     journal.lock(connection)  # so that of two processes that register a client only one does
-    terms_of_all = ledger.find(connection, population + EACH_CLIENT)
-    if terms_of_all is None:
-        raise unregistered(population + EACH_CLIENT)
     new = sorted(set(names) - ledger.find_many(connection, names).keys())
     if new:
         content = {"population": terms_of_all.population, "clients": new}

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
-from fl_components.errors import StoreError
+from fl_components.errors import ConfigError, StoreError
+from fl_components.store.durable_files import make_folder
 
 
 def home(path: Path | None = None) -> Path:
-    """The home folder: `path`, or $FEDROUNDS_HOME, or ~/.fedrounds; made (0700) when it is not there.
+    """Return the home folder: `path`, or $FEDROUNDS_HOME, or ~/.fedrounds. It is created (0700) where it is missing.
 
-    It is never the working folder, because a new folder must not be a new privacy budget.
-    Raises `StoreError` when it cannot be made or written to.
+    It never depends on the working folder, because a new folder must not be a new privacy budget.
+
+    Raises `ConfigError` when $FEDROUNDS_HOME is a relative path, and `StoreError` when the folder cannot be created or
+    written to, or when other accounts may enter it: it holds what privacy claims withhold.
     """
     configured = path if path is not None else os.environ.get("FEDROUNDS_HOME") or "~/.fedrounds"
     try:
-        folder = Path(configured).expanduser().absolute()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(configured).expanduser()
+        if path is None and not folder.is_absolute():
+            raise ConfigError(
+                f"FEDROUNDS_HOME is the relative path {str(configured)!r}, which is another home, with other privacy "
+                "budgets, in each working folder",
+                hint=f"set FEDROUNDS_HOME={folder.absolute()}",
+            )
+        folder = folder.absolute()
+        make_folder(folder, 0o700)
+        mode = folder.stat().st_mode & 0o777
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StoreError(
             f"the home folder {configured} cannot be made: {reason}",
             hint="set FEDROUNDS_HOME to a folder that this account may write to",
         ) from error
+    if mode & 0o077:
+        raise StoreError(
+            f"the home folder {folder} has the mode {mode:04o}: other accounts may enter it, and it holds what privacy "
+            "claims withhold",
+            hint=f"chmod 700 {shlex.quote(str(folder))}; or, where that is not yours to change (a mounted volume), set "
+            f"FEDROUNDS_HOME={shlex.quote(str(folder / 'fedrounds'))}, which is then created with the right mode",
+        )
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise StoreError(
             f"the home folder {folder} cannot be written to",

@@ -109,7 +109,7 @@ def check_chain(
 def lock(connection: Connection) -> tuple[int, str, float]:
     """Locks the head row, which serialises appends; returns the count of rows, the last hash and the time.
 
-    A transaction takes this lock after the lease's and the population's, never before.
+    It is the last lock of a transaction: `database` has the order.
     """
     head = select(head_table.c.rows, head_table.c.hash, database_clock()).with_for_update()
     rows, last_hash, now = connection.execute(head).one()

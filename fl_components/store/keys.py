@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fl_components.errors import ConfigError, StoreError
+from fl_components.store.durable_files import make_folder, sync_folder, write_durably
 
 PUBLIC_KEY_BYTES = 32
 
@@ -67,7 +68,7 @@ class KeyRing:
     def signing(self) -> SigningKey:
         """Raises `StoreError` when the file is not whole."""
         try:
-            self._own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._own.parent, 0o700)
             temporary = self._own.with_name(f"hub.key.{os.getpid()}")
             if not self._own.exists():
                 with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
@@ -80,6 +81,7 @@ class KeyRing:
                     pass
                 finally:
                     temporary.unlink()
+            sync_folder(self._own.parent)  # also where another process has linked it and may not have come so far
             private = self._own.read_bytes()
         except OSError as error:
             raise StoreError(
@@ -108,7 +110,6 @@ class KeyRing:
                 f"{public!r} is not a public key", hint="give the 64 hexadecimal digits that `journal key` prints there"
             )
         if key_id(key) not in self.trusted:
-            self._own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._trusted.open("a") as out:
-                out.write(f"{key.hex()}\n")
+            lines = self._trusted.read_text() if self._trusted.exists() else ""
+            write_durably(self._trusted, f"{lines}{key.hex()}\n".encode(), private=True)
         return key_id(key)

@@ -23,7 +23,16 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, 
 
 from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from fl_components.store import example_ledger, journal, ledger
-from fl_components.store.records import FINAL_STATES, ExampleCharges, Guard, RoundRecord, Sighting
+from fl_components.store.durable_files import erase
+from fl_components.store.records import (
+    DELETED,
+    FINAL_STATES,
+    ExampleCharges,
+    Guard,
+    RoundRecord,
+    Sighting,
+    can_never_continue,
+)
 from fl_components.store.schema import (
     AnyRow,
     charges,
@@ -513,21 +522,78 @@ class Lease:
         return record
 
     def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
-        """Sets the run's final state, one of `FINAL_STATES`, and its error ({"code", "message", "hint"})."""
+        """Sets the run's final state, one of `FINAL_STATES`, and its error ({"code", "message", "hint"}).
+
+        A run that can never continue loses its seal and its secret: nothing un-noised outlives its round.
+        """
         if state not in FINAL_STATES:
             raise ValueError(f"{state!r} is not a final state: {FINAL_STATES}")
         with self._fenced() as connection:
             run = self._run(connection)
-            if (run.state, run.error) == (state, error):
-                return
-            content = {
-                "state": state,
-                "error": error and error.get("code"),
-                "committed_round": run.committed_round,
-                "digests": {"error": column_digest(run.digest_key, "error", error)},
-            }
-            row = self._append(connection, "run.finished", content)
-            self._update_run(connection, state=state, error=error, updated_at=row.at)
+            if (run.state, run.error) != (state, error):
+                content = {
+                    "state": state,
+                    "error": error and error.get("code"),
+                    "committed_round": run.committed_round,
+                    "digests": {"error": column_digest(run.digest_key, "error", error)},
+                }
+                row = self._append(connection, "run.finished", content)
+                self._update_run(connection, state=state, error=error, updated_at=row.at)
+        if can_never_continue(state, error):
+            try:
+                self.erase()
+            except StoreError as problem:  # the end is written down all the same
+                _logger.warning("%s; it is erased when the store is opened next", problem.message)
+
+    def delete(self, *, by: str) -> None:
+        """Delete the run: its rounds, its blobs, its secret and what it withheld. The row stays, with the state
+        `DELETED`, the configuration and what the run has spent; so do its charges, and the journal. A second call
+        finishes what the first one was kept from finishing.
+        """
+        with self._writing:
+            with self._fenced() as connection:
+                run = self._run(connection)
+                if run.state != DELETED:
+                    for table in (rounds, seals, participations):
+                        connection.execute(delete(table).where(table.c.run_id == self.run_id))
+                    content = {"by": by, "state": run.state, "committed_round": run.committed_round}
+                    row = self._append(connection, "run.deleted", content)
+                    self._update_run(
+                        connection,
+                        state=DELETED,
+                        error=None,
+                        updated_at=row.at,
+                        mlflow_run_id=None,
+                        model_uri=None,
+                        tracked_round=0,
+                        prefect_flow_runs=[],
+                    )
+            self.erase()
+
+    def erase(self) -> None:
+        """Erase what may not outlive a run that is deleted, or that can never continue: its secret and its seals; of
+        one that is deleted all its blobs and what it withheld, too. Of any other run nothing. It may be called again
+        after a crash: the rows that say what there is to erase are changed last.
+        """
+        store = self._store
+        with self._writing:
+            with self._fenced() as connection:
+                run = self._run(connection)
+                query = select(seals.c.round, seals.c.collection, seals.c.blob_key)
+                sealed = connection.execute(query.where(seals.c.run_id == self.run_id)).all()
+            if run.state == DELETED:
+                erase(store.secret_file(run))
+                erase(store.home / "withheld" / f"{self.run_id}.log")
+                store._blobs.erase_run(self.run_id)
+                with self._fenced() as connection:
+                    self._update_run(connection, initial_state_key="")
+            elif can_never_continue(run.state, run.error):
+                erase(store.secret_file(run))
+                store._blobs.erase(row.blob_key for row in sealed)
+                with self._fenced() as connection:
+                    for row in sealed:
+                        self._append(connection, "seal.erased", {"round": row.round, "collection": row.collection})
+                    connection.execute(delete(seals).where(seals.c.run_id == self.run_id))
 
     def note(
         self,
@@ -574,11 +640,9 @@ class Lease:
 
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:
-        """A transaction of the holder. The lease's row is its first lock, the journal's head its last."""
+        """A transaction of the holder. The lease's row is its first lock (`database` has the order)."""
         with self._store._transaction() as connection:
-            row = connection.execute(
-                select(leases.c.fence, leases.c.pid).where(leases.c.run_id == self.run_id).with_for_update()
-            ).one()
+            row = self._lock(connection)
             if row.fence != self.fence:
                 self._lost = True
                 raise LeaseLost(
@@ -588,6 +652,10 @@ class Lease:
             if row.pid is None:
                 raise LeaseLost(f"the lease of run {self.run_id} has been released", hint="acquire it again")
             yield connection
+
+    def _lock(self, connection: Connection) -> AnyRow:
+        query = select(leases.c.fence, leases.c.pid).where(leases.c.run_id == self.run_id)
+        return connection.execute(query.with_for_update()).one()
 
     def _beat(self) -> None:
         while not self._ended.wait(self._store.heartbeat_s):

@@ -79,14 +79,19 @@ def of_another_population(population: str, owner: str) -> ConfigError:
 
 def set_budget(
     connection: Connection, key: SigningKey, population: str, terms: BudgetTerms, reason: str, *, by: str
-) -> Budget:
+) -> Budget | None:
     """Register a population, or change what it may spend; of "POPULATION/*" what each client of it may, those that are
     known and those to come, but for those whose own budget was set by name: that one stays. Raises `ConfigError` where
-    it would change the meaning of what is spent already."""
+    it would change the meaning of what is spent already.
+
+    Returns None when another process has registered the population meanwhile: its row must be locked before the
+    journal's head is, so the caller begins a new transaction.
+    """
     before = _affected(connection, population)
     if population not in before:
         journal.lock(connection)  # so that of two processes that register it only one does
-        before = _affected(connection, population)
+        if find(connection, population) is not None:
+            return None
     same = population in before and all(each.terms == terms for each in before.values())
     if same and _is_named(connection, population):
         return before[population]
@@ -105,12 +110,17 @@ def set_budget(
 
 
 def _affected(connection: Connection, population: str) -> dict[str, Budget]:
-    """The budgets whose terms are set with those of a population, locked."""
-    names = {population}
-    if population.endswith(EACH_CLIENT):
-        theirs = clients_of(connection, population.removesuffix(EACH_CLIENT))
-        names |= {name for name, named in theirs.items() if not named}
-    return find_many(connection, names, lock=True)
+    """The budgets whose terms are set with those of a population, locked.
+
+    The lock on POPULATION/* comes before the others and keeps clients from being registered; which of these got terms
+    by their own names is read once all of them are locked.
+    """
+    before = find_many(connection, [population], lock=True)
+    if not before or not population.endswith(EACH_CLIENT):
+        return before
+    base = population.removesuffix(EACH_CLIENT)
+    clients = find_many(connection, clients_of(connection, base).keys() - {population}, lock=True)
+    return before | {name: clients[name] for name, named in clients_of(connection, base).items() if not named}
 
 
 def _is_named(connection: Connection, population: str) -> bool:
@@ -160,7 +170,7 @@ def bind_members(connection: Connection, key: SigningKey, population: str, diges
         raise of_another_population(base, others[0])
     new = [digest for digest in digests if digest not in known]
     if new:
-        content = {"population": population, "members": digest_of_members(new), "key_id": key.id}
+        content = {"population": population, "members": digest_of_members(new)}
         row = journal.append(connection, key, None, "population.bound", content)
         values = {"population": population, "key_id": key.id, "journal_sequence": row.sequence}
         connection.execute(insert(members), [{**values, "digest": digest} for digest in new])
@@ -169,12 +179,13 @@ def bind_members(connection: Connection, key: SigningKey, population: str, diges
 def bind_rows(connection: Connection, key: SigningKey, population: str, rows: Mapping[str, Collection[str]]) -> None:
     """Remember which clients of a population hold these rows, told by digests: by the client's own population, which
     has a budget. What is bound to another one already stays with it."""
+    find_many(connection, rows.keys(), lock=True)
     journal.lock(connection)
     known = bound(connection, [digest for digests in rows.values() for digest in digests])
     new = [(name, digest) for name, digests in rows.items() for digest in digests if digest not in known]
     if new:
         digests = digest_of_members(as_bound(*each)[1] for each in new)
-        content = {"population": population + EACH_CLIENT, "members": digests, "key_id": key.id}
+        content = {"population": population + EACH_CLIENT, "members": digests}
         row = journal.append(connection, key, None, "population.bound", content)
         values = {"key_id": key.id, "journal_sequence": row.sequence}
         connection.execute(insert(members), [{**values, "population": name, "digest": each} for name, each in new])
@@ -270,13 +281,19 @@ def _write(connection: Connection, population: str, spent: Events) -> None:
 
 
 def find_many(connection: Connection, names: Collection[str], *, lock: bool = False) -> dict[str, Budget]:
-    """The budgets of these populations, where they have one; locked in the order of their names."""
+    """The budgets of these populations, where they have one; locked in the order of their names' code points."""
     found: dict[str, Budget] = {}
     for page in in_pages(populations.c.population, names):
-        query = select(*_COLUMNS).where(page).order_by(populations.c.population)
+        query = select(*_COLUMNS).where(page).order_by(_by_code_point(connection))
         budgets = map(_budget, connection.execute(query.with_for_update() if lock else query))
         found |= {each.population: each for each in budgets if each is not None}
     return found
+
+
+def _by_code_point(connection: Connection) -> ColumnElement[str]:
+    """The names in one order in all transactions, that of `in_pages`, whatever the database's collation is."""
+    name = populations.c.population
+    return name.collate("C") if connection.dialect.name == "postgresql" else name
 
 
 def write_many(connection: Connection, spent: Mapping[str, Events]) -> None:

@@ -107,14 +107,14 @@ def blobs_in_use(connection: Connection) -> dict[str, str]:
     states = select(rounds.c.run_id, rounds.c.round, rounds.c.state_key).where(rounds.c.state_key.is_not(None))
     found = {f"state of {_round(row.run_id, row.round)}": row.state_key for row in connection.execute(states)}
     dead = set()
-    for row in connection.execute(select(runs.c.run_id, runs.c.state, runs.c.error, runs.c.initial_state_key)):
-        if row.state != DELETED:
-            found[f"initial state of {row.run_id}"] = row.initial_state_key
-        if can_never_continue(row.state, row.error):
-            dead.add(row.run_id)  # its seal is being erased
-    for row in connection.execute(select(seals.c.run_id, seals.c.round, seals.c.blob_key)):
-        if row.run_id not in dead:
-            found[f"seal of {_round(row.run_id, row.round)}"] = row.blob_key
+    for run in connection.execute(select(runs.c.run_id, runs.c.state, runs.c.error, runs.c.initial_state_key)):
+        if run.state != DELETED:
+            found[f"initial state of {run.run_id}"] = run.initial_state_key
+        if can_never_continue(run.state, run.error):
+            dead.add(run.run_id)  # its seal is being erased
+    for seal in connection.execute(select(seals.c.run_id, seals.c.round, seals.c.blob_key)):
+        if seal.run_id not in dead:
+            found[f"seal of {_round(seal.run_id, seal.round)}"] = seal.blob_key
     return found
 
 
@@ -166,7 +166,7 @@ class _Told:
         budgets.update({name: dict(terms) for name in content["clients"]})
 
     def _population_bound(self, row: AnyRow, content: dict[str, Any]) -> None:
-        bound = (content["population"], content["members"], content["key_id"])
+        bound = (content["population"], content["members"], row.key_id)
         self.books["bindings"][f"row {row.sequence}"] = bound
 
     def _sweep_created(self, row: AnyRow, content: dict[str, Any]) -> None:
@@ -262,7 +262,7 @@ class _Told:
 def _told(connection: Connection) -> dict[str, Book]:
     """By the journal."""
     told = _Told()
-    columns = [journal_table.c[name] for name in ("sequence", "at", "run_id", "kind", "content")]
+    columns = [journal_table.c[name] for name in ("sequence", "at", "run_id", "kind", "content", "key_id")]
     query = select(*columns).order_by(journal_table.c.sequence).execution_options(yield_per=1000)
     for row in connection.execute(query):
         told.read(row, json.loads(row.content))

@@ -20,6 +20,15 @@ DELETED: Final = "Deleted"
 """The state of a run of which only the row is kept: its charges count for ever, and its descendants name it."""
 
 
+def is_unfinished(state: str, error: Mapping[str, Any] | None) -> bool:
+    """Return whether a resume can take the run further.
+
+    >>> is_unfinished("Cancelled", {"code": "cancelled"}), is_unfinished("Failed", {"code": "diverged"})
+    (True, False)
+    """
+    return state not in (*FINISHED_STATES, DELETED) and not can_never_continue(state, error)
+
+
 def can_never_continue(state: str, error: Mapping[str, Any] | None) -> bool:
     """Return whether no resume can take the run any further: it has diverged, and a round is a pure function.
 

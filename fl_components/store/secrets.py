@@ -29,14 +29,13 @@ and the processor on which they are computed. Equal noise keys therefore imply e
 from __future__ import annotations
 
 import json
-import os
 import platform
 import secrets as entropy
 from pathlib import Path
 from typing import Final
 
 from fl_components.errors import StoreError
-from fl_components.store.durable_files import remove_leftovers, sync_folder, write_durably
+from fl_components.store.durable_files import erase, remove_leftovers, write_durably
 
 KEY_BYTES: Final = 32
 
@@ -69,7 +68,7 @@ class RunSecret:
         """
         key = entropy.token_bytes(KEY_BYTES)
         id = _identity(key)
-        file = _file(folder, run_id, id)
+        file = secret_file(folder, run_id, id)
         if not file.exists():  # as it always is, unless the entropy is replaced in a test
             _write(file, id, 1, key)
         return cls.open(folder, run_id, id)
@@ -77,7 +76,7 @@ class RunSecret:
     @classmethod
     def open(cls, folder: Path, run_id: str, id: str) -> RunSecret:
         """Return the secret of this id. Raises `StoreError` when its file is missing, damaged or another's."""
-        file = _file(folder, run_id, id)
+        file = secret_file(folder, run_id, id)
         try:
             remove_leftovers(file)  # one day an old key would be in them
             fields = json.loads(file.read_text())
@@ -120,26 +119,18 @@ class RunSecret:
         A file system that writes elsewhere than in place (a copy-on-write one, a solid-state disk) may keep the old
         bytes for a while.
         """
-        destroy_secret(self._file.parent, self._file)
+        destroy_secret(self._file)
 
 
-def destroy_secret(folder: Path, file: Path) -> None:
+def destroy_secret(file: Path) -> None:
     """Overwrite and remove a secret's file, where it exists."""
-    try:
-        with open(file, "r+b") as out:
-            out.write(bytes(os.fstat(out.fileno()).st_size))
-            out.flush()
-            os.fsync(out.fileno())
-    except FileNotFoundError:
-        return
     remove_leftovers(file)
-    file.unlink(missing_ok=True)
-    sync_folder(folder)
+    erase(file)
 
 
 def destroy_by_id(folder: Path, run_id: str, id: str) -> None:
     """The same for the secret of this id."""
-    destroy_secret(folder, _file(folder, run_id, id))
+    destroy_secret(secret_file(folder, run_id, id))
 
 
 def place_of_secrets(home: Path) -> str:
@@ -164,7 +155,8 @@ def _identity(key: bytes) -> str:
     return derived_key(key, "identity").hex()[:ID_DIGITS]
 
 
-def _file(folder: Path, run_id: str, id: str) -> Path:
+def secret_file(folder: Path, run_id: str, id: str) -> Path:
+    """The file of a run's secret. Its name is this run's alone: another database may hold another run of that id."""
     return folder / f"{run_id}@{id}"
 
 

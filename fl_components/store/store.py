@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from fl_components.errors import (
     CorruptBlob,
     Diverged,
     JournalBroken,
+    LeaseHeld,
     RunConflict,
     RunFailed,
     RunNotFound,
+    StoreError,
     TooFewClients,
 )
 from fl_components.store import example_ledger, ledger
@@ -35,6 +38,7 @@ from fl_components.store.home import home as home_folder
 from fl_components.store.keys import KeyRing
 from fl_components.store.reconciliation import blobs_in_use, reconcile
 from fl_components.store.records import (
+    DELETED,
     FINISHED_STATES,
     Anchor,
     Budget,
@@ -63,11 +67,14 @@ from fl_components.store.schema import (
     seals,
     sweeps,
 )
+from fl_components.store.secrets import secret_file
+
+_logger = logging.getLogger(__name__)
 
 _PAGE: Final = 1000
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
 
-_UNFINISHED: Final = or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None))
+_UNFINISHED: Final = and_(runs.c.state != DELETED, or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None)))
 """Of a run joined with its lease: a resume has something to do for it."""
 
 # A round is a pure function: these errors come again.
@@ -138,7 +145,13 @@ class Store:
         in_home = URL.create("sqlite", database=str(folder / "fedrounds.db"))
         database = open_database(database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or in_home)
         blobs = Blobs(blobs_url or os.environ.get("FEDROUNDS_BLOBS_URL") or str(folder / "blobs"))
-        return cls(folder, database, blobs, heartbeat_s=heartbeat_s, lapse_s=lapse_s)
+        store = cls(folder, database, blobs, heartbeat_s=heartbeat_s, lapse_s=lapse_s)
+        try:
+            store.finish_erasures()
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def close(self) -> None:
         self._database.close()
@@ -228,6 +241,8 @@ class Store:
     ) -> RunRecord:
         """Returns the run, where it has this configuration and is a cell of that sweep, if one is given. Raises
         `RunConflict`."""
+        if run.state == DELETED:
+            raise RunConflict(f"run {run.run_id!r} was deleted, and its charges stay", hint="give the run another id")
         if run.config_digest != config_digest:
             raise _conflict(f"run {run.run_id!r}", "run id", run.config, config)
         if sweep_id not in (None, run.sweep_id):
@@ -254,10 +269,14 @@ class Store:
         name: str | None = None,
         sweep_id: str | None = None,
         unfinished: bool = False,
+        deleted: bool = False,
         limit: int | None = None,
     ) -> list[RunRecord]:
-        """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for."""
+        """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for. Those
+        that were deleted are among them only where `deleted` says so."""
         query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(limit)
+        if not deleted:
+            query = query.where(runs.c.state != DELETED)
         if name is not None:
             query = query.where(runs.c.name == name)
         if sweep_id is not None:
@@ -297,9 +316,47 @@ class Store:
         stopped or silent, or on another host, is waited for: `say` (by default a log line) gets a sentence, and when
         the lease lapses it is superseded, when the holder is heard of `LeaseHeld` is raised.
 
-        Raises `RunNotFound`, `LeaseHeld`.
+        Raises `RunNotFound`, also of a run that was deleted, and `LeaseHeld`.
         """
+        if self.run(run_id).state == DELETED:
+            raise RunNotFound(
+                f"run {run_id!r} was deleted", hint=f"its charges stay: `fedrounds privacy statement {run_id}`"
+            )
         return lease_.acquire(self, run_id, say)
+
+    def delete_run(self, run_id: str, *, by: str) -> None:
+        """Delete a run (`Lease.delete`), by the account `by`. Raises `RunNotFound`, and `LeaseHeld` where a process
+        works on it."""
+        with lease_.acquire(self, run_id, _refuse_to_wait) as lease:
+            lease.delete(by=by)
+
+    def compact(self) -> None:
+        """Give the space of deleted rows back (`Database.compact`)."""
+        self._database.compact()
+
+    @property
+    def secrets_folder(self) -> Path:
+        """Where this home keeps the secrets of runs under a privacy claim."""
+        return self.home / "secrets" / "runs"
+
+    def secret_file(self, run: RunRecord | AnyRow) -> Path:
+        """The file of a run's secret, which exists in the home that created it."""
+        return secret_file(self.secrets_folder, run.run_id, run.secret_id or "")
+
+    def finish_erasures(self) -> None:
+        """Erase what a process that was killed, or a place that could not be written, left of runs that are deleted or
+        can never continue. A run that another process holds is left to it."""
+        diverged = and_(runs.c.state == "Failed", cast(runs.c.error, Text).like(f'%"code":"{Diverged.code}"%'))
+        secrets = {file.name for file in self.secrets_folder.glob("*@*")}
+        sealed = {row.run_id for row in self._rows(select(seals.c.run_id).distinct())}
+        for run in self._rows(select(runs).where(or_(runs.c.state == DELETED, diverged))):
+            left = run.state == DELETED and run.initial_state_key
+            if left or run.run_id in sealed or self.secret_file(run).name in secrets:
+                try:
+                    with lease_.acquire(self, run.run_id, _refuse_to_wait) as lease:
+                        lease.erase()
+                except (StoreError, RunNotFound) as problem:
+                    _logger.warning("what is left of run %s could not be erased: %s", run.run_id, problem.message)
 
     # --- sweeps ---
 
@@ -395,8 +452,11 @@ class Store:
         Terms that are the same already change nothing. Raises `ConfigError` when they would change the meaning of what
         is spent: only epsilon may differ then.
         """
-        with self._transaction() as connection:
-            return ledger.set_budget(connection, self.keys.signing, population, terms, reason, by=by)
+        while True:
+            with self._transaction() as connection:
+                budget = ledger.set_budget(connection, self.keys.signing, population, terms, reason, by=by)
+            if budget is not None:
+                return budget
 
     def find_budget(self, population: str) -> Budget | None:
         with self._database.snapshot() as connection:
@@ -600,6 +660,11 @@ class Store:
     def _latest(self, query: Select[*tuple[Any, ...]]) -> RunRecord | None:
         rows = self._rows(query.order_by(runs.c.updated_at.desc(), runs.c.journal_sequence.desc()).limit(1))
         return RunRecord(*rows[0]) if rows else None
+
+
+def _refuse_to_wait(waiting: str) -> None:
+    """Instead of waiting for a lease to lapse."""
+    raise LeaseHeld(waiting, hint="try again when that process has ended")
 
 
 def check_run_id(run_id: str) -> None:

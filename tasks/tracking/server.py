@@ -58,7 +58,10 @@ def tracking_uri(home: Path) -> str:
 
 def artifact_location(uri: str, home: Path) -> str | None:
     """Where a new experiment keeps its artifacts: in the home folder for our own database, else MLflow's choice."""
-    return (home / "mlartifacts").as_uri() if uri == _local_uri(home) else None
+    if uri != _local_uri(home):
+        return None
+    (home / "mlartifacts").mkdir(mode=0o700, exist_ok=True)
+    return (home / "mlartifacts").as_uri()
 
 
 def is_local(uri: str) -> bool:
@@ -152,6 +155,7 @@ def make_database(uri: str) -> None:
         unfinished = path.with_name(path.name + ".new")
         for leftover in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
             leftover.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)  # SQLite gives its other files the same mode
         artifacts = (path.parent / "mlartifacts").absolute().as_uri()
         made = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)
         made.engine.dispose()

@@ -121,7 +121,7 @@ def test_a_configuration_edited_between_attempts(stack: Stack, undisturbed: Call
 
 def test_a_home_that_cannot_be_written(stack: Stack, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(mode=0o700)
     home.chmod(0o555)
     as_others: list[str] = []
     if os.geteuid() == 0:  # whom permissions stop only without this capability

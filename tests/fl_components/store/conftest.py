@@ -15,6 +15,7 @@ import pytest
 import fl_components
 from fl_components.store import RoundRecord, RunRecord, Store
 from fl_components.store.lease import Lease
+from tests.fl_components.store.lock_order import checked
 
 EVENT = {"event": "none"}
 
@@ -70,6 +71,17 @@ class Process:
         self._popen.kill()
         if reap:
             self._popen.communicate()
+
+
+@pytest.fixture(autouse=True)
+def lock_order(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every transaction of every test locks in the order that `fl_components.store.database` gives."""
+    if request.cls is not None and request.cls.__name__ == "TestChecker":
+        yield
+        return
+    with checked() as order:
+        yield
+    assert order.violations == []
 
 
 @pytest.fixture

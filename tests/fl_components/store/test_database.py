@@ -37,9 +37,15 @@ def test_sqlite_settings_hold_on_every_connection(home: Path) -> None:
         for connection in (one, two):
             settings = {
                 name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-                for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+                for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout", "secure_delete")
             }
-            assert settings == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2, "busy_timeout": 30_000}
+            assert settings == {
+                "journal_mode": "wal",
+                "foreign_keys": 1,
+                "synchronous": 2,
+                "busy_timeout": 30_000,
+                "secure_delete": 1,
+            }
 
 
 def test_a_current_store_opens_without_alembic_and_nothing_imports_heavy_packages(home: Path) -> None:
