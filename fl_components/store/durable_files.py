@@ -33,10 +33,13 @@ def write_durably(file: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def erase(file: Path) -> bool:
-    """Overwrite the file's bytes on the disk, then remove it. Returns whether it was there; a second call does nothing.
+    """Overwrite the file's bytes on the disk, then remove it, and what killed processes left as they wrote it. Returns
+    whether it was there; a second call does nothing.
 
     A file system that never writes in place (copy-on-write, a solid-state disk) may keep the old bytes for a while.
     """
+    for leftover in _leftovers(file):
+        erase(leftover)
     try:
         with open(file, "r+b", buffering=0) as out:
             left = os.fstat(out.fileno()).st_size
@@ -52,9 +55,13 @@ def erase(file: Path) -> bool:
 
 def remove_leftovers(file: Path) -> None:
     """Remove what processes that were killed while they wrote this file have left."""
-    for leftover in file.parent.glob(f".{glob.escape(file.name)}.*"):
-        if re.fullmatch("[0-9a-f]{32}", leftover.name[len(file.name) + 2 :]):  # else it is another file's
-            leftover.unlink(missing_ok=True)
+    for leftover in _leftovers(file):
+        leftover.unlink(missing_ok=True)
+
+
+def _leftovers(file: Path) -> list[Path]:
+    beside = file.parent.glob(f".{glob.escape(file.name)}.*")  # those of other files are named otherwise
+    return [each for each in beside if re.fullmatch("[0-9a-f]{32}", each.name[len(file.name) + 2 :])]
 
 
 def make_folder(folder: Path, mode: int) -> None:

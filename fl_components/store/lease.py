@@ -594,6 +594,7 @@ class Lease:
                     for row in sealed:
                         self._append(connection, "seal.erased", {"round": row.round, "collection": row.collection})
                     connection.execute(delete(seals).where(seals.c.run_id == self.run_id))
+                self.collect_garbage()
 
     def note(
         self,

@@ -62,6 +62,14 @@ def test_erase_overwrites_what_another_name_still_shows(tmp_path: Path) -> None:
     assert not erase(file)
 
 
+def test_erase_takes_what_a_killed_writer_left_along(tmp_path: Path) -> None:
+    leftover, of_another = tmp_path / f".r@1.{'a' * 32}", tmp_path / f".r@1.5.{'a' * 32}"
+    for file in (tmp_path / "r@1", leftover, of_another):
+        file.write_bytes(b"key")
+    assert erase(tmp_path / "r@1")
+    assert list(tmp_path.iterdir()) == [of_another]
+
+
 class TestARunThatCanNeverContinue:
     def test_loses_its_seal_and_its_secret(self, sealed: Store) -> None:
         with sealed.acquire("r") as lease:
