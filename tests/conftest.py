@@ -18,10 +18,15 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support import copy_home, make_template_home, missing
+from tests.support import FULL_EXAMPLES, QUICK_EXAMPLES, copy_home, make_template_home, missing
 
-settings.register_profile("without timing", deadline=None)  # the machine may be busy
-settings.load_profile("without timing")
+settings.register_profile("full", deadline=None, max_examples=FULL_EXAMPLES)  # the machine may be busy
+settings.register_profile("quick", settings.get_profile("full"), max_examples=QUICK_EXAMPLES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fewer generated cases where slow tests are left out."""
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "full")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

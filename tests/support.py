@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from fl_components.errors import DataError
 
@@ -24,6 +25,7 @@ FEDROUNDS = Path(sys.executable).with_name("fedrounds")
 HEART = ROOT / "examples" / "heart_disease.yaml"
 CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
 DEADLINE_S = 120.0
+FULL_EXAMPLES, QUICK_EXAMPLES = 100, 15  # of each property
 
 # Makes all databases of a home: the store's, MLflow's and Prefect's.
 MAKE_HOME = """
@@ -58,6 +60,14 @@ PRIVATE: dict[str, Any] = {
     },
 }
 """The configuration of a small run under a privacy claim."""
+
+
+def cases(in_full: int) -> int:
+    """How many cases of a property hypothesis generates: as many with its profile "full", fewer with "quick".
+
+    A property test without a number of its own follows the profile by itself.
+    """
+    return max(min(in_full, 5), in_full * settings().max_examples // FULL_EXAMPLES)
 
 
 def clean_environment(home: Path) -> dict[str, str]:

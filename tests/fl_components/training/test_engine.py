@@ -24,6 +24,7 @@ from fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summin
 from fl_components.training.layers import DualForm
 from fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fl_components.values import IGNORED, ClientTask
+from tests.support import cases
 
 OPTIONS: list[dict[str, Any]] = [
     {"epochs": 1},
@@ -279,7 +280,7 @@ def test_contributions_do_not_depend_on_the_order() -> None:
     assert len(sums) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(60), deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     widths=st.lists(st.integers(1, 40), max_size=3),
