@@ -23,15 +23,27 @@ from tests.support import FULL_EXAMPLES, QUICK_EXAMPLES, copy_home, make_templat
 settings.register_profile("full", deadline=None, max_examples=FULL_EXAMPLES)  # the machine may be busy
 settings.register_profile("quick", settings.get_profile("full"), max_examples=QUICK_EXAMPLES)
 
+LONGEST = ("faults", "stack", "end_to_end", "compression", "tasks", "training", "deployments", "server", "store", "")
+"""The folders of tests, those that take longest first."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fewer generated cases where slow tests are left out."""
     settings.load_profile("quick" if "not slow" in config.option.markexpr else "full")
 
 
+@pytest.hookimpl(tryfirst=True)  # before what -m leaves out is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: begun last, they would leave one worker with nothing to do."""
-    items.sort(key=lambda item: "faults" not in item.path.parts)
+    """Make `ci` tests slow ones; the longest first: begun last, they would leave one worker with nothing to do."""
+    for item in items:
+        if item.get_closest_marker("ci") is not None:
+            item.add_marker("slow")
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    folders = item.nodeid.partition("::")[0].split("/")[:-1]
+    return min(LONGEST.index(folder) for folder in [*folders, ""] if folder in LONGEST)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def cases(in_full: int) -> int:
 
     A property test without a number of its own follows the profile by itself.
     """
-    return max(min(in_full, 5), in_full * settings().max_examples // FULL_EXAMPLES)
+    return max(min(in_full, 2), in_full * settings().max_examples // FULL_EXAMPLES)
 
 
 def clean_environment(home: Path) -> dict[str, str]:
