@@ -76,6 +76,13 @@ def clean_environment(home: Path) -> dict[str, str]:
     return {**kept, "FEDROUNDS_HOME": str(home), "HOME": str(home.parent), "NO_COLOR": "1"}
 
 
+def use_home(folder: Path, environment: pytest.MonkeyPatch) -> None:
+    """Makes `folder` this process's home, wherever the caller's environment has the store."""
+    environment.setenv("FEDROUNDS_HOME", str(folder))
+    for name in ("FEDROUNDS_DATABASE_URL", "FEDROUNDS_BLOBS_URL"):
+        environment.delenv(name, raising=False)
+
+
 def make_template_home(folder: Path) -> Path:
     """A home in which nothing has run yet, made once in `folder` however many processes ask for it."""
     home = folder / "home"
