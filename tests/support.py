@@ -25,7 +25,7 @@ FEDROUNDS = Path(sys.executable).with_name("fedrounds")
 HEART = ROOT / "examples" / "heart_disease.yaml"
 CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
 DEADLINE_S = 120.0
-FULL_EXAMPLES, QUICK_EXAMPLES = 100, 15  # of each property
+FULL_EXAMPLES, QUICK_EXAMPLES = 100, 10  # of each property
 
 # Makes all databases of a home: the store's, MLflow's and Prefect's.
 MAKE_HOME = """

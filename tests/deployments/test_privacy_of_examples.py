@@ -294,12 +294,14 @@ class TestPlan:
             assert 0.99 * 2 < rdp_epsilon({rule: 4}, "zero_out", 1e-3) <= 2
             assert epsilon(each["configured_rounds"]) <= 2 < epsilon(each["configured_rounds"] + 1)
 
+    @pytest.mark.ci
     def test_cut_batches_are_paid_for(self, config: str, home: Path) -> None:
         plain = privacy.plan_examples(config, epsilon=2.0)["clients"]
         cut = privacy.plan_examples(config, ["training.privacy.max_batch_size=130"], epsilon=2.0)["clients"]
         assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
         assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
 
+    @pytest.mark.ci
     def test_batches_that_are_cut_too_often_name_the_size_that_would_do(self, config: str, home: Path) -> None:
         cut = "training.privacy.max_batch_size="
         with pytest.raises(

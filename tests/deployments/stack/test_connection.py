@@ -57,6 +57,7 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.ci
 def test_five_clients_at_once_share_one_server_which_leaves_after_them(
     warm_home: Path,
     stranger: int,

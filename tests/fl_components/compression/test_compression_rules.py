@@ -165,7 +165,7 @@ def wrong_parts(part: Any) -> list[Any]:
 @pytest.mark.parametrize("rule", UNBIASED, ids=repr)
 @pytest.mark.parametrize(
     "vector",
-    [normal, sparse(2), *(pytest.param(vector, marks=pytest.mark.slow) for vector in (layers, sparse(1), sparse(10)))],
+    [normal, sparse(2), *(pytest.param(vector, marks=pytest.mark.ci) for vector in (layers, sparse(1), sparse(10)))],
 )
 def test_unbiased_rules_are_right_on_average(rule: CompressionRule, vector: Vector) -> None:
     """The mean of many is as far from the truth as chance alone would have it, E|mean - x|^2 = E|error|^2 / many, give

@@ -109,7 +109,7 @@ def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open
     [
         FEEDBACK,
         *(
-            pytest.param(fields, marks=pytest.mark.slow)
+            pytest.param(fields, marks=pytest.mark.ci)
             for fields in ({"kind": "eden"}, {"kind": "qsgd"}, {"kind": "dead_zone", "error_feedback": True})
         ),
     ],

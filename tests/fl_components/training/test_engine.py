@@ -45,6 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
         "straggler_fraction": 0.3,
     },
 ]
+QUICK_OPTIONS = [OPTIONS[2], OPTIONS[-1]]  # in one all that the others have
 
 
 class Scaled(nn.Module):
@@ -190,7 +191,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, tuple[int, ...], type | Non
 
 @pytest.mark.parametrize("case", CASES)
 class TestManyAtOnce:
-    @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+    @pytest.mark.parametrize(
+        "options",
+        [
+            pytest.param(options, id="-".join(options), marks=[] if options in QUICK_OPTIONS else pytest.mark.ci)
+            for options in OPTIONS
+        ],
+    )
     def test_it_is_what_each_comes_to_alone(self, case: str, options: dict[str, Any]) -> None:
         make, x_of, labels, way = CASES[case]
         module = make()
