@@ -8,7 +8,8 @@ SHELL := bash
 PYTHONS := python3.13 python3.12 python3.11 python3 python
 PYTHON ?=
 CONFIG ?= examples/heart_disease.yaml
-PYTEST_ARGS ?= -n 2
+# By file, so that a server or a model that tests of a file share is made once; conftest.py puts the longest first.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -48,11 +49,15 @@ ui: $(SERVER)  ## Serve the Prefect and MLflow pages of your runs until Ctrl-C
 	$(BIN)/fedrounds ui
 
 .PHONY: test
-test: $(DEV)  ## Run the quick tests (PYTEST_ARGS="..." replaces "-n 2")
+test: $(DEV)  ## Run the quick tests (PYTEST_ARGS="..." replaces "-n 2" and how tests are dealt out)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
+.PHONY: test-ci
+test-ci: $(DEV)  ## Run the slow tests that continuous integration runs
+	$(BIN)/python -m pytest -m "ci or browser" $(PYTEST_ARGS)
+
 .PHONY: test-all
-test-all: $(DEV)  ## Run all tests, the slow ones too
+test-all: $(DEV)  ## Run all tests, every generated case and the slow ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: check

@@ -18,25 +18,59 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support import copy_home, make_template_home, missing
+from fl_components.store import Store
+from tests.support import FULL_EXAMPLES, QUICK_EXAMPLES, copy_home, make_template_home, missing, use_home
 
-settings.register_profile("without timing", deadline=None)  # the machine may be busy
-settings.load_profile("without timing")
+settings.register_profile("full", deadline=None, max_examples=FULL_EXAMPLES)  # the machine may be busy
+settings.register_profile("quick", settings.get_profile("full"), max_examples=QUICK_EXAMPLES)
+
+LONGEST = ("faults", "stack", "end_to_end", "compression", "tasks", "training", "deployments", "server", "store", "")
+"""The folders of tests, those that take longest first."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Fewer generated cases where slow tests are left out."""
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "full")
+
+
+@pytest.hookimpl(tryfirst=True)  # before what -m leaves out is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: begun last, they would leave one worker with nothing to do."""
-    items.sort(key=lambda item: "faults" not in item.path.parts)
+    """Make `ci` tests slow ones; the longest first: begun last, they would leave one worker with nothing to do."""
+    for item in items:
+        if item.get_closest_marker("ci") is not None:
+            item.add_marker("slow")
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    folders = item.nodeid.partition("::")[0].split("/")[:-1]
+    return min(LONGEST.index(folder) for folder in [*folders, ""] if folder in LONGEST)
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new FEDROUNDS_HOME, with nothing else of the caller's environment that would move the store."""
     folder = tmp_path / "home"
-    monkeypatch.setenv("FEDROUNDS_HOME", str(folder))
-    monkeypatch.delenv("FEDROUNDS_DATABASE_URL", raising=False)
-    monkeypatch.delenv("FEDROUNDS_BLOBS_URL", raising=False)
+    use_home(folder, monkeypatch)
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with an empty store, to be copied: making its tables takes a tenth of a second."""
+    folder = tmp_path_factory.mktemp("empty") / "home"
+    with pytest.MonkeyPatch.context() as environment:
+        use_home(folder, environment)
+        Store.open().close()
+    return folder
+
+
+@pytest.fixture
+def store(home: Path, empty_home: Path) -> Iterator[Store]:
+    """An empty store in `home`."""
+    shutil.copytree(empty_home, home)
+    with Store.open() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +165,7 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
             connection.execute("CREATE SCHEMA public")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.ci])])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, once of each kind that the store runs on."""
     if request.param == "sqlite":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from fl_components.errors import DataError
 
@@ -24,6 +25,7 @@ FEDROUNDS = Path(sys.executable).with_name("fedrounds")
 HEART = ROOT / "examples" / "heart_disease.yaml"
 CONFIGURES = ("PREFECT_", "MLFLOW_", "FEDROUNDS_")
 DEADLINE_S = 120.0
+FULL_EXAMPLES, QUICK_EXAMPLES = 100, 10  # of each property
 
 # Makes all databases of a home: the store's, MLflow's and Prefect's.
 MAKE_HOME = """
@@ -60,10 +62,25 @@ PRIVATE: dict[str, Any] = {
 """The configuration of a small run under a privacy claim."""
 
 
+def cases(in_full: int) -> int:
+    """How many cases of a property hypothesis generates: as many with its profile "full", fewer with "quick".
+
+    A property test without a number of its own follows the profile by itself.
+    """
+    return max(min(in_full, 2), in_full * settings().max_examples // FULL_EXAMPLES)
+
+
 def clean_environment(home: Path) -> dict[str, str]:
     """This environment with nothing configured but the home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURES)}
     return {**kept, "FEDROUNDS_HOME": str(home), "HOME": str(home.parent), "NO_COLOR": "1"}
+
+
+def use_home(folder: Path, environment: pytest.MonkeyPatch) -> None:
+    """Makes `folder` this process's home, wherever the caller's environment has the store."""
+    environment.setenv("FEDROUNDS_HOME", str(folder))
+    for name in ("FEDROUNDS_DATABASE_URL", "FEDROUNDS_BLOBS_URL"):
+        environment.delenv(name, raising=False)
 
 
 def make_template_home(folder: Path) -> Path:

@@ -74,6 +74,7 @@ def test_the_peer_benchmark_prints_its_table(digits_like_mnist: Path, tmp_path: 
     assert rows["fedrounds: whole pipeline"]["accuracy"] == rows["fedrounds: training stage"]["accuracy"] > 0.1
 
 
+@pytest.mark.ci
 def test_the_benchmark_of_codecs_counts_real_frames(tmp_path: Path) -> None:
     rules = ["top_k 1 %, signs", "eden, 1 bit"]
     command = [sys.executable, "-m", "benchmarks.codecs", "--quick", "--input", "normal", "--peers", "--bad-input"]

@@ -133,6 +133,7 @@ def test_an_example_loads_its_data_and_fits_its_model(path: Path) -> None:
     assert checked["num_parameters"] > 0
 
 
+@pytest.mark.ci
 def test_the_digits_example_learns_what_it_says() -> None:
     config = load_config(ROOT / "examples" / "digits.yaml")
     *_, last = simulate(config)

@@ -54,12 +54,14 @@ def test_its_configuration_makes_sense_where_it_is_installed(installed: Path, tm
         assert f'"{kind}"' in schema
 
 
+@pytest.mark.ci
 def test_its_kinds_are_unknown_elsewhere(tmp_path: Path) -> None:
     refused = fedrounds(tmp_path / "home", None, "config", "check", CONFIG)
     assert refused.returncode == 2
     assert "data.kind is 'wards'" in refused.stderr
 
 
+@pytest.mark.ci
 def test_its_four_rules_train(installed: Path) -> None:
     code = f"""
 from fl_components.config import load_config

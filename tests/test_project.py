@@ -46,6 +46,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert any(name.startswith("fl_components/store/migrations/versions/") for name in packed)
 
 
+@pytest.mark.ci
 def test_the_wheel_works_away_from_the_source_tree(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

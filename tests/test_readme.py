@@ -28,6 +28,7 @@ def mine(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.ci
 def test_your_own_data_and_model_train(mine: Path, warm_home: Path) -> None:
     data = data_of(run_fedrounds(warm_home, "train", mine / "mine.yaml", "--set", "rounds=8", "--json"))
     assert data["state"] == "Completed"

@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import urllib.error
 import urllib.parse
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from fl_components.data.folders import find_file, places
 from fl_components.data.published import PUBLISHED, PublishedData, PublishedFile
@@ -150,7 +151,7 @@ def _fetch_archive(
             target = folder / f"{name}.gz"
             remove_leftovers(target)
             with _temporary(target) as part, archive.open(f"{data.archive_folder}/{name}.gz") as content:
-                _write(part, iter(lambda content=content: content.read(_CHUNK_BYTES), b""))
+                _write(part, _pieces(content.read))
                 _publish(part, target)
 
 
@@ -281,7 +282,7 @@ def _difference(path: Path, published: PublishedFile) -> str | None:
     digest, num_bytes = hashlib.sha256(), 0
     try:
         with _content(path, compressed=published.name.endswith(".gz")) as content:
-            while chunk := content.read(_CHUNK_BYTES):
+            for chunk in _pieces(content.read):
                 digest.update(chunk)
                 num_bytes += len(chunk)
                 if num_bytes > published.num_bytes:
@@ -293,7 +294,12 @@ def _difference(path: Path, published: PublishedFile) -> str | None:
     return None
 
 
-def _content(path: Path, *, compressed: bool) -> IO[bytes]:
+def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while chunk := read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _content(path: Path, *, compressed: bool) -> gzip.GzipFile | io.BufferedReader:
     """A file opened to be read uncompressed, where it may be compressed and is."""
     return gzip.open(path, "rb") if compressed and _is_gzip(path) else open(path, "rb")
 

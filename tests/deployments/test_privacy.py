@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,31 @@ from flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.test_example_claim import EVERYONE
 from tests.fl_components.server.wards import WARDS
-from tests.support import PRIVATE, ROOT
+from tests.support import PRIVATE, ROOT, use_home
 
 FIELDS = PRIVATE | {"rounds": 4}
 EVENT = PoissonSampled(sampling_rate=0.5, event=Gaussian(noise_multiplier=1.5))
 
 
+@pytest.fixture(scope="module")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in whose store two runs of one population have committed two rounds and one."""
+    home = tmp_path_factory.mktemp("trained") / "home"
+    with pytest.MonkeyPatch.context() as environment:
+        use_home(home, environment)
+        with Store.open() as store:
+            for run_id, rounds in (("a", 2), ("b", 1)):
+                with open_hub(store, run_id, config=parse_config(FIELDS)) as hub:
+                    for round in range(1, rounds + 1):
+                        walk(stages, hub, round)
+    return home
+
+
 @pytest.fixture
-def trained(home: Path) -> Iterator[Store]:
-    """A store in which two runs of one population have committed two rounds and one."""
+def trained(home: Path, trained_home: Path) -> Iterator[Store]:
+    """The store in a copy of `trained_home`."""
+    shutil.copytree(trained_home, home)
     with Store.open() as store:
-        for run_id, rounds in (("a", 2), ("b", 1)):
-            with open_hub(store, run_id, config=parse_config(FIELDS)) as hub:
-                for round in range(1, rounds + 1):
-                    walk(stages, hub, round)
         yield store
 
 

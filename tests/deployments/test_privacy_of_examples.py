@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fl_components.training import Shadow
 from flows.round import walk
 from tasks.audit import audit_mechanism, auditable_run
 from tests.fl_components.server import wards
-from tests.support import PRIVATE
+from tests.support import PRIVATE, use_home
 
 EXAMPLES: dict[str, Any] = {
     "kind": "example_level",
@@ -51,15 +52,26 @@ def epsilon(rounds: int) -> float:
     return rdp_epsilon({ROUND: rounds}, "zero_out", 1e-3)
 
 
+@pytest.fixture(scope="module")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in whose store two runs have committed two rounds and one, the second of them with two of the clients."""
+    home = tmp_path_factory.mktemp("trained") / "home"
+    with pytest.MonkeyPatch.context() as environment:
+        use_home(home, environment)
+        two = {"selection": {"kind": "uniform", "cohort_size": 2}}
+        with Store.open() as store:
+            for run_id, rounds, changes in (("a", 2, {}), ("b", 1, two)):
+                with open_hub(store, run_id, config=parse_config(FIELDS | changes)) as hub:
+                    for round in range(1, rounds + 1):
+                        walk(stages, hub, round)
+    return home
+
+
 @pytest.fixture
-def trained(home: Path) -> Iterator[Store]:
-    """A store in which two runs have committed two rounds and one, the second of them with two of the clients."""
-    two = {"selection": {"kind": "uniform", "cohort_size": 2}}
+def trained(home: Path, trained_home: Path) -> Iterator[Store]:
+    """The store in a copy of `trained_home`."""
+    shutil.copytree(trained_home, home)
     with Store.open() as store:
-        for run_id, rounds, changes in (("a", 2, {}), ("b", 1, two)):
-            with open_hub(store, run_id, config=parse_config(FIELDS | changes)) as hub:
-                for round in range(1, rounds + 1):
-                    walk(stages, hub, round)
         yield store
 
 
@@ -282,12 +294,14 @@ class TestPlan:
             assert 0.99 * 2 < rdp_epsilon({rule: 4}, "zero_out", 1e-3) <= 2
             assert epsilon(each["configured_rounds"]) <= 2 < epsilon(each["configured_rounds"] + 1)
 
+    @pytest.mark.ci
     def test_cut_batches_are_paid_for(self, config: str, home: Path) -> None:
         plain = privacy.plan_examples(config, epsilon=2.0)["clients"]
         cut = privacy.plan_examples(config, ["training.privacy.max_batch_size=130"], epsilon=2.0)["clients"]
         assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
         assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
 
+    @pytest.mark.ci
     def test_batches_that_are_cut_too_often_name_the_size_that_would_do(self, config: str, home: Path) -> None:
         cut = "training.privacy.max_batch_size="
         with pytest.raises(

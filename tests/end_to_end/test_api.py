@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import HEART, clean_environment
 
 # What a person types in a notebook, where an event loop is running.
@@ -34,6 +36,7 @@ print(json.dumps(asyncio.run(cell())))
 """
 
 
+@pytest.mark.ci
 def test_a_notebook_trains_resumes_and_shows(home: Path, tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-c", NOTEBOOK, str(HEART)],

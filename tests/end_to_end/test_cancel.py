@@ -16,6 +16,7 @@ from tests.undisturbed import undisturbed_digest
 ROUNDS = "rounds=12"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("how", "exit_code"), [("Prefect's page", 1), pytest.param("Ctrl-C", 130, marks=pytest.mark.slow)]
 )

@@ -42,6 +42,7 @@ FIELDS = PRIVATE | {
 }
 
 
+@pytest.mark.ci
 def test_a_budget_ends_a_training_with_its_model_saved(fedrounds: Fedrounds, home: Path, tmp_path: Path) -> None:
     (tmp_path / "our_wards.py").write_text(WARDS)
     config = tmp_path / "wards.yaml"

@@ -259,7 +259,7 @@ def shown_by_prefect(api_url: str, run_id: str, num_task_runs: int) -> dict[str,
     }
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.timeout(1200)
 def test_one_ward_exchanged_changes_noised_values_alone(template_home: Path, tmp_path: Path) -> None:
     """Names, counts, orders and values are equal in what commands tell, MLflow, Prefect and the journal; also where

@@ -14,7 +14,7 @@ import pytest
 from fl_components.store import RunRecord, Store
 from tests.support import HEART, Fedrounds, data_of, prefect, start_fedrounds, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
 OVERRIDES = ["model.start_from=latest", "name=nightly"]
 
 

@@ -45,6 +45,7 @@ def mlflow_runs(home: Path, sweep_id: str) -> dict[str, dict[str, str]]:
         }
 
 
+@pytest.mark.ci
 def test_a_grid_is_trained_cell_by_cell_and_nested_in_mlflow(fedrounds: Fedrounds, home: Path) -> None:
     data = data_of(fedrounds("sweep", HEART, *RATES, "--set", "rounds=1", "--sweep-id", "s", "--json"))
     assert data.keys() == DATA

@@ -123,6 +123,7 @@ print(json.dumps({
     assert seen["version_tags"]["fedrounds.run_id"] == "heart-1"
 
 
+@pytest.mark.ci
 def test_a_mistake_is_told_before_anything_runs(fedrounds: Fedrounds) -> None:
     completed = fedrounds("train", HEART, "--set", "training.learning_rat=1", "--json")
     assert completed.returncode == 2

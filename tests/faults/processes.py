@@ -448,6 +448,7 @@ def main() -> int:
     parser.add_argument("mode", choices=["kills", "double-kills", "stops", "mishaps"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--each-kind", action="store_true", help="kill once at each name of an instant, the last time")
     parser.add_argument("--postgres-url")
     options = parser.parse_args()
     data = CONFIG.data.load(CONFIG.seed)
@@ -468,7 +469,9 @@ def main() -> int:
     instants = list(enumerate(names, 1))
     cases: list[tuple[str, Case]]
     if options.mode == "kills":
-        cases = [(f"{number} {name}", killed_at(number)) for number, name in instants[:: options.every]]
+        last = {name: number for number, name in instants}
+        chosen = [(last[name], name) for name in last] if options.each_kind else instants[:: options.every]
+        cases = [(f"{number} {name}", killed_at(number)) for number, name in chosen]
     elif options.mode == "double-kills":
         cases = [
             (f"{number} {name}, then {again}", killed_at(number, again))

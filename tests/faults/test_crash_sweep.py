@@ -1,7 +1,7 @@
 """A training killed before and after every write of its store, and resumed, ends as if nothing had happened.
 
-The quick tests kill one federation at every write, and two that differ from it at some; the slow ones those at every
-write too, twice in a row and on both databases.
+The quick tests kill one federation at every kind of write, and one under a privacy claim at some; the slow ones these
+and one of silos at every write of every round, twice in a row and on both databases.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ def different(case: dict[str, Any], expected: dict[str, Any]) -> Any:
     return {key: found[key] for key in expected if found[key] != expected[key]} if isinstance(found, dict) else found
 
 
+def test_a_kill_at_each_kind_of_write_changes_nothing(run_cases: Callable[..., Cases]) -> None:
+    cases = run_cases("kills", "--each-kind")
+    check(dict(cases), kills=1)
+    instants = Counter(name.partition(" ")[2] for name in cases if name != "undisturbed")
+    assert set(instants.values()) == {1}
+    methods = {name.partition(":")[0] for name in instants}
+    assert methods >= {"create_run", "acquire", "begin_attempt", "reserve", "seal", "commit", "finish", "release"}
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(1200)
 def test_a_kill_before_or_after_any_write_changes_nothing(run_cases: Callable[..., Cases]) -> None:
     cases = run_cases("kills")
     check(dict(cases), kills=1)
@@ -66,6 +77,8 @@ def check_silos(cases: Cases, kills: int) -> None:
     check(cases, kills)
 
 
+@pytest.mark.ci
+@pytest.mark.timeout(1200)
 def test_a_kill_changes_nothing_of_what_silos_keep(run_cases: Callable[..., Cases]) -> None:
     check_silos(run_cases("kills", "--every", "9", config="silos.yaml"), kills=1)
 
@@ -100,10 +113,10 @@ def check_private(cases: Cases, kills: int) -> None:
 def test_a_kill_under_a_privacy_claim_changes_nothing(run_cases: Callable[..., Cases]) -> None:
     """The same noise, and the same epsilon: what was reserved is not reserved again, what was sealed not collected
     again."""
-    check_private(run_cases("kills", "--every", "15", config="private.yaml"), kills=1)
+    check_private(run_cases("kills", "--every", "40", config="private.yaml"), kills=1)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.timeout(1200)
 def test_a_kill_at_any_write_under_a_privacy_claim(run_cases: Callable[..., Cases]) -> None:
     cases = run_cases("kills", config="private.yaml")

@@ -108,7 +108,7 @@ def check_prefect(stack: Stack, run_id: str, data: dict[str, Any], killed: int) 
     assert attempts[-1]["id"] == data["prefect_flow_run_id"]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_killed_training_resumes_to_the_same_model(stack: Stack, undisturbed: Callable[[int], str]) -> None:
     kill_at(stack, "quick", "round 4 authorised", resume=False)
     data = stack.start("resume").end(0)  # the latest unfinished run is this one

@@ -12,9 +12,9 @@ Cases = dict[str, dict[str, Any]]
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses of processes.py
 
 
-@pytest.mark.parametrize(
-    "database", ["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])]
-)
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def test_a_superseded_process_commits_nothing(
     run_cases: Callable[..., Cases], database: str, request: pytest.FixtureRequest
 ) -> None:

@@ -12,13 +12,14 @@ from torch import nn
 
 from fl_components.errors import ModelError
 from fl_components.parameters import check_trainable, flatten, load_into, num_parameters, params_digest
+from tests.support import cases
 
 
 def stack(sizes: list[int], bias: bool) -> nn.Sequential:
     return nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in pairwise(sizes)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=cases(50))
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5), bias=st.booleans(), seed=st.integers(0, 2**32 - 1))
 def test_loading_what_was_flattened_gives_the_same_bits(sizes: list[int], bias: bool, seed: int) -> None:
     module = stack(sizes, bias)

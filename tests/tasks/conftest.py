@@ -32,12 +32,11 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(home: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A store in a new home folder, whose MLflow database is there already."""
+def store(store: Store, home: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store in a new home folder, whose MLflow database is there already."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with Store.open() as store:
-        shutil.copyfile(mlflow_template, home / "mlflow.db")
-        yield store
+    shutil.copyfile(mlflow_template, home / "mlflow.db")
+    return store
 
 
 class MlflowServer:

@@ -220,7 +220,12 @@ def python_path() -> list[str]:
 
 @pytest.mark.parametrize(
     ("state", "status"),
-    [("BudgetExhausted", "FINISHED"), ("Failed", "FAILED"), ("TooFewClients", "FAILED"), ("Cancelled", "KILLED")],
+    [
+        ("BudgetExhausted", "FINISHED"),
+        ("Failed", "FAILED"),
+        pytest.param("TooFewClients", "FAILED", marks=pytest.mark.ci),
+        pytest.param("Cancelled", "KILLED", marks=pytest.mark.ci),
+    ],
 )
 def test_every_final_state_closes_the_run(store: Store, state: str, status: str) -> None:
     assert state in FINAL_STATES
@@ -318,7 +323,13 @@ def test_quick_rounds_are_logged_together(store: Store, monkeypatch: pytest.Monk
     assert history(store, "eval/accuracy") == expected(store, "eval/accuracy", ACCURACY)
 
 
-@pytest.mark.parametrize("notes_before_kill", [0, 3], ids=["run made, id not noted", "round logged, cursor not moved"])
+@pytest.mark.parametrize(
+    "notes_before_kill",
+    [
+        pytest.param(0, id="run made, id not noted", marks=pytest.mark.ci),
+        pytest.param(3, id="round logged, cursor not moved"),
+    ],
+)
 def test_killed_while_logging(store: Store, notes_before_kill: int) -> None:
     """kill -9 between what MLflow was told and what the store knows of it; then another process finishes the run."""
     script = """
@@ -703,11 +714,20 @@ def test_a_process_killed_after_registering_registers_no_second_version(
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (StoreError("the database is locked"), "the database is locked"),
-        (ConfigError("model.start_from is 'latest'"), "model.start_from is 'latest'"),
-        (ValueError("a bug"), "the model of run r1 cannot be built: ValueError: a bug"),
+        pytest.param(StoreError("the database is locked"), "the database is locked", id="store"),
+        pytest.param(
+            ConfigError("model.start_from is 'latest'"),
+            "model.start_from is 'latest'",
+            id="configuration",
+            marks=pytest.mark.ci,
+        ),
+        pytest.param(
+            ValueError("a bug"),
+            "the model of run r1 cannot be built: ValueError: a bug",
+            id="bug",
+            marks=pytest.mark.ci,
+        ),
     ],
-    ids=["store", "configuration", "bug"],
 )
 def test_a_model_that_could_not_be_built_this_time_is_registered_another_time(
     store: Store, trouble: Exception, words: str
@@ -733,7 +753,7 @@ def test_a_model_that_could_not_be_built_this_time_is_registered_another_time(
     assert (store.run("r1").model_uri, shown(store).info.status) == ("models:/digits/1", "FINISHED")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int64", marks=pytest.mark.ci)])
 def test_a_model_that_was_damaged_on_its_way_is_not_registered(
     store: Store, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:

@@ -59,6 +59,7 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.ci
 def test_five_clients_at_once_share_one_server_which_leaves_after_them(
     warm_home: Path,
     stranger: int,
@@ -173,6 +174,7 @@ with connect(Path(sys.argv[1]), print, idle_s=1.0) as connection, client_setting
 """
 
 
+@pytest.mark.ci
 def test_a_flow_survives_kill_9_of_the_server_which_comes_back_on_its_port(
     warm_home: Path, run_python: RunPython, user_home: Path
 ) -> None:
@@ -227,6 +229,7 @@ def test_a_folder_of_the_server_that_cannot_be_made_is_a_store_error(tmp_path: P
         connect(tmp_path, idle_s=1.0)
 
 
+@pytest.mark.ci
 def test_a_server_that_cannot_be_started_is_started_when_it_can_be(
     warm_home: Path, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:

@@ -125,6 +125,7 @@ def test_deploying_again_replaces(shared_home: Path, stand_in: Path, config: Pat
     assert read_back(shared_home, first["deployment_id"])["active"] is False
 
 
+@pytest.mark.ci
 def test_prefects_own_command_line_registers_the_same(shared_home: Path, stand_in: Path, config: Path) -> None:
     with connect(shared_home) as connection:
         environment = {**os.environ, **connection.environment(), "FEDROUNDS_CONFIG": str(config)} | {

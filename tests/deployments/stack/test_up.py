@@ -40,6 +40,7 @@ def lines_until_started(stack: subprocess.Popen[str]) -> list[str]:
     return lines
 
 
+@pytest.mark.ci
 def test_up_runs_a_deployment_and_stops_all_that_it_started(
     shared_home: Path, stand_in: Path, tmp_path: Path, run_python: RunPython, wait_until: WaitUntil
 ) -> None:

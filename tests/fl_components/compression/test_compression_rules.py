@@ -163,7 +163,10 @@ def wrong_parts(part: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("rule", UNBIASED, ids=repr)
-@pytest.mark.parametrize("vector", [normal, layers, sparse(1), sparse(2), sparse(10)])
+@pytest.mark.parametrize(
+    "vector",
+    [normal, sparse(2), *(pytest.param(vector, marks=pytest.mark.ci) for vector in (layers, sparse(1), sparse(10)))],
+)
 def test_unbiased_rules_are_right_on_average(rule: CompressionRule, vector: Vector) -> None:
     """The mean of many is as far from the truth as chance alone would have it, E|mean - x|^2 = E|error|^2 / many, give
     or take six deviations of a sum of so many squares as there are coordinates that matter. A bias of a tenth of what

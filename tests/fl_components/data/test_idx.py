@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fl_components.data.idx import read_idx, read_images
 from fl_components.errors import DataError
 from tests.fl_components.data.idx_files import idx, labels, pixels, write_idx
+from tests.support import cases
 
 WHOLE = idx(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
 ZIPPED = gzip.compress(WHOLE, mtime=0)  # else the time would be in the names of tests
@@ -65,7 +66,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
         read_idx(tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=cases(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(compressed=st.booleans(), data=st.data())
 def test_cut_anywhere_a_file_is_refused(tmp_path: Path, compressed: bool, data: st.DataObject) -> None:
     content = gzip.compress(WHOLE, mtime=0) if compressed else WHOLE
@@ -77,7 +78,7 @@ def test_cut_anywhere_a_file_is_refused(tmp_path: Path, compressed: bool, data: 
     assert str(file) in caught.value.message and caught.value.hint
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=cases(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=80))
 def test_any_bytes_are_an_array_or_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "any").write_bytes(content)

@@ -14,6 +14,7 @@ from fl_components.data.federated import RowRanges
 from fl_components.data.partition import Dealt, Dirichlet, Iid, Natural, Partition, QuantitySkew, Shards
 from fl_components.data.partition.base import federate
 from fl_components.errors import DataError
+from tests.support import cases
 
 LABELS = np.random.default_rng(0).integers(0, 10, 6000)
 OWNERS = np.random.default_rng(1).integers(100, 140, 6000)
@@ -244,7 +245,7 @@ ANY_RULE = st.integers(1, 12).flatmap(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(100), deadline=None)
 @given(rule=ANY_RULE, labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), seed=st.integers(0, 2**32))
 def test_any_table_is_dealt_whole_or_refused_with_the_mend(rule: Any, labels: list[int], seed: int) -> None:
     try:

@@ -22,6 +22,7 @@ from fl_components.privacy.events import (
     TruncatedPoissonSampled,
     parse_event,
 )
+from tests.support import cases
 
 
 def poisson(q: float, z: float) -> Event:
@@ -142,7 +143,7 @@ events = st.one_of(
 class TestProperties:
     @pytest.mark.parametrize("examples", [4, pytest.param(100, marks=pytest.mark.slow)])
     def test_rdp_is_never_below_pld(self, examples: int) -> None:
-        @settings(max_examples=examples, deadline=None)
+        @settings(max_examples=cases(examples), deadline=None)
         @given(event=events, count=st.integers(1, 200))
         def holds(event: Event, count: int) -> None:
             self.rdp_is_not_below_pld(event, count)
@@ -155,7 +156,7 @@ class TestProperties:
             finest = 1e-4  # between losses that are told apart
             assert pld is None or rdp_epsilon({event: count}, neighbouring, 1e-5) >= pld * (1 - 1e-3) - finest
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=cases(8), deadline=None)
     @given(event=events, count=st.integers(0, 10_000), more=st.integers(1, 100))
     def test_more_releases_cost_more(self, event: Event, count: int, more: int) -> None:
         before = rdp_epsilon({event: count}, "add_or_remove", 1e-6)

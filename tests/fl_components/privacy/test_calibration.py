@@ -10,6 +10,7 @@ from fl_components.errors import ConfigError
 from fl_components.privacy.accountants import Spent, rdp_epsilon
 from fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
 from fl_components.privacy.events import Gaussian, PoissonSampled
+from tests.support import cases
 
 DELTA = 1e-5
 
@@ -18,7 +19,7 @@ def spent(rate: float, noise: float, rounds: int) -> Spent:
     return {PoissonSampled(sampling_rate=rate, event=Gaussian(noise_multiplier=noise)): rounds}
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=cases(4), deadline=None)
 @given(epsilon=st.floats(0.1, 20), rate=st.floats(0.01, 1), rounds=st.integers(1, 500))
 def test_noise(epsilon: float, rate: float, rounds: int) -> None:
     noise = least_noise(lambda noise: spent(rate, noise, rounds), "add_or_remove", epsilon, DELTA)
@@ -26,7 +27,7 @@ def test_noise(epsilon: float, rate: float, rounds: int) -> None:
     assert rdp_epsilon(spent(rate, noise * 0.999, rounds), "add_or_remove", DELTA) > epsilon
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=cases(4), deadline=None)
 @given(epsilon=st.floats(0.5, 20), noise=st.floats(0.6, 5))
 def test_rounds(epsilon: float, noise: float) -> None:
     rounds = most_rounds(lambda rounds: spent(0.05, noise, rounds), "add_or_remove", epsilon, DELTA)
@@ -34,7 +35,7 @@ def test_rounds(epsilon: float, noise: float) -> None:
     assert rdp_epsilon(spent(0.05, noise, rounds + 1), "add_or_remove", DELTA) > epsilon
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=cases(4), deadline=None)
 @given(epsilon=st.floats(0.5, 20), noise=st.floats(0.6, 5))
 def test_rate(epsilon: float, noise: float) -> None:
     try:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, Clip, contributions, kept_units
+from tests.support import cases
 
 any_float32 = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 updates = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=any_float32)
@@ -30,7 +31,7 @@ def squared_norm(units_D: torch.Tensor) -> int:
     return sum(int(each) ** 2 for each in units_D.tolist())
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(deltas_CD=updates, clipping_norm=st.floats(1e-6, 1e6), per_layer=st.booleans())
 def test_the_exact_norm_is_at_most_the_clipping_norm(
     deltas_CD: np.ndarray, clipping_norm: float, per_layer: bool
@@ -88,7 +89,7 @@ def test_a_float32_holds_the_sum_of_so_many() -> None:
     assert units_CD.sum().item() == sum(int(each) for each in units_CD.ravel().tolist()) <= 2**24
 
 
-@settings(max_examples=50)
+@settings(max_examples=cases(50))
 @given(deltas_CD=updates, row=st.integers(0, 4))
 def test_a_neighbour_moves_the_sum_by_what_the_relation_says(deltas_CD: np.ndarray, row: int) -> None:
     """C where a client goes or sends zero, 2 C where it sends something else."""

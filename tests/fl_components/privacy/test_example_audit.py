@@ -32,6 +32,7 @@ from fl_components.privacy.example_audit import (
     p_value,
 )
 from fl_components.values import Float64, Int64
+from tests.support import cases
 
 
 def key_of(seed: int) -> auditing.KeyOf:
@@ -111,7 +112,7 @@ class TestPValue:
         mu=st.floats(0, 5),
         releases=st.integers(1, 3),
     )
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=cases(40), deadline=None)
     def test_more_right_is_less_likely_and_a_larger_mu_makes_it_likelier(
         self, canaries: int, share: float, told: float, mu: float, releases: int
     ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl_components.privacy.noise import MOST_DEVIATION, WholeNormals, gaussian
+from tests.support import cases
 
 KEY = bytes(range(32))
 
@@ -39,7 +40,7 @@ def test_small_deviations_are_rounded() -> None:
     assert (noise == 0).mean() == pytest.approx(stats.norm.cdf(0.5 / 0.8) - stats.norm.cdf(-0.5 / 0.8), abs=0.005)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=cases(30), deadline=None)
 @given(size=st.integers(0, 1000), key=st.binary(min_size=32, max_size=32))
 def test_a_key_gives_the_same_draws_and_another_gives_others(size: int, key: bytes) -> None:
     noise = gaussian(key, 1e9, size)
@@ -101,7 +102,7 @@ class TestWholeNormals:
         assert radius == pytest.approx(math.sqrt(-2 * math.log(2.0**-64)) if byte == 0 else 0, abs=1e-5)
         assert radius * 2**20 < 2**24
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=cases(30), deadline=None)
     @given(sizes=st.lists(st.integers(1, 700), min_size=1, max_size=4), key=st.binary(min_size=32, max_size=32))
     def test_a_key_gives_the_same_stream_and_another_gives_another(self, sizes: list[int], key: bytes) -> None:
         """Whatever other streams draw in between."""

@@ -16,6 +16,7 @@ from fl_components.privacy import ExampleLevel
 from fl_components.privacy.clipping import squared_norms
 from fl_components.privacy.noise import WholeNormals
 from fl_components.privacy.steps import LARGEST, PIECE_ROWS, Mechanism, private_batches
+from tests.support import cases
 
 
 def rule(**changes: object) -> ExampleLevel:
@@ -69,7 +70,7 @@ def sum_of(gradients_BD: Tensor, mechanism: Mechanism) -> Tensor:
 
 
 class TestSensitivity:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=cases(40), deadline=None)
     @given(
         num_parameters=st.sampled_from([1, 2, 700, 30_000]),
         noise=st.sampled_from([1e-3, 0.3, 1.0, 20.0]),

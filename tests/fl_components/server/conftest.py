@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -38,12 +37,6 @@ class Single(NoCompression):
 def configured(*, single: bool = False, **changes: Any) -> FederationConfig:
     config = parse_config(FIELDS | changes)
     return config.model_copy(update={"compression": Single()}) if single else config
-
-
-@pytest.fixture
-def store(home: Path) -> Iterator[Store]:
-    with Store.open() as opened:
-        yield opened
 
 
 @pytest.fixture

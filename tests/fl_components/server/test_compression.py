@@ -105,7 +105,14 @@ def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open
 
 
 @pytest.mark.parametrize(
-    "compression", [FEEDBACK, {"kind": "eden"}, {"kind": "qsgd"}, {"kind": "dead_zone", "error_feedback": True}]
+    "compression",
+    [
+        FEEDBACK,
+        *(
+            pytest.param(fields, marks=pytest.mark.ci)
+            for fields in ({"kind": "eden"}, {"kind": "qsgd"}, {"kind": "dead_zone", "error_feedback": True})
+        ),
+    ],
 )
 def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: dict[str, Any]) -> None:
     """Nor a metric: what is lost is added up in the same order."""

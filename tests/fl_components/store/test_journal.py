@@ -20,6 +20,7 @@ from fl_components.store import Anchor, JournalReport, RoundRecord, RunRecord, S
 from fl_components.store.journal import GENESIS, Link, check_chain, link, verify
 from fl_components.store.keys import SigningKey
 from fl_components.store.schema import journal
+from tests.support import cases
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -49,14 +50,14 @@ def chain(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> tuple
 
 
 @given(ROWS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=cases(60))
 def test_an_untouched_chain_verifies(rows: list[tuple[float, str | None, str, dict[str, object]]]) -> None:
     links, report = chain(rows)
     check_chain(links, report, TRUSTED)
 
 
 @given(ROWS, st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=cases(60))
 def test_any_change_is_found(rows: list[tuple[float, str | None, str, dict[str, object]]], data: st.DataObject) -> None:
     links, report = chain(rows)
     at = data.draw(st.integers(0, len(links) - 1))

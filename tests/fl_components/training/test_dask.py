@@ -143,6 +143,7 @@ def config(execution: dict[str, Any]) -> Any:
     )
 
 
+@pytest.mark.ci
 def test_the_digest_is_that_of_a_local_training_also_when_a_worker_is_killed(home: Path, tmp_path: Path) -> None:
     doom, said = tmp_path / "doom", list[str]()
 

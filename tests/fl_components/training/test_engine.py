@@ -24,6 +24,7 @@ from fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summin
 from fl_components.training.layers import DualForm
 from fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fl_components.values import IGNORED, ClientTask
+from tests.support import cases
 
 OPTIONS: list[dict[str, Any]] = [
     {"epochs": 1},
@@ -44,6 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
         "straggler_fraction": 0.3,
     },
 ]
+QUICK_OPTIONS = [OPTIONS[2], OPTIONS[-1]]  # in one all that the others have
 
 
 class Scaled(nn.Module):
@@ -189,7 +191,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, tuple[int, ...], type | Non
 
 @pytest.mark.parametrize("case", CASES)
 class TestManyAtOnce:
-    @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+    @pytest.mark.parametrize(
+        "options",
+        [
+            pytest.param(options, id="-".join(options), marks=[] if options in QUICK_OPTIONS else pytest.mark.ci)
+            for options in OPTIONS
+        ],
+    )
     def test_it_is_what_each_comes_to_alone(self, case: str, options: dict[str, Any]) -> None:
         make, x_of, labels, way = CASES[case]
         module = make()
@@ -279,7 +287,7 @@ def test_contributions_do_not_depend_on_the_order() -> None:
     assert len(sums) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(60), deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     widths=st.lists(st.integers(1, 40), max_size=3),

@@ -31,6 +31,7 @@ from fl_components.training.opacus_way import OpacusWay
 from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
 from fl_components.training.sgd import OneByOne
 from fl_components.values import IGNORED, ClientTask
+from tests.support import cases
 
 PRIVACY: dict[str, Any] = {
     "kind": "example_level",
@@ -185,7 +186,7 @@ def three_ways(
 
 
 class TestThreeWays:
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=cases(12), deadline=None)
     @given(
         widths=st.lists(st.integers(1, 20), max_size=2),
         features=st.integers(1, 30),

@@ -137,7 +137,12 @@ def processes(work: Workload, num_processes: int = 2) -> Iterator[tuple[ProcessT
 
 @pytest.mark.parametrize(
     ("how", "counts"),
-    [("sum", [2]), ("contributions", [2]), ("each", [2]), pytest.param("sum", [1, 3, 5], marks=pytest.mark.slow)],
+    [
+        ("sum", [2]),
+        pytest.param("contributions", [2], marks=pytest.mark.ci),
+        pytest.param("each", [2], marks=pytest.mark.ci),
+        pytest.param("sum", [1, 3, 5], marks=pytest.mark.slow),
+    ],
 )
 def test_processes_change_no_bit(how: str, counts: list[int]) -> None:
     """Nor does it matter what was trained before, or that a round was given up."""
@@ -245,6 +250,7 @@ class TestDeath:
             assert time.monotonic() - died < 2  # a promise (docs/durability.md), not a benchmark
             time.sleep(0.01)
 
+    @pytest.mark.ci
     def test_one_that_trains_ends_too(self, monkeypatch: Any, tmp_path: Any) -> None:
         """Killed while a process is in the middle of a shard: it does not wait for what it is doing."""
         script = tmp_path / "starts.py"

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from fl_components.errors import WireError
 from fl_components.values import Indices, Part, Symbols
 from fl_components.wire.codings import CODINGS, Gaps, Packed, Raw, Rice, Zstd, coding_of, encode, entry
+from tests.support import cases
 
 from .samples import DTYPES, indices, same, skewed, symbols
 
@@ -39,7 +40,7 @@ def draw_symbols(bits: int, count: int, likely: float, seed: int) -> Symbols:
 
 
 class TestRaw:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=cases(300), deadline=None)
     @given(
         array=st.sampled_from(DTYPES).flatmap(
             lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=8, min_side=0, max_side=3))
@@ -86,7 +87,7 @@ class TestRaw:
 
 
 class TestSymbols:
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=cases(500), deadline=None)
     @given(
         bits=st.integers(1, 16),
         count=st.integers(0, 40) | st.integers(0, 3000),
@@ -139,7 +140,7 @@ class TestSymbols:
 
 
 class TestIndices:
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=cases(500), deadline=None)
     @given(
         positions=st.sets(st.integers(0, 300) | st.integers(0, 2**32 - 1) | st.integers(2**20, 2**20 + 50)),
         room=st.integers(1, 1000),
@@ -148,7 +149,7 @@ class TestIndices:
         bound = min(max(positions, default=-1) + room, 2**32)
         there_and_back(indices(sorted(positions), bound))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=cases(200), deadline=None)
     @given(rate=st.floats(0, 1), bound=st.integers(1, 5000), seed=st.integers(0, 2**32))
     @example(rate=0.40625, bound=135, seed=135)
     def test_random_ones_take_the_fewest_bytes_of_all_parameters(self, rate: float, bound: int, seed: int) -> None:

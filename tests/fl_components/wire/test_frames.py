@@ -27,6 +27,7 @@ from fl_components.wire import (
     max_update_bytes,
     read_frame,
 )
+from tests.support import cases
 
 from .samples import FRAMES, SAMPLES, VA, altered, cut, decoded_or_refused, indices, same, seal, symbols
 
@@ -117,7 +118,7 @@ class TestWhatIsNoFrame:
                     frame = FRAME[:position] + bytes([value]) + FRAME[position + 1 :]
                     assert decoded_or_refused(frame, MAX_BYTES) is None
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=cases(1000), deadline=None)
     @given(
         edits=st.lists(
             st.tuples(st.integers(0, len(FRAME)), st.integers(0, 12), st.binary(max_size=12)), min_size=1, max_size=4
@@ -129,7 +130,7 @@ class TestWhatIsNoFrame:
             frame = frame[:start] + replacement + frame[start + length :]
         assert (decoded_or_refused(frame, MAX_BYTES) is None) == (frame != FRAME)
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=cases(1000), deadline=None)
     @given(data=st.binary(max_size=60))
     @example(b"")
     def test_any_bytes(self, data: bytes) -> None:
