@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -157,7 +157,7 @@ class _Trials:
             except ModelError as error:
                 raise ModelError(error.message + self._when(), hint=error.hint) from None
             finite.append(bool(torch.isfinite(scores).all()))
-        if self.rows.is_tokens and errors or not finite:
+        if (self.rows.is_tokens and errors) or not finite:
             kind, error = next(iter(errors.items()))
             self._refuse(samples[kind], error)
         if not any(finite):
@@ -189,7 +189,7 @@ class _Trials:
         """The scores of a copy for a copy of the rows; refuses what changes."""
         module, x = _copy(module).train(self.mode == "training"), x.clone()
         state = ModuleState(module)
-        for attempt in range(3):
+        for _ in range(3):  # another thread may draw, too
             drawn = _library_draws()
             scores = self._call(module, x.clone())
             refuse_changes(state.changes(module))
@@ -222,8 +222,8 @@ class _Trials:
             raise ModelError(
                 f"the model cannot take a batch of one row in {self.mode} mode{where}: {one_line(error)}; such "
                 f"batches occur: {self.reason}",
-                hint="use layers that take one row (torch.nn.GroupNorm needs several values a group; squeeze() drops the "
-                "axis of the rows: name the axes), or choose another training.batch_size",
+                hint="use layers that take one row (torch.nn.GroupNorm needs several values a group; squeeze() drops "
+                "the axis of the rows: name the axes), or choose another training.batch_size",
             ) from error
         when = " when it is evaluated" if self.mode == "evaluation" else ""
         raise ModelError(
@@ -262,11 +262,8 @@ def _library_draws() -> tuple[Any, ...]:
 
 def _failing_layer(module: nn.Module, x: Tensor) -> tuple[str, str]:
     """The innermost layer in which the module fails for these rows, and a hint where that is an embedding."""
-    with entered_layers(module) as entered, torch.no_grad():
-        try:
-            module(x)
-        except Exception:
-            pass
+    with entered_layers(module) as entered, torch.no_grad(), suppress(Exception):
+        module(x)
     if not entered or not entered[-1][0]:
         return "", ""
     name, layer, args = entered[-1]

@@ -165,7 +165,7 @@ def refuse_changes(changes: list[str]) -> None:
         raise ModelError(
             f"the model changes as it runs: {', '.join(changes[:3])}{more}",
             hint="a forward pass must leave the model as it is, for what it writes is neither averaged, clipped nor "
-            "noised: leave out max_norm, running statistics and values set from a first batch, and keep nothing on self",
+            "noised: leave out max_norm, running statistics and values set from a first batch; keep nothing on self",
         )
 
 

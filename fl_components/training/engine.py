@@ -99,9 +99,10 @@ class Engine:
     """Trains clients of one model.
 
     It has three ways: layers that hold many clients' parameters at once, torch.func.vmap, and one client after the
-    other. It takes the first that keeps clients apart by construction, and makes a few small steps as `SGD.train` makes
-    them, on made-up rows and from the initial parameters: the choice is the same whenever it is made. Where clients make a claim about
-    their examples the ways are others (private.py, `find_way`), found when that is first asked for.
+    other. Each keeps clients apart by construction. It takes the first that makes a few small steps as `SGD.train`
+    makes them, on made-up rows and from the initial parameters: the choice is the same whenever it is made. Where
+    clients make a claim about their examples the ways are others (private.py, `find_way`), found when that is first
+    asked for.
 
     Args:
       module: with its initial parameters. It stays as it is.

@@ -312,8 +312,10 @@ class SGD(Rule):
 
 
 class OneByOne:
-    """A `ClippedSum` as it is defined: the gradient of one example after the other. After each, the `watch` sees whether
-    the module is as it was: nothing of one example may reach the next one's gradient."""
+    """A `ClippedSum` as it is defined: the gradient of one example after the other.
+
+    After each, the `watch` compares the module with what it was: nothing of one example may reach the next gradient.
+    """
 
     def __init__(
         self,

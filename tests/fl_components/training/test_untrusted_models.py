@@ -397,9 +397,7 @@ def test_the_error_names_the_layer(token: int, options: dict[str, Any]) -> None:
     module = nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(12, 2))
     examples, tasks = tokens([8, 8])
     examples.x[12, 0] = token
-    with pytest.raises(
-        ModelError, match=r"while client c1 trained \(in 0, Embedding\): IndexError: index out of range"
-    ):
+    with pytest.raises(ModelError, match=r"client c1 trained \(in 0, Embedding\): IndexError: index out of range"):
         updates(module, examples, tasks)
 
 
