@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fl_components.models.base import ModelRule, build_seeded
 from fl_components.models.cnn import Cnn
-from fl_components.models.fit import Mode, RowFormat, check_fits, check_scores, entered_layers
+from fl_components.models.fit import Mode, RowFormat, check_fits, check_scores, failing_layer
 from fl_components.models.gru import Gru
 from fl_components.models.logistic_regression import LogisticRegression
 from fl_components.models.mlp import Mlp
@@ -38,7 +38,7 @@ __all__ = [
     "build_seeded",
     "check_fits",
     "check_scores",
-    "entered_layers",
+    "failing_layer",
     "meeting_place",
     "rowwise",
     "same_bits",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -158,8 +157,8 @@ class _Trials:
                 raise ModelError(error.message + self._when(), hint=error.hint) from None
             finite.append(bool(torch.isfinite(scores).all()))
         if (self.rows.is_tokens and errors) or not finite:
-            kind, error = next(iter(errors.items()))
-            self._refuse(samples[kind], error)
+            kind, first_error = next(iter(errors.items()))
+            self._refuse(samples[kind], first_error)
         if not any(finite):
             raise ModelError(
                 "the model's scores are not finite before any training",
@@ -216,8 +215,8 @@ class _Trials:
         return f"{size}; the model was in {self.mode} mode" if self.mode == "evaluation" or size else ""
 
     def _refuse(self, x: Tensor, error: Exception) -> None:
-        layer, given = _failing_layer(_copy(self.module).train(self.mode == "training"), x.clone())
-        where = f" (in {layer})" if layer else ""
+        module = _copy(self.module).train(self.mode == "training")
+        where = failing_layer(module, x)
         if self.num_rows == 1:
             raise ModelError(
                 f"the model cannot take a batch of one row in {self.mode} mode{where}: {one_line(error)}; such "
@@ -228,7 +227,7 @@ class _Trials:
         when = " when it is evaluated" if self.mode == "evaluation" else ""
         raise ModelError(
             f"the model cannot take {self.rows.describe()}{when}{where}: {one_line(error)}",
-            hint=given or self._hint(),
+            hint=_embedding_hint(module, x) or self._hint(),
         ) from error
 
     def _hint(self) -> str:
@@ -260,28 +259,38 @@ def _library_draws() -> tuple[Any, ...]:
     return random.getstate(), numpys["key"].tobytes(), numpys["pos"], state["gauss"]
 
 
-def _failing_layer(module: nn.Module, x: Tensor) -> tuple[str, str]:
-    """The innermost layer in which the module fails for these rows, and a hint where that is an embedding."""
-    with entered_layers(module) as entered, torch.no_grad(), suppress(Exception):
-        module(x)
-    if not entered or not entered[-1][0]:
-        return "", ""
-    name, layer, args = entered[-1]
-    hint = ""
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and args and isinstance(args[0], Tensor):
-        tokens = args[0]
-        if not tokens.is_floating_point() and tokens.numel():
-            low, high = int(tokens.min()), int(tokens.max())
-            hint = f"{name} holds the tokens 0 to {layer.num_embeddings - 1} and is given {low} to {high}: " + (
-                "give tokens from 0 on" if low < 0 else f"make it an embedding of at least {high + 1} tokens"
-            )
-    return f"{name} ({type(layer).__name__})", hint
+def failing_layer(module: nn.Module, x: Tensor) -> str:
+    """The innermost layer in which the module fails for rows like these, in words; empty where it does not fail.
+
+    >>> failing_layer(nn.Sequential(nn.Identity(), nn.Linear(3, 2)), torch.zeros(1, 4))
+    ' (in 1, Linear)'
+    """
+    layers = _entered(module, x)
+    if not layers:
+        return ""
+    name, layer, _ = layers[-1]
+    return f" (in {name or 'the model'}, {type(layer).__name__})"
 
 
-@contextmanager
-def entered_layers(module: nn.Module) -> Iterator[list[tuple[str, nn.Module, tuple[Any, ...]]]]:
-    """The layers that a call of the module has entered and not left, with their arguments: where it fails, the last is
-    the one that failed."""
+def _embedding_hint(module: nn.Module, x: Tensor) -> str:
+    """What would mend an embedding in which the module fails for made-up rows; empty where it is none."""
+    layers = _entered(module, x)
+    if not layers:
+        return ""
+    name, layer, args = layers[-1]
+    tokens = args[0] if args else None
+    if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or not isinstance(tokens, Tensor):
+        return ""
+    if tokens.is_floating_point() or not tokens.numel():
+        return ""
+    low, high = int(tokens.min()), int(tokens.max())
+    hint = f"{name or 'the model'} holds the tokens 0 to {layer.num_embeddings - 1} and is given {low} to {high}: "
+    return hint + ("give tokens from 0 on" if low < 0 else f"make it an embedding of at least {high + 1} tokens")
+
+
+def _entered(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
+    """The layers that a call of the module enters and does not leave, with their arguments: none where it works, else
+    the last one is the one that fails."""
     entered: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
     handles = []
     for name, layer in module.named_modules():
@@ -294,7 +303,9 @@ def entered_layers(module: nn.Module) -> Iterator[list[tuple[str, nn.Module, tup
 
         handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:
-        yield entered
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+            module(x.clone())
     finally:
         for handle in handles:
             handle.remove()
+    return entered

@@ -64,7 +64,7 @@ def _is_rowwise(layer: nn.Module) -> bool:
     if type(layer) is nn.Unflatten:
         return isinstance(layer.dim, int) and layer.dim >= 1
     if type(layer) in (nn.Softmax, nn.LogSoftmax):
-        return layer.dim == -1
+        return bool(layer.dim == -1)
     if type(layer) is nn.GRU:
-        return layer.batch_first
+        return bool(layer.batch_first)
     return type(layer) in _ROWWISE

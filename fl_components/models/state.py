@@ -114,7 +114,7 @@ class ModuleState:
     def _freeze_tensor(self, tensor: Tensor) -> Any:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return ("a tensor of one call", id(tensor))
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.layout != torch.strided:
+        if torch.nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided:
             return (id(tensor), tensor._version)
         facts = (str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad)
         if self._fast and tensor.numel() > LARGE:
@@ -183,7 +183,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def _where(layers: Mapping[str, nn.Module], layer_name: str, what: str) -> str:
     layer = layers.get(layer_name)
     kind = type(layer).__name__ if layer is not None else "gone"
-    options = f", max_norm={layer.max_norm}" if getattr(layer, "max_norm", None) is not None else ""
+    max_norm = getattr(layer, "max_norm", None)
+    options = "" if max_norm is None else f", max_norm={max_norm}"
     return f"{what} of {layer_name or 'the model'} ({kind}{options})"
 
 

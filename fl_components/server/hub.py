@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_components.compression import Known
 from fl_components.config import FederationConfig, config_digest, parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound
+from fl_components.errors import BudgetExhausted, ConfigError, ModelError, RunCancelled, RunConflict, RunNotFound
 from fl_components.privacy.releases import Release, public
 from fl_components.randomness import derive_key
 from fl_components.server.claim import (
@@ -429,7 +429,7 @@ def federation_of(store: Store, run: RunRecord) -> Federation:
 def _assembled(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
     try:
         return assemble(config, source_folder or None)
-    except ConfigError:
+    except (ConfigError, ModelError):  # of what is public: a model is checked with made-up rows
         raise
     except Exception as error:
         if not config.claims or config.data.is_public:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_components.errors import FedroundsError, ModelError, one_line
-from fl_components.models import entered_layers
+from fl_components.models import failing_layer
 from fl_components.parameters import flatten, load_into
 from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
@@ -239,14 +239,9 @@ class Engine:
         """The layer that fails for a client's rows, in words; empty where none does."""
         module = copy.deepcopy(self._module).train()
         load_into(module, params_D.cpu().numpy())
-        x = self._examples.x[self._examples.starts[task.index] : self._examples.stops[task.index]].clone()
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), entered_layers(module) as entered:
-            try:
-                module(x)
-            except Exception:
-                name, layer, _ = entered[-1] if entered else ("", module, ())
-                return f" (in {name or 'the model'}, {type(layer).__name__})"
-        return ""
+        return failing_layer(
+            module, self._examples.x[self._examples.starts[task.index] : self._examples.stops[task.index]]
+        )
 
     def _steps(self, rule: SGD, task: ClientTask) -> list[Rows]:
         """The rows of each step's batch, among all clients' rows; one who trains alone needs none."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fl_components.errors import ModelError, one_line
-from fl_components.models import check_scores, entered_layers
+from fl_components.models import check_scores, failing_layer
 from fl_components.privacy.releases import Release, charged, withheld
 from fl_components.rules import Rule
 from fl_components.training.loss import num_labels, sum_loss
@@ -55,7 +55,7 @@ def evaluate(
     with one_thread(), torch.no_grad():
         for start in range(0, len(y), BATCH_SIZE):
             labels = torch.from_numpy(y[start : start + BATCH_SIZE])
-            rows = torch.from_numpy(x[start : start + BATCH_SIZE].copy())
+            rows = torch.from_numpy(x[start : start + BATCH_SIZE])
             scores = _scores(module, rows, labels, whose)
             loss_sum += sum_loss(scores, labels).item()
             correct += int((scores.argmax(-1) == labels).sum())  # an ignored label is no class
@@ -65,16 +65,13 @@ def evaluate(
 
 def _scores(module: torch.nn.Module, rows: torch.Tensor, labels: torch.Tensor, whose: str) -> torch.Tensor:
     came_in = f"rows of {str(rows.dtype).removeprefix('torch.')} {list(rows.shape[1:])}"
-    with entered_layers(module) as entered:
-        try:
-            scores = module(rows)
-        except Exception as error:
-            name, layer, _ = entered[-1] if entered else ("", module, ())
-            raise ModelError(
-                f"the model failed while it was evaluated on {whose} (in {name or 'the model'}, "
-                f"{type(layer).__name__}): {one_line(error)}",
-                hint="the model must take every row of the data in evaluation mode; mend it, then resume the run",
-            ) from error
+    try:
+        scores = module(rows.clone())
+    except Exception as error:
+        raise ModelError(
+            f"the model failed while it was evaluated on {whose}{failing_layer(module, rows)}: {one_line(error)}",
+            hint="the model must take every row of the data in evaluation mode; correct it, then resume the run",
+        ) from error
     classes = scores.shape[-1] if isinstance(scores, torch.Tensor) and scores.ndim else 0
     try:
         return check_scores(scores, len(rows), (*labels.shape[1:], classes), came_in)

@@ -277,10 +277,7 @@ class ClientEmbedding(ClientLayer):
         if x.numel():
             low, high = (int(each) for each in torch.aminmax(x))
             if low < 0 or high >= num_tokens:
-                raise IndexError(
-                    f"index out of range in {self.name or 'the model'} (Embedding): {low if low < 0 else high} in a "
-                    f"table of {num_tokens}"
-                )
+                raise IndexError(f"index out of range in {self.name or 'the model'}, a table of {num_tokens}")
         first = torch.arange(num_clients, device=x.device).view(-1, *(1 for _ in x.shape)) * num_tokens
         return functional.embedding((self.in_hand.unfold(x) + first).flatten(0, 1), tables.flatten(0, 1))
 

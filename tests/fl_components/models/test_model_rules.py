@@ -195,7 +195,7 @@ class CountsCalls(nn.Module):
 @pytest.mark.parametrize(
     ("module", "words", "mend"),
     [
-        (nn.Linear(5, 2), r"cannot take rows of float32 \[4\]: RuntimeError", r"take [4]"),
+        (nn.Linear(5, 2), r"cannot take rows of float32 \[4\] \(in the model, Linear\): RuntimeError", r"take [4]"),
         (nn.Linear(4, 1), r"1 scores a row, and the labels have 2 classes", "[rows, 2]"),
         (Scores(torch.zeros(2)), r"shape \[2\]", "[rows, 2]"),
         (Scores(torch.zeros(2, 2, 2)), r"shape \[2, 2, 2\]", "[rows, 2]"),
