@@ -5,6 +5,7 @@ What the flows compute is what this computes; a test holds them equal. Read it t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     [(1, True), (2, True), (3, True)]
     """
     federation = assemble(config, source_folder)
+    module = copy.deepcopy(federation.module)
 
     def key(round: int, client: int) -> bytes | None:
         """From the seed, which everybody knows: here it protects nobody."""
@@ -66,7 +68,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
             if training.drop_stragglers and training.work_of(seed) is not None:
                 continue
             with one_thread():
-                delta_D, _ = training.train(federation.module, base_D, *data.train(client), seed, key(round, client))
+                delta_D, _ = training.train(module, base_D, *data.train(client), seed, key(round, client))
                 known = Known([seed], round_seed, federation.shapes)
                 wanted_D = delta_D + memory.get(client, np.float32(0))
                 (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +74,7 @@ def loggable_model(store: Store, run: RunRecord) -> LoggableModel:
 
 
 def _loggable(federation: Federation, state: ServerState) -> LoggableModel:
-    module = copy.deepcopy(federation.trained_module(state.params_D))  # MLflow exports it in a thread of its own
+    module = federation.trained_module(state.params_D)  # a copy: MLflow exports it in a thread of its own
     x_train = federation.data.x_train
     example = np.zeros((2, *x_train.shape[1:]), x_train.dtype)  # real rows would be seen by all who see the model
     return LoggableModel(module=module, example=example, name=federation.config.name)

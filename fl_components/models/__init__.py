@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.models.base import ModelRule, build_seeded, check_fits
+from fl_components.models.base import ModelRule, build_seeded
 from fl_components.models.cnn import Cnn
+from fl_components.models.fit import Mode, RowFormat, check_fits, check_scores, failing_layer
 from fl_components.models.gru import Gru
 from fl_components.models.logistic_regression import LogisticRegression
 from fl_components.models.mlp import Mlp
 from fl_components.models.module import ModuleModel
 from fl_components.models.resnet import ResNet
+from fl_components.models.rowwise import meeting_place, rowwise
+from fl_components.models.state import Watch, same_bits
 from fl_components.models.transformer import Transformer
 from fl_components.rules import union
 
@@ -24,11 +27,19 @@ __all__ = [
     "Gru",
     "LogisticRegression",
     "Mlp",
+    "Mode",
     "Model",
     "ModelRule",
     "ModuleModel",
     "ResNet",
+    "RowFormat",
     "Transformer",
+    "Watch",
     "build_seeded",
     "check_fits",
+    "check_scores",
+    "failing_layer",
+    "meeting_place",
+    "rowwise",
+    "same_bits",
 ]

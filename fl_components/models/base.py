@@ -1,4 +1,4 @@
-"""What all model rules share: what training starts from, building from a seed, and the check that model fits data."""
+"""What all model rules share: what training starts from, and building from a seed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import difflib
 import fnmatch
 import re
 from abc import abstractmethod
-from typing import Any, Final, Protocol
+from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import field_validator
 
-from fl_components.errors import ModelError, one_line
+from fl_components.errors import ModelError
 from fl_components.parameters import check_trainable
 from fl_components.randomness import derive_key
 from fl_components.rules import Rule
@@ -51,16 +49,6 @@ class ModelRule(Rule):
 
         Initial parameters are drawn from torch's global generator: use `build_seeded` to get the same ones again.
         """
-
-
-class Examples(Protocol):
-    """What `check_fits` needs of the data."""
-
-    @property
-    def x_train(self) -> NDArray[Any]: ...
-
-    @property
-    def output_shape(self) -> tuple[int, ...]: ...
 
 
 def build_seeded(
@@ -119,61 +107,3 @@ def tokens_shape(input_shape: tuple[int, ...], output_shape: tuple[int, ...], ki
 def shaped(output_shape: tuple[int, ...]) -> list[torch.nn.Module]:
     """The layer that cuts flat scores into `output_shape`; none where they are one row of classes already."""
     return [torch.nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
-
-
-def check_fits(module: torch.nn.Module, data: Examples) -> None:
-    """Run two training rows through the module; `ModelError` unless finite scores [2, *output_shape] come out.
-
-    Of tokens, one row is that of the largest: an embedding must have room for it. A module whose buffers change as it
-    runs is refused as well: buffers do not travel between clients and server.
-    """
-    x, classes = _two_rows(data.x_train), data.output_shape[-1]
-    came_in = f"rows of {x.dtype} {list(x.shape[1:])}"
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            scores = module(torch.from_numpy(x))
-    except Exception as error:
-        raise ModelError(
-            f"the model cannot take {came_in}: {one_line(error)}", hint=_mend_of_input(module, x)
-        ) from error
-    shape = ["rows", *data.output_shape]
-    mend = f"let the model return one score (logit) for each of {classes} classes: [{', '.join(map(str, shape))}]"
-    if not isinstance(scores, torch.Tensor):
-        raise ModelError(f"the model returned a {type(scores).__name__}, not a tensor", hint=mend)
-    if scores.ndim != len(shape) or scores.shape[:-1] != (2, *data.output_shape[:-1]):
-        raise ModelError(f"the model returned the shape {list(scores.shape)} for 2 {came_in}", hint=mend)
-    if not scores.is_floating_point():
-        raise ModelError(f"the model returned {scores.dtype}, not floats", hint=mend)
-    if scores.shape[-1] != classes:
-        raise ModelError(
-            f"the model returned {scores.shape[-1]} scores a row, and the labels have {classes} classes", hint=mend
-        )
-    if not torch.isfinite(scores).all():
-        raise ModelError(
-            "the model's scores are not finite before any training",
-            hint="start from smaller parameters, or scale the features to about [-1, 1]",
-        )
-    for name, buffer in module.named_buffers():
-        if name not in buffers or not torch.equal(buffer, buffers[name]):
-            raise ModelError(
-                f"the model's buffer {name!r} changes as the model runs, and buffers are not trained across clients",
-                hint="use layers without running state, for instance torch.nn.GroupNorm",
-            )
-
-
-def _mend_of_input(module: torch.nn.Module, x: NDArray[Any]) -> str:
-    if x.dtype == np.int64:
-        return (
-            f"these are int64 tokens up to {x.max()}: begin the model with an embedding of at least {x.max() + 1} "
-            "tokens, or give the data as floats"
-        )
-    if any(isinstance(layer, torch.nn.Embedding) for layer in module.modules()):
-        return "the model begins with an embedding, which takes int64 tokens: choose another model, or give tokens"
-    return f"make the model's first layer take {list(x.shape[1:])}"
-
-
-def _two_rows(x: NDArray[Any]) -> NDArray[Any]:
-    if x.dtype != np.int64:
-        return np.resize(x, (2, *x.shape[1:]))  # one row is repeated
-    return x[[0, int(np.argmax(x.reshape(len(x), -1).max(axis=1)))]]

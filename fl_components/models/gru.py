@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_components.models.base import ModelRule, tokens_shape
+from fl_components.models.rowwise import rowwise
 
 
 class Gru(ModelRule):
@@ -35,6 +36,7 @@ class Gru(ModelRule):
         return _Gru(self, output_shape)
 
 
+@rowwise
 class _Gru(torch.nn.Module):
     def __init__(self, rule: Gru, output_shape: tuple[int, ...]) -> None:
         super().__init__()

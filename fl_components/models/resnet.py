@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fl_components.models.base import ModelRule, image_shape, shaped
+from fl_components.models.rowwise import rowwise
 
 
 class ResNet(ModelRule):
@@ -62,6 +63,7 @@ class ResNet(ModelRule):
         return nn.Sequential(*layers, *shaped(output_shape))
 
 
+@rowwise
 class _Block(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int, groups: int) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fl_components.models.base import ModelRule, tokens_shape
+from fl_components.models.rowwise import rowwise
 
 
 class Transformer(ModelRule):
@@ -45,6 +46,7 @@ class Transformer(ModelRule):
         return _Transformer(self, tokens_shape(input_shape, output_shape, self.kind), output_shape)
 
 
+@rowwise
 class _Transformer(nn.Module):
     def __init__(self, rule: Transformer, length: int, output_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -62,6 +64,7 @@ class _Transformer(nn.Module):
         return scores
 
 
+@rowwise
 class LearnedPositions(nn.Module):
     """Adds to each of T positions a vector of its own: [B, T, width] to [B, T, width]."""
 
@@ -73,6 +76,7 @@ class LearnedPositions(nn.Module):
         return states + self.weight
 
 
+@rowwise
 class _Block(nn.Module):
     def __init__(self, rule: Transformer) -> None:
         super().__init__()

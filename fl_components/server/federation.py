@@ -28,7 +28,7 @@ from fl_components.config import (
 )
 from fl_components.data import FederatedData
 from fl_components.errors import ConfigError, DataError, ModelError
-from fl_components.models import build_seeded, check_fits
+from fl_components.models import Mode, RowFormat, build_seeded, check_fits
 from fl_components.parameters import constants_digest, flatten, load_into
 from fl_components.privacy import CentralPrivacy, ExampleLevel
 from fl_components.privacy.clipping import UNITS, Clip, kept_units
@@ -38,6 +38,7 @@ from fl_components.randomness import generator
 from fl_components.server.rows import digest_of_client
 from fl_components.shared_memory import SharedMemory, give_back_memory
 from fl_components.training import (
+    BATCH_SIZE,
     MOST_OF_SHARD,
     Examples,
     ModelSpec,
@@ -46,6 +47,7 @@ from fl_components.training import (
     evaluate,
     example_way,
     made_up,
+    one_thread,
 )
 from fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
 
@@ -55,7 +57,7 @@ MAX_CLIENTS_EVALUATED = 1000
 @dataclass(frozen=True)
 class Federation:
     """A configuration with its data and its model. `examples` are the data's training examples, for other processes;
-    `module` is a scratch pad: each stage loads its parameters."""
+    `module` holds the initial parameters. It is never run: whoever runs it runs a copy."""
 
     config: FederationConfig
     data: FederatedData
@@ -262,9 +264,10 @@ class Federation:
         )
 
     def trained_module(self, params_D: Float32) -> torch.nn.Module:
-        """The module with these parameters, ready to predict."""
-        load_into(self.module, params_D)
-        return self.module.eval()
+        """A new copy of the module with these parameters, ready to predict."""
+        module = copy.deepcopy(self.module)
+        load_into(module, params_D)
+        return module.eval()
 
     def evaluate(self, params_D: Float32) -> dict[str, float]:
         """`eval/loss` and `eval/accuracy` on all clients' test examples together, and the same for each client."""
@@ -275,10 +278,11 @@ class Federation:
         metrics: dict[str, float] = {}
         total_loss, total_accuracy = Weighted(), Weighted()
         for index in np.flatnonzero(self.data.test_rows.lengths).tolist():
-            loss, accuracy = evaluate(module, *self.data.test(index))
+            client_id = self.data.client_ids[index]
+            loss, accuracy = evaluate(module, *self.data.test(index), f"the test rows of client {client_id}")
             total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
-            metrics |= _named(f"eval/client/{self.data.client_ids[index]}", loss, accuracy)
-        loss, accuracy = evaluate(module, *self.data.test_of_nobody())
+            metrics |= _named(f"eval/client/{client_id}", loss, accuracy)
+        loss, accuracy = evaluate(module, *self.data.test_of_nobody(), "the test rows that are no client's")
         total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
         return _named("eval", total_loss, total_accuracy) | metrics
 
@@ -320,10 +324,12 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
             hint="give at least one client x_test and y_test",
         )
     module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
-    check_fits(module, data)
+    initial_params_D = flatten(module)
+    with one_thread():
+        check_fits(module, _row_format(config, data), data.output_shape, one_row=_single_rows(config, data))
     data, examples = data.shared()  # a second copy would be the largest thing that a run holds
     give_back_memory()
-    federation = Federation(config, data, examples, module, flatten(module))
+    federation = Federation(config, data, examples, module, initial_params_D)
     try:
         config.compression.check_size(federation.num_parameters)
     except ValueError as error:
@@ -334,6 +340,38 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     _try_selection(federation)
     _ = federation.example_way  # refuses what has no gradients of single examples
     return federation
+
+
+def _row_format(config: FederationConfig, data: FederatedData) -> RowFormat:
+    """What the model is checked with. The tokens that private rows hold are not looked at under a claim."""
+    return RowFormat.of(data.x_train, data.x_test, ranges=data.public or not config.claims)
+
+
+def _single_rows(config: FederationConfig, data: FederatedData) -> dict[Mode, str]:
+    """The modes in which the model is given one row at a time, with the reasons. How many rows somebody has is not
+    looked at under a claim: then there may be such."""
+    found: dict[Mode, str] = {}
+    if config.claims and not data.public:
+        found["evaluation"] = "a client may have one test row"
+        if config.training.example_level is None:
+            found["training"] = "a client may have one row left for its last batch"
+        return found
+    batch_size, lengths = config.training.batch_size, data.train_rows.lengths
+    last = lengths if batch_size is None else (lengths - 1) % batch_size + 1  # of a pass
+    single = np.flatnonzero((last == 1) | (batch_size == 1))
+    if config.training.example_level is None and single.size:
+        index = int(single[0])
+        found["training"] = (
+            f"client {data.client_ids[index]} has {lengths[index]} rows, training.batch_size is {batch_size}"
+        )
+    tests = data.test_rows.lengths
+    single = np.flatnonzero(tests % BATCH_SIZE == 1)
+    if config.evaluation.per_client and single.size:
+        index = int(single[0])
+        found["evaluation"] = f"client {data.client_ids[index]} has {tests[index]} test rows"
+    elif not config.evaluation.per_client and len(data.y_test) % BATCH_SIZE == 1:
+        found["evaluation"] = f"there are {len(data.y_test)} test rows in all"
+    return found
 
 
 def _check_examples(config: FederationConfig, data: FederatedData) -> None:

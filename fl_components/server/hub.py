@@ -22,6 +22,7 @@ from fl_components.errors import (
     BudgetExhausted,
     ConfigError,
     Diverged,
+    ModelError,
     RunCancelled,
     RunConflict,
     RunNotFound,
@@ -661,7 +662,7 @@ def assembled_for_a_look(config: FederationConfig, source_folder: str) -> Federa
 def _assembled(folder: Path, whose: str, config: FederationConfig, source_folder: str) -> Federation:
     try:
         return assemble(config, source_folder or None)
-    except ConfigError:
+    except (ConfigError, ModelError):  # of what is public: a model is checked with made-up rows
         raise
     except Exception as error:
         if not config.claims or config.data.is_public:

@@ -2,7 +2,7 @@
 
 from fl_components.training.chunk import Examples, made_up
 from fl_components.training.engine import Additive, ShardReport, Summing, names_of
-from fl_components.training.evaluation import Evaluation, evaluate
+from fl_components.training.evaluation import BATCH_SIZE, Evaluation, evaluate
 from fl_components.training.execution import MOST_OF_SHARD, DaskExecution, Execution, LocalExecution
 from fl_components.training.facts import engine_facts
 from fl_components.training.private import example_way
@@ -14,6 +14,7 @@ from fl_components.training.trainer import ModelSpec, Result, Spread, Trainer, W
 Training = SGD
 
 __all__ = [
+    "BATCH_SIZE",
     "MOST_OF_SHARD",
     "SGD",
     "Additive",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -11,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_components.errors import ModelError, one_line
+from fl_components.errors import FedroundsError, ModelError, one_line
+from fl_components.models import failing_layer
 from fl_components.parameters import flatten, load_into
 from fl_components.privacy.clipping import Clip, add_contributions
 from fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
 from fl_components.training.layers import NoClientForm
-from fl_components.training.opacus_way import OpacusWay
+from fl_components.training.opacus_way import OneAtATime, OpacusWay
 from fl_components.training.per_example import ClippedReplicas
 from fl_components.training.private import PrivateChunks, Way, find_way
 from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
@@ -97,11 +99,13 @@ class Engine:
     """Trains clients of one model.
 
     It has three ways: layers that hold many clients' parameters at once, torch.func.vmap, and one client after the
-    other. It takes the first that makes a few small steps as `SGD.train` makes them. Where clients make a claim about
-    their examples the ways are others (private.py, `find_way`), found when that is first asked for.
+    other. Each keeps clients apart by construction. It takes the first that makes a few small steps as `SGD.train`
+    makes them, on made-up rows and from the initial parameters: the choice is the same whenever it is made. Where
+    clients make a claim about their examples the ways are others (private.py, `find_way`), found when that is first
+    asked for.
 
     Args:
-      module: with its initial parameters; from here on a scratch pad.
+      module: with its initial parameters. It stays as it is.
       examples: all clients' training examples, on the device that is to train.
 
     Attributes:
@@ -110,10 +114,10 @@ class Engine:
 
     def __init__(self, module: nn.Module, examples: Examples) -> None:
         self._examples, self._device = examples, examples.x.device
-        self._module = module.to(self._device)
+        self._module = copy.deepcopy(module).to(self._device)  # never trained: what is found of it is found anywhere
+        self._scratch = copy.deepcopy(self._module)
         self._shapes = [each.shape for each in module.parameters() if each.requires_grad]
         self._sizes = [shape.numel() for shape in self._shapes]
-        self._initial_D = flatten(self._module)
         with one_thread():
             self._replicas, self.note = _fastest(self._module, made_up(examples))
         self._way: Way | None = None
@@ -136,7 +140,6 @@ class Engine:
         if rule.example_level is not None and not all(task.key for task in tasks):
             raise ValueError("clients that make a claim about their examples need a key each")
         if rule.example_level is not None and self._way is None:
-            load_into(self._module, self._initial_D)  # the same in every process, whatever it trained before
             with one_thread():
                 self._way = find_way(self._module, made_up(self._examples))
         absent = {}
@@ -202,11 +205,43 @@ class Engine:
                 else:
                     trained = self._train_chunk(rule, params_D, chunk, batches)
             except Exception as error:
-                raise ModelError(
-                    f"the model failed while {names_of(chunk)} trained: {one_line(error)}",
-                    hint="mend the model, then resume the run",
-                ) from error
+                raise self._failure(rule, params_D, chunk, batches, private, error) from error
             yield positions, *trained
+
+    def _failure(
+        self,
+        rule: SGD,
+        params_D: Tensor,
+        chunk: Sequence[ClientTask],
+        batches: Sequence[Sequence[Rows]],
+        private: PrivateChunks | None,
+        error: Exception,
+    ) -> ModelError:
+        """What to raise where the model failed while these clients trained: it names the first of them with which it
+        fails alone, and the layer in which it does."""
+        for task, steps in zip(chunk, batches, strict=True) if len(chunk) > 1 else ():
+            try:
+                if private is not None:
+                    private.train(self._examples, [task], [steps])
+                else:
+                    self._train_chunk(rule, params_D, [task], [steps])
+            except Exception as own_error:
+                chunk, error = [task], own_error
+                break
+        layer = self._failing_layer(params_D, chunk[0]) if len(chunk) == 1 else ""
+        what = error.message if isinstance(error, FedroundsError) else one_line(error)
+        return ModelError(
+            f"the model failed while {names_of(chunk)} trained{layer}: {what}",
+            hint=getattr(error, "hint", None) or "mend the model, then resume the run",
+        )
+
+    def _failing_layer(self, params_D: Tensor, task: ClientTask) -> str:
+        """The layer that fails for a client's rows, in words; empty where none does."""
+        module = copy.deepcopy(self._module).train()
+        load_into(module, params_D.cpu().numpy())
+        return failing_layer(
+            module, self._examples.x[self._examples.starts[task.index] : self._examples.stops[task.index]]
+        )
 
     def _steps(self, rule: SGD, task: ClientTask) -> list[Rows]:
         """The rows of each step's batch, among all clients' rows; one who trains alone needs none."""
@@ -219,7 +254,9 @@ class Engine:
 
     def _goes_alone(self, rule: SGD) -> bool:
         """Whether clients train one after the other."""
-        return self._replicas is None if rule.example_level is None else isinstance(self._way, OpacusWay)
+        if rule.example_level is None:
+            return self._replicas is None
+        return not isinstance(self._way, ClippedReplicas)
 
     def _train_chunk(
         self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask], steps: Sequence[Sequence[Rows]]
@@ -228,10 +265,10 @@ class Engine:
             examples, (task,) = self._examples, tasks
             rows = slice(examples.starts[task.index], examples.stops[task.index])
             start_D, x, y = params_D.cpu().numpy(), examples.x[rows], examples.y[rows]
-            if isinstance(self._way, OpacusWay) and rule.example_level is not None:
+            if isinstance(self._way, (OpacusWay, OneAtATime)) and rule.example_level is not None:
                 delta_D, loss = self._way.train(rule, start_D, x, y, task.seed, task.key)
             else:
-                delta_D, loss = rule.train(self._module, start_D, x, y, task.seed)
+                delta_D, loss = rule.train(self._scratch, start_D, x, y, task.seed)
             delta_1D = torch.from_numpy(delta_D[None]).to(params_D.device)
             return Updates(delta_1D.split_with_sizes(self._sizes, dim=1)), [loss]
         assert self._replicas is not None
@@ -266,8 +303,8 @@ def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, st
     notes = []
     for make, name in ((LayeredReplicas, "many clients at once"), (VmapReplicas, "torch.func.vmap")):
         try:
-            replicas = make(module)
-            difference = _difference(replicas, module, examples)
+            replicas = make(copy.deepcopy(module))
+            difference = _difference(replicas, copy.deepcopy(module), examples)
         except Exception as error:
             notes.append(f"{name}: {error if isinstance(error, NoClientForm) else one_line(error)}")
             continue

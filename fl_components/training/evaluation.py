@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fl_components.errors import ModelError, one_line
+from fl_components.models import check_scores, failing_layer
 from fl_components.privacy.releases import Release, charged, withheld
 from fl_components.rules import Rule
 from fl_components.training.loss import num_labels, sum_loss
@@ -37,15 +39,41 @@ class Evaluation(Rule):
         return {name: charged(value) if name in shown else withheld(value) for name, value in metrics.items()}
 
 
-def evaluate(module: torch.nn.Module, x: NDArray[Any], y: NDArray[np.int64]) -> tuple[Weighted, Weighted]:
-    """Loss (mean cross-entropy) and accuracy of `module` on the examples' labels, as sums that add."""
+def evaluate(
+    module: torch.nn.Module, x: NDArray[Any], y: NDArray[np.int64], whose: str = "the test rows"
+) -> tuple[Weighted, Weighted]:
+    """Loss (mean cross-entropy) and accuracy of `module` on the examples' labels, as sums that add.
+
+    The module is given copies of the rows. Raises `ModelError`, which says whose rows these are, where it fails or
+    returns no scores.
+
+    >>> evaluate(torch.nn.Linear(2, 3), np.zeros((4, 2), np.float32), np.zeros(4, np.int64))[1].weight
+    4
+    """
     loss_sum, correct, counted = 0.0, 0, 0
     module.eval()
     with one_thread(), torch.no_grad():
         for start in range(0, len(y), BATCH_SIZE):
             labels = torch.from_numpy(y[start : start + BATCH_SIZE])
-            scores = module(torch.from_numpy(x[start : start + BATCH_SIZE]))
+            rows = torch.from_numpy(x[start : start + BATCH_SIZE])
+            scores = _scores(module, rows, labels, whose)
             loss_sum += sum_loss(scores, labels).item()
             correct += int((scores.argmax(-1) == labels).sum())  # an ignored label is no class
             counted += num_labels(labels)
     return Weighted(loss_sum, counted), Weighted(correct, counted)
+
+
+def _scores(module: torch.nn.Module, rows: torch.Tensor, labels: torch.Tensor, whose: str) -> torch.Tensor:
+    came_in = f"rows of {str(rows.dtype).removeprefix('torch.')} {list(rows.shape[1:])}"
+    try:
+        scores = module(rows.clone())
+    except Exception as error:
+        raise ModelError(
+            f"the model failed while it was evaluated on {whose}{failing_layer(module, rows)}: {one_line(error)}",
+            hint="the model must take every row of the data in evaluation mode; correct it, then resume the run",
+        ) from error
+    classes = scores.shape[-1] if isinstance(scores, torch.Tensor) and scores.ndim else 0
+    try:
+        return check_scores(scores, len(rows), (*labels.shape[1:], classes), came_in)
+    except ModelError as error:
+        raise ModelError(f"{error.message}, while it was evaluated on {whose}", hint=error.hint) from None

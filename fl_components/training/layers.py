@@ -146,9 +146,9 @@ View = Tensor | DualForm
 class ClientLayer(nn.Module):
     """One layer for C clients: `use` gives it their parameters, `add_gradients` hands on what a backward pass left."""
 
-    def __init__(self, layer: nn.Module, in_hand: InHand) -> None:
+    def __init__(self, layer: nn.Module, in_hand: InHand, name: str = "") -> None:
         super().__init__()
-        self.in_hand = in_hand
+        self.in_hand, self.name = in_hand, name
         self._views: list[Any] = []
         self._leaves: list[Tensor] = []
 
@@ -184,8 +184,8 @@ class ClientLinear(ClientLayer):
     """A linear layer. The gradient by its weight is a product of two thin matrices, which are kept apart until they are
     added to the weights in one pass (`baddbmm_`); in the dual form they are never multiplied out."""
 
-    def __init__(self, layer: nn.Linear, in_hand: InHand) -> None:
-        super().__init__(layer, in_hand)
+    def __init__(self, layer: nn.Linear, in_hand: InHand, name: str = "") -> None:
+        super().__init__(layer, in_hand, name)
         self.shape = (layer.out_features, layer.in_features)
         self.passes = _Passes()
 
@@ -251,8 +251,8 @@ class _Product(torch.autograd.Function):
 class ClientConv(ClientLayer):
     """A convolution, one client after the other: on a CPU that is faster than one convolution in groups."""
 
-    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, in_hand: InHand) -> None:
-        super().__init__(layer, in_hand)
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, in_hand: InHand, name: str = "") -> None:
+        super().__init__(layer, in_hand, name)
         self._convolve: Callable[..., Tensor] = layer._conv_forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -263,16 +263,21 @@ class ClientConv(ClientLayer):
 
 
 class ClientEmbedding(ClientLayer):
-    """An embedding: the clients' tables one under the other."""
+    """An embedding: the clients' tables one under the other. A token outside a table raises `IndexError`, before
+    another client's table is read."""
 
-    def __init__(self, layer: nn.Embedding, in_hand: InHand) -> None:
-        super().__init__(layer, in_hand)
+    def __init__(self, layer: nn.Embedding, in_hand: InHand, name: str = "") -> None:
+        super().__init__(layer, in_hand, name)
         if layer.max_norm is not None or layer.padding_idx is not None or layer.scale_grad_by_freq or layer.sparse:
             raise NoClientForm("an embedding with options has no form for many clients")
 
     def forward(self, x: Tensor) -> Tensor:
         (tables,) = self.own()
         num_clients, num_tokens, _ = tables.shape
+        if x.numel():
+            low, high = (int(each) for each in torch.aminmax(x))
+            if low < 0 or high >= num_tokens:
+                raise IndexError(f"index out of range in {self.name or 'the model'}, a table of {num_tokens}")
         first = torch.arange(num_clients, device=x.device).view(-1, *(1 for _ in x.shape)) * num_tokens
         return functional.embedding((self.in_hand.unfold(x) + first).flatten(0, 1), tables.flatten(0, 1))
 
@@ -280,8 +285,8 @@ class ClientEmbedding(ClientLayer):
 class ClientNorm(ClientLayer):
     """Layer or group normalisation: the same for all but for each client's scale and shift."""
 
-    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, in_hand: InHand) -> None:
-        super().__init__(layer, in_hand)
+    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, in_hand: InHand, name: str = "") -> None:
+        super().__init__(layer, in_hand, name)
         self._of_channels = isinstance(layer, nn.GroupNorm)
         if isinstance(layer, nn.GroupNorm):
             self._how: tuple[Callable[..., Tensor], Any, float] = (functional.group_norm, layer.num_groups, layer.eps)
@@ -311,8 +316,8 @@ class ClientPositions(ClientLayer):
 class ClientDropout(ClientLayer):
     """Dropout. Each client draws its zeros from its own generator, the same as if it trained alone."""
 
-    def __init__(self, layer: nn.Dropout, in_hand: InHand) -> None:
-        super().__init__(layer, in_hand)
+    def __init__(self, layer: nn.Dropout, in_hand: InHand, name: str = "") -> None:
+        super().__init__(layer, in_hand, name)
         self._p = layer.p
 
     def forward(self, x: Tensor) -> Tensor:
@@ -325,7 +330,7 @@ class ClientDropout(ClientLayer):
         return x * kept.div_(1 - self._p).to(x.device)
 
 
-LAYERS: Final[dict[type[nn.Module], Callable[[Any, InHand], ClientLayer]]] = {
+LAYERS: Final[dict[type[nn.Module], Callable[[Any, InHand, str], ClientLayer]]] = {
     nn.Linear: ClientLinear,
     nn.Conv1d: ClientConv,
     nn.Conv2d: ClientConv,

@@ -1,5 +1,5 @@
-"""The gradients of single examples as Opacus (https://opacus.ai) computes them: for models that the faster ways cannot
-take, one client after the other."""
+"""The gradients of single examples for models that the faster ways cannot take, one client after the other: as Opacus
+(https://opacus.ai) computes them, or one example at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fl_components.errors import ConfigError
+from fl_components.models import meeting_place
 from fl_components.privacy.clipping import squared_norms
 from fl_components.privacy.steps import Mechanism, counts
-from fl_components.training.layers import Batch, ClientDropout, InHand
+from fl_components.training.layers import Batch, ClientDropout, InHand, NoClientForm
 from fl_components.training.loss import label_losses, labels_of_each
 from fl_components.training.per_example import FORMED_FLOATS
 from fl_components.training.sgd import SGD, ClippedSum
@@ -47,12 +48,17 @@ def objections(module: nn.Module) -> list[str]:
 class OpacusWay:
     """Holds a gradient for each example of a part of a batch, at most 64 MiB of them (one example at least).
 
-    Raises what Opacus raises for a module that it cannot take, and `ConfigError` where it is not installed.
+    Opacus runs whole batches. So it takes only modules whose types say that each row is treated by itself
+    (`meeting_place`). Raises `NoClientForm` for others, what Opacus raises for a module that it cannot take, and
+    `ConfigError` where it is not installed.
     """
 
     name: ClassVar[str] = "opacus"
 
     def __init__(self, module: nn.Module) -> None:
+        meets = meeting_place(module)
+        if meets is not None:
+            raise NoClientForm(f"{meets} is not among the layers that are known to treat each row by itself")
         opacus, self._in_hand = import_opacus(), InHand()
         # deepcopy takes what its memo holds for a copy that is made already.
         dropouts: dict[int, Any] = {
@@ -97,6 +103,22 @@ class OpacusWay:
             losses.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.clip_and_accumulate()
         return losses.detach()
+
+
+class OneAtATime:
+    """Runs each example by itself, so that no example can be seen by another's forward or backward pass: right for any
+    module, and slow."""
+
+    name: ClassVar[str] = "one example at a time"
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = copy.deepcopy(module).train()
+
+    def train(
+        self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, seed: int, key: bytes | None
+    ) -> tuple[Float32, Weighted]:
+        """`SGD.train`, as it is."""
+        return rule.train(self._module, params_D, x, y, seed, key)
 
 
 def is_dropout(layer: nn.Module) -> TypeGuard[nn.Dropout]:

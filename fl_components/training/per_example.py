@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fl_components.privacy.clipping import squared_norms
 from fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts
+from fl_components.training.isolation import VmappedModule
 from fl_components.training.layers import Batch, ClientLinear, NoClientForm, View
 from fl_components.training.loss import label_losses
 from fl_components.training.replicas import LayeredReplicas
@@ -165,8 +166,9 @@ class VmapExamples(ClippedReplicas):
     def __init__(self, module: nn.Module) -> None:
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self.shapes = [each.shape for each in self.trainable.values()]
-        self._module = module
+        self._vmapped = VmappedModule(module)
         self._views: list[Tensor] = []
+        self._census = True
 
     @property
     def formed(self) -> int:
@@ -179,17 +181,17 @@ class VmapExamples(ClippedReplicas):
         self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor], *, fresh: bool
     ) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            scores = functional_call(self._module, params, (x[None],))
+            scores = functional_call(self._vmapped.module, params, (x[None],))
             return label_losses(scores, y[None], label_smoothing).sum() / (y != IGNORED).sum().clamp(min=1)
 
-        self._module.train()
         params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}
         if self._own_parameters:
             params = {name: each[:, None].expand(*batch.x.shape[:2], *each.shape[1:]) for name, each in params.items()}
         examples_of_one = vmap(grad_and_value(loss), in_dims=(0 if self._own_parameters else None, 0, 0))
         losses: Tensor
         with sdpa_kernel(SDPBackend.MATH):  # of which vmap can make one operation for all
-            gradients, losses = vmap(examples_of_one)(params, batch.x, batch.y)
+            census, self._census = self._census, False
+            gradients, losses = self._vmapped.run(examples_of_one, params, batch.x, batch.y, census=census)
         with torch.no_grad():
             formed = list(gradients.values())
             squares = torch.stack([squared_norms(each.flatten(2).flatten(0, 1)) for each in formed]).sum(0)

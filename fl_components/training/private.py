@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from fl_components.errors import FedroundsError, ModelError, one_line
 from fl_components.parameters import flatten
@@ -18,13 +19,13 @@ from fl_components.privacy.steps import PIECE_ROWS, Mechanism
 from fl_components.training.chunk import Examples, Rows, Updates, finish, is_plain, made_up
 from fl_components.training.layers import Batch, NoClientForm
 from fl_components.training.loss import labels_of_each
-from fl_components.training.opacus_way import OpacusWay, is_dropout, objections
+from fl_components.training.opacus_way import OneAtATime, OpacusWay, is_dropout, objections
 from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
 from fl_components.training.sgd import SGD, example_seed
 from fl_components.training.threads import one_thread
 from fl_components.values import ClientTask, Weighted
 
-Way = ClippedReplicas | OpacusWay
+Way = ClippedReplicas | OpacusWay | OneAtATime
 
 _MIXED: Final = "gradients of examples would mix: what the model makes of an example depends on the others of its batch"
 
@@ -138,30 +139,37 @@ class PrivateChunks:
 
 
 def example_way(module: nn.Module, examples: Examples) -> str:
-    """How the gradients of single examples are found: "ghost norms", "vmap" or "opacus".
+    """How the gradients of single examples are found: "ghost norms", "vmap", "opacus" or "one example at a time".
 
     It follows from the model and from what its rows look like, not from what they hold. Raises `ModelError` for a model
-    of which no way is right, and `ConfigError` where the one that is needs Opacus, which is not installed.
+    in which examples see each other whatever they hold, or that fails, and `ConfigError` where the way needs Opacus,
+    which is not installed.
     """
     with one_thread():
-        return find_way(copy.deepcopy(module), made_up(examples)).name
+        return find_way(module, made_up(examples)).name
 
 
 def find_way(module: nn.Module, rows: Examples) -> Way:
-    """The first way that makes a few small steps as `SGD.train` does, on rows that are nobody's (`made_up`)."""
+    """The first way that makes a few small steps as `SGD.train` does, on rows that are nobody's (`made_up`).
+
+    Each way keeps examples apart by construction. Ghost norms and Opacus run whole batches, and take modules whose
+    types say that each row is treated by itself; vmap runs the module's code for one example, and refuses code that
+    branches on values; what remains is run with one example at a time. `module` stays as it is.
+    """
     try:
-        mixed = _mixes(module, rows.x)
+        mixed = _mixes(copy.deepcopy(module), rows.x)
     except Exception as error:
         failed = f"the model fails on made-up rows: {one_line(error)}"
-        raise ModelError("; ".join([failed, *objections(module)])) from error
-    if mixed:
-        hint = "normalise over an example's own features, with torch.nn.GroupNorm or torch.nn.LayerNorm"
-        raise ModelError("; ".join([_MIXED, *objections(module)]), hint=hint)
-    notes, ways = [], (GhostNorms, VmapExamples, VmapAlone, OpacusWay)
-    for make in ways:
+        raise ModelError("; ".join([failed, *objections(copy.deepcopy(module))])) from error
+    notes: list[str] = []
+    for make in (GhostNorms, VmapExamples, VmapAlone, OpacusWay, OneAtATime):
+        if mixed and make is not OneAtATime:
+            if make is VmapExamples and _runs_under_vmap(module, rows.x):
+                break
+            continue
         try:
-            way = make(module)
-            difference = _difference(way, module, rows)
+            way = make(copy.deepcopy(module))
+            difference = _difference(way, copy.deepcopy(module), rows)
         except FedroundsError:
             raise
         except Exception as error:
@@ -170,8 +178,22 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
         if difference is None:
             return way
         notes.append(f"{make.name}: {difference}")
-    why = "; ".join([*objections(module), *notes])
+    if mixed:
+        hint = "normalise over an example's own features, with torch.nn.GroupNorm or torch.nn.LayerNorm"
+        raise ModelError("; ".join([_MIXED, *objections(copy.deepcopy(module))]), hint=hint)
+    why = "; ".join([*objections(copy.deepcopy(module)), *notes])
     raise ModelError(f"no way gives the gradients of this model's single examples: {why}")
+
+
+def _runs_under_vmap(module: nn.Module, x: Tensor) -> bool:
+    """Whether its code is the same for all values: if so, examples meet in it whatever they hold."""
+    copied = copy.deepcopy(module).train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            vmap(lambda row: copied(row[None]), randomness="different")(x.clone())
+    except Exception:
+        return False
+    return True
 
 
 def _mixes(module: nn.Module, x: Tensor) -> bool:
@@ -180,7 +202,7 @@ def _mixes(module: nn.Module, x: Tensor) -> bool:
 
     def out(rows: Tensor) -> Tensor:
         torch.manual_seed(0)  # what is drawn is the same for each row
-        scores: Tensor = module(rows)
+        scores: Tensor = module(rows.clone())
         return scores.view(len(rows), -1)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -209,7 +231,7 @@ def _difference(way: Way, module: nn.Module, rows: Examples) -> str | None:
         each = [(task, rows.x[mine], rows.y[mine]) for task, mine in zip(tasks, own, strict=True)]
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
-            if isinstance(way, OpacusWay):
+            if not isinstance(way, ClippedReplicas):
                 found = [way.train(rule, start_D, x, y, task.seed, task.key)[0] for task, x, y in each]
                 together_CD = torch.from_numpy(np.stack(found))
             else:
@@ -219,7 +241,7 @@ def _difference(way: Way, module: nn.Module, rows: Examples) -> str | None:
                     for task, _, y in each
                 ]
                 together_CD = PrivateChunks(way, module, rule, params_D).train(rows, tasks, batches)[0].stack().cpu()
-            if not torch.equal(before, torch.get_rng_state()):
+            if not (isinstance(way, OneAtATime) or torch.equal(before, torch.get_rng_state())):
                 return "it draws random numbers elsewhere than in torch.nn.Dropout"
         alone_CD = torch.from_numpy(
             np.stack([rule.train(module, start_D, x, y, task.seed, task.key)[0] for task, x, y in each])

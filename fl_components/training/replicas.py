@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value
 
+from fl_components.models import meeting_place
+from fl_components.training.isolation import VmappedModule
 from fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, InHand, NoClientForm, View
 from fl_components.training.loss import label_losses, mean_loss
 
@@ -46,32 +49,44 @@ class Replicas(ABC):
 class LayeredReplicas(Replicas):
     """The module with each trainable layer replaced by its form for many clients (layers.py).
 
-    Raises `NoClientForm` for a module with trainable parameters anywhere else.
+    The rows of all clients run through it as one batch. So it takes only modules whose types say that each row is
+    treated by itself (`meeting_place`). Raises `NoClientForm` for others, and for a module with trainable parameters
+    outside the layers that have a form for many clients.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
+        self._check_layers(module)
+        meets = meeting_place(module)
+        if meets is not None:
+            raise NoClientForm(f"{meets} is not among the layers that are known to treat each row by itself")
         self._in_hand = InHand()
         self._layers: list[tuple[ClientLayer, list[int]]] = []
         self._gradients: list[Tensor] = []
         position = {id(parameter): index for index, parameter in enumerate(self.trainable.values())}
         replaced: dict[int, nn.Module] = {}
         for name, layer in module.named_modules():
-            own = dict(layer.named_parameters(recurse=False))
-            trained = [position[id(each)] for each in own.values() if each.requires_grad]
+            trained = [position[id(each)] for each in layer.parameters(recurse=False) if each.requires_grad]
             if not trained and not isinstance(layer, nn.Dropout):
                 continue
-            where = f"{name or 'the model'} ({type(layer).__name__})"
-            if type(layer) not in LAYERS or not own.keys() <= {"weight", "bias"}:
-                raise NoClientForm(f"{where} has parameters of its own and no form for many clients")
-            if len(trained) != len(own) or layer._forward_hooks or layer._forward_pre_hooks:
-                raise NoClientForm(f"{where} is frozen in part or has hooks, which has no form for many clients")
-            made = replaced[id(layer)] = LAYERS[type(layer)](layer, self._in_hand)
+            made = replaced[id(layer)] = LAYERS[type(layer)](layer, self._in_hand, name)
             self._layers.append((made, trained))
         count = Counter(index for _, indices in self._layers for index in indices)
         self._shared = {index for index, layers in count.items() if layers > 1}
         # deepcopy takes what its memo holds for a copy that is made already.
         self._module = copy.deepcopy(module, memo=dict(replaced)).train()
+
+    def _check_layers(self, module: nn.Module) -> None:
+        for name, layer in module.named_modules():
+            own = dict(layer.named_parameters(recurse=False))
+            num_trained = sum(each.requires_grad for each in own.values())
+            where = f"{name or 'the model'} ({type(layer).__name__})"
+            if not num_trained and not isinstance(layer, nn.Dropout):
+                continue
+            if type(layer) not in LAYERS or not own.keys() <= {"weight", "bias"}:
+                raise NoClientForm(f"{where} has parameters of its own and no form for many clients")
+            if num_trained != len(own) or layer._forward_hooks or layer._forward_pre_hooks:
+                raise NoClientForm(f"{where} is frozen in part or has hooks, which has no form for many clients")
 
     def dual(self, num_examples: int) -> dict[int, int]:
         found = {}
@@ -108,27 +123,48 @@ class LayeredReplicas(Replicas):
 
 
 class VmapReplicas(Replicas):
-    """Any module that torch.func.vmap can differentiate for many clients."""
+    """Any module that torch.func.vmap can differentiate for many clients.
+
+    A client's batch is padded only where the module's types say that each row is treated by itself; otherwise clients
+    whose batches have the same size run together.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._module = module
+        self._vmapped = VmappedModule(module)
         self._views: list[Tensor] = []
         self._gradients: list[Tensor] = []
+        self._census = True  # of the first call: the code that runs is the same in all
 
     def use(self, views: Sequence[View]) -> None:
         self._views = [view for view in views if isinstance(view, Tensor)]
 
     def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return mean_loss(functional_call(self._module, params, (x,)), y, label_smoothing)
+            return mean_loss(functional_call(self._vmapped.module, params, (x,)), y, label_smoothing)
 
-        self._module.train()
         params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}
         losses: Tensor
-        gradients, losses = vmap(grad_and_value(loss))(params, batch.x, batch.y)
-        self._gradients = list(gradients.values())
+        if self._vmapped.is_rowwise or min(batch.sizes) == batch.x.shape[1]:
+            gradients, losses = self._run(grad_and_value(loss), params, batch.x, batch.y)
+            self._gradients = list(gradients.values())
+            return losses
+        losses = torch.empty(len(batch.x), device=batch.x.device)
+        self._gradients = [torch.empty_like(each) for each in params.values()]
+        sizes = torch.tensor(batch.sizes)
+        for size in sorted(set(batch.sizes)):
+            alike = torch.nonzero(sizes == size).flatten().to(batch.x.device)
+            own = {name: each[alike] for name, each in params.items()}
+            gradients, losses[alike] = self._run(
+                grad_and_value(loss), own, batch.x[alike, :size], batch.y[alike, :size]
+            )
+            for into, each in zip(self._gradients, gradients.values(), strict=True):
+                into[alike] = each
         return losses
+
+    def _run(self, function: Callable[..., Any], params: dict[str, Tensor], x: Tensor, y: Tensor) -> Any:
+        census, self._census = self._census, False
+        return self._vmapped.run(function, params, x, y, census=census)
 
     def add_gradients(self, targets: Sequence[Tensor | None], alpha: float) -> None:
         for target, gradient in zip(targets, self._gradients, strict=True):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fl_components import randomness
-from fl_components.parameters import flatten, load_into
+from fl_components.models import Watch
+from fl_components.parameters import load_into
 from fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
 from fl_components.privacy.clipping import squared_norms
 from fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
@@ -201,31 +202,41 @@ class SGD(Rule):
     ) -> tuple[Float32, Weighted]:
         """One client's update (w_local - w_global, float32 [D]) and the loss over the labels that it stepped through.
 
-        `module` is a scratch pad: its parameters are overwritten. `seed` decides the batches, and what the module
-        itself draws (dropout). Under an example-level claim batches and noise are drawn from `key`, the client's own
-        secret of the round; `clipped_sum` replaces one example after the other.
+        The update is the sum of the steps: parameters are moved here, each step reads them from a copy in `module`, and
+        what the module writes to them never reaches the update. `module` is a scratch pad: its parameters are
+        overwritten. `seed` decides the batches, and what the module itself draws (dropout). Under an example-level
+        claim batches and noise are drawn from `key`, the client's own secret of the round; `clipped_sum` replaces one
+        example after the other. Raises `ModelError` where the module changes itself as it runs (`Watch`).
         """
         load_into(module, params_D)
         module.train()
         inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        start = [parameter.detach().clone() for parameter in parameters] if self.proximal else []
-        velocities = [torch.zeros_like(parameter) for parameter in parameters]
+        values = [parameter.detach().clone() for parameter in parameters]
+        start = [value.clone() for value in values] if self.proximal else []
+        velocities = [torch.zeros_like(value) for value in values]
+        watch = Watch(module, parameters) if clipped_sum is None else None
         loss = Weighted()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed))
             if self.example_level is None:
                 steps = self._gradients(module, parameters, inputs, labels, seed)
             else:
-                steps = self._private_gradients(module, parameters, inputs, labels, seed, key, clipped_sum)
+                steps = self._private_gradients(module, parameters, inputs, labels, seed, key, clipped_sum, watch)
             for gradients, loss_of_step in steps:
+                if watch is not None:
+                    watch.check()
                 with torch.no_grad():
-                    gradients = self._pulled(gradients, parameters, start)
-                    for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
+                    gradients = self._pulled(gradients, values, start)
+                    for parameter, value, velocity, gradient in zip(
+                        parameters, values, velocities, gradients, strict=True
+                    ):
                         velocity.mul_(self.momentum).add_(gradient)
-                        parameter.sub_(velocity, alpha=self.learning_rate)
+                        parameter.copy_(value.sub_(velocity, alpha=self.learning_rate))
+                if watch is not None:
+                    watch.renew()
                 loss += loss_of_step
-        return flatten(module) - params_D, loss
+        return np.concatenate([value.cpu().numpy().ravel() for value in values]) - params_D, loss
 
     def _gradients(
         self,
@@ -252,13 +263,14 @@ class SGD(Rule):
         seed: int,
         key: bytes | None,
         clipped_sum: ClippedSum | None,
+        watch: Watch | None,
     ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
         """Of each step: what is released of the examples' gradients, and the loss, which is not released."""
         batches, private = self.private_batches_of(len(labels), seed, key), self.example_level
         assert private is not None and key is not None
         mechanism = Mechanism.of(private, sum(parameter.numel() for parameter in parameters))
         noise, scale = mechanism.noise(key), mechanism.per_example(private.sampling_rate, len(labels))
-        clipped_sum = clipped_sum or OneByOne(module, parameters, mechanism, self.label_smoothing)
+        clipped_sum = clipped_sum or OneByOne(module, parameters, mechanism, self.label_smoothing, watch)
         for step, rows in enumerate(batches):
             loss = Weighted()
             whole = [torch.zeros(each.shape, dtype=torch.float64, device=each.device) for each in parameters]
@@ -278,7 +290,7 @@ class SGD(Rule):
     def _pulled(
         self,
         gradients: tuple[torch.Tensor, ...],
-        parameters: list[torch.nn.Parameter],
+        parameters: list[torch.Tensor],
         start: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         """The loss's gradients with the proximal term, clipped, and with weight decay."""
@@ -300,7 +312,10 @@ class SGD(Rule):
 
 
 class OneByOne:
-    """A `ClippedSum` as it is defined: the gradient of one example after the other."""
+    """A `ClippedSum` as it is defined: the gradient of one example after the other.
+
+    After each, the `watch` compares the module with what it was: nothing of one example may reach the next gradient.
+    """
 
     def __init__(
         self,
@@ -308,8 +323,9 @@ class OneByOne:
         parameters: list[torch.nn.Parameter],
         mechanism: Mechanism,
         label_smoothing: float,
+        watch: Watch | None = None,
     ) -> None:
-        self._module, self._parameters = module, parameters
+        self._module, self._parameters, self._watch = module, parameters, watch
         self._mechanism, self._label_smoothing = mechanism, label_smoothing
 
     def __call__(
@@ -318,7 +334,7 @@ class OneByOne:
         sums, losses = [torch.zeros_like(each) for each in self._parameters], torch.zeros(len(seeds))
         for place, seed in enumerate(seeds):
             torch.manual_seed(seed)
-            x, y = inputs[place : place + 1], labels[place : place + 1]
+            x, y = inputs[place : place + 1].clone(), labels[place : place + 1]
             loss = sum_loss(self._module(x), y, self._label_smoothing) / max(num_labels(y), 1)
             gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
             squares = torch.stack([squared_norms(each.reshape(1, -1)) for each in gradients]).sum(0)
@@ -326,4 +342,6 @@ class OneByOne:
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=float(self._mechanism.factors(squares)))
             losses[place] = loss.detach()
+            if self._watch is not None:
+                self._watch.check()
         return sums, losses

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_components import randomness
-from fl_components.errors import ModelError
+from fl_components.errors import FedroundsError, ModelError, one_line
+from fl_components.models import rowwise
 from fl_components.parameters import flatten
 from fl_components.training.chunk import Examples, made_up
-from fl_components.training.opacus_way import OpacusWay
+from fl_components.training.opacus_way import OneAtATime, OpacusWay
 from fl_components.training.private import PrivateChunks, Way, find_way
 from fl_components.training.sgd import SGD
 from fl_components.values import IGNORED, ClientTask, Float32
@@ -59,10 +60,13 @@ class Shadow:
         one_step = {"steps": 1, "epochs": None, "straggler_fraction": 0.0, "drop_stragglers": False}
         self._rule = rule.model_copy(update={**one_step, "privacy": everyone})
         self._num_canaries = num_canaries
-        self._module = _WithCanaries(copy.deepcopy(module), rows, num_canaries)
+        try:
+            self._module = _WithCanaries(copy.deepcopy(module), rows, num_canaries)
+        except Exception as error:
+            raise _failure(error) from error
         shown = torch.arange(num_canaries + len(rows.y)) % len(rows.y)
         self._labels = torch.cat([self._module.labels[shown[:num_canaries]], rows.y[shown[num_canaries:]]])
-        make: Any = type(find_way(copy.deepcopy(module), made_up(rows)))  # what is right for the run's own module
+        make: Any = type(find_way(module, made_up(rows)))  # what is right for the run's own module
         self._way: Way = make(self._module)
         self._start_D = flatten(self._module)
 
@@ -84,13 +88,18 @@ class Shadow:
         # In any order: what goes wrong in one part of a batch must not spare the canaries.
         places = torch.from_numpy(randomness.generator(key, 0, "order").permutation(members))
         task = ClientTask("shadow", 0, len(places), randomness.derive_key(key, 0, "draws of the model"), key)
-        update_D = self._train(places[:, None], self._labels[places], task)
+        try:
+            update_D = self._train(places[:, None], self._labels[places], task)
+        except FedroundsError:
+            raise
+        except Exception as error:
+            raise _failure(error) from error
         if not np.isfinite(update_D).all():
             raise ModelError("the update of a step over canaries is not finite", hint="lower training.learning_rate")
         return update_D
 
     def _train(self, x: Tensor, y: Tensor, task: ClientTask) -> Float32:
-        if isinstance(self._way, OpacusWay):
+        if isinstance(self._way, (OpacusWay, OneAtATime)):
             return self._way.train(self._rule, self._start_D, x, y, task.seed, task.key)[0]
         chunks = PrivateChunks(self._way, self._module, self._rule, torch.from_numpy(self._start_D))
         batches = self._rule.private_batches_of(len(x), task.seed, task.key)
@@ -99,6 +108,14 @@ class Shadow:
         return update_D
 
 
+def _failure(error: Exception) -> ModelError:
+    return ModelError(
+        f"the model failed in the audit of its claim, on public rows and canaries: {one_line(error)}",
+        hint="the model must take the rows of the data in evaluation mode as well as in training mode",
+    )
+
+
+@rowwise
 class _WithCanaries(nn.Module):
     """A model that takes places, int64 [B, 1], instead of rows. Place p stands for row p mod R; the first M places are
     canaries, the R after them are the rows as they are.
@@ -116,7 +133,7 @@ class _WithCanaries(nn.Module):
         self.canaries = nn.Linear(num_canaries, 1, bias=False, device="meta").to_empty(device="cpu")  # draws nothing
         nn.init.zeros_(self.canaries.weight)
         with torch.no_grad():
-            scores = self.module(rows.x)
+            scores = self.module(rows.x.clone())
         by_label = scores.reshape(len(scores), -1, scores.shape[-1])  # [R, labels of a row, C]
         least_likely = by_label[:, 0].argmin(1)
         self.labels = torch.full_like(rows.y, IGNORED)

@@ -256,4 +256,4 @@ def _download_params(client: MlflowClient, source: str, folder: str) -> NDArray[
 
 def _predict(module: torch.nn.Module, inputs: NDArray[np.generic]) -> NDArray[np.generic]:
     with torch.no_grad():
-        return module(torch.from_numpy(inputs)).numpy()
+        return module(torch.from_numpy(inputs.copy())).numpy()

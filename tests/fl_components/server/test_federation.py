@@ -13,6 +13,7 @@ import torch
 
 from fl_components.config import config_digest, parse_config
 from fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
+from fl_components.parameters import flatten
 from fl_components.server.federation import assemble
 from fl_components.training import engine_facts, evaluate
 
@@ -157,6 +158,17 @@ class TestAssemble:
             assemble(config, folder)
         assert caught.value.exit_code == 2
 
+    def test_a_token_that_only_a_test_row_has_is_found_unless_rows_are_private(self, folder: str) -> None:
+        model = {"kind": "transformer", "width": 4, "heads": 1, "layers": 1, "vocabulary": 5}
+        with pytest.raises(ModelError, match=r"in embedding, Embedding") as caught:
+            assemble(configured({"whole": True}, model=model), folder)
+        assert "make it an embedding of at least 9 tokens" in (caught.value.hint or "")
+        claim = {"kind": "central", "clipping_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
+        private = configured(
+            {"whole": True}, model=model, privacy=claim, aggregation={"kind": "mean", "weights": "uniform"}
+        )
+        assert assemble(private, folder).num_parameters > 0
+
     def test_a_large_population_without_per_client_evaluation(self, folder: str) -> None:
         federation = assemble(configured({"num_clients": 1001}, evaluation={"per_client": False}), folder)
         assert list(federation.evaluate(federation.initial_params_D)) == ["eval/loss", "eval/accuracy"]
@@ -201,6 +213,21 @@ class TestEvaluate:
         assert metrics["eval/loss"] == pytest.approx(
             (metrics["eval/client/ward 0/loss"] + metrics["eval/client/ward 1/loss"]) / 2, rel=1e-6
         )
+
+    def test_it_leaves_the_model_and_the_rows_as_they_were(self, folder: str, tmp_path: Path) -> None:
+        """A model that works in place on its input, evaluated again and again, and from other parameters in between."""
+        (tmp_path / "ward_models.py").write_text(
+            "from torch import nn\n\n\nclass Halves(nn.Linear):\n    def forward(self, x):\n"
+            "        return super().forward(x.mul_(0.5))\n"
+        )
+        model = {"kind": "module", "path": "ward_models:Halves", "arguments": {"in_features": 4, "out_features": 3}}
+        federation = assemble(configured(model=model), folder)
+        params_D, rows = federation.initial_params_D, federation.data.x_test.copy()
+        metrics = federation.evaluate(params_D)
+        assert federation.evaluate(params_D + 1) != metrics
+        assert federation.evaluate(params_D) == metrics
+        assert federation.data.x_test.tobytes() == rows.tobytes()
+        assert flatten(federation.module).tobytes() == params_D.tobytes()
 
     def test_baselines_need_no_model(self, folder: str) -> None:
         federation = assemble(configured(), folder)

@@ -54,7 +54,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Careful(nn.Module):
-    """Looks at a number between its layers: no way but Opacus' can do it."""
+    """Looks at a number between its layers: only one example at a time is right."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,16 +66,11 @@ class Careful(nn.Module):
         return self.last(hidden) if x.shape[0] == 0 or hidden.detach().abs().max().item() < 1e9 else self.last(-hidden)
 
 
-class Twice(nn.Module):
+def twice() -> nn.Module:
     """One layer at two places, and tied weights, over the positions of a sequence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.tied, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.tied.weight = self.layer.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.tied(torch.tanh(self.layer(torch.tanh(self.layer(x)))))))
+    layer, tied = nn.Linear(6, 6), nn.Linear(6, 6)
+    tied.weight = layer.weight
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), tied, nn.Tanh(), nn.Linear(6, 3))
 
 
 def built(kind: ModelRule, input_shape: tuple[int, ...], output_shape: tuple[int, ...] = (3,)) -> nn.Module:
@@ -107,7 +102,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, tuple[int, ...], str]] = {
         (5,),
         "ghost norms",
     ),
-    "used-twice": (Twice, floats(5, 6), (5,), "ghost norms"),
+    "used-twice": (twice, floats(5, 6), (5,), "ghost norms"),
     "cnn": (lambda: built(Cnn(channels=(2, 3), hidden=8), (8, 8)), floats(8, 8), (), "vmap"),
     "transformer": (
         lambda: built(Transformer(width=8, heads=2, layers=1), (6,), (6, 3)),
@@ -122,7 +117,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, tuple[int, ...], str]] = {
         "vmap",
     ),
     "gru": (lambda: built(Gru(hidden=4), (6,), (6, 3)), tokens, (6,), "vmap"),
-    "careful": (Careful, floats(6), (), "opacus"),
+    "layer-norm-and-dropout": (
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 3)),
+        floats(6),
+        (),
+        "opacus",
+    ),
+    "careful": (Careful, floats(6), (), "one example at a time"),
 }
 
 
@@ -247,7 +248,7 @@ class TestThreeWays:
             assert [loss.total for loss in report.losses] == pytest.approx([loss.total for loss in losses], rel=1e-4)
         assert any(len(rows) == 0 for rows in private_batches(each.privacy, data.tasks[1].key, 1, 4))  # type: ignore
 
-    @pytest.mark.parametrize("case", ["mlp", "cnn", "careful", "dropout"])
+    @pytest.mark.parametrize("case", ["mlp", "cnn", "careful", "dropout", "layer-norm-and-dropout"])
     def test_batches_of_several_pieces(self, case: str) -> None:
         """Each example with draws of its own: those of a piece are not those of the piece before."""
         make, x_of, labels, _ = CASES[case]
@@ -447,20 +448,14 @@ class TestRefused:
         assert "BatchNorm cannot support training with differential privacy" in error.message
         assert error.hint is not None and "GroupNorm" in error.hint
 
-    def test_a_model_of_which_no_way_is_right(self) -> None:
-        class Noisy(nn.Linear):
-            def forward(self, x: Tensor) -> Tensor:
-                return super().forward(x + torch.randn(x.shape[1:]))
-
-        assert "no way gives the gradients of this model's single examples" in self.refusal(Noisy(6, 3)).message
-
     def test_without_opacus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "opacus", None)
         data = Data([5], floats(6), ())
         with pytest.raises(ConfigError, match="needs Opacus") as raised:
-            example_way(Careful(), data.examples)
+            example_way(CASES["layer-norm-and-dropout"][0](), data.examples)
         assert raised.value.hint == "pip install 'fedrounds[opacus]'"
         assert example_way(CASES["mlp"][0](), data.examples) == "ghost norms"
+        assert example_way(Careful(), data.examples) == "one example at a time"
 
     def test_a_run_without_a_claim_needs_no_way(self) -> None:
         data, module = Data([5], floats(6), ()), Centred()

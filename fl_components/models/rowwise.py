@@ -1,0 +1,70 @@
+"""Which modules treat each row of a batch by itself, as their types alone say."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+from torch import nn
+
+_ACTIVATIONS: Final[tuple[type[nn.Module], ...]] = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid),
+    *(nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign),
+    *(nn.Tanh, nn.Tanhshrink, nn.Threshold),
+)
+_LAYERS: Final[tuple[type[nn.Module], ...]] = (
+    *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Dropout),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    nn.GRU,
+)
+_ROWWISE: Final[set[type[nn.Module]]] = {*_ACTIVATIONS, *_LAYERS}
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
+
+
+def rowwise(kind: Kind) -> Kind:
+    """Declare that a module's own code treats each row of a batch by itself, whatever the rows hold, and keeps nothing.
+
+    A privacy claim rests on it: only for modules of this project, which are reviewed.
+    """
+    _ROWWISE.add(kind)
+    return kind
+
+
+def meeting_place(module: nn.Module) -> str | None:
+    """The first layer whose code might let rows of a batch meet, look at their values or keep something, in words; None
+    where all layers are of types that are known to treat each row by itself.
+
+    Such a module computes the same for a row whatever the other rows hold. That follows from the code, not from trials.
+
+    >>> meeting_place(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))) is None
+    True
+    >>> meeting_place(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+    '1 (BatchNorm1d)'
+    """
+    for name, layer in module.named_modules():
+        if not _is_rowwise(layer):
+            return f"{name or 'the model'} ({type(layer).__name__})"
+    return None
+
+
+def _is_rowwise(layer: nn.Module) -> bool:
+    hooks: list[Any] = [
+        *(layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks),
+    ]
+    if any(hooks) or "forward" in vars(layer) or "__call__" in vars(layer):
+        return False
+    if any(type(each) is not nn.Parameter for each in layer._parameters.values() if each is not None):
+        return False
+    if type(layer) is nn.Embedding:
+        return layer.max_norm is None
+    if type(layer) is nn.Flatten:
+        return layer.start_dim >= 1
+    if type(layer) is nn.Unflatten:
+        return isinstance(layer.dim, int) and layer.dim >= 1
+    if type(layer) in (nn.Softmax, nn.LogSoftmax):
+        return bool(layer.dim == -1)
+    if type(layer) is nn.GRU:
+        return bool(layer.batch_first)
+    return type(layer) in _ROWWISE
