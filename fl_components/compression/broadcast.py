@@ -49,8 +49,8 @@ class Broadcast(Rule):
         elif isinstance(self.values, Sparsifier):
             raise ValueError(
                 f"broadcast.against is nothing but broadcast.values.kind {self.values.kind} writes some of the "
-                "numbers: clients would begin with zeros in the place of all other parameters; set broadcast.against to "
-                "previous, or use a rule that writes every number (uniform, eden, dithered)"
+                "numbers: clients would begin with zeros in the place of all other parameters; set broadcast.against "
+                "to previous, or use a rule that writes every number (uniform, eden, dithered)"
             )
         return self
 

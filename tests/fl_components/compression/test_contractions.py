@@ -145,6 +145,8 @@ def check_bounds(rule: CompressionRule, size: int, many: int) -> None:
         loss_ND = np.concatenate(losses)
         errors_N = squares(loss_ND) / squares(delta_D)
         room = 4 * errors_N.std() / len(errors_N) ** 0.5 + 1e-5
+        if isinstance(rule, RandomK):  # which may never draw the one place that counts (Hoeffding 1963)
+            room += max(1, errors_N.max()) * (7 / len(errors_N)) ** 0.5
         assert errors_N.mean() <= rule.error_bound(size) + room, (delta_D[:4], errors_N.mean())
         assert np.abs(loss_ND).max() <= rule.largest_error_bound(size) * np.abs(delta_D).max() * (1 + 1e-4)
 
@@ -208,9 +210,9 @@ class TestContractions:
             rule.check_size(5000)
         assert str(caught.value) == (
             "compression.error_feedback is true but compression.kind top_k with compression.values.kind qsgd is not a "
-            "contraction: its mean squared error can be 22.4 squared norms of 5000 numbers, where less than 1 is needed, "
-            "so what one round leaves out would grow from round to round; use more bits, a smaller bucket or step, or "
-            "a rule that is one (dead_zone, top_k, sign, low_rank), or leave compression.error_feedback out"
+            "contraction: its mean squared error can be 22.4 squared norms of 5000 numbers, where less than 1 is "
+            "needed, so what one round leaves out would grow from round to round; use more bits, a smaller bucket or "
+            "step, or a rule that is one (dead_zone, top_k, sign, low_rank), or leave compression.error_feedback out"
         )
 
 
