@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,12 +81,14 @@ class CompressionRule(Rule):
     update that is encoded and decoded tells what all of them cost."""
 
     @model_validator(mode="after")
-    def _nothing_to_give_back(self) -> CompressionRule:
+    def _feedback_makes_sense(self) -> CompressionRule:
         if self.error_feedback and self.unbiased:
             raise ValueError(
                 f"compression.kind {self.kind} loses nothing on average, so error_feedback would add up its noise; "
                 "leave error_feedback out, or use a rule that does (dead_zone, top_k, sign, low_rank)"
             )
+        if self.error_feedback:
+            check_contraction(self, "compression", "compression.error_feedback is true")
         return self
 
     @property
@@ -94,9 +96,32 @@ class CompressionRule(Rule):
     def unbiased(self) -> bool:
         """Whether what is decoded is, on average over the draws, what was encoded."""
 
-    def check_size(self, num_parameters: int) -> None:
-        """Raises ValueError when updates of so many parameters cannot be written so."""
-        _ = num_parameters  # most rules take any
+    def error_bound(self, num_values: int) -> float:
+        """The bound of the mean squared error in squared norms, over all vectors of `num_values` numbers; infinite
+        where there is none. A quantiser's does not fall as `num_values` grows.
+
+        Below 1 the rule is a contraction, E|C(x) - x|^2 <= (1 - alpha) |x|^2, with which error feedback converges
+        (Stich et al. 2018, https://arxiv.org/abs/1809.07599; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847;
+        Beznosikov et al. 2020, https://arxiv.org/abs/2002.12410). A rule that does not declare a bound is none.
+        """
+        _ = num_values
+        return math.inf
+
+    def largest_error_bound(self, num_values: int) -> float:
+        """The bound of the largest error of a number, in the largest absolute value, over all vectors and all draws;
+        infinite where there is none. Below 1 the rule is a contraction in the maximum norm."""
+        _ = num_values
+        return math.inf
+
+    def is_contraction(self, num_values: int) -> bool:
+        """Whether what error feedback keeps of vectors of `num_values` numbers stays bounded, in one of the norms."""
+        return self.error_bound(num_values) < 1 or self.largest_error_bound(num_values) < 1
+
+    def check_size(self, num_parameters: int, field: str = "compression") -> None:
+        """Raises ValueError when updates of so many parameters cannot be written so, or when error feedback around the
+        rule would diverge; `field` of the configuration holds the rule."""
+        if self.error_feedback:
+            check_contraction(self, field, f"{field}.error_feedback is true", num_parameters)
 
     @abstractmethod
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
@@ -123,6 +148,42 @@ def without_memory(rule: R) -> R:
     if rule.error_feedback:
         raise ValueError("error_feedback belongs to the outermost rule of compression; leave it out here")
     return rule
+
+
+def check_contraction(rule: CompressionRule, field: str, feedback: str, num_parameters: int | None = None) -> None:
+    """Refuses a rule that is no contraction inside a feedback loop. Raises ValueError.
+
+    Args:
+      field: of the configuration, which holds the rule.
+      feedback: the field and the value that ask for feedback, in words.
+      num_parameters: of the model; None where it is not known yet. Then only a rule that is a contraction at no size
+        above 1 is refused.
+    """
+    sizes = SIZES if num_parameters is None else (num_parameters,)
+    if any(rule.is_contraction(size) for size in sizes):
+        return
+    values = getattr(rule, "values", None)
+    of_values = (
+        f" with {field}.values.kind {values.kind}"
+        if isinstance(values, CompressionRule) and not values.transparent
+        else ""
+    )
+    bound = min(rule.error_bound(size) for size in sizes)
+    of_numbers = "" if num_parameters is None else f" of {num_parameters} numbers"
+    loses = (
+        "it declares no bound of its error"
+        if bound == math.inf
+        else f"its mean squared error can be {bound:.3g} squared norms{of_numbers}"
+    )
+    raise ValueError(
+        f"{feedback} but {field}.kind {rule.kind}{of_values} is not a contraction: {loses}, where less than 1 is "
+        "needed, so what one round leaves out would grow from round to round; use more bits, a smaller bucket or step, "
+        f"or a rule that is one (dead_zone, top_k, sign, low_rank), or leave {feedback.partition(' ')[0]} out"
+    )
+
+
+SIZES: Final = (2, 3, 4, 8, 16, 32, 64, 128, 256, 1024, 10_000, 1_000_000)
+"""Numbers of parameters at which a rule is looked at as long as the model's is not known."""
 
 
 def refuse(payload: Payload, expected: dict[str, str]) -> UpdateRejected:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from fl_components.compression.base import CompressionRule, Known, without_memory
+from fl_components.compression.base import CompressionRule, Known, check_contraction, without_memory
 from fl_components.compression.families import Compression
 from fl_components.compression.none import NoCompression
+from fl_components.compression.sparse import Sparsifier
 from fl_components.rules import Rule
 from fl_components.values import Float32, Payload
+
+PREVIOUS: Final = "broadcast.against is previous"
 
 
 class Broadcast(Rule):
@@ -38,6 +41,25 @@ class Broadcast(Rule):
     @classmethod
     def _keeps_nothing(cls, values: CompressionRule) -> CompressionRule:
         return without_memory(values)
+
+    @model_validator(mode="after")
+    def _something_arrives(self) -> Broadcast:
+        if self.against == "previous":
+            check_contraction(self.values, "broadcast.values", PREVIOUS)
+        elif isinstance(self.values, Sparsifier):
+            raise ValueError(
+                f"broadcast.against is nothing but broadcast.values.kind {self.values.kind} writes some of the "
+                "numbers: clients would begin with zeros in the place of all other parameters; set broadcast.against "
+                "to previous, or use a rule that writes every number (uniform, eden, dithered)"
+            )
+        return self
+
+    def check_size(self, num_parameters: int) -> None:
+        """Raises ValueError when so many parameters cannot be written so, or when clients' would run away from the
+        server's."""
+        self.values.check_size(num_parameters, "broadcast.values")
+        if self.against == "previous":
+            check_contraction(self.values, "broadcast.values", PREVIOUS, num_parameters)
 
     def base(self, held_D: Float32 | None) -> Float32 | None:
         """What the next difference is from, where clients hold `held_D`; None where the parameters travel whole."""

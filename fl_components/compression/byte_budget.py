@@ -40,18 +40,26 @@ class ByteBudget(CompressionRule):
     def unbiased(self) -> bool:
         return not self.error_feedback
 
-    def check_size(self, num_parameters: int) -> None:
+    def error_bound(self, num_values: int) -> float:
+        """With error feedback the block with the largest norm, at least 1/K of the squared norm of K, has one bit."""
+        blocks = num_buckets(num_values, _block(num_values))
+        lost = 1.05 * LOST[self.unbiased][1]
+        return lost if self.unbiased else 1 - (1 - lost) / blocks
+
+    def check_size(self, num_parameters: int, field: str = "compression") -> None:
+        super().check_size(num_parameters, field)
         least = -(-self._fixed_bits(num_parameters) // 8)
         if self.update_bytes < least:
             raise ValueError(
-                f"compression.update_bytes is {self.update_bytes}, and an update of {num_parameters} parameters takes "
+                f"{field}.update_bytes is {self.update_bytes}, and an update of {num_parameters} parameters takes "
                 f"{least} at the least; give more{'' if self.error_feedback else ', or use error_feedback'}"
             )
 
     def _fixed_bits(self, num_parameters: int) -> int:
-        """What every update takes at the least, in the worst case."""
+        """What every update takes at the least, in the worst case: one bit for each number of each block; with error
+        feedback of one block, since nothing that is kept would ever travel otherwise."""
         blocks, block = num_buckets(num_parameters, _block(num_parameters)), _block(num_parameters)
-        return COUNT_BITS * blocks + (0 if self.error_feedback else (SCALE_BITS + block) * blocks)
+        return COUNT_BITS * blocks + (SCALE_BITS + block) * (1 if self.error_feedback else blocks)
 
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         rotated_NKB = rotate(deltas_ND, _block(deltas_ND.shape[1]), known)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fl_components.compression.base import Known, Quantiser, expect, numbers, symbols, symbols_of
@@ -30,7 +31,8 @@ class DeadZone(Quantiser):
     All numbers of an update have one step in common, given in root mean squares of the update: so bits are spent where
     the numbers are large. A number is rounded towards zero, or away from it where less than a third of a step is
     missing. Biased: below two thirds of a step nothing is left, no number grows by more than half, and none is off by
-    more than two thirds of a step (unless it is beyond 32,767 steps, to which it is cut).
+    more than two thirds of a step (unless it is beyond 32,767 steps, to which it is cut). Where all numbers are below
+    two thirds of a step, the step is the largest of them instead: something always travels.
 
     Nothing, one step down and one step up are symbols of 2 bits, of which zstandard sees four in a byte. What is larger
     has the fourth symbol, and another one behind. Where numbers have no pattern this takes a quarter of a bit at least.
@@ -47,6 +49,12 @@ class DeadZone(Quantiser):
     def unbiased(self) -> bool:
         return False
 
+    def error_bound(self, num_values: int) -> float:
+        """The largest number is off by at most half of itself, or cut to 32,767 steps: it is at most the root of
+        `num_values` root mean squares."""
+        cut = MOST_STEPS * self.step * num_values**-0.5
+        return 1 - min(0.75, cut) / num_values
+
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         return [self._written(delta_D) for delta_D in deltas_ND]
 
@@ -55,7 +63,11 @@ class DeadZone(Quantiser):
             step = np.sqrt(delta_D @ delta_D / np.float32(len(delta_D))) * np.float32(self.step)
             # Where there is no step all is zero; one that is not finite has the server refuse the update.
             one = step * ROUNDED_UP if step > 0 else np.float32(np.inf)
-            symbols_D = (delta_D <= -one).view(np.uint8) | (delta_D >= one).view(np.uint8) << np.uint8(1)
+            symbols_D = _beyond(one, delta_D)
+            if 0 < step < np.inf and not symbols_D.any():
+                step = np.abs(delta_D).max()
+                one = step * ROUNDED_UP
+                symbols_D = _beyond(one, delta_D)
             places = np.flatnonzero(np.abs(delta_D) > one + step)
             steps = np.clip(np.abs(delta_D[places]) / step + (1 - ROUNDED_UP), 2, MOST_STEPS).astype(np.uint16)
         symbols_D[places] = LARGER
@@ -89,6 +101,12 @@ class DeadZone(Quantiser):
         with np.errstate(all="ignore"):
             levels_ND *= numbers(payloads, "step")
         return levels_ND
+
+
+def _beyond(one: np.float32, delta_D: Float32) -> NDArray[np.uint8]:
+    """1 for a number of at most -`one`, 2 for one of at least `one`, else 0."""
+    found: NDArray[np.uint8] = (delta_D <= -one).view(np.uint8) | (delta_D >= one).view(np.uint8) << np.uint8(1)
+    return found
 
 
 _LEVELS: Final = np.array([0, -1, 1, 0], np.float32)

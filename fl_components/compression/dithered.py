@@ -32,6 +32,10 @@ class Dithered(Quantiser):
     def unbiased(self) -> bool:
         return True
 
+    def error_bound(self, num_values: int) -> float:
+        """Schuchman 1964: whatever the numbers are."""
+        return self.step**2 / 12
+
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         num_rows, size = deltas_ND.shape
         values_NKB = in_buckets(deltas_ND, BUCKET)

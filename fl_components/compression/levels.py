@@ -109,6 +109,11 @@ class Qsgd(Levels):
     def scale_names(self) -> tuple[str, ...]:
         return ("norms",)
 
+    def error_bound(self, num_values: int) -> float:
+        """Alistarh et al. 2017, lemma 3.1, with the variance of a coin, which is at most 1/4."""
+        dim = min(num_values, self.bucket)
+        return min(dim / (4 * self._levels**2), dim**0.5 / self._levels)
+
     def scales(self, values_NKB: Float32) -> dict[str, Float32]:
         doubles_NKB = values_NKB.astype(np.float64)
         squares_NK = np.einsum("nkb,nkb->nk", doubles_NKB, doubles_NKB)
@@ -134,6 +139,10 @@ class Ternary(Levels):
     def scale_names(self) -> tuple[str, ...]:
         return ("largest",)
 
+    def error_bound(self, num_values: int) -> float:
+        """Of max|x| ||x||_1 - ||x||_2^2: reached where one number is largest and all others are equal."""
+        return (min(num_values, self.bucket) ** 0.5 - 1) / 2
+
     def scales(self, values_NKB: Float32) -> dict[str, Float32]:
         return {"largest": np.abs(values_NKB).max(2)}
 
@@ -158,6 +167,15 @@ class Uniform(Levels):
     @property
     def scale_names(self) -> tuple[str, ...]:
         return ("lowest", "highest")
+
+    def error_bound(self, num_values: int) -> float:
+        """Reached where all numbers but the smallest and the largest lie between two levels."""
+        return max(0, min(num_values, self.bucket) - 2) / (2 * self.top**2)
+
+    def largest_error_bound(self, num_values: int) -> float:
+        """One step, where max - min is at most twice the largest absolute value. It does not depend on `bucket`; the
+        bound of the squared error does, for vectors of few numbers that are not zero."""
+        return 2 / self.top
 
     def scales(self, values_NKB: Float32) -> dict[str, Float32]:
         return {"lowest": values_NKB.min(2), "highest": values_NKB.max(2)}

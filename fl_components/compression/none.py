@@ -25,6 +25,9 @@ class NoCompression(Quantiser):
     def unbiased(self) -> bool:
         return True
 
+    def error_bound(self, num_values: int) -> float:
+        return 0.0
+
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         return [{"delta": delta_D} for delta_D in deltas_ND]
 

@@ -29,6 +29,10 @@ class Sign(Quantiser):
     def unbiased(self) -> bool:
         return False
 
+    def error_bound(self, num_values: int) -> float:
+        """Karimireddy et al. 2019: ||x||_1^2 is at least ||x||_2^2."""
+        return 1 - 1 / min(num_values, self.bucket)
+
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         size = deltas_ND.shape[1]
         buckets = num_buckets(size, self.bucket)

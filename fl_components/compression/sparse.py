@@ -44,6 +44,11 @@ class Sparsifier(CompressionRule):
     def unbiased(self) -> bool:
         return False
 
+    def _bound_of_kept(self, num_kept: int, num_values: int) -> float:
+        """The bound of the error where so many of the numbers are kept, with their share of the squared norm."""
+        lost = self.values.error_bound(num_kept)
+        return lost if lost >= 1 else 1 - (1 - lost) * num_kept / num_values
+
     @abstractmethod
     def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
         """The places that are kept of each update, ascending; at least one."""
@@ -89,6 +94,10 @@ class TopK(Sparsifier):
     kind: Literal["top_k"] = "top_k"
     fraction: float = FRACTION
 
+    def error_bound(self, num_values: int) -> float:
+        """Stich et al. 2018, lemma A.1, and the error of `values` on the numbers that are kept."""
+        return self._bound_of_kept(num_kept(self.fraction, num_values), num_values)
+
     def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
         count = num_kept(self.fraction, known.num_parameters)
         return [_largest(np.abs(delta_D), count) for delta_D in deltas_ND]
@@ -106,6 +115,11 @@ class Threshold(Sparsifier):
 
     kind: Literal["threshold"] = "threshold"
     threshold: float = Field(gt=0)
+
+    def error_bound(self, num_values: int) -> float:
+        """One number at least is kept, the largest; all may be, and `values` loses most of these."""
+        lost = self.values.error_bound(num_values)
+        return lost if lost >= 1 else 1 - (1 - lost) / num_values
 
     def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
         sizes_ND = np.abs(deltas_ND)
@@ -134,6 +148,17 @@ class RandomK(Sparsifier):
     @property
     def unbiased(self) -> bool:
         return not self.error_feedback and self.values.unbiased
+
+    def error_bound(self, num_values: int) -> float:
+        """Stich et al. 2018, lemma A.1; multiplied by 1 / fraction, Beznosikov et al. 2020, lemma 8 and what a biased
+        rule for `values` adds."""
+        kept = num_kept(self.fraction, num_values)
+        if self.error_feedback:
+            return self._bound_of_kept(kept, num_values)
+        lost, scale = self.values.error_bound(kept), num_values / kept
+        if self.values.unbiased:
+            return scale * (1 + lost) - 1
+        return float(((scale - 1) ** 0.5 + (scale * lost) ** 0.5) ** 2)
 
     def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
         size = known.num_parameters

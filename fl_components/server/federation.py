@@ -332,6 +332,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     federation = Federation(config, data, examples, module, initial_params_D)
     try:
         config.compression.check_size(federation.num_parameters)
+        config.broadcast.check_size(federation.num_parameters)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _check_memory(federation)

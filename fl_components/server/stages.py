@@ -229,8 +229,9 @@ def compress(hub: Hub, plan: RoundPlan, state: ServerState, batch: UpdateBatch |
         return replace(batch, frames=tuple(zip(frames, map(len, alike.values()), strict=True)))
     memory_ND = None
     if hub.config.compression.error_feedback:
-        nothing_D = np.zeros_like(state.params_D)
-        memory_ND = np.stack([state.memory.get(client_id, nothing_D) for client_id in batch.client_ids])
+        memory_ND = np.zeros_like(batch.deltas_ND)
+        for kept_D, client_id in zip(memory_ND, batch.client_ids, strict=True):
+            kept_D[:] = state.memory.get(client_id, 0)
     tasks = _tasks(plan, batch.client_ids)
     encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, memory_ND, hub.trainer.spread)
     return EncodedBatch(batch.client_ids, encoded, batch.losses, batch.download_bytes, batch.absent, error, kept_ND)

@@ -8,7 +8,7 @@ from abc import abstractmethod
 import numpy as np
 from pydantic import Field
 
-from fl_components.server_optimizers.base import ServerOptimizerRule
+from fl_components.server_optimizers.base import ServerOptimizerRule, as_state
 from fl_components.values import Float32, Float64, Tensors
 
 
@@ -34,6 +34,7 @@ class AdaptiveRule(ServerOptimizerRule):
 
     def update(self, params_D: Float32, pseudo_gradient_D: Float64, state: Tensors) -> tuple[Float32, Tensors]:
         m_D = self.beta1 * state["m"].astype(np.float64) + (1 - self.beta1) * pseudo_gradient_D
-        v_D = self.second_moment(state["v"].astype(np.float64), pseudo_gradient_D**2)
+        with np.errstate(over="ignore", invalid="ignore"):  # `as_state` refuses it
+            v_D = self.second_moment(state["v"].astype(np.float64), pseudo_gradient_D**2)
         step_D = self.learning_rate * m_D / (np.sqrt(v_D) + self.tau)
-        return (params_D - step_D).astype(np.float32), {"m": m_D.astype(np.float32), "v": v_D.astype(np.float32)}
+        return (params_D - step_D).astype(np.float32), as_state(self, {"m": m_D, "v": v_D})

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.server_optimizers.base import ServerOptimizerRule
+from fl_components.server_optimizers.base import ServerOptimizerRule, as_state
 from fl_components.values import Float32, Float64, Tensors
 
 
@@ -30,4 +30,4 @@ class FedAvgM(ServerOptimizerRule):
 
     def update(self, params_D: Float32, pseudo_gradient_D: Float64, state: Tensors) -> tuple[Float32, Tensors]:
         v_D = self.momentum * state["v"].astype(np.float64) + pseudo_gradient_D
-        return (params_D - self.learning_rate * v_D).astype(np.float32), {"v": v_D.astype(np.float32)}
+        return (params_D - self.learning_rate * v_D).astype(np.float32), as_state(self, {"v": v_D})

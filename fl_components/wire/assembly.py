@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fl_components.errors import WireError
@@ -19,7 +23,8 @@ class Assembly:
     """What has arrived of one frame, in a file that outlives the process. docs/wire-format.md has the rules.
 
     Sending a piece again changes nothing, so whoever does not know whether it arrived sends it again, or asks for
-    `received` and goes on there.
+    `received` and goes on there. Connections and processes that add pieces of one frame at the same time take turns, by
+    a lock of the file: what was acknowledged to one of them is never lost to another.
 
     Args:
       folder: where the file is; one sender's, since who may send what is not looked at here.
@@ -57,18 +62,20 @@ class Assembly:
         Raises:
           WireError: it would leave a gap, goes beyond the end, or differs from what is there already.
         """
-        received, end = self.received, offset + len(piece)
-        if not 0 <= offset <= received:
-            raise WireError(f"a piece at {offset} would leave a gap: {received} bytes are there")
-        if end > self._size:
-            raise WireError(f"a piece up to {end} goes beyond the {self._size} bytes of its frame")
-        with self._file.open("r+b" if received else "w+b") as file:
-            file.seek(offset)
-            there = file.read(min(received, end) - offset)
+        with self._locked(os.O_CREAT) as file:
+            received, end = os.fstat(file).st_size, offset + len(piece)
+            if not 0 <= offset <= received:
+                raise WireError(f"a piece at {offset} would leave a gap: {received} bytes are there")
+            if end > self._size:
+                raise WireError(f"a piece up to {end} goes beyond the {self._size} bytes of its frame")
+            there = _read(file, offset, min(received, end))
             if there != piece[: len(there)]:
                 raise WireError(f"a piece at {offset} differs from what was sent before")
-            file.write(piece[len(there) :])
-        return max(received, end)
+            place, rest = offset + len(there), memoryview(piece)[len(there) :]
+            while rest:
+                written = os.pwrite(file, rest, place)
+                place, rest = place + written, rest[written:]
+            return max(received, end)
 
     def frame(self) -> bytes:
         """The whole frame, as it was sent. It may still be no good: `decode_update` looks at that.
@@ -79,8 +86,30 @@ class Assembly:
         """
         if self.received < self._size:
             raise WireError(f"{self.received} of {self._size} bytes are there")
-        frame = self._file.read_bytes()
-        if frame_digest(frame) != self._digest:
-            self._file.unlink()
-            raise WireError("the bytes that arrived are not those of the frame that was named")
+        with self._locked() as file:
+            frame = _read(file, 0, os.fstat(file).st_size)
+            if frame_digest(frame) != self._digest:
+                os.ftruncate(
+                    file, 0
+                )  # not removed: a sender that waits for the lock would write to a file without a name
+                raise WireError("the bytes that arrived are not those of the frame that was named")
         return frame
+
+    @contextmanager
+    def _locked(self, flags: int = 0) -> Iterator[int]:
+        """The open file, while nobody else reads or writes it."""
+        file = os.open(self._file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            os.close(file)
+
+
+def _read(file: int, start: int, stop: int) -> bytes:
+    """The bytes from `start` to `stop`, or up to the end of the file where that comes first."""
+    parts = []
+    while start < stop and (part := os.pread(file, stop - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

@@ -10,7 +10,7 @@ import pytest
 from deployments.api import run_data
 from fl_components.compression import Known
 from fl_components.config import parse_config
-from fl_components.errors import ConfigError, WireError
+from fl_components.errors import ConfigError, TooFewClients, WireError
 from fl_components.parameters import params_digest
 from fl_components.server import stages
 from fl_components.server.encoding import expected_bytes, receive, send
@@ -44,6 +44,26 @@ DELTAS = {"values": {"kind": "uniform", "bits": 4}, "against": "previous"}
         ({"compression": {"kind": "top_k", "values": {"kind": "sign", "error_feedback": True}}}, "the outermost rule"),
         ({"compression": {"kind": "top_k", "values": {"kind": "low_rank"}}}, "compression.values.kind"),
         ({"compression": {"kind": "eden", "bits": 5}}, "compression.bits"),
+        (
+            {
+                "compression": {"kind": "top_k", "fraction": 0.1, "values": {"kind": "qsgd"}, "error_feedback": True},
+                "model": MLP,
+            },
+            "compression.error_feedback is true but compression.kind top_k with compression.values.kind qsgd is not a",
+        ),
+        (
+            {"broadcast": {"values": {"kind": "random_k", "fraction": 0.1}, "against": "previous"}},
+            "broadcast.against is previous but broadcast.values.kind random_k is not a contraction",
+        ),
+        (
+            {"broadcast": {"values": {"kind": "qsgd"}, "against": "previous"}, "model": MLP},
+            "broadcast.against is previous but broadcast.values.kind qsgd is not a contraction: .* of 4810 numbers",
+        ),
+        ({"broadcast": {"values": {"kind": "top_k"}}}, "broadcast.against is nothing but broadcast.values.kind top_k"),
+        (
+            {"broadcast": {"values": {"kind": "byte_budget", "update_bytes": 64}}},
+            "broadcast.values.update_bytes is 64, and an update of 650 parameters takes",
+        ),
         ({"compression": {"kind": "topk"}}, "top_k"),
     ],
 )
@@ -138,6 +158,36 @@ def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: d
         memory = {client_id: kept_D.tobytes() for client_id, kept_D in state.memory.items()}
         found.append((communication, state.params_digest, memory))
     assert found[0] == found[1]
+
+
+NOBODY = {
+    "training": {"learning_rate": 0.1, "epochs": 1, "straggler_fraction": 1.0, "drop_stragglers": True},
+    "aggregation": {"max_examples": 100},
+}
+
+
+@pytest.mark.parametrize(
+    "compression", [{}, {"kind": "top_k"}, FEEDBACK, {"kind": "eden"}, {"kind": "dead_zone"}], ids=str
+)
+def test_a_round_of_which_nothing_is_left(open_run: OpenRun, compression: dict[str, Any]) -> None:
+    """All clients are stragglers, which are dropped: with any codec too few, or a round without a step."""
+    fields = NOBODY | {"compression": {"kind": "none", **compression}}
+    with pytest.raises(TooFewClients, match="0 of 9 updates could be used"):
+        walk(stages, open_run("few", **fields), 1)
+    hub = open_run("none", **fields, selection={"kind": "uniform", "min_updates": 0})
+    before = hub.state().params_digest
+    result = walk(stages, hub, 1)
+    assert result.metrics["clients/received"] == 0
+    assert (result.params_digest, hub.state().memory) == (before, {})
+
+
+def test_a_private_round_of_which_nothing_is_left_is_noise(open_run: OpenRun) -> None:
+    private = {"privacy": PRIVATE["privacy"], "aggregation": PRIVATE["aggregation"]}
+    poisson = {"kind": "poisson", "sampling_rate": 0.5}
+    for name, compression in (("whole", {"kind": "none"}), ("coded", {"kind": "qsgd"})):
+        hub = open_run(name, **NOBODY | private, compression=compression, selection=poisson)
+        before = hub.state().params_digest
+        assert walk(stages, hub, 1).params_digest != before
 
 
 def test_what_clients_keep_has_a_limit(open_run: OpenRun) -> None:

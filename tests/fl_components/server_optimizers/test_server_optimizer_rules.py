@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from fl_components.errors import RunFailed
 from fl_components.server_optimizers import (
     FedAdagrad,
     FedAdam,
@@ -187,3 +188,34 @@ def test_yogi_s_second_moment_moves_by_no_more_than_the_new_square() -> None:
         second_moments[rule.kind] = float(after["v"][0]) / float(state["v"][0])
     assert second_moments["fedadam"] == pytest.approx(0.9, abs=1e-3)
     assert second_moments["fedyogi"] == pytest.approx(1.0, abs=1e-3)
+
+
+class TestOverflow:
+    """State is kept as float32: what would be infinite there is refused, and nothing before it."""
+
+    @pytest.mark.parametrize(
+        ("rule", "name", "gradient"),
+        [
+            (FedAdam(learning_rate=0.1), "v", 2e20),
+            (FedYogi(learning_rate=0.1), "v", 2e20),
+            (FedAdagrad(learning_rate=0.1), "v", 2e19),
+            (FedAdam(learning_rate=0.1), "m", 1e200),
+            (FedYogi(learning_rate=0.1), "m", 1e200),
+            (FedAvgM(learning_rate=1e-10), "v", 1e39),
+        ],
+        ids=lambda value: getattr(value, "kind", None),
+    )
+    def test_a_state_beyond_float32(self, rule: ServerOptimizerRule, name: str, gradient: float) -> None:
+        words = rf"server_optimizer\.kind {rule.kind}: state {name} exceeds float32 for 1 of 3 parameters"  # type: ignore[attr-defined]
+        with pytest.raises(RunFailed, match=words) as caught:
+            rule.update(np.zeros(3, np.float32), np.array([0.0, gradient, 1.0]), rule.init(3))
+        assert "max_update_norm" in (caught.value.hint or "")
+
+    @pytest.mark.parametrize("rule", [FedAdam(learning_rate=0.1), FedYogi(learning_rate=0.1)], ids=repr)
+    def test_a_large_state_still_moves(self, rule: ServerOptimizerRule) -> None:
+        """Just below the largest float32 a parameter moves, in this round and in the next."""
+        params_1, state = rule.update(np.zeros(1, np.float32), np.array([1.8e20]), rule.init(1))
+        assert np.isfinite(state["v"]).all() and state["v"] > 3e38
+        assert params_1 == pytest.approx(-0.1, rel=1e-6)
+        params_2, _ = rule.update(params_1, np.array([1e19]), state)
+        assert params_2 < params_1 - 0.05

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 
 from fl_components.errors import WireError
 from fl_components.wire import Assembly, Update, decode_update, encode_update, frame_digest
+from fl_components.wire import assembly as assembly_module
 
 FRAME = encode_update(Update("va", "0123456789abcdef", {"delta": np.arange(40, dtype=np.float32)}))
 DIGEST = frame_digest(FRAME)
@@ -69,4 +74,89 @@ def test_another_frame_than_was_named_is_not_kept(tmp_path: Path) -> None:
         found.frame()
     assert found.received == 0
     found.add(0, FRAME)
+    assert found.frame() == FRAME
+
+
+def test_two_first_pieces_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter one has seen an empty file when the whole frame is acknowledged to the other; then it goes on."""
+    first_waits, whole_is_there = threading.Event(), threading.Event()
+    flock = assembly_module.fcntl.flock
+
+    def slow(file: int, how: int) -> None:
+        if threading.current_thread().name == "short":
+            first_waits.set()
+            assert whole_is_there.wait(10)
+        flock(file, how)
+
+    monkeypatch.setattr(assembly_module.fcntl, "flock", slow)
+    acknowledged: list[int] = []
+    short = threading.Thread(target=lambda: acknowledged.append(assembly(tmp_path).add(0, FRAME[:10])), name="short")
+    short.start()
+    assert first_waits.wait(10)
+    assert assembly(tmp_path).add(0, FRAME) == len(FRAME)
+    whole_is_there.set()
+    short.join(10)
+    assert acknowledged == [len(FRAME)]
+    assert assembly(tmp_path).frame() == FRAME
+
+
+def test_a_frame_that_is_thrown_away_while_a_piece_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The piece is taken in afterwards, in the file that others see."""
+    found = assembly(tmp_path)
+    found.add(0, FRAME[:-1] + b"\xff")
+    flock = assembly_module.fcntl.flock
+
+    def once(file: int, how: int) -> None:
+        monkeypatch.setattr(assembly_module.fcntl, "flock", flock)
+        with pytest.raises(WireError, match="not those of the frame"):
+            assembly(tmp_path).frame()
+        flock(file, how)
+
+    monkeypatch.setattr(assembly_module.fcntl, "flock", once)
+    assert found.add(0, FRAME[:20]) == 20
+    assert found.received == 20
+
+
+def send_pieces(folder: Path, frame: bytes, pieces: list[tuple[int, int]], barrier: Any) -> None:
+    name = frame_digest(frame)
+    barrier.wait()
+    for offset, length in pieces:
+        try:
+            told = Assembly(folder, name, len(frame), 10**6).add(offset, frame[offset : offset + length])
+        except WireError as error:
+            assert "would leave a gap" in error.message
+        else:
+            assert Assembly(folder, name, len(frame), 10**6).received >= told
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_what_was_acknowledged_stays_whoever_else_sends(tmp_path: Path, kind: str) -> None:
+    """Overlapping pieces of one frame from four senders at once: each sees at least what was acknowledged to it."""
+    context: Any = multiprocessing.get_context("fork") if kind == "processes" else threading
+    start = context.Process if kind == "processes" else threading.Thread
+    for turn in range(5):
+        folder, draw = tmp_path / str(turn), np.random.default_rng(turn)
+        folder.mkdir()
+        frame, barrier = draw.bytes(50_000), context.Barrier(4)
+        senders = []
+        for _ in range(4):
+            offsets = sorted(draw.integers(0, 50_000, 20).tolist())
+            pieces = [(0, int(draw.integers(1, 50_000))), *((offset, 20_000) for offset in offsets)]
+            senders.append(start(target=send_pieces, args=(folder, frame, pieces, barrier)))
+        for each in senders:
+            each.start()
+        for each in senders:
+            each.join()
+            assert getattr(each, "exitcode", 0) == 0
+        found = Assembly(folder, frame_digest(frame), len(frame), 10**6)
+        found.add(found.received, frame[found.received :])
+        assert found.frame() == frame
+
+
+def test_a_file_that_was_cut_off_is_sent_again_from_there(tmp_path: Path) -> None:
+    found = assembly(tmp_path)
+    found.add(0, FRAME)
+    os.truncate(tmp_path / DIGEST, 30)
+    assert found.received == 30
+    assert found.add(10, FRAME[10:]) == len(FRAME)
     assert found.frame() == FRAME
