@@ -13,8 +13,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     exhausted, 70 a bug, 130 stopped by Ctrl-C.
     """
     from deployments.cli.layout import misplaced_package
-    from deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line
+    from deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line, use_utf8
 
+    if argv is None:
+        use_utf8()
     make_streams_writable()
     show_left_out_as_a_line()
     tokens = list(sys.argv[1:] if argv is None else argv)
