@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.compression import Known
-from fl_components.config import FederationConfig, config_digest, parse_config
+from fl_components.config import FederationConfig, config_digest, is_moved, parse_config
 from fl_components.errors import BudgetExhausted, ConfigError, RunCancelled, RunConflict, RunNotFound
 from fl_components.privacy.releases import Release, public
 from fl_components.randomness import derive_key
@@ -389,13 +389,16 @@ def open_hub(
     if config is not None:
         params_D, ancestor = (start or start_fresh_or_latest(store))(federation) if run is None else (None, None)
         state = federation.initial_state(params_D)
+        fields, digest = json.loads(config.model_dump_json()), config_digest(config)
+        if run is not None and is_moved(run.config, fields, run.source_folder, source_folder):
+            digest = run.config_digest
         run = store.create_run(
             run_id=run_id,
             name=config.name,
             population=config.population,
             rounds=config.rounds,
-            config=json.loads(config.model_dump_json()),
-            config_digest=config_digest(config),
+            config=fields,
+            config_digest=digest,
             initial_state=state.to_bytes(),
             params_digest=state.params_digest,
             ancestor=ancestor,
