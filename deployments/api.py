@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -219,7 +220,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     tells what clients were dealt (`fl_components.data.summary`). A claim about private data withholds what their labels
     tell, and how many rows each client has, unless its statement takes these as public.
     """
-    from fl_components.config import config_digest, load_config
+    from fl_components.config import config_digest, load_config, source_folder
 
     resolved = load_config(config, overrides)
     found: dict[str, Any] = {
@@ -235,7 +236,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         from fl_components.server.hub import assembled_for_a_look
         from fl_components.server.reproducibility import second_load
 
-        folder = str(Path(config).resolve().parent)
+        folder = str(source_folder(config))
         with second_load(resolved, folder) as differences:
             federation = assembled_for_a_look(resolved, folder)
             found["not_reproducible"] = differences(federation)
@@ -404,7 +405,7 @@ def _plain(config: str | Path | Mapping[str, Any] | FederationConfig) -> str | d
     from fl_components.rules import Rule
 
     source = config.model_dump(mode="json") if isinstance(config, Rule) else config
-    return dict(source) if isinstance(source, Mapping) else str(Path(source).resolve())
+    return dict(source) if isinstance(source, Mapping) else str(Path(source).absolute())
 
 
 def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
@@ -469,6 +470,7 @@ def _train(
         from fl_components.server.profile import check_writable
 
         check_writable(profile)
+    _check_configuration(config, overrides)
     with _connected(on_progress) as connection:
         from flows.training import federated_training
         from tasks.progress import nobody_listens
@@ -527,6 +529,7 @@ def _sweep(
     sweep_id: str | None,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
+    _check_configuration(config, overrides)
     with _connected(on_progress) as connection:
         from flows.sweep import federated_sweep
         from tasks.progress import nobody_listens
@@ -546,11 +549,39 @@ def _sweep(
             return sweep_data(sweep.store, sweep.record, sweep.shown)
 
 
+def _check_configuration(config: str | dict[str, Any] | None, overrides: list[str]) -> None:
+    """Raise `ConfigError` for a configuration that makes no sense, before a server is started for it."""
+    if config is not None:
+        from fl_components.config import load_config
+
+        load_config(config, overrides)
+
+
+def _check_enclosing_flow() -> None:
+    """Raise `ConfigError` inside a flow run of another Prefect server than the one that the training would use."""
+    context = sys.modules.get("prefect.context")
+    if context is None or context.FlowRunContext.get() is None:
+        return
+    from prefect.settings import PREFECT_API_URL
+
+    from deployments.stack.connection import configured_api_url
+
+    server = configured_api_url()
+    if server is None or server != (PREFECT_API_URL.value() or "").rstrip("/"):
+        raise ConfigError(
+            "this is called inside a Prefect flow run of another server than the training's",
+            hint="set PREFECT_API_URL to that server for both, or call it outside of the flow",
+        )
+
+
 @contextmanager
 def _connected(on_progress: OnProgress | None) -> Iterator[Connection]:
     """A Prefect server, which boots while what a training needs is imported."""
     from deployments.stack.connection import ConfiguredServer, connect
+    from tasks.tracking.server import check_tracking_uri
 
+    check_tracking_uri()
+    _check_enclosing_flow()
     with connect(say=lambda text: _tell(on_progress, text)) as connection:
         _tell(on_progress, "loading PyTorch, Prefect and the data")
         import flows.training  # noqa: F401

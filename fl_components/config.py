@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +27,7 @@ from fl_components.data import Data
 from fl_components.errors import ConfigError
 from fl_components.models import Model
 from fl_components.privacy import NoPrivacy, Privacy
-from fl_components.rules import Added, Rule
+from fl_components.rules import MOST_WHOLE, Added, Rule
 from fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fl_components.training import Evaluation, Execution, LocalExecution, Training
 
@@ -34,6 +36,9 @@ MANY = 10**9
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """Of an experiment or a population, at most 100 characters."""
+
+PATHS = ("folder", "file")
+"""The fields of rules that are paths."""
 
 MOST_CHARGED = 1000
 """Clients that may all be charged in every round."""
@@ -83,13 +88,9 @@ class FederationConfig(Rule):
         if num_clients is not None:
             check_cohort(self, num_clients)
             check_compression(self, num_clients)
+        check_schedule(self)
         check_claim(self, num_clients)
         check_example_claim(self, num_clients)
-        if self.evaluation.every > self.rounds:
-            raise ValueError(
-                f"evaluation.every is {self.evaluation.every} but rounds is {self.rounds}: the model would never be "
-                f"evaluated on the way; make evaluation.every at most {self.rounds}"
-            )
         return self
 
     @property
@@ -112,6 +113,17 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
             f"selection.min_updates is {config.selection.min_updates} but a round selects at most {most} clients: no "
             f"round could succeed; make selection.min_updates at most {most}"
         )
+    share = config.selection.availability.mean_share
+    if share is not None:
+        sampling = config.selection.sampling(num_clients)
+        available = share * (sampling.rate if sampling.kind == "poisson" else 1.0) * num_clients
+        expected = min(float(most), available)
+        if config.selection.min_updates > max(1.0, expected):
+            raise ValueError(
+                f"selection.min_updates is {config.selection.min_updates} but a round expects {expected:.3g} clients, "
+                "of those that are selected and there: hardly any round could succeed; lower selection.min_updates, or "
+                "select more clients"
+            )
 
 
 def check_compression(config: FederationConfig, num_clients: int) -> None:
@@ -160,12 +172,52 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
             f"privacy.kind is {privacy.kind} but selection.min_updates is {selection.min_updates}: a round that ends "
             "because few clients came tells who came; leave selection.min_updates out"
         )
+    check_claimed_fields(config)
     if num_clients is None:
         privacy.event(selection.sampling(MANY))  # whether a claim leans on the draw is the same for any number
         return
     sampling = selection.sampling(num_clients)
     privacy.event(sampling)
+    if sampling.cohort_size < 1:
+        raise ValueError(
+            f"privacy.kind is {privacy.kind} but selection.sampling_rate {sampling.rate:g} expects "
+            f"{sampling.cohort_size:.3g} of {num_clients} clients in a round: most rounds would be noise alone; make "
+            f"selection.sampling_rate at least {1 / num_clients:.3g}"
+        )
+    simulated = getattr(privacy, "simulate_noise_cohort", None)
+    if simulated is not None and simulated < sampling.cohort_size:
+        raise ValueError(
+            f"privacy.simulate_noise_cohort is {simulated} but a round selects {sampling.cohort_size:g} clients: it is "
+            "for the study of a larger cohort; make it larger than the cohort, or leave it out"
+        )
     privacy.check(sampling.cohort_size)
+
+
+def check_claimed_fields(config: FederationConfig) -> None:
+    """Refuse what does nothing under a claim about clients. Raises ValueError."""
+    limit = config.aggregation.max_update_norm
+    if limit != type(config.aggregation).model_fields["max_update_norm"].default:
+        raise ValueError(
+            f"privacy.kind is {config.privacy.kind} but aggregation.max_update_norm is {limit:g}: under a claim an "
+            "update is clipped to privacy.clipping, not refused; leave aggregation.max_update_norm out"
+        )
+    simulated = getattr(config.privacy, "simulate_noise_cohort", None)
+    epsilon = getattr(config.privacy, "epsilon", None)
+    if simulated is not None and epsilon is not None:
+        raise ValueError(
+            f"privacy.epsilon is {epsilon:g} and privacy.simulate_noise_cohort is {simulated}: a simulated epsilon is "
+            "spent by nobody, so the limit would do nothing; leave one of them out"
+        )
+
+
+def check_schedule(config: FederationConfig) -> None:
+    """Refuse a warm-up that outlasts the training. Raises ValueError."""
+    warmup_rounds = getattr(config.training.schedule, "warmup_rounds", 0)
+    if warmup_rounds and warmup_rounds >= config.rounds:
+        raise ValueError(
+            f"training.schedule.warmup_rounds is {warmup_rounds} but rounds is {config.rounds}: the full rate would "
+            f"never be reached; make training.schedule.warmup_rounds less than {config.rounds}"
+        )
 
 
 def check_example_claim(config: FederationConfig, num_clients: int | None) -> None:
@@ -213,9 +265,49 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 def load_fields(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The same as a tree of plain values, as it is written: no field is checked, no default filled in."""
     fields = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
-    for override in overrides:
-        fields = _with_override(fields, override)
-    return with_absolute_paths(fields, Path.cwd() if isinstance(source, Mapping) else Path(source).resolve().parent)
+    try:
+        for override in overrides:
+            fields = _with_override(fields, override)
+        return with_absolute_paths(fields, source_folder(source))
+    except RecursionError:
+        raise ConfigError("the configuration is nested too deeply, or holds itself") from None
+
+
+def source_folder(source: str | Path | Mapping[str, Any] | None) -> Path:
+    """Return where a configuration's relative paths and modules are looked for: its folder, else the working one.
+
+    A link is not followed: what lies beside it is meant, and where it leads may have another name tomorrow (a
+    Kubernetes ConfigMap).
+    """
+    return Path(source).absolute().parent if isinstance(source, str | Path) else Path.cwd()
+
+
+def is_moved(recorded: Any, given: Any, recorded_folder: str, folder: str) -> bool:
+    """Return whether `given` is the configuration `recorded`, perhaps with the whole project in another folder.
+
+    Both are trees of plain values. A folder or file counts as the same when it is the same from its own project's
+    folder.
+
+    >>> is_moved({"data": {"folder": "/old/wards"}}, {"data": {"folder": "/new/wards"}}, "/old", "/new")
+    True
+    >>> is_moved({"data": {"folder": "/old/wards"}}, {"data": {"folder": "/new/others"}}, "/old", "/new")
+    False
+    """
+    if not isinstance(recorded, Mapping) or not isinstance(given, Mapping):
+        return bool(recorded == given)
+    if recorded.keys() != given.keys():
+        return False
+    for name, value in recorded.items():
+        if name in PATHS and isinstance(value, str):
+            moved = os.path.normpath(os.path.join(folder, os.path.relpath(value, recorded_folder or "/")))
+            if given[name] not in (value, moved):
+                return False
+        elif name == "arguments":
+            if value != given[name]:
+                return False
+        elif not is_moved(value, given[name], recorded_folder, folder):
+            return False
+    return True
 
 
 def with_absolute_paths(fields: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -227,9 +319,12 @@ def _absolute(value: Any, base: Path) -> Any:
     if not isinstance(value, Mapping):
         return value
     found = {name: each if name == "arguments" else _absolute(each, base) for name, each in value.items()}
-    for name in ("folder", "file"):
+    for name in PATHS:
         if isinstance(found.get(name), str):
-            found[name] = str((base / Path(found[name]).expanduser()).resolve())
+            try:
+                found[name] = os.path.abspath(base / Path(found[name]).expanduser())
+            except RuntimeError as error:  # ~ of an account without a home folder
+                raise ConfigError(f"{name} is {found[name]!r}: {error}", hint="write the whole path") from error
     return found
 
 
@@ -256,7 +351,7 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     try:
         parsed = _parse_yaml(f"[{values}]")
     except ValueError as error:
-        raise ConfigError(f"the values in {text!r} are not YAML: {error}") from error
+        raise ConfigError(f"the values in {text!r} cannot be read as YAML: {error}") from error
     if not isinstance(parsed, list) or not parsed:
         raise ConfigError(f"{text!r} gives no values to {field}", hint=f"for instance {field}=1,2,3")
     return field, parsed
@@ -273,8 +368,33 @@ def schema() -> dict[str, Any]:
     return FederationConfig.model_json_schema()
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys without a word; here that is an error."""
+LARGEST_BYTES = 1_000_000
+MOST_NODES = 100_000
+DEEPEST = 50
+"""Of a YAML text: its size, its values once its aliases are written out, and how deep they are nested."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: what it would take for something else than a reader does is text, or refused.
+
+    `yes`, `no`, `on` and `off` are text, and so are dates. Of two equal keys none wins. A number is refused that YAML
+    reads in another base (010 is 8, 1:30 is 90), and so are aliases that multiply what is there, or hold themselves.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _measure(node, {}, ())
+        return node
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth = getattr(self, "_depth", 0) + 1
+        if self._depth > DEEPEST:
+            raise _refused(self.peek_event(), f"it is nested more than {DEEPEST} deep")  # type: ignore[no-untyped-call]
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = []
@@ -283,30 +403,80 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                raise _refused(key_node, f"the key {key!r} stands twice")
             seen.append(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        written = str(node.value)
+        digits = written.lstrip("+-")
+        is_int = node.tag.endswith(":int")
+        if len(digits) > 400:
+            raise _refused(node, f"the number {written[:10]}... has more than 400 digits")
+        value: int | float = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+        if ":" in digits or (is_int and digits[0] == "0" and digits[1:].replace("_", "").isdecimal()):
+            raise _refused(node, f"YAML reads {written} as the number {value}: write it in quotes, or write {value}")
+        if isinstance(value, int) and not -MOST_WHOLE - 1 <= value <= MOST_WHOLE:
+            raise _refused(node, f"the whole number {_short(written)} has more than 64 bits")
+        return value
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile("^(?:true|True|TRUE|false|False|FALSE)$") if tag.endswith(":bool") else pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith(":timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
+
+
+def _refused(place: yaml.Node | yaml.Event, reason: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, reason, place.start_mark)
+
+
+def _measure(
+    node: yaml.Node, measured: dict[yaml.Node, tuple[int, int]], above: tuple[yaml.Node, ...]
+) -> tuple[int, int]:
+    """The number of values in `node`, and its depth, once its aliases are written out. Raises ConstructorError when
+    these are too many."""
+    if node in above:
+        raise _refused(node, "the anchor here holds an alias of itself")
+    if node not in measured:
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = [each for pair in pairs for each in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes = [_measure(each, measured, (*above, node)) for each in below]
+        measured[node] = 1 + sum(count for count, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+    count, depth = measured[node]
+    if count > MOST_NODES:
+        raise _refused(node, f"its aliases stand for more than {MOST_NODES:,} values")
+    if depth > DEEPEST:
+        raise _refused(node, f"it is nested more than {DEEPEST} deep")
+    return count, depth
+
 
 def _parse_yaml(text: str) -> Any:
-    """Raises ValueError, with one line that says where, when `text` is not YAML."""
+    """Raises ValueError, with one line that says where, when `text` is not YAML that can be used."""
+    if len(text) > LARGEST_BYTES:
+        raise ValueError(f"it is larger than {LARGEST_BYTES:,} bytes")
     try:
-        return yaml.load(text, _UniqueKeyLoader)
+        return yaml.load(text, _Loader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         raise ValueError(f"{' '.join(filter(None, [error.context, error.problem]))}{place}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, a number of 5,000 digits
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # of explicit tags: !!int x, !!set [1]
         raise ValueError(" ".join(str(error).replace(' in "<unicode string>"', "").split())) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration file {path}", hint="examples/heart_disease.yaml is one to start from"
@@ -316,7 +486,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         fields = _parse_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} holds no fields", hint="examples/heart_disease.yaml is one to start from")
     return fields
@@ -329,7 +499,7 @@ def _with_override(fields: Mapping[str, Any], override: str) -> dict[str, Any]:
     try:
         value = _parse_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"the value in {override!r} is not YAML: {error}") from error
+        raise ConfigError(f"the value in {override!r} cannot be read as YAML: {error}") from error
     return _set(fields, (), path.split("."), value, override)
 
 
@@ -387,9 +557,8 @@ def _sentence(details: ErrorDetails) -> str:
             return f"{where} is {found}: {context['error']}"
         case "string_pattern_mismatch":
             return f"{where} is {found}: it must be letters, digits, '_', '.' and '-', the first a letter or digit"
-        case "bool_for_number":
-            name = context["field"]
-            return f"{'.'.join([*path, name])} is {_short(details['input'][name])}: it must be a number"
+        case "string_type" if isinstance(details["input"], bool | int | float):
+            return f"{where} is {found}: it must be text: write it in quotes"
         case "too_short":
             return f"{where} is {found}: it must have at least {context['min_length']} item"
         case "tuple_type":

@@ -6,15 +6,19 @@ Adding a rule is one file and one name in the union, or an entry point in anothe
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import sys
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PydanticUserError, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fl_components.errors import ConfigError, LeftOut, one_line
 
@@ -38,14 +42,9 @@ class Rule(BaseModel):
         defer_build=True,  # until its first use: see `Added`
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _true_is_not_the_number_one(cls, fields: Any) -> Any:
-        for name, value in fields.items() if isinstance(fields, Mapping) else ():
-            field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field and {int, float} & {field.annotation, *get_args(field.annotation)}:
-                raise PydanticCustomError("bool_for_number", "{field} must be a number", {"field": name})
-        return fields
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _strict(handler(source), cls)
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +57,64 @@ class Rule(BaseModel):
             if kind is not None and isinstance(value, Mapping) and "kind" not in value:
                 found[name] = {"kind": kind, **value}
         return found
+
+
+_INNER = ("schema", "fields", "items_schema", "keys_schema", "values_schema", "choices")
+"""Where a core schema holds others."""
+
+
+def _strict(schema: Any, rule: type[Rule]) -> Any:
+    """The core schema of `rule` in which, at any depth, true is no number, a number no truth value and a text no count.
+
+    The rules that it holds have theirs already.
+    """
+    if isinstance(schema, list | tuple):
+        return type(schema)(_strict(each, rule) for each in schema)
+    if not isinstance(schema, Mapping) or (schema.get("type") == "model" and schema["cls"] is not rule):
+        return schema
+    match schema.get("type"):
+        case "bool":
+            return {**schema, "strict": True}
+        case "int":
+            return core_schema.no_info_before_validator_function(_whole_number, {**schema})  # type: ignore[typeddict-item]
+        case "float":
+            return core_schema.no_info_before_validator_function(_number, {**schema})  # type: ignore[typeddict-item]
+        case "union" if any(_choice(each) == "bool" for each in schema["choices"]):
+            return schema  # takes each value for what it is
+    return {
+        name: _of_fields(inner, rule) if name == "fields" else _strict(inner, rule) if name in _INNER else inner
+        for name, inner in schema.items()
+    }
+
+
+def _of_fields(fields: Any, rule: type[Rule]) -> Any:
+    return {name: _strict(each, rule) for name, each in fields.items()} if isinstance(fields, dict) else fields
+
+
+def _choice(choice: Any) -> Any:
+    schema = choice[0] if isinstance(choice, tuple) else choice
+    return schema.get("type")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_a_number", "it must be a number")
+    return value
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        quoted = isinstance(value, str) and value.strip().lstrip("+-").isdecimal()
+        raise PydanticCustomError(
+            "not_a_number", "it must be a whole number" + (", written without quotes" if quoted else "")
+        )
+    if isinstance(value, int) and not -MOST_WHOLE - 1 <= value <= MOST_WHOLE:
+        raise PydanticCustomError("not_a_number", "it must be a whole number of at most 64 bits")
+    return value
+
+
+MOST_WHOLE = 2**63 - 1
+"""The largest whole number that is accepted."""
 
 
 def union(family: str, *built_in: type[Rule]) -> Any:
@@ -145,7 +202,8 @@ def kind_of(rule: type[BaseModel]) -> str:
 def import_attribute(path: str, field: str) -> Any:
     """The object that `path` ("package.module:name") names; `field` is the configuration field that holds it.
 
-    Raises `ConfigError` when the path has another form, or the module or the name does not exist.
+    Raises `ConfigError` when the path has another form, or the module or the name does not exist, and when a source
+    file of it has changed since this process imported it: what would run is not what is there to read.
 
     >>> import_attribute("math:sqrt", "data.path")(9.0)
     3.0
@@ -156,6 +214,7 @@ def import_attribute(path: str, field: str) -> Any:
             f"{field} is {path!r}, which is not an import path",
             hint="write it as package.module:name, for instance hospital.data:load",
         )
+    _check_unchanged(field)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -169,7 +228,46 @@ def import_attribute(path: str, field: str) -> Any:
         ) from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{field}: importing {module_name} failed: {one_line(error)}") from error
+    _note_sources(module_name)
     try:
         return getattr(module, name)
     except AttributeError as error:
         raise ConfigError(f"{field}: module {module_name} has no {name!r}") from error
+
+
+_sources: dict[str, tuple[ModuleSpec | None, Path, str]] = {}
+"""By module: what it was imported as (a reload makes a new one), from which file, and the digest of its content."""
+
+
+def _note_sources(module_name: str) -> None:
+    """Note the sources of a user's module and of the modules beside it, unless they are noted already."""
+    top = sys.modules.get(module_name.partition(".")[0])
+    file = getattr(top, "__file__", None)
+    if top is None or file is None:
+        return
+    folder = Path(file).parent
+    installed = "site-packages" in folder.parts or "dist-packages" in folder.parts
+    for name, module in list(sys.modules.items()):
+        source, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
+        if not isinstance(source, str) or not source.endswith(".py") or not Path(source).is_relative_to(folder):
+            continue
+        if "site-packages" in Path(source).parts and (not installed or name.partition(".")[0] != top.__name__):
+            continue
+        if name not in _sources or _sources[name][0] is not spec:
+            _sources[name] = (spec, Path(source), _digest(Path(source)))
+
+
+def _check_unchanged(field: str) -> None:
+    for name, (spec, source, digest) in list(_sources.items()):
+        module = sys.modules.get(name)
+        if module is None or getattr(module, "__spec__", None) is not spec:
+            del _sources[name]  # it is imported again, or was reloaded
+        elif source.exists() and _digest(source) != digest:
+            raise ConfigError(
+                f"{field}: {source} has changed since this process imported it",
+                hint=f"restart the process (in a notebook, its kernel), or reload it: importlib.reload({name})",
+            )
+
+
+def _digest(source: Path) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_components.config import load_config
+from fl_components.config import load_config, source_folder
 from fl_components.errors import ConfigError
 from fl_components.redaction import redact
 from fl_components.server.federation import Federation
@@ -20,6 +20,7 @@ from fl_components.store import RunRecord, Store, SweepRecord
 from fl_components.values import Float32, ServerState
 from tasks.progress import Listener, Progress, nobody_listens
 from tasks.tracking.model import LoggableModel, load_start_parameters
+from tasks.tracking.server import check_tracking_uri
 from tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -124,11 +125,14 @@ def session(
     if run_id in _open:
         yield _open[run_id]
         return
+    check_tracking_uri()
     resolved = load_config(config, overrides) if config is not None else None
     if resolved is None and overrides:
         raise ConfigError("overrides are given but no configuration", hint="name the configuration file as well")
-    folder = sweep.source_folder if sweep is not None else source_folder(config)
+    folder = sweep.source_folder if sweep is not None else str(source_folder(config))
     with Store.open() as store:
+        if resolved is None:
+            _check_is_there(store.find_run(run_id))
         hub = open_hub(
             store,
             run_id,
@@ -148,9 +152,14 @@ def session(
                 del _open[run_id]
 
 
-def source_folder(config: ConfigSource) -> str:
-    """Where a user's modules and relative paths are looked for: beside the file, else in the working folder."""
-    return str(Path(config).resolve().parent) if isinstance(config, str) else str(Path.cwd())
+def _check_is_there(run: RunRecord | None) -> None:
+    """Raise `ConfigError` when the folder that a run was started from is gone."""
+    if run is not None and run.source_folder and not Path(run.source_folder).is_dir():
+        raise ConfigError(
+            f"run {run.run_id} was started from {run.source_folder}, which is not there",
+            hint="if the project was moved, name its configuration where it is now: "
+            f"fedrounds train CONFIG --run-id {run.run_id}",
+        )
 
 
 def _start(store: Store) -> Start:

@@ -17,6 +17,7 @@ from fl_components.config import (
     load_fields,
     parse_axis,
     parse_config,
+    source_folder,
     with_absolute_paths,
     with_value,
 )
@@ -25,7 +26,7 @@ from fl_components.models.base import REGISTERED_MODEL
 from fl_components.store import Store, SweepRecord, cell_name
 from fl_components.store.schema import canonical_json
 from tasks.progress import Listener, Progress, nobody_listens
-from tasks.session import ConfigSource, source_folder
+from tasks.session import ConfigSource
 
 Over = Sequence[str] | Mapping[str, Sequence[Any]]
 """The axes of a grid: each of the form `a.b=1,2,3`, or fields and their values."""
@@ -137,7 +138,9 @@ def plan(sweep_id: str, config: str | Mapping[str, Any], over: Over = (), overri
         base, axes = json.loads(canonical_json([base, [[field, list(values)] for field, values in axes]]))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"a value is none that JSON has ({error})", hint="write a date as text, in quotes") from error
-    record = SweepRecord(sweep_id, name="", config=base, over=axes, source_folder=source_folder(config), created_at=0.0)
+    record = SweepRecord(
+        sweep_id, name="", config=base, over=axes, source_folder=str(source_folder(config)), created_at=0.0
+    )
     cells = parse_cells(record)
     kept = [(field, _distinct(cells, record, field)) for field in fields]
     return replace(record, name=next(iter(cells.values())).name, over=kept)

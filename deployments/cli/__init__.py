@@ -14,8 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     exhausted, 70 a bug, 130 stopped by Ctrl-C.
     """
     from deployments.cli.layout import misplaced_package
-    from deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line
+    from deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line, use_utf8
 
+    if argv is None:
+        use_utf8()
     make_streams_writable()
     os.umask(0o077)  # what MLflow and Prefect write into the home is for this account alone, as our own files are
     show_left_out_as_a_line()

@@ -45,6 +45,18 @@ def show_left_out_as_a_line() -> None:
     warnings.formatwarning = formatted
 
 
+def use_utf8() -> None:
+    """Start this program anew in Python's UTF-8 mode, where the locale would read file names and files as ASCII, say.
+
+    The streams keep the encoding that the terminal has.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
+        return
+    streams = getattr(sys.stdout, "encoding", None) or "ascii"
+    variables = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or streams}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
+
+
 def make_streams_writable() -> None:
     """Let everything be printed: to a stream that is not UTF-8, and to one that is closed (`>&-`).
 
@@ -127,10 +139,13 @@ class Screen:
             return
         try:
             print(json.dumps(_finite(self._reply), allow_nan=False), flush=True)
-        except BrokenPipeError:  # the reader has what it wanted
+        except OSError as problem:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
+            if not isinstance(problem, BrokenPipeError):  # else the reader has what it wanted
+                self.fail("store", f"the output cannot be written: {problem.strerror}", None, exit_code=1)
+                raise SystemExit(1) from problem
 
     def answer(self, answer: Answer) -> None:
         """Give a command's result."""

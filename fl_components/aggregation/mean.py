@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fl_components.aggregation.base import AdditiveRule
 from fl_components.values import Float64, Partial
@@ -25,6 +25,15 @@ class Mean(AdditiveRule):
     kind: Literal["mean"] = "mean"
     weights: Literal["num_examples", "uniform"] = "num_examples"
     max_examples: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _uniform_weights_have_no_cap(self) -> Mean:
+        if self.weights == "uniform" and self.max_examples is not None:
+            raise ValueError(
+                f"aggregation.max_examples is {self.max_examples} but aggregation.weights is uniform: every client "
+                "weighs the same whatever it has; leave aggregation.max_examples out, or set weights to num_examples"
+            )
+        return self
 
     @property
     def max_weight(self) -> float | None:

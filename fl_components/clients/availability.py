@@ -29,6 +29,11 @@ class AvailabilityRule(Rule):
 
     kind: str
 
+    @property
+    def mean_share(self) -> float | None:
+        """The share of the clients that are there in a round, averaged over rounds; None where it is not known."""
+        return None
+
     @abstractmethod
     def available(self, rows_N: Rows, round: int, seed: int) -> NDArray[np.bool_]:
         """Whether the clients in these rows are there in this round, bool [N]."""
@@ -43,6 +48,10 @@ class Always(AvailabilityRule):
 
     kind: Literal["always"] = "always"
 
+    @property
+    def mean_share(self) -> float:
+        return 1.0
+
     def available(self, rows_N: Rows, round: int, seed: int) -> NDArray[np.bool_]:
         return np.ones(len(rows_N), np.bool_)
 
@@ -52,6 +61,10 @@ class Bernoulli(AvailabilityRule):
 
     kind: Literal["bernoulli"] = "bernoulli"
     probability: float = Field(gt=0, le=1)
+
+    @property
+    def mean_share(self) -> float:
+        return self.probability
 
     def available(self, rows_N: Rows, round: int, seed: int) -> NDArray[np.bool_]:
         return uniform(rows_N, derive_key(seed, round, "availability")) < self.probability
@@ -76,6 +89,10 @@ class Diurnal(AvailabilityRule):
                 "at most high"
             )
         return self
+
+    @property
+    def mean_share(self) -> float:
+        return (self.low + self.high) / 2
 
     def available(self, rows_N: Rows, round: int, seed: int) -> NDArray[np.bool_]:
         phase_N = uniform(rows_N, derive_key(seed, 0, "time zone"))

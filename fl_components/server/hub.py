@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.compression import Known
-from fl_components.config import FederationConfig, config_digest, parse_config
+from fl_components.config import FederationConfig, config_digest, is_moved, parse_config
 from fl_components.errors import (
     BudgetExhausted,
     ConfigError,
@@ -572,10 +572,12 @@ def open_hub(
     has_rounds = run is None or run.committed_round < run.rounds  # else only what views show of it is put right
     members = check_population(store, federation) if has_rounds else []
     if config is not None:
-        digest = config_digest(config)
+        fields, digest = json.loads(config.model_dump_json()), config_digest(config)
         if run is None:
             run = _create_run(store, run_id, federation, digest, source_folder, sweep_id, start)
-        run = store.check_same(run, json.loads(config.model_dump_json()), digest, sweep_id)
+        elif is_moved(run.config, fields, run.source_folder, source_folder):
+            digest = run.config_digest
+        run = store.check_same(run, fields, digest, sweep_id)
     assert run is not None
     _check_model(run, federation)
     accepted: dict[str, str] = {}

@@ -9,6 +9,9 @@ from pathlib import Path
 from fl_components.errors import ConfigError, StoreError
 from fl_components.store.durable_files import make_folder
 
+UNUSABLE = "%?"
+"""What a path in the URL of a database would be read for something else."""
+
 
 def home(path: Path | None = None) -> Path:
     """Return the home folder: `path`, or $FEDROUNDS_HOME, or ~/.fedrounds. It is created (0700) where it is missing.
@@ -28,6 +31,7 @@ def home(path: Path | None = None) -> Path:
                 hint=f"set FEDROUNDS_HOME={folder.absolute()}",
             )
         folder = folder.absolute()
+        _check_path(folder)
         make_folder(folder, 0o700)
         mode = folder.stat().st_mode & 0o777
     except (OSError, RuntimeError) as error:
@@ -49,3 +53,12 @@ def home(path: Path | None = None) -> Path:
             hint="give this account the right to write there, or set FEDROUNDS_HOME to another folder",
         )
     return folder
+
+
+def _check_path(folder: Path) -> None:
+    if unusable := sorted({sign for sign in str(folder) if sign in UNUSABLE or not sign.isprintable()}):
+        raise StoreError(
+            f"the home folder {str(folder)!r} has {', '.join(map(repr, unusable))} in its path, which the addresses of "
+            "Prefect's and MLflow's databases cannot hold",
+            hint="set FEDROUNDS_HOME to a folder without it",
+        )

@@ -10,11 +10,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from fl_components.errors import FedroundsError
+from fl_components.errors import ConfigError, FedroundsError, NotInstalled
+from fl_components.redaction import redact_url
 from tasks.proxies import bypassing_loopback
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ _CHATTY = (
     "torch.export._trace",
     "torch.fx.experimental.symbolic_shapes",
 )
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "postgres", "mysql", "mssql", "uc")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -54,6 +58,29 @@ _NETWORK_ERRORS = (
 def tracking_uri(home: Path) -> str:
     """Where runs are tracked: $MLFLOW_TRACKING_URI, else the database mlflow.db in the home folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(home)
+
+
+def check_tracking_uri() -> None:
+    """Raise `ConfigError` or `NotInstalled` for an MLFLOW_TRACKING_URI that MLflow will never take."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return
+    where = f"MLFLOW_TRACKING_URI is {redact_url(uri)!r}"
+    hint = "name a server (http://host:5000) or a database (sqlite:////folder/mlflow.db), or unset it"
+    try:
+        scheme = (urlsplit(uri).scheme if "://" in uri or ":" in uri else "").partition("+")[0].lower()
+    except ValueError as error:
+        raise ConfigError(f"{where}, which is not a URL: {error}", hint=hint) from error
+    if uri.startswith("databricks"):
+        if find_spec("databricks") is None or find_spec("databricks.sdk") is None:
+            raise NotInstalled(
+                f"{where}, for which the package databricks-sdk is missing", hint="install databricks-sdk"
+            )
+    elif scheme in ("", "file"):
+        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+            raise ConfigError(f"{where}, a folder, in which MLflow no longer keeps runs", hint=hint)
+    elif scheme not in _SCHEMES and scheme not in {each.name for each in entry_points(group="mlflow.tracking_store")}:
+        raise ConfigError(f"{where}, and MLflow knows no {scheme!r}", hint=hint)
 
 
 def artifact_location(uri: str, home: Path) -> str | None:
@@ -228,4 +255,4 @@ def reason(error: BaseException) -> str:
 
 
 def _local_uri(home: Path) -> str:
-    return f"sqlite:///{home / 'mlflow.db'}"
+    return f"sqlite:///{home / 'mlflow.db'}"  # a home's path has nothing that a URL would have to quote

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from fl_components.config import FederationConfig, config_digest, load_config, parse_config, schema
+from fl_components.config import (
+    FederationConfig,
+    config_digest,
+    is_moved,
+    load_config,
+    load_fields,
+    parse_config,
+    schema,
+    source_folder,
+)
 from fl_components.data import Data
 from fl_components.errors import ConfigError
 from fl_components.rules import kind_of
@@ -51,6 +60,10 @@ def write(folder: Path, text: str | bytes) -> Path:
     path = folder / "federation.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
+
+
+def tables(**fields: Any) -> dict[str, Any]:
+    return {"data": {"kind": "tables", "folder": ".", "label": "y"} | fields}
 
 
 class TestReading:
@@ -153,9 +166,30 @@ class TestLaws:
                 "make selection.min_updates at most 4",
             ),
             (
-                {"evaluation": {"every": 21}},
-                "evaluation.every is 21 but rounds is 20: the model would never be evaluated on the way; make "
-                "evaluation.every at most 20",
+                {"selection": {"kind": "poisson", "sampling_rate": 0.01, "min_updates": 4}},
+                "selection.min_updates is 4 but a round expects 0.04 clients, of those that are selected and there: "
+                "hardly any round could succeed; lower selection.min_updates, or select more clients",
+            ),
+            (
+                {"selection": {"min_updates": 4, "availability": {"kind": "bernoulli", "probability": 0.001}}},
+                "selection.min_updates is 4 but a round expects 0.004 clients, of those that are selected and there: "
+                "hardly any round could succeed; lower selection.min_updates, or select more clients",
+            ),
+            (
+                {"aggregation": {"weights": "uniform", "max_examples": 5}},
+                "aggregation.max_examples is 5 but aggregation.weights is uniform: every client weighs the same "
+                "whatever it has; leave aggregation.max_examples out, or set weights to num_examples",
+            ),
+            (
+                {
+                    "training": {
+                        "learning_rate": 0.1,
+                        "epochs": 1,
+                        "schedule": {"kind": "constant", "warmup_rounds": 20},
+                    }
+                },
+                "training.schedule.warmup_rounds is 20 but rounds is 20: the full rate would never be reached; make "
+                "training.schedule.warmup_rounds less than 20",
             ),
             (
                 {"training": {"learning_rate": 0.1}},
@@ -181,7 +215,7 @@ class TestLaws:
         parse_config(SMALL | {"data": {"kind": "function", "path": "a:b"}, "selection": {"cohort_size": 10**6}})
 
     def test_a_cohort_of_random_size_may_be_larger_than_expected(self) -> None:
-        selection = {"kind": "poisson", "sampling_rate": 0.1, "min_updates": 4}
+        selection = {"kind": "poisson", "sampling_rate": 1.0, "min_updates": 4}
         assert parse_config(SMALL | {"selection": selection}).selection.min_updates == 4
         with pytest.raises(ConfigError, match=r"min_updates is 5 but a round selects at most 4 clients"):
             parse_config(SMALL | {"selection": selection | {"min_updates": 5}})
@@ -245,9 +279,9 @@ class TestSentences:
             ({"rounds": 2.5}, "rounds is 2.5: it must be a whole number"),
             ({"rounds": "many"}, "rounds is 'many': it must be a whole number"),
             ({"rounds": None}, "rounds is null: it must be a whole number"),
-            ({"rounds": True}, "rounds is true: it must be a number"),
+            ({"rounds": True}, "rounds is true: it must be a whole number"),
             ({"seed": -1}, "seed is -1: it must be greater than or equal to 0"),
-            ({"selection": {"cohort_size": True}}, "selection.cohort_size is true: it must be a number"),
+            ({"selection": {"cohort_size": True}}, "selection.cohort_size is true: it must be a whole number"),
             (
                 {"training": {"learning_rate": False, "epochs": 1}},
                 "training.learning_rate is false: it must be a number",
@@ -294,7 +328,7 @@ class TestSentences:
                 {"population": ".x"},
                 "population is '.x': it must be letters, digits, '_', '.' and '-', the first a letter or digit",
             ),
-            ({"population": True}, "population is true: it must be text"),
+            ({"population": True}, "population is true: it must be text: write it in quotes"),
             (
                 {"population": "p" * 101},
                 "population is 'pppppppppppppppppppppppppppppppppppppppppppppppppppppppp...: it must have at most "
@@ -324,7 +358,9 @@ class TestOverrides:
             ("rounds=5", "rounds", 5),
             ("training.learning_rate=1e-3", "training.learning_rate", 0.001),
             ("training.batch_size=null", "training.batch_size", None),
-            ("evaluation.per_client=no", "evaluation.per_client", False),
+            ("evaluation.per_client=false", "evaluation.per_client", False),
+            ("name=2024-01-02", "name", "2024-01-02"),
+            ("name=no", "name", "no"),
             ("selection.cohort_size=2", "selection.cohort_size", 2),  # a group that the file does not have
             ("training={learning_rate: 0.5, steps: 2}", "training.steps", 2),
             ("name='007'", "name", "007"),
@@ -362,10 +398,18 @@ class TestOverrides:
             ),
             (
                 "rounds=[",
-                "the value in 'rounds=[' is not YAML: while parsing a flow node expected the node content, but found "
-                "'<stream end>' (line 1, column 2)",
+                "the value in 'rounds=[' cannot be read as YAML: while parsing a flow node expected the node content, "
+                "but found '<stream end>' (line 1, column 2)",
             ),
-            ("rounds=2024-99-01", "the value in 'rounds=2024-99-01' is not YAML: month must be in 1..12"),
+            ("rounds=2024-99-01", "rounds is '2024-99-01': it must be a whole number"),
+            (
+                "rounds=010",
+                "the value in 'rounds=010' cannot be read as YAML: YAML reads 010 as the number 8: write it in quotes, "
+                "or write 8 (line 1, column 1)",
+            ),
+            ("rounds='3'", "rounds is '3': it must be a whole number, written without quotes"),
+            ("evaluation.per_client=no", "evaluation.per_client is 'no': it must be true or false"),
+            ("training" + 2000 * ".a" + "=1", "the configuration is nested too deeply, or holds itself"),
             ("training.step=3", "training.step is not a field of training; did you mean steps?"),
             ("rounds=", "rounds is null: it must be a whole number"),
         ],
@@ -374,6 +418,108 @@ class TestOverrides:
         with pytest.raises(ConfigError) as caught:
             load_config(SMALL, [override])
         assert caught.value.message == sentence
+
+
+def bomb(line: str, lines: int = 25) -> str:
+    """YAML in which each line names the one before, as `line` says."""
+    return "l0: &l0 {x: 1}\n" + "".join(f"l{n}: &l{n} {line.format(n - 1)}\n" for n in range(1, lines))
+
+
+class TestStrictness:
+    """At any depth true is no number, a number no truth value, and a text no count."""
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"model": {"kind": "mlp", "hidden": [True, 8]}}, "model.hidden.0 is true: it must be a whole number"),
+            ({"model": {"kind": "mlp", "hidden": ["8"]}}, "model.hidden.0 is '8': it must be a whole number, written"),
+            (
+                {"model": {"kind": "cnn", "channels": [8, False]}},
+                "model.channels.1 is false: it must be a whole number",
+            ),
+            ({"evaluation": {"per_client": 1}}, "evaluation.per_client is 1: it must be true or false"),
+            ({"evaluation": {"per_client": "y"}}, "evaluation.per_client is 'y': it must be true or false"),
+            ({"rounds": 10**30}, "rounds is 1000000000000000000000000000000: it must be a whole number of at most 64"),
+            (tables(scale={"a": [True, 1]}), "data.scale.a.0 is true: it must be a number"),
+            (tables(public="y"), "data.public is 'y': it must be true or false"),
+            (tables(columns=[True]), "data.columns.0 is true: it must be text: write it in quotes"),
+            (tables(columns=[7]), "data.columns.0 is 7: it must be text: write it in quotes"),
+        ],
+    )
+    def test_one_that_is_refused(self, changes: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            parse_config(SMALL | changes)
+        assert sentence in caught.value.message
+
+    def test_whole_numbers_are_numbers_and_so_is_text_that_yaml_takes_for_text(self) -> None:
+        training = {"learning_rate": "1e-1", "epochs": 1.0, "momentum": 0}
+        rule = parse_config(SMALL | {"training": training}).training
+        assert (rule.learning_rate, rule.epochs, rule.momentum) == (0.1, 1, 0.0)
+
+    def test_words_and_dates_are_text(self, tmp_path: Path) -> None:
+        text = "a: [NO, yes, off, 2024-01-02, true]"
+        assert load_fields(write(tmp_path, text)) == {"a": ["NO", "yes", "off", "2024-01-02", True]}
+
+    def test_a_tree_that_holds_itself_is_refused(self) -> None:
+        fields: dict[str, Any] = dict(SMALL)
+        fields["training"] = fields
+        with pytest.raises(ConfigError, match="nested too deeply, or holds itself"):
+            load_config(fields)
+
+
+CLAIM: dict[str, Any] = {
+    "aggregation": {"weights": "uniform"},
+    "selection": {"kind": "poisson", "sampling_rate": 0.5},
+    "privacy": {"kind": "central", "noise_multiplier": 1.0, "clipping": {"kind": "fixed", "norm": 0.5}},
+}
+
+
+class TestWhatDoesNothingUnderAClaim:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"aggregation": {"weights": "uniform", "max_update_norm": 0.001}}, "aggregation.max_update_norm is 0.001"),
+            ({"privacy": CLAIM["privacy"] | {"simulate_noise_cohort": 9, "epsilon": 1.0}}, "privacy.epsilon is 1 and"),
+            ({"privacy": CLAIM["privacy"] | {"simulate_noise_cohort": 1}}, "privacy.simulate_noise_cohort is 1 but a"),
+            ({"selection": {"kind": "poisson", "sampling_rate": 1e-9}}, "expects 4e-09 of 4 clients in a round"),
+        ],
+    )
+    def test_is_refused(self, changes: dict[str, Any], sentence: str) -> None:
+        assert parse_config(SMALL | CLAIM).claims
+        with pytest.raises(ConfigError) as caught:
+            parse_config(SMALL | CLAIM | changes)
+        assert sentence in caught.value.message
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("example", sorted(Path("examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_can_be_tried_in_a_few_rounds(example: Path, rounds: int) -> None:
+    assert load_config(example, [f"rounds={rounds}"]).rounds == rounds
+
+
+class TestFolders:
+    def test_what_lies_beside_a_link_is_meant(self, tmp_path: Path) -> None:
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "today").mkdir()
+        fields = json.dumps(SMALL | tables(folder="wards"))
+        (tmp_path / "shared" / "base.yaml").write_text(fields)
+        (tmp_path / "today" / "exp.yaml").symlink_to("../shared/base.yaml")
+        config = load_config(tmp_path / "today" / "exp.yaml")
+        assert config.data.folder == str(tmp_path / "today" / "wards")
+        assert source_folder(tmp_path / "today" / "exp.yaml") == tmp_path / "today"
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (tables(folder="/new/wards"), True),
+            (tables(folder="/old/wards"), True),
+            (tables(folder="/new/other"), False),
+            (tables(folder="/new/wards", label="z"), False),
+            (tables(folder="/new/wards", public=True), False),
+        ],
+    )
+    def test_a_project_that_was_moved_is_the_same(self, given: dict[str, Any], expected: bool) -> None:
+        assert is_moved(SMALL | tables(folder="/old/wards"), SMALL | given, "/old", "/new") is expected
 
 
 class TestFiles:
@@ -400,19 +546,42 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
-            ("name: a\nrounds: 1\nname: b", "is not YAML: the key 'name' stands twice (line 3, column 1)"),
-            ("training:\n  steps: 1\n  steps: 2", "is not YAML: the key 'steps' stands twice (line 3, column 3)"),
-            ("{? [1] : 2}", "is not YAML: while constructing a mapping found unhashable key (line 1, column 4)"),
+            ("name: a\nrounds: 1\nname: b", "cannot be read as YAML: the key 'name' stands twice (line 3, column 1)"),
+            (
+                "training:\n  steps: 1\n  steps: 2",
+                "cannot be read as YAML: the key 'steps' stands twice (line 3, column 3)",
+            ),
+            (
+                "{? [1] : 2}",
+                "cannot be read as YAML: while constructing a mapping found unhashable key (line 1, column 4)",
+            ),
             (
                 "a: 1\n---\nb: 2",
-                "is not YAML: expected a single document in the stream but found another document (line 2, column 1)",
+                "YAML: expected a single document in the stream but found another document (line 2, column 1)",
             ),
-            ("a:\n\tb: 1", "is not YAML: while scanning for the next token found character '\\t' that cannot start"),
+            (
+                "a:\n\tb: 1",
+                "cannot be read as YAML: while scanning for the next token found character '\\t' that cannot start",
+            ),
             ("a: !!python/object:os.system 1", "could not determine a constructor for the tag"),
-            ("a: 2024-13-01", "is not YAML: month must be in 1..12"),
-            ("a: " + "[" * 1200, "is not YAML: it is nested too deeply"),
-            ("a: " + "9" * 5000, "is not YAML: Exceeds the limit"),
-            ("a: \x07", "is not YAML: unacceptable character #x0007"),
+            ("a: " + "[" * 1200, "it is nested more than 50 deep (line 1, column 54)"),
+            ("a: " + "9" * 5000, "the number 9999999999... has more than 400 digits (line 1, column 4)"),
+            (
+                "a: 9223372036854775808",
+                "the whole number '9223372036854775808' has more than 64 bits (line 1, column 4)",
+            ),
+            ("a: 1:30:15.5", "YAML reads 1:30:15.5 as the number 5415.5: write it in quotes"),
+            ("a: [010, 007]", "YAML reads 010 as the number 8: write it in quotes, or write 8 (line 1, column 5)"),
+            ("a: &x {b: *x}", "the anchor here holds an alias of itself (line 1, column 4)"),
+            ("a: &x [*x]", "the anchor here holds an alias of itself"),
+            (bomb("{{a: *l{0}, b: *l{0}}}"), "its aliases stand for more than 100,000 values (line "),
+            (bomb("[*l{0}, *l{0}, *l{0}]"), "its aliases stand for more than 100,000 values (line "),
+            (bomb("{{<<: [*l{0}, *l{0}]}}"), "its aliases stand for more than 100,000 values (line "),
+            (bomb("[*l{0}]", 200), "it is nested more than 50 deep (line "),
+            ("a: " + "x" * 1_000_001, "it is larger than 1,000,000 bytes"),
+            ("a: !!set [1]", "cannot be read as YAML"),
+            ("a: !!int x", "cannot be read as YAML"),
+            ("a: \x07", "cannot be read as YAML: unacceptable character #x0007"),
             (b"name: \xff", "cannot be read: 'utf-8' codec can't decode byte 0xff"),
             ("", "holds no fields"),
             ("- name", "holds no fields"),

@@ -77,7 +77,7 @@ def test_deploy_registers_an_idle_nightly_training(shared_home: Path, stand_in: 
         "active": False,
         "paused": False,
         "limit": 1,
-        "collision": "CANCEL_NEW",
+        "collision": "ENQUEUE",
         "work_pool": "fedrounds",
         "path": None,
         "storage": None,
