@@ -72,7 +72,7 @@ def test_some_clients_have_test_rows(load: Any) -> None:
         ("return {'a': ([[1.0], [2.0, 3.0]], [0, 1])}", "x_train cannot be made an array"),
         ("return {'a': (torch.ones(2, 2).bfloat16(), [0, 1])}", "x_train cannot be made an array"),
         ("return {'a': ([['x'], ['y']], [0, 1])}", "x_train is <U1, not numbers"),
-        ("return {'a': ([[None], [1.0]], [0, 1])}", "x_train is object, not numbers"),
+        ("return {'a': ([[None], [1.0]], [0, 1])}", r"x_train: row 0 \(from 0\), column 0 is None: a missing value"),
         ("return {'a': ([[1.0], [2.0]], [0.0, 1.0])}", "y_train is float64"),
         ("return {'a': ([[1.0], [2.0]], ['no', 'yes'])}", "y_train is <U3"),
         ("return {'a': ([[1.0], [2.0]], [[0], [1]])}", r"y_train has the shape \[2, 1\]"),
