@@ -131,7 +131,7 @@ def show(run: str) -> dict[str, Any]:
 def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = False) -> dict[str, Any]:
     """What a configuration would run.
 
-    With `data`, its data is loaded and its model built and tried as well: `clients` lists how many rows each client has,
+    With `data`, its data is loaded and its model built and tried as well. `clients` lists how many rows each one has,
     `classes` which clients have rows of each class, `columns` what each column of a table holds, `partition` what
     clients were dealt (`fl_components.data.summary`), and `left_alone` names the files beside the clients' that are not
     read. A claim about private data withholds what is computed from the rows, and how many rows each client has, unless

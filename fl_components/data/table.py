@@ -73,13 +73,14 @@ class Table:
 
     `columns` holds the cells of each column by name, in the order of the file: an Arrow array for each part file. Cells
     of CSV are text; those of Parquet have their type. A cell is read in the same way whichever of the two holds it.
+    `separator_hint` says what to set where the header of a CSV file seems to have another separator.
     """
 
     path: Path
     columns: Mapping[str, Sequence[pa.Array]]
     parts: Sequence[_Part]
     dialect: Dialect
-    other_separator: str | None = None
+    separator_hint: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -308,7 +309,7 @@ def read_table(path: Path, dialect: Dialect) -> Table:
 
 
 _Read = tuple[dict[str, "pa.Array"], _Part, str | None]
-"""The cells of a file by column, its part of the table, and the separator that its header seems to have instead."""
+"""The cells of a file by column, its part of the table, and the table's `separator_hint`."""
 
 
 def _part_files(folder: Path) -> list[Path]:
@@ -376,6 +377,7 @@ def _read_csv(file: Path, dialect: Dialect) -> _Read | None:
     # pandas leaves null what a short line lacks.
     cells = [pc.fill_null(_one_array(pa.array(frame[place], from_pandas=True)), "") for place in frame.columns]
     names = _checked_names(file, [column[0].as_py() for column in cells])
+    hint = None if other is None else _separator_hint(other, content, dialect)
     breaks = np.zeros(len(frame) + 1, np.int64)  # line breaks within quoted cells of the records before
     if content.count("\n") + (not content.endswith("\n")) > len(frame):
         for column in cells:
@@ -386,7 +388,7 @@ def _read_csv(file: Path, dialect: Dialect) -> _Read | None:
         kept |= pc.not_equal(pc.utf8_trim_whitespace(column), "").to_numpy(zero_copy_only=False)
     kept[0] = False
     rows = [column.slice(1) if kept[1:].all() else column.filter(pa.array(kept)) for column in cells]
-    return dict(zip(names, rows, strict=True)), _Part(file, int(kept.sum()), lines[kept]), other
+    return dict(zip(names, rows, strict=True)), _Part(file, int(kept.sum()), lines[kept]), hint
 
 
 def _read_parquet(file: Path) -> _Read:
@@ -446,17 +448,23 @@ def _likely_separator(header: str, separator: str) -> str | None:
 
 def _other_separator(file: Path, line: int, separator: str, content: str, dialect: Dialect) -> DataError:
     """The error for a file whose columns are separated by another character than `data.separator`."""
-    cells = [cell.strip() for row in csv.reader(content.splitlines()[1:100], delimiter=separator) for cell in row]
-    commas = sum(re.fullmatch(r"[+-]?[0-9]+,[0-9]+", cell) is not None for cell in cells)
-    points = sum(re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", cell) is not None for cell in cells)
-    decimal = "," if commas > points else "." if points > commas else dialect.decimal
-    fields = [f"data.separator: {in_quotes(separator)}"]
-    fields += [f"data.decimal: {in_quotes(decimal)}"] if decimal != dialect.decimal and separator != decimal else []
     return DataError(
         f"{file}, line {line}: the columns seem to be separated by {_named(separator)}, and data.separator is "
         f"{in_quotes(dialect.separator)}",
-        hint=f"set {' and '.join(fields)}",
+        hint=_separator_hint(separator, content, dialect),
     )
+
+
+def _separator_hint(separator: str, content: str, dialect: Dialect) -> str:
+    """Return what to set for a file with this separator, and perhaps another decimal mark."""
+    lines = content[:100_000].splitlines()[1:100]
+    cells = [cell.strip() for row in csv.reader(lines, delimiter=separator) for cell in row]
+    commas = sum(re.fullmatch(r"[+-]?[0-9]+,[0-9]+", cell) is not None for cell in cells)
+    points = sum(re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", cell) is not None for cell in cells)
+    decimal = "," if commas > points else "." if points > commas or separator == "," else dialect.decimal
+    fields = [f"data.separator: {in_quotes(separator)}"]
+    fields += [f"data.decimal: {in_quotes(decimal)}"] if decimal not in (dialect.decimal, separator) else []
+    return f"set {' and '.join(fields)}"
 
 
 def in_quotes(character: str) -> str:

@@ -16,7 +16,7 @@ from fl_components import randomness
 from fl_components.data.base import ColumnSummary, DataRule
 from fl_components.data.client_files import ClientFiles, client_files
 from fl_components.data.federated import Array, ClientExamples, FederatedData
-from fl_components.data.table import Dialect, Table, composed, in_quotes, is_missing, is_number, read_table, text
+from fl_components.data.table import Dialect, Table, composed, is_missing, is_number, read_table, text
 from fl_components.errors import DataError
 
 MOST_CLASSES: Final = 20
@@ -35,11 +35,12 @@ def _plain_values(values: Any) -> Any:
 
 
 def _known_rules(missing: Any) -> Any:
-    for rule in missing.values() if isinstance(missing, Mapping) else [missing]:
+    known = ", ".join(get_args(Missing))
+    for column, rule in missing.items() if isinstance(missing, Mapping) else ():
         if rule not in get_args(Missing):
-            raise ValueError(
-                "it must be refuse, drop_row or indicator, or one of these for each column: {age: drop_row}"
-            )
+            raise ValueError(f"missing.{column} is {rule!r}; known are {known}")
+    if not isinstance(missing, Mapping) and missing not in get_args(Missing):
+        raise ValueError(f"known are {known}, for all columns or for each: {{age: drop_row}}")
     return missing
 
 
@@ -308,8 +309,8 @@ class Tables(DataRule):
                 alike = [each for each in names if each.casefold() == column.casefold()]
                 raise DataError(
                     f"{table.path} has no column {column!r}; it has {', '.join(map(repr, names[:20]))}",
-                    hint=f"set data.separator: {in_quotes(table.other_separator)}"
-                    if table.other_separator is not None
+                    hint=table.separator_hint
+                    if table.separator_hint is not None
                     else f"write it as {alike[0]!r}"
                     if alike
                     else f"give all files the columns of {first.path}, or correct what data names",
