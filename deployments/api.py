@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -216,9 +217,11 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     """What a configuration would run.
 
     With `data`, its data is loaded and its model built and tried as well; twice, where they are the user's own code:
-    `not_reproducible` says what differs then, so that a resume would be refused or end with another model. `partition`
-    tells what clients were dealt (`fl_components.data.summary`). A claim about private data withholds what their labels
-    tell, and how many rows each client has, unless its statement takes these as public.
+    `not_reproducible` says what differs then, so that a resume would be refused or end with another model. `clients`
+    lists how many rows each one has, `classes` which clients have rows of each class, `columns` what each column of a
+    table holds, `partition` what clients were dealt (`fl_components.data.summary`), and `left_alone` names the files
+    beside the clients' that are not read. A claim about private data withholds what is computed from the rows, and how
+    many rows each client has, unless its statement takes these as public.
     """
     from fl_components.config import config_digest, load_config, source_folder
 
@@ -231,7 +234,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         "num_clients": resolved.data.known_num_clients(),
     }
     if data:
-        from fl_components.data.summary import summary
+        from fl_components.data.summary import classes, look_alikes, summary
         from fl_components.server.encoding import expected_bytes
         from fl_components.server.hub import assembled_for_a_look
         from fl_components.server.reproducibility import second_load
@@ -247,17 +250,26 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             "num_parameters": federation.num_parameters,
             "num_classes": table.num_classes,
             "communication": expected_bytes(federation),
+            "left_alone": list(resolved.data.left_alone()),
         }
         clients = [
             {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
             for index, client_id in enumerate(table.client_ids[:1000])
         ]
         if not federation.withholds:
-            found |= {"clients": clients, "baselines": federation.baselines, "partition": summary(table)}
+            columns = resolved.data.columns_read()
+            found |= {
+                "clients": clients,
+                "classes": classes(table),
+                "look_alikes": look_alikes(table.class_names) if columns else [],
+                "columns": [asdict(column) for column in columns],
+                "baselines": federation.baselines,
+                "partition": summary(table),
+            }
         elif federation.example_level is not None:  # how many training rows a client has is taken as public
             found["clients"] = [{"id": each["id"], "train": each["train"]} for each in clients]
         if federation.withholds:
-            found["withheld"] = "what the clients' labels and test rows tell"
+            found["withheld"] = "what the clients' labels and test rows tell, what their columns hold"
             found["withheld"] += "" if "clients" in found else ", and how many rows each has"
     return found
 

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from fl_components.config import load_config
+from fl_components.data import Tables
 from fl_components.errors import DataError
 from tests.support import ROOT, data_of, run_fedrounds
 
@@ -19,9 +22,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.M | re.S)
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
-def block(language: str) -> str:
-    (found,) = [text for name, text in BLOCKS if name == language]
-    return found
+def block(language: str, number: int = 0) -> str:
+    return [text for name, text in BLOCKS if name == language][number]
 
 
 def command(beginning: str) -> list[str]:
@@ -69,6 +71,16 @@ def test_a_wrong_cell_is_named_as_the_page_shows(folder: Path) -> None:
     (error,), (hint,) = (re.findall(rf"^    {word}: +(.*)$", PAGE, re.M) for word in ("Error", "Hint"))
     assert refused.value.message == error.replace("/home/you", str(folder))
     assert refused.value.hint == hint
+
+
+def test_the_german_export_is_read_as_the_page_says(tmp_path: Path) -> None:
+    (tmp_path / "kliniken").mkdir()
+    (tmp_path / "kliniken" / "Köln.csv").write_text(block("text"), encoding="cp1252", newline="\r\n")
+    fields = yaml.safe_load(block("yaml", 1))["data"]
+    data = Tables.model_validate(fields | {"folder": str(tmp_path / "kliniken"), "test_fraction": 0.0}).load(seed=0)
+    expected = np.array([[11 / 15, 0.6, 0, 1, 0, -1.47], [4 / 15, 0, 1, 0, 1, 1.4]])
+    np.testing.assert_allclose(data.x_train, expected, rtol=1e-6)
+    assert (data.y_train.tolist(), data.class_names) == ([0, 1], ("nein", "ja"))
 
 
 @pytest.mark.slow

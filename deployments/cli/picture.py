@@ -164,7 +164,9 @@ def _save(figure: Any, file: Path) -> None:
 def _labels(axis: Any, partition: Mapping[str, Any]) -> None:
     from matplotlib import colormaps
 
-    clients = partition["client_labels"]
+    from deployments.cli.words import shown_class
+
+    clients, names = partition["client_labels"], partition["class_names"]
     num_labels = len(partition["labels"])
     # Beyond so many colours nobody tells them apart: the most frequent ones, and the others together.
     order = sorted(range(num_labels), key=lambda label: -partition["labels"][label])
@@ -173,7 +175,7 @@ def _labels(axis: Any, partition: Mapping[str, Any]) -> None:
     left = [0] * len(clients)
     for index, label in enumerate(shown):
         counts = [each[label] for each in clients.values()]
-        axis.barh(list(clients), counts, left=left, color=colour(index), label=f"label {label}", height=0.8)
+        axis.barh(list(clients), counts, left=left, color=colour(index), label=shown_class(names[label]), height=0.8)
         left = [a + b for a, b in zip(left, counts, strict=True)]
     if len(shown) < num_labels:
         others = [sum(each) - done for each, done in zip(clients.values(), left, strict=True)]

@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.cli.progress import RoundLine, RoundsTable, withholds
-from deployments.cli.words import UNKNOWN, ago, counted, event, number, size, whole_duration
+from deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
 
 CLIENTS_SHOWN = 12
 STAGES_SHOWN = 3
 FINISHED = ("Completed", "BudgetExhausted")
 LABELS_SHOWN = 26
+CLIENTS_NAMED = 4
+HISTOGRAM_FROM = 8
 BASELINES = {
     "pooled_majority": "the majority label for all",
     "client_majority": "each client's own majority label",
@@ -169,17 +171,30 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
         parts += ["", Text(f"  not reproducible: {words}; a resume would not go on with the same run", style="yellow")]
     clients = data.get("clients") or []
     if clients:
-        parts_told = [part for part in ("train", "test") if part in clients[0]]
-        table = _columns("client", *(f"{part} examples" for part in parts_told))
+        measured = [part for part in ("train", "test") if part in clients[0]]
+        table = _columns("client", *(f"{part} examples" for part in measured))
         for client in clients[:CLIENTS_SHOWN]:
-            table.add_row(str(client["id"]), *(f"{client[part]:,}" for part in parts_told))
+            table.add_row(str(client["id"]), *(f"{client[part]:,}" for part in measured))
         parts += ["", _indented(table)]
         if len(clients) > CLIENTS_SHOWN:
             parts.append(Text(f"  and {data['num_clients'] - CLIENTS_SHOWN:,} more clients", style="dim"))
     if data.get("withheld"):
         parts += ["", Text(f"  withheld under the privacy claim: {data['withheld']}")]
-    if data.get("partition"):
-        parts += ["", _indented(_partition(data["partition"]))]
+    if data.get("partition") and data["num_clients"] >= HISTOGRAM_FROM:
+        parts += ["", _indented(_sizes(data["partition"]))]
+    if data.get("classes"):
+        parts += ["", _indented(_classes(data["classes"], data["num_clients"]))]
+    for group in data.get("look_alikes") or ():
+        names = ", ".join(repr(name) for name in group[:CLIENTS_SHOWN])
+        warning = f"  {names} are different classes; if they are spellings of one, write it alike in all files"
+        parts += ["", Text(warning, style="yellow")]
+    if data.get("columns"):
+        parts += ["", _indented(_columns_read(data["columns"]))]
+    if data.get("left_alone"):
+        names = data["left_alone"][:CLIENTS_SHOWN]
+        more = len(data["left_alone"]) - len(names)
+        words = ", ".join(names) + (f" and {more:,} more" if more else "")
+        parts += ["", Text(f"  left alone in the clients' folder: {words}", style="dim")]
     baselines = _columns("without a model", "test accuracy")
     for key, label in BASELINES.items():
         if key in (data.get("baselines") or {}):
@@ -189,8 +204,8 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _partition(partition: Mapping[str, Any]) -> RenderableType:
-    """The sizes of clients and the labels of all, as bars."""
+def _sizes(partition: Mapping[str, Any]) -> RenderableType:
+    """The sizes of clients, as bars."""
     sizes = _columns("training examples", "clients", "")
     bins = partition["size_histogram"]
     for low, high, count in bins:
@@ -198,13 +213,69 @@ def _partition(partition: Mapping[str, Any]) -> RenderableType:
         sizes.add_row(words, f"{count:,}", _bar(count, max(each[2] for each in bins)))
     found = partition["examples"]
     sizes.add_row(Text(f"median {found['median']:,.0f}, mean {found['mean']:,.1f}", style="dim"), "", "")
-    labels = _columns("label", "rows", "")
-    counts = partition["labels"]
-    for label, count in enumerate(counts[:LABELS_SHOWN]):
-        labels.add_row(str(label), f"{count:,}", _bar(count, max(counts)))
-    if len(counts) > LABELS_SHOWN:
-        labels.add_row(Text(f"and {len(counts) - LABELS_SHOWN} more", style="dim"), "", "")
-    return Group(sizes, "", labels)
+    return sizes
+
+
+def _classes(classes: Sequence[Mapping[str, Any]], num_clients: int) -> RenderableType:
+    """The classes by name: how often each occurs, as bars, and which clients have it."""
+    table = _columns("class", "training rows", "")
+    table.add_column("clients")
+    most = max(each["rows"] for each in classes)
+    for each in classes[:LABELS_SHOWN]:
+        bar = _bar(each["rows"], most)
+        table.add_row(shown_class(each["class"]), f"{each['rows']:,}", bar, _which(each, num_clients))
+    if len(classes) > LABELS_SHOWN:
+        table.add_row(Text(f"and {len(classes) - LABELS_SHOWN} more", style="dim"), "", "", "")
+    return table
+
+
+def _which(of_class: Mapping[str, Any], num_clients: int) -> str:
+    """
+    >>> _which({"num_clients": 3, "clients": ["east"], "all_but": True}, 4)
+    'all but east'
+    >>> _which({"num_clients": 40, "clients": ["a", "b", "c", "d", "e"], "all_but": False}, 100)
+    '40 of 100'
+    """
+    having, listed = of_class["num_clients"], of_class["clients"]
+    if having in (0, num_clients):
+        return "all" if having else "none"
+    if len(listed) > CLIENTS_NAMED or len(listed) not in (having, num_clients - having):
+        return f"{having:,} of {num_clients:,}"
+    return f"all but {', '.join(listed)}" if of_class["all_but"] else ", ".join(listed)
+
+
+def _columns_read(columns: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What the columns of tables hold: the kind, the range or the values, and the share of missing values."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for name in ("column", "kind", "range"):
+        table.add_column(name, overflow="fold")
+    table.add_column("missing", justify="right")
+    if any(column["missing"] for column in columns):
+        table.add_column("most at")
+    for column in columns:
+        if column["kind"] == "label" and not column["missing"]:
+            continue
+        words = "-"
+        if column["range"] is not None:
+            low, high = (each if isinstance(each, str) else f"{each:.6g}" for each in column["range"])
+            words = low if low == high else f"{low} to {high}"
+        elif column["counts"] is not None:
+            counts = list(column["counts"].items())
+            words = ", ".join(f"{shown_class(value)} {count:,}" for value, count in counts[:CLIENTS_NAMED])
+            words += f" and {len(counts) - CLIENTS_NAMED} more" if len(counts) > CLIENTS_NAMED else ""
+        client, share = max(column["missing_by_client"].items(), key=lambda item: item[1])
+        most = f"{client} ({_percent(share)})" if share > column["missing"] else ""
+        cells = (column["name"], column["kind"], words, _percent(column["missing"]), most)
+        table.add_row(*cells[: len(table.columns)])
+    return table
+
+
+def _percent(share: float) -> str:
+    """
+    >>> _percent(0.0), _percent(0.0004), _percent(0.0812), _percent(1.0)
+    ('0 %', '0.04 %', '8.1 %', '100 %')
+    """
+    return f"{100 * share:.1f} %" if 0.0005 <= share < 0.9995 else f"{100 * share:.2g} %" if share < 0.5 else "100 %"
 
 
 def _bar(count: int, largest: int) -> Text:

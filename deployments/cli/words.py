@@ -44,6 +44,16 @@ def event(fields: Mapping[str, Any]) -> str:
             return str(kind)
 
 
+def shown_class(name: str) -> str:
+    """A class's name on one line, with quotes where blanks would be lost, and cut where it is long.
+
+    >>> shown_class("ill"), shown_class("\\n"), shown_class("two words"), shown_class("x" * 50)
+    ('ill', "'\\\\n'", 'two words', 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxx...')
+    """
+    shown = name if name.isprintable() and name == name.strip() and name else repr(name)
+    return shown if len(shown) <= 32 else f"{shown[:29]}..."
+
+
 def number(value: float | None) -> str:
     """Three decimals, or four significant digits where those would say too little.
 

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from fl_components.data.federated import FederatedData
 from fl_components.rules import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSummary:
+    """What a column of all clients' tables holds, as it is in the files.
+
+    Args:
+      range: the smallest and the largest number or date (as text); None for other kinds, and without any value.
+      counts: how often each listed value of a category occurs.
+      missing: the share of cells whose value is missing, and the same by client.
+    """
+
+    name: str
+    kind: Literal["number", "date", "category", "label"]
+    range: tuple[float | str, float | str] | None
+    counts: Mapping[str, int] | None
+    missing: float
+    missing_by_client: Mapping[str, float]
 
 
 class DataRule(Rule):
@@ -32,3 +53,18 @@ class DataRule(Rule):
     @abstractmethod
     def load(self, seed: int) -> FederatedData:
         """The examples: the same bits for the same seed. Raises `DataError` for data that cannot be used."""
+
+    def left_alone(self) -> tuple[str, ...]:
+        """Return the names of files that lie where the clients' files are, and that are not read."""
+        return ()
+
+    def columns_read(self) -> list[ColumnSummary]:
+        """Return what the columns that are used hold; empty for data that are no tables. Computed from private rows.
+
+        Raises `DataError` as `load` does.
+        """
+        return []
+
+    def hint_without_test_rows(self, data: FederatedData) -> str:
+        """Return what to do about data in which no client has a row to test on."""
+        return "give at least one client x_test and y_test"

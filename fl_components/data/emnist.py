@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import ClassVar, Final, Literal
 
 from fl_components.data.base import DataRule
@@ -11,7 +12,17 @@ from fl_components.data.idx import read_images
 from fl_components.data.partition import Iid, Partition
 from fl_components.data.partition.base import federate
 
-_NUM_CLASSES: Final = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
+CHARACTERS: Final = digits + ascii_uppercase + ascii_lowercase
+"""What the labels of `byclass` stand for, in their order."""
+
+_CLASSES: Final = {
+    "balanced": digits + ascii_uppercase + "abdefghnqrt",  # other lower case letters count as their upper case
+    "byclass": CHARACTERS,
+    "bymerge": digits + ascii_uppercase + "abdefghnqrt",
+    "digits": digits,
+    "letters": ascii_uppercase,  # of either case
+    "mnist": digits,
+}
 
 
 class Emnist(DataRule):
@@ -38,14 +49,15 @@ class Emnist(DataRule):
             for part in ("train", "test")
         )
         folder = find_folder("emnist", [*train, *test], self.folder)
-        num_classes, first_label = _NUM_CLASSES[self.split], int(self.split == "letters")
+        names, first_label = tuple(_CLASSES[self.split]), int(self.split == "letters")
         (x_train, y_train), (x_test, y_test) = (
-            read_images(folder, *files, num_classes=num_classes, first_label=first_label) for files in (train, test)
+            read_images(folder, *files, num_classes=len(names), first_label=first_label) for files in (train, test)
         )
         return federate(
             self.partition,
             seed,
             (x_train.transpose(0, 2, 1)[:, None], y_train),
             (x_test.transpose(0, 2, 1)[:, None], y_test),
-            num_classes=num_classes,
+            num_classes=len(names),
+            class_names=names,
         )

@@ -103,6 +103,7 @@ class FederatedData:
         positions that do not count.
       train_rows, test_rows: which of them are whose.
       num_classes: how many labels there are (2 or more).
+      class_names: what each label stands for, in the order of the labels; empty where labels have no names.
       public: True for a data set that anyone may download: nothing about it needs to be withheld.
       attributes: what is known of each client besides its examples, for stratified selection: name -> values [n].
 
@@ -124,6 +125,7 @@ class FederatedData:
     num_classes: int
     public: bool
     attributes: Mapping[str, Array] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_clients()
@@ -131,6 +133,11 @@ class FederatedData:
             raise DataError(
                 f"the data has {self.num_classes} class(es): there is nothing to tell apart",
                 hint="labels are whole numbers from 0; at least two different ones are needed",
+            )
+        if self.class_names and len(set(self.class_names)) != self.num_classes:
+            raise DataError(
+                f"there are {self.num_classes} classes, and {len(set(self.class_names))} different names of classes",
+                hint="give each class a name of its own, or none at all",
             )
         self._check_part("training", self.x_train, self.y_train, self.train_rows)
         self._check_part("test", self.x_test, self.y_test, self.test_rows)
@@ -163,6 +170,7 @@ class FederatedData:
         num_classes: int,
         public: bool,
         attributes: Mapping[str, Array] | None = None,
+        class_names: tuple[str, ...] = (),
     ) -> FederatedData:
         """Join the examples of single clients, whose shapes and types must be equal."""
         if not clients:
@@ -172,6 +180,8 @@ class FederatedData:
         for client_id, example in clients.items():
             if not len(example.x_train):
                 raise _no_training_rows(client_id)
+            for name, values in example._asdict().items():
+                check_unmasked(values, f"client {client_id!r}, {name}")
             for part in (example.x_train, example.x_test):
                 if len(part) and (part.shape[1:] != first.shape[1:] or part.dtype != first.dtype):
                     raise DataError(
@@ -191,6 +201,7 @@ class FederatedData:
             num_classes=num_classes,
             public=public,
             attributes=attributes or {},
+            class_names=class_names,
         )
 
     def shared(self) -> tuple[FederatedData, SharedMemory]:
@@ -205,6 +216,16 @@ class FederatedData:
     @property
     def num_clients(self) -> int:
         return len(self.client_ids)
+
+    @property
+    def shown_classes(self) -> tuple[str, ...]:
+        """The classes' names; where they have none, their numbers.
+
+        >>> x, y = np.zeros((2, 1), np.float32), np.array([0, 1])
+        >>> FederatedData.from_clients({"a": ClientExamples(x, y, x, y)}, num_classes=2, public=True).shown_classes
+        ('0', '1')
+        """
+        return self.class_names or tuple(map(str, range(self.num_classes)))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -250,6 +271,12 @@ class FederatedData:
             f"this data has no attribute {name!r} of clients",
             hint=f"known are {', '.join(known)}" if known else "it has none at all: choose another selection",
         )
+
+    def clients_with(self, label: int) -> NDArray[np.int64]:
+        """Return which clients have training rows with a label, in ascending order: O(rows + clients)."""
+        has = self.y_train == label
+        up_to = np.concatenate([[0], np.cumsum(has if has.ndim == 1 else has.any(axis=1))])
+        return np.flatnonzero(up_to[self.train_rows.stops] > up_to[self.train_rows.starts])
 
     def label_counts(self, client: int) -> NDArray[np.int64]:
         """How often client number `client` has each label in its training rows, int64 [num_classes]."""
@@ -315,6 +342,8 @@ class FederatedData:
             seen.add(client_id)
 
     def _check_part(self, part: str, x: Array, y: Array, rows: RowRanges) -> None:
+        check_unmasked(x, f"{part} features")
+        check_unmasked(y, f"{part} labels")
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise DataError(
                 f"{part} features have the shape {list(x.shape)}: there is no feature axis after the rows",
@@ -376,6 +405,35 @@ class FederatedData:
             return f"{part} row {row} (from 0), which no client owns,"
         client = int(owners[0])
         return f"client {self.client_ids[client]!r}, {part} row {row - int(rows.starts[client])} (from 0),"
+
+
+def check_unmasked(values: Any, where: str) -> None:
+    """Raise `DataError` when an element of a masked array, or of one in a list, is masked: beneath it lies no value.
+
+    >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, -9]], -9), "client 'a', x_train")
+    Traceback (most recent call last):
+    fl_components.errors.DataError: client 'a', x_train: row 1 (from 0), column 1 is masked: its value is missing
+    """
+    masked = _first_masked(values)
+    if masked is not None:
+        row, *position = masked or (0,)
+        column = f", column {position[0] if len(position) == 1 else position}" if position else ""
+        raise DataError(
+            f"{where}: row {row} (from 0){column} is masked: its value is missing",
+            hint="fill in missing values (numpy: filled), or leave these rows out",
+        )
+
+
+def _first_masked(values: Any) -> tuple[int, ...] | None:
+    """Return the index of the first masked element of an array, or of arrays in nested lists."""
+    if isinstance(values, np.ma.MaskedArray):
+        masked = np.argwhere(np.ma.getmaskarray(values))
+        return tuple(masked[0].tolist()) if len(masked) else None
+    for row, part in enumerate(values if isinstance(values, list | tuple) else ()):
+        within = _first_masked(part) if isinstance(part, list | tuple | np.ma.MaskedArray) else None
+        if within is not None:
+            return (row, *within)
+    return None
 
 
 def _no_training_rows(client_id: str) -> DataError:

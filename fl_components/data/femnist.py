@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.data.base import DataRule
+from fl_components.data.emnist import CHARACTERS
 from fl_components.data.federated import FederatedData, Labels
 from fl_components.data.folders import find_folder
 from fl_components.data.idx import check_same_length, read_images, read_numbers
 from fl_components.data.partition import Natural, Partition
 from fl_components.data.partition.base import federate
 
-_NUM_CLASSES: Final = 62
+_NUM_CLASSES: Final = len(CHARACTERS)
 
 
 class Femnist(DataRule):
@@ -49,6 +50,7 @@ class Femnist(DataRule):
             (x_train[:, None], y_train),
             (x_test[:, None], y_test),
             num_classes=_NUM_CLASSES,
+            class_names=tuple(CHARACTERS),
             owners_M=writers,
             test_owners=test_writers,
         )

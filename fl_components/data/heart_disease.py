@@ -86,6 +86,7 @@ class HeartDisease(DataRule):
         return FederatedData.from_clients(
             {hospital: self._prepare(folder / f"processed.{hospital}.data") for hospital in HOSPITALS},
             num_classes=2,
+            class_names=("no disease", "disease"),
             public=self.public,
         )
 

@@ -102,6 +102,7 @@ class Leaf(DataRule):
             y_test=y_test,
             test_rows=RowRanges.consecutive([len(test[name].y) if name in test else 0 for name in train]),
             num_classes=self.num_classes or found,
+            class_names=tuple(self._characters) if is_text and self.num_classes in (None, found) else (),
             public=self.public,
         )
 

@@ -68,7 +68,9 @@ class Shakespeare(DataRule):
                 clients[speaker] = _windows(tokens, len(tokens) - num_test, self.sequence_length)
         if not clients:
             raise DataError(f"{file}: no speaker has enough text", hint="set data.min_characters lower")
-        return FederatedData.from_clients(clients, num_classes=len(vocabulary), public=self.public)
+        return FederatedData.from_clients(
+            clients, num_classes=len(vocabulary), class_names=tuple(vocabulary), public=self.public
+        )
 
 
 def _speakers(file: Path, text: str) -> dict[str, str]:

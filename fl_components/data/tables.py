@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import codecs
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fl_components import randomness
-from fl_components.data.base import DataRule
+from fl_components.data.base import ColumnSummary, DataRule
+from fl_components.data.client_files import ClientFiles, client_files
 from fl_components.data.federated import Array, ClientExamples, FederatedData
-from fl_components.data.table_file import TableFile, read_table, text
+from fl_components.data.table import Dialect, Table, composed, is_missing, is_number, read_table, text
 from fl_components.errors import DataError
 
-_KINDS: Final = (".csv", ".parquet")
+MOST_CLASSES: Final = 20
+"""A label has at most so many distinct values, unless `classes` lists them."""
+
+_NO_REGRESSION: Final = "fedrounds trains classifiers; to predict a quantity (regression) is not supported yet"
+
+
+def _plain_values(values: Any) -> Any:
+    for value in values if isinstance(values, list) else ():
+        if isinstance(value, dt.date):
+            raise ValueError(f"write dates in quotes: {str(value)!r}")
+        if not isinstance(value, bool | int | float | str):
+            raise ValueError("list text, numbers, true and false")
+    return values
+
+
+def _known_rules(missing: Any) -> Any:
+    known = ", ".join(get_args(Missing))
+    for column, rule in missing.items() if isinstance(missing, Mapping) else ():
+        if rule not in get_args(Missing):
+            raise ValueError(f"missing.{column} is {rule!r}; known are {known}")
+    if not isinstance(missing, Mapping) and missing not in get_args(Missing):
+        raise ValueError(f"known are {known}, for all columns or for each: {{age: drop_row}}")
+    return missing
 
 
 def _two_or_more(values: list[bool | int | float | str]) -> list[bool | int | float | str]:
     if len(values) < 2 or len({text(value) for value in values}) < len(values):
-        raise ValueError("list two or more values, none of them twice")
+        raise ValueError("list two or more values, none of them twice (1, 1.0 and 1e0 are the same value)")
     return values
 
 
@@ -31,19 +56,67 @@ def _above_zero(constants: tuple[float, float]) -> tuple[float, float]:
     return constants
 
 
-Values = Annotated[list[bool | int | float | str], AfterValidator(_two_or_more)]
+def _quoted_word(name: Any) -> Any:
+    if isinstance(name, bool):
+        words = "yes, on or true" if name else "no, off or false"
+        raise ValueError(f"write the column's name in quotes: without, YAML reads {words} as a truth value")
+    return name
+
+
+def _separator(separator: str) -> str:
+    if len(separator) != 1 or separator.isalnum() or separator in "\"'\r\n.+-_":
+        raise ValueError('give one character that stands in no number: "," or ";" or "|" or, for tabs, "\\t" in quotes')
+    return separator
+
+
+def _text_encoding(encoding: str) -> str:
+    try:
+        codecs.lookup(encoding)
+        "a,1\n".encode(encoding)
+    except (LookupError, UnicodeError) as error:
+        raise ValueError(f"{encoding!r} is not a text encoding; give utf-8, cp1252, latin-1 or utf-16") from error
+    return encoding
+
+
+def _whole_dates(form: str | None) -> str | None:
+    if form is None:
+        return None
+    probe = dt.datetime(2013, 12, 31)
+    try:
+        right = dt.datetime.strptime(probe.strftime(form), form) == probe
+    except ValueError:
+        right = False
+    if not right:
+        raise ValueError('give year, month and day in the notation of strptime, for instance "%d.%m.%Y"')
+    return form
+
+
+Name = Annotated[str, BeforeValidator(_quoted_word), AfterValidator(composed)]
+Values = Annotated[list[bool | int | float | str], BeforeValidator(_plain_values), AfterValidator(_two_or_more)]
 Constants = Annotated[tuple[float, float], AfterValidator(_above_zero)]
+Missing = Literal["refuse", "drop_row", "indicator"]
+
+
+class _Client(NamedTuple):
+    """One client's table with its inputs [rows, F], and which rows are kept and which are there to test on [rows]."""
+
+    table: Table
+    x: NDArray[np.float32]
+    kept: NDArray[np.bool_]
+    test: NDArray[np.bool_]
 
 
 class Tables(DataRule):
     """A folder of CSV or Parquet files, one per client; a file's name without its ending is the client's id.
 
-    All files have the same columns, in any order: the label, and inputs. An input is a number or, where `categories`
-    says so, one of the values listed there, each of which becomes an indicator (0 or 1). Features are float32 [F], in
-    the order of `columns`. CSV files are UTF-8, with a header, commas between columns and a point in decimal numbers.
+    All files have the same columns, in any order: the label, and inputs. An input is a number, a date where `dates`
+    says so or, where `categories` says so, one of the values listed there, each of which becomes an indicator (0 or 1).
+    Features are float32 [F], in the order of `columns`. CSV files have a header. In place of a file there may be a
+    folder of part files, which are read in the order of their names.
 
     Args:
-      folder: where the files are. Files with another ending than .csv or .parquet are left alone.
+      folder: where the files are. Hidden files, and those with another ending than .csv, .csv.gz or .parquet, are left
+        alone.
       label: the column that is to be predicted.
       columns: the columns that are inputs; further ones are left alone. By default all but the label.
       test_fraction: the part of each client's rows to test on, rounded down; which ones is drawn from the seed.
@@ -52,6 +125,15 @@ class Tables(DataRule):
       scale: for a column [centre, scale]: its input is (value - centre) / scale. Public constants: they are published
         with the configuration, so they must not be statistics of private rows.
       categories: for a column that is not a number, its values.
+      dates: for a column of dates, the date that its days are counted from: a public constant too.
+      missing: what is done with missing values, for all columns or by column. "refuse" is an error; "drop_row" leaves
+        the row out; "indicator" makes the input 0 (after scaling) and adds an input to each column concerned, which is
+        1 where its value is missing. Which inputs there are depends on the configuration alone.
+      separator: the character between the columns of CSV files.
+      decimal: the mark before the decimals of numbers that are text.
+      encoding: of CSV files. A byte order mark is removed.
+      date_format: the form of dates that are text, in the notation of Python's `strptime`; by default YYYY-MM-DD,
+        perhaps with a time.
       clients_file: a CSV file whose column `client` has each id once; its other columns become attributes of clients.
         A relative path is taken from `folder`.
       public: True only for data that anyone may download.
@@ -59,12 +141,18 @@ class Tables(DataRule):
 
     kind: Literal["tables"] = "tables"
     folder: str
-    label: str
-    columns: list[str] | None = None
+    label: Name
+    columns: list[Name] | None = None
     test_fraction: float = Field(default=0.2, ge=0.0, lt=1.0)
     classes: Values | None = None
-    scale: dict[str, Constants] = Field(default_factory=dict)
-    categories: dict[str, Values] = Field(default_factory=dict)
+    scale: dict[Name, Constants] = Field(default_factory=dict)
+    categories: dict[Name, Values] = Field(default_factory=dict)
+    dates: dict[Name, dt.date] = Field(default_factory=dict)
+    missing: Annotated[Missing | dict[Name, Missing], BeforeValidator(_known_rules)] = "refuse"
+    separator: Annotated[str, AfterValidator(_separator)] = ","
+    decimal: Literal[".", ","] = "."
+    encoding: Annotated[str, AfterValidator(_text_encoding)] = "utf-8"
+    date_format: Annotated[str | None, AfterValidator(_whole_dates)] = None
     clients_file: str | None = None
     public: bool = False
 
@@ -73,75 +161,260 @@ class Tables(DataRule):
         columns = self.columns
         if columns is not None and (not columns or len(set(columns)) < len(columns) or self.label in columns):
             raise ValueError("columns must name one or more columns, none of them twice, and not the label")
-        for field, named in (("scale", self.scale), ("categories", self.categories)):
-            for column in named:
+        for field in ("scale", "categories", "dates"):
+            for column in getattr(self, field):
                 if column == self.label or (columns is not None and column not in columns):
                     raise ValueError(f"{field} names {column}, which is not an input")
-        both = sorted(self.scale.keys() & self.categories.keys())
-        if both:
-            raise ValueError(f"{both[0]} is in scale and in categories; a column is a number or a category")
+        for one, other in (("scale", "categories"), ("dates", "categories")):
+            both = sorted(getattr(self, one).keys() & getattr(self, other).keys())
+            if both:
+                raise ValueError(f"{both[0]} is in {one} and in {other}; a column is a number, a date or a category")
+        for column, rule in self.missing.items() if isinstance(self.missing, dict) else ():
+            if column == self.label and rule == "indicator":
+                raise ValueError(f"missing.{column} is indicator, and {column} is the label: choose drop_row or refuse")
+            if columns is not None and column not in (self.label, *columns):
+                raise ValueError(f"missing names {column}, which is neither an input nor the label")
+        return self
+
+    @model_validator(mode="after")
+    def _check_dialect(self) -> Tables:
+        if self.separator == self.decimal:
+            raise ValueError(
+                f"separator and decimal are both {self.separator!r}: with decimal commas set separator, "
+                'for instance to ";"'
+            )
+        if self.date_format is not None and not self.dates:
+            raise ValueError("date_format is set, and dates names no column")
         return self
 
     def known_num_clients(self) -> None:
         return None
 
-    def load(self, seed: int) -> FederatedData:
-        """Raises `DataError`, with file and row, for files that cannot be used or do not belong together."""
-        folder = Path(self.folder).expanduser()
-        about = None if self.clients_file is None else folder / Path(self.clients_file).expanduser()
-        tables = {client_id: read_table(file) for client_id, file in _files(folder, about).items()}
+    def read(self) -> dict[str, Table]:
+        """Return each client's rows as they are in its file, before anything is selected, scaled or split, by id.
+
+        Raises `DataError`, with file and line, for files that cannot be read or do not belong together.
+        """
+        tables = {client_id: read_table(path, self._dialect) for client_id, path in self._files().paths.items()}
         first = next(iter(tables.values()))
-        inputs = [column for column in first.columns if column != self.label] if self.columns is None else self.columns
+        inputs = self._inputs(first)
         if not inputs:
-            raise DataError(f"{first.file} has no column besides the label", hint="add columns to predict it from")
+            raise DataError(f"{first.path} has no column besides the label", hint="add columns to predict it from")
         for table in tables.values():
             self._check_same_columns(table, inputs, first)
-        classes = self._classes(list(tables.values()))
-        y = {client_id: table.places(self.label, classes, "data.classes") for client_id, table in tables.items()}
-        tested = {client_id: self._draw_test(seed, client_id, len(labels)) for client_id, labels in y.items()}
-        trained = np.concatenate([y[client_id][~tested[client_id]] for client_id in tables])
-        clients = {}
-        for client_id, table in tables.items():
-            test, labels, x = tested[client_id], y[client_id], self._features(table, inputs)
-            unlearnt = np.flatnonzero(test & ~np.isin(labels, trained))
-            if unlearnt.size:
-                row = int(unlearnt[0])
-                raise DataError(
-                    f"{table.where(row)}: this is a test row, and no training row of any client has its label, "
-                    f"{classes[labels[row]]!r}",
-                    hint="bring more rows with this label, leave them out, or set data.test_fraction lower",
-                )
-            clients[client_id] = ClientExamples(x[~test], labels[~test], x[test], labels[test])
+        return tables
+
+    def load(self, seed: int) -> FederatedData:
+        """Read the files and return their examples.
+
+        Raises `DataError`, with file and row, for files that cannot be used or do not belong together.
+        """
+        tables = self.read()
+        inputs = self._inputs(next(iter(tables.values())))  # in the order of the first file's columns
+        clients = {client_id: self._client(seed, client_id, table, inputs) for client_id, table in tables.items()}
+        classes = self._classes(list(clients.values()))
+        examples = {}
+        for client_id, (table, x, kept, test) in clients.items():
+            y = table.places(self.label, classes, "data.classes", among=kept)
+            train, test = kept & ~test, kept & test
+            examples[client_id] = ClientExamples(x[train], y[train], x[test], y[test])
+        trained = np.unique(np.concatenate([each.y_train for each in examples.values()]))
+        for client_id, (table, _, kept, test) in clients.items():
+            untrained = np.flatnonzero(~np.isin(examples[client_id].y_test, trained))
+            if untrained.size:
+                place = untrained[0]
+                row, value = np.flatnonzero(kept & test)[place], classes[examples[client_id].y_test[place]]
+                raise self._never_trained(table, int(row), value, classes)
         return FederatedData.from_clients(
-            clients,
+            examples,
             num_classes=len(classes),
+            class_names=tuple(classes),
             public=self.public,
-            attributes=None if about is None else _attributes(about, list(tables)),
+            attributes=None if self._about is None else _attributes(self._about, self._dialect, list(clients)),
         )
 
-    def _check_same_columns(self, table: TableFile, inputs: list[str], first: TableFile) -> None:
-        listed = ", ".join(repr(column) for column in table.columns[:20])
-        for column in (self.label, *inputs, *self.scale, *self.categories):
-            if column not in table.columns:
-                raise DataError(
-                    f"{table.file} has no column {column!r}; it has {listed}",
-                    hint="separate the columns by commas"
-                    if len(table.columns) == 1
-                    else f"give all files the columns of {first.file}, or correct what data names",
+    def left_alone(self) -> tuple[str, ...]:
+        return self._files().left_alone
+
+    def columns_read(self) -> list[ColumnSummary]:
+        tables = self.read()
+        summaries = []
+        for column in (*self._inputs(next(iter(tables.values()))), self.label):
+            kind = (
+                "label"
+                if column == self.label
+                else "category"
+                if column in self.categories
+                else "date"
+                if column in self.dates
+                else "number"
+            )
+            values = {client_id: self._values(table, column) for client_id, table in tables.items()}
+            missing = {client_id: np.isnan(each) for client_id, each in values.items()}
+            present = np.concatenate([each[~missing[client_id]] for client_id, each in values.items()])
+            bounds: tuple[float | str, float | str] | None = None
+            counts: dict[str, int] | None = None
+            if kind in ("number", "date") and present.size:
+                low, high = float(present.min()), float(present.max())
+                bounds = (low, high) if kind == "number" else (self._date(column, low), self._date(column, high))
+            elif kind == "category":
+                listed = [text(value) for value in self.categories[column]]
+                found = np.bincount(present.astype(np.int64), minlength=len(listed))
+                counts = dict(zip(listed, found.tolist(), strict=True))
+            summaries.append(
+                ColumnSummary(
+                    name=column,
+                    kind=kind,
+                    range=bounds,
+                    counts=counts,
+                    missing=float(np.mean(np.concatenate(list(missing.values())))),
+                    missing_by_client={client_id: float(each.mean()) for client_id, each in missing.items()},
                 )
-        further = [column for column in table.columns if column not in first.columns]
+            )
+        return summaries
+
+    def hint_without_test_rows(self, data: FederatedData) -> str:
+        sizes = data.train_rows.lengths
+        smallest, largest = int(np.argmin(sizes)), int(np.argmax(sizes))
+        least = max(int(sizes[smallest]), 2)
+        return (
+            f"data.test_fraction is {self.test_fraction:g}, which is less than one row of every client (the smallest, "
+            f"{data.client_ids[smallest]!r}, has {sizes[smallest]}, the largest, {data.client_ids[largest]!r}, "
+            f"{sizes[largest]}): set it to {np.ceil(100 / least) / 100:g} or more"
+        )
+
+    @property
+    def _dialect(self) -> Dialect:
+        return Dialect(self.separator, self.decimal, self.encoding, self.date_format)
+
+    @property
+    def _about(self) -> Path | None:
+        return None if self.clients_file is None else self._folder / Path(self.clients_file).expanduser()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.folder).expanduser()
+
+    def _files(self) -> ClientFiles:
+        return client_files(self._folder, self._about)
+
+    def _inputs(self, first: Table) -> list[str]:
+        return [column for column in first.columns if column != self.label] if self.columns is None else self.columns
+
+    def _check_same_columns(self, table: Table, inputs: list[str], first: Table) -> None:
+        names = list(table.columns)
+        named = [*self.missing] if isinstance(self.missing, dict) else []
+        for column in (self.label, *inputs, *self.scale, *self.categories, *self.dates, *named):
+            if column not in names:
+                alike = [each for each in names if each.casefold() == column.casefold()]
+                raise DataError(
+                    f"{table.path} has no column {column!r}; it has {', '.join(map(repr, names[:20]))}",
+                    hint=table.separator_hint
+                    if table.separator_hint is not None
+                    else f"write it as {alike[0]!r}"
+                    if alike
+                    else f"give all files the columns of {first.path}, or correct what data names",
+                )
+        further = [column for column in names if column not in first.columns]
         if self.columns is None and further:
             raise DataError(
-                f"{table.file} has the column {further[0]!r}, and {first.file} has not",
+                f"{table.path} has the column {further[0]!r}, and {first.path} has not",
                 hint="give all files the same columns, or list those to use as data.columns",
             )
 
-    def _classes(self, tables: list[TableFile]) -> list[str]:
-        """The labels' values as `text` has them: numbers in their order, then words in theirs."""
+    def _rule_for_missing(self, column: str) -> Missing:
+        if isinstance(self.missing, dict):
+            return self.missing.get(column, "refuse")
+        return "refuse" if self.missing == "indicator" and column == self.label else self.missing
+
+    def _client(self, seed: int, client_id: str, table: Table, inputs: Sequence[str]) -> _Client:
+        """Return a client's inputs, and which of its rows are kept: those that no missing value drops."""
+        kept = np.ones(table.num_rows, np.bool_)
+        self._settle(table, self.label, np.isnan(self._values(table, self.label)), kept)
+        features = []
+        for column in inputs:
+            features += self._features(table, column, kept)
+        if not kept.any():
+            raise DataError(
+                f"{table.path}: each row has a missing value, and data.missing drops them all",
+                hint="leave the column that is always missing out of data.columns, or set data.missing: indicator",
+            )
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which is refused by name
+            x = np.hstack(features).astype(np.float32)
+        # Drawn from all rows, so that whether a row is complete does not decide what becomes of another one.
+        return _Client(table, x, kept, self._draw_test(seed, client_id, table.num_rows))
+
+    def _features(self, table: Table, column: str, kept: NDArray[np.bool_]) -> list[NDArray[Any]]:
+        """Return the inputs that a column becomes, each [rows, ...], and clear what it drops in `kept`."""
+        values = self._values(table, column)
+        missing = np.isnan(values)
+        self._settle(table, column, missing, kept)
+        if column in self.categories:
+            feature = values[:, None] == np.arange(len(self.categories[column]))
+        else:
+            centre, scale = self.scale.get(column, (0.0, 1.0))
+            feature = (np.where(missing, centre, values)[:, None] - centre) / scale
+        return [feature, missing[:, None]] if self._rule_for_missing(column) == "indicator" else [feature]
+
+    def _values(self, table: Table, column: str) -> NDArray[np.float64]:
+        """Return a column as numbers, days or places among its values [rows], with NaN for missing values."""
+        if column in self.dates:
+            return table.days(column, self.dates[column])
+        if column not in self.categories and column != self.label:
+            return table.numbers(column)
+        listed = self.classes if column == self.label else self.categories[column]
+        if listed is None:
+            codes, words = table.values(column)
+            places = np.where(np.array([is_missing(word) for word in words])[codes], -1, codes)
+        else:
+            field = "data.classes" if column == self.label else f"data.categories.{column}"
+            places = table.places(column, [text(value) for value in listed], field)
+        return np.where(places < 0, np.nan, places)
+
+    def _settle(self, table: Table, column: str, missing: NDArray[np.bool_], kept: NDArray[np.bool_]) -> None:
+        """Raise `DataError` for a missing value that is refused; clear the rows that are dropped in `kept`."""
+        rule = self._rule_for_missing(column)
+        if rule == "refuse":
+            table.check_complete(column, missing)
+        if rule == "drop_row":
+            kept &= ~missing
+
+    def _classes(self, clients: Sequence[_Client]) -> list[str]:
+        """Return the label's values as `text` has them: numbers in their order, then words in theirs.
+
+        Raises `DataError` for a label that seems to be a quantity, or an identifier.
+        """
         if self.classes is not None:
             return [text(value) for value in self.classes]
-        found = {value for table in tables for value in table.texts(self.label)}
-        return sorted(found, key=lambda value: (0, float(value), "") if _is_number(value) else (1, 0.0, value))
+        values: set[str] = set()
+        num_rows = 0
+        for client in clients:
+            codes, words = client.table.values(self.label)
+            values |= {words[code] for code in np.unique(codes[client.kept])}
+            num_rows += int(client.kept.sum())
+        classes = sorted(values, key=_order)
+        if len(classes) > MOST_CLASSES and all(map(is_number, classes)):
+            raise DataError(
+                f"the label {self.label!r} has {len(classes):,} different values, all numbers from {classes[0]} to "
+                f"{classes[-1]}: it seems to be a quantity, not a class",
+                hint=f"{_NO_REGRESSION}. Make classes of it (for instance below and above a limit), or list its values "
+                "as data.classes if they are classes",
+            )
+        if len(classes) > max(MOST_CLASSES, num_rows // 2):
+            raise DataError(
+                f"the label {self.label!r} has {len(classes):,} different values in {num_rows:,} rows: it seems to be "
+                "an identifier or free text, not a class",
+                hint="name another column as data.label, or list its values as data.classes if they are classes",
+            )
+        return classes
+
+    def _never_trained(self, table: Table, row: int, value: str, classes: list[str]) -> DataError:
+        hint = "bring more rows with this label, leave them out, or set data.test_fraction lower"
+        quantity = self.classes is None and len(classes) > 2 and all(map(is_number, classes))
+        return DataError(
+            f"{table.where(row)}: this is a test row, and no training row of any client has its label, {value!r}",
+            hint=f"if {self.label!r} is a quantity: {_NO_REGRESSION}. If it is a class: {hint}" if quantity else hint,
+        )
 
     def _draw_test(self, seed: int, client_id: str, num_rows: int) -> NDArray[np.bool_]:
         """Which of a client's rows are there to test on, bool [rows]."""
@@ -150,55 +423,21 @@ class Tables(DataRule):
         chosen[order[: int(self.test_fraction * num_rows)]] = True
         return chosen
 
-    def _features(self, table: TableFile, inputs: list[str]) -> NDArray[np.float32]:
-        """The inputs of a table, float32 [rows, F]."""
-        features = []
-        for column in inputs:
-            if column in self.categories:
-                values = [text(value) for value in self.categories[column]]
-                places = table.places(column, values, f"data.categories.{column}")
-                features.append(places[:, None] == np.arange(len(values)))
-            else:
-                centre, scale = self.scale.get(column, (0.0, 1.0))
-                features.append((table.numbers(column)[:, None] - centre) / scale)
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which is refused by name
-            return np.hstack(features).astype(np.float32)
+    def _date(self, column: str, days: float) -> str:
+        return text(dt.datetime.combine(self.dates[column], dt.time()) + dt.timedelta(days=days))
 
 
-def _is_number(value: str) -> bool:
+def _order(value: str) -> tuple[int, float, str]:
+    """Where a class comes in the order of the classes."""
     try:
-        float(value)
+        return 0, float(value), value
     except ValueError:
-        return False
-    return True
+        return 1, 0.0, value
 
 
-def _files(folder: Path, about: Path | None) -> dict[str, Path]:
-    """Each client's file, by client id; `about` is none."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", hint="data.folder is where the clients' files are")
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if (
-            file.suffix.lower() not in _KINDS
-            or not file.is_file()
-            or (about is not None and file.resolve() == about.resolve())
-        ):
-            continue
-        if file.stem in files:
-            raise DataError(
-                f"{files[file.stem]} and {file.name} would both be the client {file.stem!r}",
-                hint="leave one of them out, or give it another name",
-            )
-        files[file.stem] = file
-    if not files:
-        raise DataError(f"{folder} has no .csv or .parquet files", hint="put one file per client there")
-    return files
-
-
-def _attributes(file: Path, client_ids: list[str]) -> Mapping[str, Array]:
+def _attributes(file: Path, dialect: Dialect, client_ids: list[str]) -> Mapping[str, Array]:
     """What a file says about each client: column -> values [n], in the order of `client_ids`."""
-    table = read_table(file)
+    table = read_table(file, dialect)
     columns = [column for column in table.columns if column != "client"]
     if not columns or len(columns) == len(table.columns):
         raise DataError(
@@ -206,7 +445,7 @@ def _attributes(file: Path, client_ids: list[str]) -> Mapping[str, Array]:
             hint="give it a column client with the clients' ids, and one or more columns of what is known of them",
         )
     row_of: dict[str, int] = {}
-    for row, client_id in enumerate(str(cell).strip() for cell in table.frame["client"]):
+    for row, client_id in enumerate(_as_written(table.columns["client"])):
         if client_id not in client_ids or client_id in row_of:
             wrong = "is there twice" if client_id in row_of else "has no file"
             raise DataError(
@@ -219,3 +458,8 @@ def _attributes(file: Path, client_ids: list[str]) -> Mapping[str, Array]:
         raise DataError(f"{file} says nothing about client {without[0]!r}", hint="add a row for every client")
     order = [row_of[client_id] for client_id in client_ids]
     return {column: np.array(table.texts(column))[order] for column in columns}
+
+
+def _as_written(chunks: Iterable[Any]) -> list[str]:
+    """Ids, not numbers: "1" and "01" are two clients."""
+    return [composed(str(cell)) for cells in chunks for cell in cells.to_pylist()]

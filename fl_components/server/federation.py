@@ -321,7 +321,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     if not len(data.y_test):
         raise DataError(
             f"data {config.data.kind} has no test examples: the model could never be evaluated",
-            hint="give at least one client x_test and y_test",
+            hint=config.data.hint_without_test_rows(data),
         )
     module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
     initial_params_D = flatten(module)

@@ -71,6 +71,7 @@ def federate(
     test: tuple[Array, Labels],
     *,
     num_classes: int,
+    class_names: tuple[str, ...] = (),
     owners_M: Array | None = None,
     test_owners: Array | None = None,
 ) -> FederatedData:
@@ -99,6 +100,7 @@ def federate(
         y_test=y_test,
         test_rows=test_rows,
         num_classes=num_classes,
+        class_names=class_names,
         public=True,
     )
 

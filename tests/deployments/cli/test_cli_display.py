@@ -10,6 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from deployments.cli import tables
 from deployments.cli.progress import Display, Heard, Lines, LivePanel, RoundLine, RoundsTable, StageSeconds, display
 from tasks.progress import Progress
 
@@ -282,3 +283,57 @@ PUBLIC = {"train/loss": 0.7, "eval/accuracy": 0.81, "communication/upload_bytes"
 )
 def test_a_claim_has_columns_of_its_own(metrics: dict[str, float], columns: list[str]) -> None:
     assert list(RoundLine.of(1, metrics, None).columns()) == columns
+
+
+def checked(num_clients: int, **more: object) -> str:
+    """What `config check --data` prints of so many clients."""
+    sizes = [10 + client for client in range(num_clients)]
+    data = {
+        "name": "wards",
+        "rounds": 2,
+        "num_clients": num_clients,
+        "num_parameters": 6,
+        "communication": {"upload_bytes": 512, "download_bytes": 448},
+        "clients": [{"id": f"ward {client}", "train": size, "test": 2} for client, size in enumerate(sizes)],
+        "partition": {
+            "size_histogram": [[size, size, 1] for size in sizes],
+            "examples": {"median": 11.0, "mean": 11.0},
+        },
+        "classes": [
+            {"class": "no", "rows": 20, "num_clients": num_clients, "clients": [], "all_but": True},
+            {"class": "No", "rows": 3, "num_clients": 1, "clients": ["ward 1"], "all_but": False},
+            {"class": "yes", "rows": 10, "num_clients": num_clients - 1, "clients": ["ward 1"], "all_but": True},
+        ],
+        **more,
+    }
+    out = io.StringIO()
+    Console(file=out, width=100).print(tables.checked_config(data))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def test_a_check_lists_few_clients_and_draws_many() -> None:
+    assert re.search(r"^  ward 6 +16 +2$", checked(7), re.M)
+    assert "median" not in checked(7)
+    assert "median 11, mean 11.0" in checked(8)
+
+
+def test_a_check_names_classes_and_who_has_them() -> None:
+    shown = checked(3, look_alikes=[["no", "No"]])
+    assert re.search(r"^  no +20 +█+ +all$", shown, re.M)
+    assert re.search(r"^  No +3 +\S+ +ward 1$", shown, re.M)
+    assert re.search(r"^  yes +10 +\S+ +all but ward 1$", shown, re.M)
+    assert "'no', 'No' are different classes; if they are spellings of one, write it alike in all files" in shown
+
+
+def test_a_check_shows_columns_with_their_gaps_and_what_was_left_alone() -> None:
+    age = {"name": "age", "kind": "number", "range": (30.1, 80.0), "counts": None}
+    sex = {"name": "sex", "kind": "category", "range": None, "counts": {"f": 12, "m": 8}}
+    complete, gaps = (
+        {"missing": 0.0, "missing_by_client": {"north": 0.0}},
+        {"missing": 0.081, "missing_by_client": {"north": 0.2, "south": 0.01}},
+    )
+    shown = checked(3, columns=[age | gaps, sex | complete], left_alone=["codebook.xlsx"])
+    assert re.search(r"^  age +number +30\.1 to 80 +8\.1 % +north \(20\.0 %\)$", shown, re.M)
+    assert re.search(r"^  sex +category +f 12, m 8 +0 %$", shown, re.M)
+    assert "left alone in the clients' folder: codebook.xlsx" in shown
+    assert "most at" not in checked(3, columns=[sex | complete])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fl_components.data import FederatedData, FunctionData
+from fl_components.data import ClientExamples, FederatedData, FunctionData
 from fl_components.errors import ConfigError, DataError
 
 
@@ -72,7 +73,7 @@ def test_some_clients_have_test_rows(load: Any) -> None:
         ("return {'a': ([[1.0], [2.0, 3.0]], [0, 1])}", "x_train cannot be made an array"),
         ("return {'a': (torch.ones(2, 2).bfloat16(), [0, 1])}", "x_train cannot be made an array"),
         ("return {'a': ([['x'], ['y']], [0, 1])}", "x_train is <U1, not numbers"),
-        ("return {'a': ([[None], [1.0]], [0, 1])}", "x_train is object, not numbers"),
+        ("return {'a': ([[None], [1.0]], [0, 1])}", r"x_train: row 0 \(from 0\), column 0 is None: a missing value"),
         ("return {'a': ([[1.0], [2.0]], [0.0, 1.0])}", "y_train is float64"),
         ("return {'a': ([[1.0], [2.0]], ['no', 'yes'])}", "y_train is <U3"),
         ("return {'a': ([[1.0], [2.0]], [[0], [1]])}", r"y_train has the shape \[2, 1\]"),
@@ -109,3 +110,90 @@ def test_arguments_that_the_function_does_not_take(load: Any) -> None:
 def test_a_path_that_names_no_function(path: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.path"):
         FunctionData(path=path).load(seed=0)
+
+
+MASKED = "m = np.ma.masked_equal([[1.0, -9.0], [2.0, 3.0]], -9.0)\n"
+FRAME = "import pandas as pd\nf = pd.DataFrame({'age': pd.array([50, None], '%s'), 'bmi': [20.5, 31.0]})\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (MASKED + "return {'a': (m, [0, 1])}", r"client 'a': x_train: row 0 \(from 0\), column 1 is masked"),
+        (MASKED + "return {'a': ([m[1], m[0]], [0, 1])}", r"x_train: row 1 \(from 0\), column 1 is masked"),
+        (MASKED + "return {'a': (m.filled(0), [0, 1], m, [0, 1])}", r"x_test: row 0 \(from 0\), column 1 is masked"),
+        ("return {'a': ([[1.0], [2.0]], [0, np.ma.masked])}", r"y_train: row 1 \(from 0\) is masked"),
+        ("return {'a': ([[1.0], [2.0]], np.ma.array([0, 1], mask=[1, 0]))}", r"y_train: row 0 \(from 0\) is masked"),
+        (
+            FRAME % "Int64" + "return {'a': (f, [0, 1])}",
+            r"x_train: row 1 \(from 0\), column 'age': the value is missing",
+        ),
+        (FRAME % "Float64" + "return {'a': (f, [0, 1])}", r"column 'age': the value is missing"),
+        (
+            "import pandas as pd\nreturn {'a': (pd.DataFrame({'b': pd.array([True, None], 'boolean')}), [0, 1])}",
+            "row 1 .*column 'b': the value is missing",
+        ),
+        (
+            FRAME % "Int64" + "return {'a': ([[1.0], [2.0]], f['age'])}",
+            r"y_train: row 1 \(from 0\): the value is missing",
+        ),
+        ("import pandas as pd\nreturn {'a': (pd.DataFrame({'sex': ['f', 'm']}), [0, 1])}", "column 'sex' is a str"),
+        (
+            "import pyarrow as pa\nreturn {'a': (pa.table({'x': [1, None]}), [0, 1])}",
+            "client 'a', training row 1 .* nan",
+        ),
+        ("from scipy import sparse\nreturn {'a': (sparse.eye(2).tocsr(), [0, 1])}", "x_train is a sparse csr_matrix"),
+        ("return {'a': (torch.eye(2).to_sparse(), [0, 1])}", r"Sparse .* Use Tensor.to_dense\(\)"),
+        ("return {'a': ([[1.0, 2.0], [3.0]], [0, 1])}", r"row 1 \(from 0\) has 1 values, and row 0 has 2"),
+        ("return {'a': ([[1.0], [2.0]], [1, 2])}", "no row of any client has the label 0, and the labels go up to 2"),
+        ("return {'a': ([[1.0], [2.0]], [0, 2])}", "no row of any client has the label 1"),
+        ("return {'a': (np.array([[2**63]], np.uint64), [0])}", "x_train holds 9223372036854775808, which int64"),
+    ],
+)
+def test_what_is_missing_or_no_array_is_refused_by_client_and_row(load: Any, body: str, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        load(body)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [
+        ("np.eye(2)", r"y\.argmax\(axis=1\)"),
+        ("[[0], [1]]", r"y\.ravel\(\)"),
+        ("[0.5, 1.0]", "row 0 .* is 0.5, .* Regression .* is not supported yet"),
+        ("[0.0, 1.0]", "cast them to int64"),
+        ("['no', 'yes']", "number the classes"),
+        ("[1, 2]", "set data.num_classes: 3"),
+    ],
+)
+def test_labels_of_another_form_are_explained(load: Any, labels: str, hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load(f"return {{'a': ([[1.0], [2.0]], {labels})}}")
+    assert re.search(hint, caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "np.ma.array([[1.5, 2], [3, 4]]), np.ma.array([0, 1])",
+        "pd.DataFrame({'a': pd.array([1.5, 3], 'Float64'), 'b': pd.array([2, 4], 'Int64')}), pd.array([0, 1], 'Int64')",
+        "pd.DataFrame({'a': [1.5, 3], 'b': [2, 4]}, dtype=object), pd.Series([False, True], dtype='boolean')",
+        "np.array([[Decimal('1.5'), 2], [3, 4]]), np.array([0, 1], object)",
+    ],
+)
+def test_masks_and_nullable_types_without_gaps_are_read(load: Any, value: str) -> None:
+    data = load(f"import pandas as pd\nfrom decimal import Decimal\nreturn {{'a': ({value})}}")
+    assert data.x_train.dtype == np.float32 and data.x_train.tolist() == [[1.5, 2], [3, 4]]
+    assert data.y_train.tolist() == [0, 1]
+
+
+def test_given_classes_need_not_all_occur(load: Any) -> None:
+    assert load("return {'a': ([[1.0], [2.0]], [1, 2])}", num_classes=3).num_classes == 3
+
+
+def test_other_data_rules_cannot_lose_a_mask_either() -> None:
+    x = np.ma.masked_equal(np.float32([[1, -9], [2, 3]]), -9)
+    y = np.array([0, 1])
+    with pytest.raises(DataError, match=r"client 'a', x_train: row 0 \(from 0\), column 1 is masked"):
+        FederatedData.from_clients({"a": ClientExamples(x, y, x[:0], y[:0])}, num_classes=2, public=True)

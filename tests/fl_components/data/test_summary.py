@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fl_components.data.federated import FederatedData, NumberedIds, RowRanges
-from fl_components.data.summary import summary
+from fl_components.data.summary import classes, summary
 from fl_components.values import IGNORED
 
 
@@ -33,6 +33,7 @@ def test_by_hand() -> None:
         "num_clients": 3,
         "examples": {"min": 1, "median": 2.0, "mean": 2.0, "max": 3},
         "size_histogram": [[1, 1, 1], [2, 2, 1], [3, 3, 1]],
+        "class_names": ["0", "1", "2"],
         "labels": [4, 0, 2],
         "client_labels": {"client-0000": [1, 0, 0], "client-0001": [0, 0, 2], "client-0002": [3, 0, 0]},
     }
@@ -65,3 +66,19 @@ def test_a_million_clients_whose_rows_overlap() -> None:
     assert made["labels"] == [10] * 10  # of the table
     assert len(made["client_labels"]) == 20
     assert made["client_labels"]["client-000007"] == [1] * 10
+
+
+def test_classes_name_the_clients_that_have_them() -> None:
+    made = classes(table(np.array([0, 2, 2, 0, 0, 2]), RowRanges.consecutive([1, 2, 3]), num_classes=3))
+    assert [(each["class"], each["rows"], each["num_clients"], each["clients"], each["all_but"]) for each in made] == [
+        ("0", 3, 2, ["client-0001"], True),
+        ("1", 0, 0, [], False),
+        ("2", 3, 2, ["client-0000"], True),
+    ]
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_classes_of_positions_and_of_overlapping_rows() -> None:
+    labels = np.array([[0, 1], [1, 1], [IGNORED, 1]])
+    made = classes(table(labels, RowRanges(np.array([0, 1, 0]), np.array([1, 3, 3])), num_classes=2))
+    assert [each["num_clients"] for each in made] == [2, 3]
