@@ -7,13 +7,14 @@ and one client's rows are a view.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_components.data.fingerprints import Fingerprints, of_data
 from fl_components.errors import DataError
 from fl_components.shared_memory import SharedMemory
 from fl_components.values import IGNORED
@@ -105,6 +106,8 @@ class FederatedData:
       num_classes: how many labels there are (2 or more).
       public: True for a data set that anyone may download: nothing about it needs to be withheld.
       attributes: what is known of each client besides its examples, for stratified selection: name -> values [n].
+      as_read: what makes the fingerprints of the rows as they were read. By default the examples count as read; a data
+        rule that selects, scales or splits what it reads must give its own.
 
     >>> data = FederatedData.from_clients(
     ...     {"a": ClientExamples(np.zeros((3, 2), np.float32), np.array([0, 1, 1]),
@@ -124,6 +127,7 @@ class FederatedData:
     num_classes: int
     public: bool
     attributes: Mapping[str, Array] = field(default_factory=dict)
+    as_read: Callable[[FederatedData, bool], Fingerprints] = of_data
 
     def __post_init__(self) -> None:
         self._check_clients()
@@ -163,6 +167,7 @@ class FederatedData:
         num_classes: int,
         public: bool,
         attributes: Mapping[str, Array] | None = None,
+        as_read: Callable[[FederatedData, bool], Fingerprints] = of_data,
     ) -> FederatedData:
         """Join the examples of single clients, whose shapes and types must be equal."""
         if not clients:
@@ -191,6 +196,7 @@ class FederatedData:
             num_classes=num_classes,
             public=public,
             attributes=attributes or {},
+            as_read=as_read,
         )
 
     def shared(self) -> tuple[FederatedData, SharedMemory]:
@@ -201,6 +207,11 @@ class FederatedData:
         )
         rows = RowRanges(memory["starts"], memory["stops"])
         return replace(self, x_train=memory["x"], y_train=memory["y"], train_rows=rows), memory
+
+    def fingerprints(self, *, every_client: bool = False) -> Fingerprints:
+        """The fingerprints of all rows as read, training and test rows: of each client up to
+        `fingerprints.MOST_CLIENTS` clients, or of `every_client`."""
+        return self.as_read(self, every_client)
 
     @property
     def num_clients(self) -> int:

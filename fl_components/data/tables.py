@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fl_components import randomness
 from fl_components.data.base import DataRule
 from fl_components.data.federated import Array, ClientExamples, FederatedData
+from fl_components.data.fingerprints import Fingerprints, of_table
 from fl_components.data.table_file import TableFile, read_table, text
 from fl_components.errors import DataError
 
@@ -90,6 +91,7 @@ class Tables(DataRule):
         folder = Path(self.folder).expanduser()
         about = None if self.clients_file is None else folder / Path(self.clients_file).expanduser()
         tables = {client_id: read_table(file) for client_id, file in _files(folder, about).items()}
+        prints = Fingerprints.of_clients({name: of_table(dict(each.frame.items())) for name, each in tables.items()})
         first = next(iter(tables.values()))
         inputs = [column for column in first.columns if column != self.label] if self.columns is None else self.columns
         if not inputs:
@@ -117,6 +119,7 @@ class Tables(DataRule):
             num_classes=len(classes),
             public=self.public,
             attributes=None if about is None else _attributes(about, list(tables)),
+            as_read=lambda *_: prints,
         )
 
     def _check_same_columns(self, table: TableFile, inputs: list[str], first: TableFile) -> None:

@@ -5,6 +5,7 @@ The store decides what resumes; Prefect and MLflow are views of it.
 
 from __future__ import annotations
 
+from fl_components.store.bindings import DataUse, Owners
 from fl_components.store.home import home
 from fl_components.store.lease import Lease
 from fl_components.store.records import (
@@ -34,10 +35,12 @@ __all__ = [
     "Budget",
     "BudgetTerms",
     "ChargeRecord",
+    "DataUse",
     "ExampleCharges",
     "JournalReport",
     "JournalRow",
     "Lease",
+    "Owners",
     "RoundRecord",
     "RunRecord",
     "RunSecret",

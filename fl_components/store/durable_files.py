@@ -26,7 +26,7 @@ def write_durably(file: Path, data: bytes, *, private: bool = False) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(file.parent)
+    sync_folder(file.parent)
 
 
 def remove_leftovers(file: Path) -> None:
@@ -40,10 +40,11 @@ def _make_folder(folder: Path, mode: int) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent, mode)
         folder.mkdir(mode, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was added to the folder, or removed from it, durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

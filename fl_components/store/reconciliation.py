@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from fl_components.errors import JournalBroken
-from fl_components.store import ledger
+from fl_components.store import bindings, ledger
 from fl_components.store.journal import RESTORE
 from fl_components.store.ledger import EACH_CLIENT
 from fl_components.store.records import BudgetTerms
@@ -20,7 +20,6 @@ from fl_components.store.schema import (
     charges,
     example_charges,
     example_spending,
-    members,
     rounds,
     runs,
 )
@@ -30,6 +29,7 @@ _KINDS: Final = (
     "budget.set",
     "clients.registered",
     "population.bound",
+    "data.used",
     "charge.reserved",
     "charge.voided",
     "round.committed",
@@ -55,7 +55,9 @@ class _Books:
     """All that the journal vouches for, each by whom or what it is about."""
 
     budgets: dict[str, BudgetTerms] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)  # what names them, twice: the hash of their digests
     bindings: dict[str, tuple[str, str]] = field(default_factory=dict)  # of data to populations, by their journal rows
+    uses: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of data by runs, by their journal rows
     charges: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     charges_of_examples: dict[str, str] = field(default_factory=dict)
     totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
@@ -82,7 +84,11 @@ def _told(connection: Connection) -> _Books:
         elif kind == "clients.registered":
             books.budgets |= {name: books.budgets[content["population"]] for name in content["clients"]}
         elif kind == "population.bound":
-            books.bindings[f"row {sequence}"] = (content["population"], content["members"])
+            books.bindings[f"row {sequence}"] = (content["population"], content["data_id"])
+        elif kind == "data.used":
+            books.data[content["data_id"]] = content["data_id"]
+            use = (content["name"], content["population"], tuple(content["units"]), content["data_id"])
+            books.uses[f"row {sequence}"] = (run_id, *use)
         else:
             charge = _charge(run_id, content["round"], content["collection"])
             if kind == "charge.reserved":
@@ -112,16 +118,9 @@ def _told(connection: Connection) -> _Books:
 def _stored(connection: Connection) -> _Books:
     """By the other tables."""
     budgets = ledger.all_budgets(connection)
-    bound: dict[tuple[int, str], list[str]] = {}
-    for row in connection.execute(select(members)):
-        whose, digest = ledger.as_bound(row.population, row.digest)
-        bound.setdefault((row.journal_sequence, whose), []).append(digest)
     return _Books(
         budgets={each.population: each.terms for each in budgets},
-        bindings={
-            f"row {sequence}": (population, ledger.digest_of_members(digests))
-            for (sequence, population), digests in bound.items()
-        },
+        **bindings.books(connection),
         charges={
             _charge(row.run_id, row.round, row.collection): (row.population, canonical_json(row.event), row.state)
             for row in connection.execute(select(charges))
