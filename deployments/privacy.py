@@ -149,9 +149,9 @@ def set_budget(
     """Register a population, or change what it may spend; what is not given stays as it is.
 
     POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* that of each of its clients, those that
-    are known and those to come. A demonstration on public data becomes a private population, and what it has spent stays
-    on its account. The reason and the account that gave it are journalled. Raises `ConfigError`, for instance for a
-    client that none of the population's runs has had; before its first run any name is taken.
+    are known and those to come. A demonstration on public data becomes a private population, and what it has spent
+    stays on its account. The reason and the account that gave it are journalled. Raises `ConfigError`, for instance for
+    a client that none of the population's runs has had; before its first run any name is taken.
     """
     from fl_components.privacy.accountants import NAME
     from fl_components.privacy.example_level import NEIGHBOURING, UNIT
@@ -215,8 +215,8 @@ def _check_client(store: Store, population: str, of_each: Budget | None) -> None
     if of_each is not None and of_each.demonstration:
         raise ConfigError(
             f"population {of_each.population!r} is a demonstration on public data",
-            hint=f"`fedrounds privacy budget set '{of_each.population}' --epsilon E --reason ...` makes it private; then "
-            "set the budget of one client",
+            hint=f"`fedrounds privacy budget set '{of_each.population}' --epsilon E --reason ...` makes it private; "
+            "then set the budget of one client",
         )
     with_budgets = {name.partition("/")[2] for name in store.clients_of(base)} - {"*"}
     taken_part = {name.partition("/")[2] for name, named in store.clients_of(base).items() if not named} - {"*"}
@@ -250,9 +250,12 @@ def _check_name(population: str) -> None:
 
 
 def ledger(population: str) -> list[dict[str, Any]]:
-    """The charges of a population in the order in which they were reserved, and before them, in the state "unclaimed",
-    the runs on its data that no charge stands for (`round` is then how many rounds they have committed). Raises `StoreError` for one that has no
-    budget, and `ConfigError` for POPULATION/*, since each client has a ledger of its own."""
+    """The charges of a population in the order in which they were reserved.
+
+    Before them, in the state "unclaimed", stand the runs on its data that no charge stands for: `round` is then how
+    many rounds they have committed. Raises `StoreError` for a population that has no budget, and `ConfigError` for
+    POPULATION/*, since each client has a ledger of its own.
+    """
     from fl_components.privacy.example_level import UNIT
     from fl_components.server.statement import unclaimed_runs
     from fl_components.store.ledger import EACH_CLIENT

@@ -16,6 +16,7 @@ from deployments.cli.progress import RoundLine, RoundsTable, withholds
 from deployments.cli.words import UNKNOWN, ago, counted, event, number, size
 
 CLIENTS_SHOWN = 12
+UNCLAIMED_SHOWN = 10
 STAGES_SHOWN = 3
 FINISHED = ("Completed", "BudgetExhausted")
 LABELS_SHOWN = 26

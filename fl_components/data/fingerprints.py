@@ -2,10 +2,10 @@
 
 They are taken from the rows as read: before columns are selected, numbers scaled and rows split into training and test
 rows. The order of rows and of columns does not count, nor the columns' names, the file format and the spelling of a
-number. docs/decisions/0013-fingerprints.md gives the reasons.
+number. docs/decisions/0013-fingerprints-of-data.md gives the reasons.
 
-A *cell* is hashed to 64 bits, and a *row* is the sum of its cells' hashes, so that a row without one of its columns is a
-subtraction. Each way of looking at rows is a *view*:
+A *cell* is hashed to 64 bits, and a *row* is the sum of its cells' hashes, so that a row without one of its columns is
+a subtraction. Each way of looking at rows is a *view*:
 
 - `named`: all columns, with their names;
 - `all`: all columns, without their names;

@@ -182,8 +182,8 @@ def _check_named_budgets(store: Store, federation: Federation) -> None:
                 f"a privacy budget is set for {of_client(name, client)!r}, and the client's name is "
                 f"{by_spelling[_spelling(client)]!r}",
                 hint="an administrator sets it for that name: `fedrounds privacy budget set "
-                f"{shlex.quote(of_client(name, by_spelling[_spelling(client)]))} --epsilon E --reason ...`; or give the "
-                "client the other name",
+                f"{shlex.quote(of_client(name, by_spelling[_spelling(client)]))} --epsilon E --reason ...`; or give "
+                "the client the other name",
             )
 
 

@@ -34,8 +34,8 @@ LEAST_ROWS_WITHOUT_A_COLUMN: Final = 100
 """Rows from which on it can be told whether they differ without one of their columns."""
 
 LEAST_DISTINCT: Final = 0.25
-"""The share of distinct rows among a client's from which on `named` tells rows apart: in a table of a few short columns,
-rows are anybody's."""
+"""The share of distinct rows among a client's from which on `named` tells rows apart: in a table of a few short
+columns, rows are anybody's."""
 
 LEAST_IN_WHOLE: Final = {"named": 2, "all": 8}
 """Distinct rows from which on the multiset of all of a client's rows tells it from others."""
@@ -137,8 +137,8 @@ def matches(data: KeyedData, owners: Owners) -> set[Match]:
 
     A client's data are another's where the multiset of their rows or the values of a column are the same, or enough of
     their rows: at least `LEAST_ROWS`, and of the rows with the smallest hashes up to any one of them
-    `SHARE_OF_A_POPULATION`, or `SHARE_OF_A_CLIENT` to count as those of one client. (The smallest hashes of a part are among the
-    smallest of the whole, so a part is recognised however small it is.)
+    `SHARE_OF_A_POPULATION`, or `SHARE_OF_A_CLIENT` to count as those of one client. (The smallest hashes of a part are
+    among the smallest of the whole, so a part is recognised however small it is.)
     """
     found: set[Match] = set()
     for mine in data.clients:

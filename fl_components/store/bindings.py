@@ -1,5 +1,5 @@
-"""Whose data these are: keyed fingerprints of the data of runs, the populations that data are bound to, and the runs that
-have used them.
+"""Whose data these are: keyed fingerprints of the data of runs, the populations that data are bound to, and the runs
+that have used them.
 
 A digest is made with the key of fingerprints, which all hubs of one database share, so that it tells nobody else
 anything of the data. Its first letter says what it stands for: `r` a row, `w` all rows of a client, `c` a column of a
@@ -159,8 +159,8 @@ def uses_without(connection: Connection, population: str, unit: str, client: str
     """The runs that have committed rounds on the data of a population, or on one client's, and answer for them to no
     budget of this unit. The oldest first.
 
-    They are the population's runs, and those on data of which enough is bound to it: `LEAST_ROWS` rows, or all rows or a
-    column of a client.
+    They are the population's runs, and those on data of which enough is bound to it: `LEAST_ROWS` rows, or all rows or
+    a column of a client.
     """
     bound = fingerprints.alias("bound")
     shared = (

@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
@@ -57,7 +57,7 @@ class _Books:
     budgets: dict[str, BudgetTerms] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)  # what names them, twice: the hash of their digests
     bindings: dict[str, tuple[str, str]] = field(default_factory=dict)  # of data to populations, by their journal rows
-    uses: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of data by runs, by their journal rows
+    uses: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of data by runs, by their journal rows
     charges: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     charges_of_examples: dict[str, str] = field(default_factory=dict)
     totals_of_populations: dict[str, Mapping[str, int]] = field(default_factory=dict)
