@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -34,14 +35,14 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
             found = []
             for name, budget in budgets.items():
                 if name.endswith(EACH_CLIENT):
-                    found.append(_all_clients(budget, _clients_of(budgets, name)))
+                    found.append(_all_clients(store, budget, _clients_of(budgets, name)))
                 elif "/" not in name:
                     found.append(_status(store, budget))
             return found
         _check_known(store, population)
         if population.endswith(EACH_CLIENT):
             clients = _clients_of(budgets, population)
-            return [_all_clients(budgets[population], clients), *(_status(store, each) for each in clients)]
+            return [_all_clients(store, budgets[population], clients), *(_status(store, each) for each in clients)]
         return [_status(store, budgets[population], tightest=True)]
 
 
@@ -67,9 +68,11 @@ def _clients_of(budgets: Mapping[str, Budget], population: str) -> list[Budget]:
     return [each for name, each in budgets.items() if name.startswith(prefix) and name != population]
 
 
-def _all_clients(terms: Budget, clients: Sequence[Budget]) -> dict[str, Any]:
+def _all_clients(store: Store, terms: Budget, clients: Sequence[Budget]) -> dict[str, Any]:
     """The one that has spent most, for all, and beside it the one that has the least left. The limit is that of clients
     that have none of their own."""
+    from fl_components.server.statement import unclaimed_runs
+
     told = [_terms(each) for each in clients]
     most = max(told, key=lambda each: each["epsilon"], default=_terms(terms))
     limited = [each for each in told if each["epsilon_remaining"] is not None]
@@ -82,12 +85,13 @@ def _all_clients(terms: Budget, clients: Sequence[Budget]) -> dict[str, Any]:
         "clients": len(clients),
         "least_left": None if least_left is None else {name: least_left[name] for name in shown},
         "runs": [],
+        "unclaimed_runs": unclaimed_runs(store, terms.population, terms.unit),
     }
 
 
 def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str, Any]:
     from fl_components.server.claim import epsilon_of
-    from fl_components.server.statement import tightest_epsilon
+    from fl_components.server.statement import tightest_epsilon, unclaimed_runs
     from fl_components.store.ledger import from_pairs
 
     of_client = store.spending_on(budget.population) if "/" in budget.population else None
@@ -99,6 +103,7 @@ def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str
     return _terms(budget) | {
         "clients": None,
         "least_left": None,
+        "unclaimed_runs": unclaimed_runs(store, budget.population, budget.unit),
         "runs": [
             {
                 "run_id": run.run_id,
@@ -144,7 +149,9 @@ def set_budget(
     """Register a population, or change what it may spend; what is not given stays as it is.
 
     POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* that of each of its clients, those that
-    are known and those to come. The reason and the account that gave it are journalled. Raises `ConfigError`.
+    are known and those to come. A demonstration on public data becomes a private population, and what it has spent
+    stays on its account. The reason and the account that gave it are journalled. Raises `ConfigError`, for instance for
+    a client that none of the population's runs has had; before its first run any name is taken.
     """
     from fl_components.privacy.accountants import NAME
     from fl_components.privacy.example_level import NEIGHBOURING, UNIT
@@ -159,6 +166,8 @@ def set_budget(
     of_examples = "/" in population
     with Store.open() as store:
         of_each = store.find_budget(population.partition("/")[0] + EACH_CLIENT) if of_examples else None
+        if of_examples:
+            _check_client(store, population, of_each)
         before = store.find_budget(population) or of_each  # what is not said of one client is as for each
         if before is None and delta is None:
             raise ConfigError(
@@ -172,7 +181,7 @@ def set_budget(
             neighbouring=neighbouring
             or (before.neighbouring if before else NEIGHBOURING if of_examples else "add_or_remove"),
             accountant=before.accountant if before else NAME,
-            demonstration=before.demonstration if before else False,
+            demonstration=False,
         )
         if not 0 < terms.delta < 1:
             raise ConfigError(f"delta is {terms.delta:g}", hint="give a number between 0 and 1")
@@ -192,8 +201,34 @@ def set_budget(
         budget = store.set_budget(population, terms, reason=reason, by=account_name())
         store.anchor()
         if population.endswith(EACH_CLIENT):
-            return _all_clients(budget, _clients_of({each.population: each for each in store.budgets()}, population))
+            return _all_clients(
+                store, budget, _clients_of({each.population: each for each in store.budgets()}, population)
+            )
         return _status(store, budget)
+
+
+def _check_client(store: Store, population: str, of_each: Budget | None) -> None:
+    """Raises `ConfigError` for one client of a demonstration, and for a client that is not among those known."""
+    base, _, client = population.partition("/")
+    if client == "*":
+        return
+    if of_each is not None and of_each.demonstration:
+        raise ConfigError(
+            f"population {of_each.population!r} is a demonstration on public data",
+            hint=f"`fedrounds privacy budget set '{of_each.population}' --epsilon E --reason ...` makes it private; "
+            "then set the budget of one client",
+        )
+    with_budgets = {name.partition("/")[2] for name in store.clients_of(base)} - {"*"}
+    taken_part = {name.partition("/")[2] for name, named in store.clients_of(base).items() if not named} - {"*"}
+    known = store.clients_known(base) | taken_part
+    if known and client not in known | with_budgets:
+        by_case = [name for name in sorted(known) if name.casefold() == client.casefold()]
+        close = by_case or difflib.get_close_matches(client, known, n=3, cutoff=0.5) or sorted(known)[:10]
+        raise ConfigError(
+            f"population {base!r} has no client {client!r}",
+            hint=f"{'close names are' if len(close) < len(known) else 'its clients are'} {', '.join(close)}; names are "
+            "those of the data, upper and lower case included",
+        )
 
 
 def _check_name(population: str) -> None:
@@ -237,6 +272,7 @@ def ledger(population: str) -> list[dict[str, Any]]:
                 "event": charge.event,
                 "state": charge.state,
                 "reserved_at": charge.reserved_at,
+                "began_at": None,
             }
             for charge in store.charges(population=population)
             if charge.event != {"kind": "none"}

@@ -16,6 +16,7 @@ from deployments.cli.progress import RoundLine, RoundsTable, withholds
 from deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
 
 CLIENTS_SHOWN = 12
+UNCLAIMED_SHOWN = 10
 STAGES_SHOWN = 3
 FINISHED = ("Completed", "BudgetExhausted")
 LABELS_SHOWN = 26
@@ -341,6 +342,8 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
             parts.append(Text(f"  {each} for each client that has none of its own"))
             if budget["least_left"] is not None:
                 parts += [Text(f"  least left: {budget['least_left']['population']}"), *_left(budget["least_left"])]
+        if budget.get("unclaimed_runs"):
+            parts += _unclaimed(budget["unclaimed_runs"])
         if budget["runs"]:
             tightest = any(run["epsilon_tightest"] is not None for run in budget["runs"])
             table = _columns("run", "rounds", "epsilon", *["tightest"] * tightest)
@@ -349,6 +352,20 @@ def budgets(data: Sequence[Mapping[str, Any]]) -> RenderableType:
                 table.add_row(f"{run['run_id']} ({run['name']})", str(run["rounds"]), *epsilons)
             parts.append(_indented(table))
     return Group(*parts)
+
+
+def _unclaimed(runs: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """The runs on the same data that no epsilon covers."""
+    shown = [
+        Text(
+            f"    {run['run_id']} ({run['name']}), begun {run['began_at'][:10]}, {counted(run['rounds'], 'round')}"
+            + ", deleted since" * run["deleted"]
+        )
+        for run in runs[:UNCLAIMED_SHOWN]
+    ]
+    more = [Text(f"    and {len(runs) - UNCLAIMED_SHOWN} more")] * (len(runs) > UNCLAIMED_SHOWN)
+    heading = f"  not covered by this epsilon: {counted(len(runs), 'run')} on these data without this claim"
+    return [Text(heading, style="yellow"), *shown, *more]
 
 
 def _left(budget: Mapping[str, Any]) -> list[RenderableType]:
@@ -411,7 +428,7 @@ def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
             str(row["round"]),
             str(row["collection"]),
             row["state"],
-            event(row["event"]),
+            event(row["event"]) if row["event"] else "not covered: begun " + row["began_at"][:10],
         )
     return table
 

@@ -36,9 +36,16 @@ class DataRule(Rule):
 
     @property
     def is_public(self) -> bool:
-        """Whether anyone may download the data, as their rule says before they are loaded: `public` is a constant of
-        it, or a field."""
-        return bool(getattr(self, "public", False))
+        """Whether anyone may download the data, as can be told before they are loaded: `public` is a field of the rule
+        or a constant. Where it is None, they are public if they are known to be."""
+        public = getattr(self, "public", False)
+        return self.is_well_known if public is None else bool(public)
+
+    @property
+    def is_well_known(self) -> bool:
+        """Whether the files are those of a public data set, by their content: whatever the configuration says, they are
+        no user's own. Such data have no fingerprints among those of runs."""
+        return False
 
     @property
     def private_statistics(self) -> str | None:

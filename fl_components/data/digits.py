@@ -30,6 +30,10 @@ class Digits(DataRule):
     partition: Partition = Iid(num_clients=10)
     test_fraction: float = Field(default=0.2, ge=0.0, lt=1.0)
 
+    @property
+    def is_well_known(self) -> bool:
+        return True
+
     def known_num_clients(self) -> int | None:
         return self.partition.known_num_clients()
 

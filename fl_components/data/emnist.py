@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from string import ascii_lowercase, ascii_uppercase, digits
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import FederatedData
@@ -26,18 +26,24 @@ _CLASSES: Final = {
 
 
 class Emnist(DataRule):
-    """EMNIST (Cohen, Afshar, Tapson and van Schaik, 2017), in one of its six splits; public.
+    """EMNIST (Cohen, Afshar, Tapson and van Schaik, 2017), in one of its six splits.
 
     Read from the four IDX files of the split, `emnist-SPLIT-train-images-idx3-ubyte` and so on, in `folder` or where
     `find_folder` looks. They hold images transposed: they are turned, so that inputs are upright as MNIST's, float32
     [1, 28, 28] in [0, 1]. The split `letters` numbers its labels from 1 in the files, and from 0 here.
+
+    Args:
+      split: which of the six.
+      partition: how the training rows are dealt out to clients.
+      folder: where the files are.
+      public: True for the published files, or others that anyone may download: no checksum tells them from your own.
     """
 
     kind: Literal["emnist"] = "emnist"
-    public: ClassVar[bool] = True
     split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"
     partition: Partition = Iid(num_clients=100)
     folder: str | None = None
+    public: bool = False
 
     def known_num_clients(self) -> int | None:
         return self.partition.known_num_clients()
@@ -60,4 +66,5 @@ class Emnist(DataRule):
             (x_test.transpose(0, 2, 1)[:, None], y_test),
             num_classes=len(names),
             class_names=names,
+            public=self.public,
         )

@@ -7,13 +7,14 @@ and one client's rows are a view.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_components.data.fingerprints import Fingerprints, of_data
 from fl_components.errors import DataError
 from fl_components.shared_memory import SharedMemory
 from fl_components.values import IGNORED
@@ -106,6 +107,8 @@ class FederatedData:
       class_names: what each label stands for, in the order of the labels; empty where labels have no names.
       public: True for a data set that anyone may download: nothing about it needs to be withheld.
       attributes: what is known of each client besides its examples, for stratified selection: name -> values [n].
+      as_read: what makes the fingerprints of the rows as they were read. By default the examples count as read; a data
+        rule that selects, scales or splits what it reads must give its own.
 
     >>> data = FederatedData.from_clients(
     ...     {"a": ClientExamples(np.zeros((3, 2), np.float32), np.array([0, 1, 1]),
@@ -126,6 +129,7 @@ class FederatedData:
     public: bool
     attributes: Mapping[str, Array] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    as_read: Callable[[FederatedData, bool], Fingerprints] = of_data
 
     def __post_init__(self) -> None:
         self._check_clients()
@@ -171,6 +175,7 @@ class FederatedData:
         public: bool,
         attributes: Mapping[str, Array] | None = None,
         class_names: tuple[str, ...] = (),
+        as_read: Callable[[FederatedData, bool], Fingerprints] = of_data,
     ) -> FederatedData:
         """Join the examples of single clients, whose shapes and types must be equal."""
         if not clients:
@@ -202,6 +207,7 @@ class FederatedData:
             public=public,
             attributes=attributes or {},
             class_names=class_names,
+            as_read=as_read,
         )
 
     def shared(self) -> tuple[FederatedData, SharedMemory]:
@@ -212,6 +218,11 @@ class FederatedData:
         )
         rows = RowRanges(memory["starts"], memory["stops"])
         return replace(self, x_train=memory["x"], y_train=memory["y"], train_rows=rows), memory
+
+    def fingerprints(self, *, every_client: bool = False) -> Fingerprints:
+        """The fingerprints of all rows as read, training and test rows: of each client up to
+        `fingerprints.MOST_CLIENTS` clients, or of `every_client`."""
+        return self.as_read(self, every_client)
 
     @property
     def num_clients(self) -> int:

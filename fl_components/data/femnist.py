@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _NUM_CLASSES: Final = len(CHARACTERS)
 
 
 class Femnist(DataRule):
-    """FEMNIST (Caldas et al., 2018, "LEAF: a benchmark for federated settings"): EMNIST by writer; public.
+    """FEMNIST (Caldas et al., 2018, "LEAF: a benchmark for federated settings"): EMNIST by writer.
 
     Read from six IDX files, in `folder` or where `find_folder` looks: `femnist-train-images-idx3-ubyte`,
     `femnist-train-labels-idx1-ubyte` and `femnist-train-writers-idx1-int`, and the same with `test`. A file of writers
@@ -29,12 +29,17 @@ class Femnist(DataRule):
 
     In the natural partition a client is a writer, and has the writer's test rows; those of a writer without training
     rows are nobody's. In any other partition all test rows are nobody's.
+
+    Args:
+      partition: how the training rows are dealt out to clients.
+      folder: where the files are.
+      public: True for files made from LEAF's, or others that anyone may download: no checksum tells them from your own.
     """
 
     kind: Literal["femnist"] = "femnist"
-    public: ClassVar[bool] = True
     partition: Partition = Natural()
     folder: str | None = None
+    public: bool = False
 
     def known_num_clients(self) -> int | None:
         return self.partition.known_num_clients()
@@ -53,6 +58,7 @@ class Femnist(DataRule):
             class_names=tuple(CHARACTERS),
             owners_M=writers,
             test_owners=test_writers,
+            public=self.public,
         )
 
 

@@ -8,17 +8,21 @@ Settings"): 740 complete rows, 486 to train on and 254 to test on, 13 inputs, an
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, FederatedData
+from fl_components.data.fingerprints import Fingerprints, of_table
 from fl_components.errors import DataError
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
+_FILES = tuple(f"processed.{hospital}.data" for hospital in HOSPITALS)
+_PACKAGED = Path(__file__).with_name("heart_disease")
 
 # The columns of the files. Slope, vessels and thal are missing too often: FLamby drops them.
 _COLUMNS = (
@@ -48,7 +52,7 @@ _SCALE = np.array([10.0, 20.0, 50.0, 25.0, 1.0])
 
 
 class HeartDisease(DataRule):
-    """The four hospitals of the UCI heart disease data; public, shipped with the package.
+    """The four hospitals of the UCI heart disease data, shipped with the package.
 
     The inputs are age, sex, resting blood pressure, cholesterol, fasting blood sugar, maximum heart rate, exercise
     angina, oldpeak, then three indicators of the kind of chest pain and two of the resting ECG. The split into training
@@ -62,6 +66,8 @@ class HeartDisease(DataRule):
         "per_client" gives all 13 inputs mean 0 and standard deviation 1 over the client's own training rows. That mean
         and deviation are computed from private rows: what is published with them is an unaccounted release.
       folder: where the four `processed.*.data` files are, if not those of the package.
+      public: whether anyone may download the files. By default only if they are those of the package: files of your own
+        in this form are private.
 
     >>> data = HeartDisease().load(seed=0)
     >>> [(name, data.num_examples(i)) for i, name in enumerate(data.client_ids)]
@@ -69,9 +75,22 @@ class HeartDisease(DataRule):
     """
 
     kind: Literal["heart_disease"] = "heart_disease"
-    public: ClassVar[bool] = True
     normalisation: Literal["public_constants", "public_bounds", "per_client"] = "public_constants"
     folder: str | None = None
+    public: bool | None = None
+
+    @property
+    def is_well_known(self) -> bool:
+        try:
+            return all((self._folder / name).read_bytes() == (_PACKAGED / name).read_bytes() for name in _FILES)
+        except FileNotFoundError:
+            return True  # loading says what is missing
+        except OSError:
+            return False
+
+    @property
+    def _folder(self) -> Path:
+        return _PACKAGED if self.folder is None else Path(self.folder).expanduser()
 
     @property
     def private_statistics(self) -> str | None:
@@ -82,12 +101,13 @@ class HeartDisease(DataRule):
 
     def load(self, seed: int) -> FederatedData:
         """Read the files. Raises `DataError` when one is missing or has a line that it should not have."""
-        folder = Path(__file__).with_name("heart_disease") if self.folder is None else Path(self.folder).expanduser()
+        folder = self._folder
         return FederatedData.from_clients(
-            {hospital: self._prepare(folder / f"processed.{hospital}.data") for hospital in HOSPITALS},
+            {hospital: self._prepare(folder / name) for hospital, name in zip(HOSPITALS, _FILES, strict=True)},
             num_classes=2,
             class_names=("no disease", "disease"),
-            public=self.public,
+            public=self.is_public,
+            as_read=partial(_as_read, folder),
         )
 
     def _prepare(self, file: Path) -> ClientExamples:
@@ -112,6 +132,14 @@ class HeartDisease(DataRule):
             x = (x - x[train].mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
         x = x.astype(np.float32)
         return ClientExamples(x[train], y[train], x[test], y[test])
+
+
+def _as_read(folder: Path, data: FederatedData, every_client: bool) -> Fingerprints:
+    """Of all columns and rows of the files."""
+    tables = {hospital: _read(folder / name) for hospital, name in zip(HOSPITALS, _FILES, strict=True)}
+    return Fingerprints.of_clients(
+        {hospital: of_table(dict(zip(_COLUMNS, table.T, strict=True))) for hospital, table in tables.items()}
+    )
 
 
 def _split(y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

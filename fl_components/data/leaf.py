@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import Features, FederatedData, Labels, RowRanges
+from fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
 from fl_components.data.text import read_text
 from fl_components.errors import DataError
 
@@ -104,11 +105,17 @@ class Leaf(DataRule):
             num_classes=self.num_classes or found,
             class_names=tuple(self._characters) if is_text and self.num_classes in (None, found) else (),
             public=self.public,
+            as_read=self._as_read if is_text else of_data,
         )
 
     @property
     def _characters(self) -> str:
         return self.vocabulary or VOCABULARY
+
+    def _as_read(self, data: FederatedData, every_client: bool) -> Fingerprints:
+        """Of text: its characters, whatever their places in the vocabulary are."""
+        code_points = np.array([ord(character) for character in self._characters])
+        return of_arrays(data, every_client, code_points.take, code_points.take)
 
     def _numbers(self, user: _User) -> tuple[Features, Labels]:
         """x float32 [rows, ...] and y [rows]."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from pydantic import Field
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, FederatedData
+from fl_components.data.fingerprints import Fingerprints, of_texts
 from fl_components.data.folders import find_file, find_folder
 from fl_components.data.text import read_text
+from fl_components.data.well_known import are_well_known
 from fl_components.errors import DataError
 from fl_components.values import IGNORED
 
@@ -24,7 +27,7 @@ Tokens = NDArray[np.int64]
 
 
 class Shakespeare(DataRule):
-    """Plays of Shakespeare by speaker, after McMahan et al. (2017); predict each next character. Public.
+    """Plays of Shakespeare by speaker, after McMahan et al. (2017); predict each next character.
 
     Read from `input.txt` (Karpathy, 2015, "The unreasonable effectiveness of recurrent neural networks": 1.1 million
     characters, 303 speakers), in `folder` or where `find_folder` looks. Names that differ only in upper and lower case
@@ -41,14 +44,20 @@ class Shakespeare(DataRule):
       test_fraction: the last part of each speaker's text is there to test on.
       min_characters: speakers whose text is shorter than this are left out.
       folder: where the file is.
+      public: whether anyone may download the file. By default only if it is the published one, by its checksum: a file
+        of your own in this form is private.
     """
 
     kind: Literal["shakespeare"] = "shakespeare"
-    public: ClassVar[bool] = True
     sequence_length: int = Field(default=80, ge=2)
     test_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     min_characters: int = Field(default=2, ge=2)
     folder: str | None = None
+    public: bool | None = None
+
+    @property
+    def is_well_known(self) -> bool:
+        return are_well_known("shakespeare", [_FILE], self.folder)
 
     def known_num_clients(self) -> None:
         return None
@@ -69,8 +78,18 @@ class Shakespeare(DataRule):
         if not clients:
             raise DataError(f"{file}: no speaker has enough text", hint="set data.min_characters lower")
         return FederatedData.from_clients(
-            clients, num_classes=len(vocabulary), class_names=tuple(vocabulary), public=self.public
+            clients,
+            num_classes=len(vocabulary),
+            class_names=tuple(vocabulary),
+            public=self.is_public,
+            as_read=partial(_as_read, file),
         )
+
+
+def _as_read(file: Path, data: FederatedData, every_client: bool) -> Fingerprints:
+    """Of each speaker's speeches, also of speakers that are left out."""
+    speakers = _speakers(file, read_text(file))
+    return Fingerprints.of_clients({name: of_texts(re.split(r"\n\n+", text)) for name, text in speakers.items()})
 
 
 def _speakers(file: Path, text: str) -> dict[str, str]:

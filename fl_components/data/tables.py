@@ -16,6 +16,7 @@ from fl_components import randomness
 from fl_components.data.base import ColumnSummary, DataRule
 from fl_components.data.client_files import ClientFiles, client_files
 from fl_components.data.federated import Array, ClientExamples, FederatedData
+from fl_components.data.fingerprints import Fingerprints, of_table
 from fl_components.data.table import Dialect, Table, composed, is_missing, is_number, read_table, text
 from fl_components.errors import DataError
 
@@ -210,6 +211,7 @@ class Tables(DataRule):
         Raises `DataError`, with file and row, for files that cannot be used or do not belong together.
         """
         tables = self.read()
+        prints = Fingerprints.of_clients({name: of_table(table.columns) for name, table in tables.items()})
         inputs = self._inputs(next(iter(tables.values())))  # in the order of the first file's columns
         clients = {client_id: self._client(seed, client_id, table, inputs) for client_id, table in tables.items()}
         classes = self._classes(list(clients.values()))
@@ -231,6 +233,7 @@ class Tables(DataRule):
             class_names=tuple(classes),
             public=self.public,
             attributes=None if self._about is None else _attributes(self._about, self._dialect, list(clients)),
+            as_read=lambda *_: prints,
         )
 
     def left_alone(self) -> tuple[str, ...]:

@@ -3,12 +3,10 @@ much."""
 
 from __future__ import annotations
 
-import hmac
 import json
 import math
 import shlex
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -20,19 +18,12 @@ from fl_components.privacy.accountants import NAME, rdp_epsilon
 from fl_components.privacy.events import Event, Neighbouring, as_neighbouring, parse_event
 from fl_components.privacy.example_level import NEIGHBOURING, UNIT
 from fl_components.server.federation import Federation
-from fl_components.store import Budget, BudgetTerms, RunRecord, Store
+from fl_components.server.ownership import KeyedData, keyed, matches
+from fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
 from fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered
 
 MOST_SHOWN: Final = 100
 """Clients whose epsilons are told one by one."""
-
-MOST_GROUPS: Final = 10_000
-"""Of clients whose data are told from others' by one digest each."""
-
-MOST_ROWS_TOLD: Final = 100_000
-"""Of all clients' rows, so many are told from others'; of one client's, no fewer than `LEAST_ROWS_TOLD`."""
-
-LEAST_ROWS_TOLD: Final = 4
 
 
 def events_of(spent: Mapping[str, int]) -> dict[Event, int]:
@@ -63,6 +54,11 @@ def check_client_budget(terms: BudgetTerms, budget: Budget, spent: Mapping[str, 
     """Raises `BudgetExhausted` when what will have been spent on a client's examples passes its own budget, and
     `ConfigError` when the two do not speak of the same epsilon."""
     check_terms(budget.population, terms, budget)
+    if terms.demonstration and not budget.demonstration:
+        raise ConfigError(
+            f"population {budget.population!r} has become private, and this run's data are public",
+            hint="name another population",
+        )
     epsilon = epsilon_of(spent, budget)
     if not math.isfinite(epsilon):
         raise BudgetExhausted(
@@ -104,51 +100,116 @@ def check_budget(
             )
 
 
-def check_population(store: Store, federation: Federation) -> list[str]:
+def check_population(store: Store, federation: Federation) -> KeyedData | None:
     """See that what a run learns from its clients would be paid for: that its population has a budget on the same
-    terms, and that these clients are no other population's. Changes nothing; returns what tells the clients' data.
+    terms, and that these data are no other population's. Changes nothing but for the first key of fingerprints; returns
+    the digests of the data, or None where they need not be remembered.
 
-    Raises `StoreError` when there is no budget for private data, and `ConfigError` when it is another one's, or the run
-    would draw on a population's data without being charged.
+    Raises `StoreError` when there is no budget for private data or this home lacks a key, and `ConfigError` when it is
+    another one's, or the run would draw on a population's data without being charged.
     """
     config, public = federation.config, federation.data.public
+    store.check_keys()
+    well_known = public and config.data.is_well_known
+    data = None
+    if not well_known or store.has_bindings():
+        every_client = federation.example_level is not None
+        data = keyed(federation.data.fingerprints(every_client=every_client), store.fingerprint_key())
     name, budgets = config.population, _budgets_of(store, config.population)
-    digests = members_of(store, federation) if store.has_members() or not public else []
-    owners = {each.removesuffix(EACH_CLIENT) for each in store.bound(digests).values()}
-    if not public and any(not each.demonstration for each in budgets.values()):
-        owners.add(name)
-    for owner in sorted(owners):
-        _check_pays(federation, owner, _budgets_of(store, owner))
     wanted = _terms_of(federation)
-    if wanted and owners - {name}:
-        raise of_another_population(name, min(owners - {name}))
+    _check_owners(store, federation, data, store.owners(data.digests()) if data is not None else {})
     for whose, terms in wanted.items():
         budget = budgets.get(whose)
         if budget is None and not public:
             raise unregistered(whose)
         if budget is not None:
             check_terms(whose, terms, budget)
-            if budget.demonstration != public:
-                told = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
-                raise ConfigError(
-                    f"population {whose!r} is {told[0]}, and data {config.data.kind} are {told[1]}",
-                    hint="name another population" + (", and have an administrator set its budget" * (not public)),
-                )
+            check_demonstration(federation, budget)
     if name + EACH_CLIENT in wanted and not public:
-        _check_names(store, federation)
-    return digests if wanted else []
+        _check_named_budgets(store, federation)
+    return None if well_known else data
 
 
-def join_population(store: Store, federation: Federation, digests: Sequence[str], say: Callable[[str], None]) -> None:
-    """Bind the clients' data to the population of a run that `check_population` has let pass, and under a claim about
-    examples each client's rows to its own. Public data register a demonstration instead."""
+def check_demonstration(federation: Federation, budget: Budget) -> None:
+    """Raises `ConfigError` when the population's budget is a demonstration on public data and these are private, or the
+    other way round."""
+    public = federation.data.public
+    if budget.demonstration != public:
+        told = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
+        raise ConfigError(
+            f"population {budget.population!r} is {told[0]}, and data {federation.config.data.kind} are {told[1]}",
+            hint="name another population"
+            + (
+                ", or have an administrator set a budget for this one: `fedrounds privacy budget set "
+                f"{shlex.quote(budget.population)} --epsilon E --reason ...`"
+            )
+            * (not public),
+        )
+
+
+def _check_owners(store: Store, federation: Federation, data: KeyedData | None, owners: Owners) -> None:
+    """Raises `ConfigError` where the data, or those of one client, belong to another population or another client, or
+    would be used without being charged to their population."""
+    public, name, wanted = federation.data.public, federation.config.population, _terms_of(federation)
+    found = matches(data, owners) if data is not None else set()
+    populations = {match.population for match in found}
+    if not public and any(not each.demonstration for each in _budgets_of(store, name).values()):
+        populations.add(name)
+    for owner in sorted(populations):
+        _check_pays(federation, owner, _budgets_of(store, owner))
+    if wanted and populations - {name}:
+        raise of_another_population(name, min(populations - {name}))
+    if name + EACH_CLIENT in wanted and not public:
+        for match in sorted(found, key=lambda each: (each.client, each.owner)):
+            if match.client and match.owner and match.client != match.owner:
+                raise ConfigError(
+                    f"the examples of client {of_client(name, match.client)!r} are for the most part those of "
+                    f"{of_client(name, match.owner)!r}, which answers for them with a budget of its own",
+                    hint="a client keeps its name, and its examples, in all runs on its population",
+                )
+
+
+def _check_named_budgets(store: Store, federation: Federation) -> None:
+    """Raises `ConfigError` where a budget was set for a client by a name that differs from a client's by its spelling
+    alone: the limit would hold for nobody."""
+    name = federation.config.population
+    named = {whose.partition("/")[2] for whose, by_name in store.clients_of(name).items() if by_name} - {"*"}
+    unused = named - set(federation.data.client_ids) - store.clients_known(name)
+    by_spelling = {_spelling(client): client for client in federation.data.client_ids} if unused else {}
+    for client in sorted(unused):
+        if _spelling(client) in by_spelling:
+            raise ConfigError(
+                f"a privacy budget is set for {of_client(name, client)!r}, and the client's name is "
+                f"{by_spelling[_spelling(client)]!r}",
+                hint="an administrator sets it for that name: `fedrounds privacy budget set "
+                f"{shlex.quote(of_client(name, by_spelling[_spelling(client)]))} --epsilon E --reason ...`; or give "
+                "the client the other name",
+            )
+
+
+def _spelling(client: str) -> str:
+    """
+    >>> _spelling("St. Mary-2") == _spelling("st_mary 2")
+    True
+    """
+    return "".join(character for character in client.casefold() if character.isalnum())
+
+
+def join_population(
+    store: Store, federation: Federation, run_id: str, data: KeyedData | None, say: Callable[[str], None]
+) -> None:
+    """Remember that the run uses these data, and bind them to the population of a run that `check_population` has let
+    pass. Public data register a demonstration instead."""
     config, wanted = federation.config, _terms_of(federation)
-    if wanted and not federation.data.public:
-        store.bind_members(min(wanted), digests)
-        if config.population + EACH_CLIENT in wanted:
-            rows = _rows_of(store, federation)
-            store.register_clients(config.population, list(rows))
-            store.bind_rows(config.population, rows)
+    if data is not None:
+        store.enter_data(
+            run_id=run_id,
+            name=config.name,
+            population=config.population,
+            units=[] if federation.data.public else sorted({terms.unit for terms in wanted.values()}),
+            digests=data.recorded,
+            check=lambda owners: _check_owners(store, federation, data, owners),
+        )
     if federation.data.public:
         for whose, terms in wanted.items():
             if store.find_budget(whose) is None:
@@ -175,21 +236,6 @@ def _budgets_of(store: Store, population: str) -> dict[str, Budget]:
     if population + EACH_CLIENT not in budgets:
         budgets |= store.find_budgets(list(store.clients_of(population))[:1])
     return budgets
-
-
-def _check_names(store: Store, federation: Federation) -> None:
-    """Raises `ConfigError` when most of a client's rows are those of another client, whose budget they would escape."""
-    rows = _rows_of(store, federation)
-    owners = store.bound([digest for digests in rows.values() for digest in digests])
-    for name, digests in rows.items():
-        others = Counter(owners[digest] for digest in digests if owners.get(digest, name) != name)
-        if 2 * others.total() > len(digests):
-            other = others.most_common(1)[0][0]
-            raise ConfigError(
-                f"the examples of client {name!r} are for the most part those of {other!r}, which answers for them "
-                "with a budget of its own",
-                hint="a client keeps its name, and its examples, in all runs on its population",
-            )
 
 
 def _check_pays(federation: Federation, owner: str, budgets: Mapping[str, Budget]) -> None:
@@ -243,43 +289,6 @@ def _terms(federation: Federation, delta: float, unit: str, neighbouring: Neighb
         accountant=NAME,
         demonstration=federation.data.public,
     )
-
-
-def members_of(store: Store, federation: Federation) -> list[str]:
-    """What tells these clients' training data from others' to this hub, and to nobody else anything: a digest of each
-    client's rows in any order, or where there are more than `MOST_GROUPS` clients of those of some neighbours.
-
-    Of a client with one row there is none: that others hold the same is no sign that they are the same.
-    """
-    data, found = federation.data, []
-    ranges = list(zip(data.train_rows.starts.tolist(), data.train_rows.stops.tolist(), strict=True))
-    size = -(-len(ranges) // MOST_GROUPS)
-    for first in range(0, len(ranges), size):
-        rows = [row for start, stop in ranges[first : first + size] for row in range(start, stop)]
-        if len(rows) > 1:
-            contents = sorted(data.x_train[row].tobytes() + data.y_train[row].tobytes() for row in rows)
-            found.append(hmac.new(store.keys.signing.secret, b"".join(contents), "sha256").hexdigest())
-    return list(dict.fromkeys(found))
-
-
-def _rows_of(store: Store, federation: Federation) -> dict[str, list[str]]:
-    """What tells single rows of each client from others' to this hub: keyed digests of some of its distinct rows, those
-    with the smallest ones, so that it is always the same. None of a row that several clients hold, and none of a client
-    with so few that they may be anybody's."""
-    data, most = federation.data, min(64, max(LEAST_ROWS_TOLD, MOST_ROWS_TOLD // federation.data.num_clients))
-    found, holders = {}, Counter[str]()
-    for client, (start, stop) in enumerate(zip(data.train_rows.starts, data.train_rows.stops, strict=True)):
-        distinct = {
-            hmac.new(
-                store.keys.signing.secret, b"row" + data.x_train[row].tobytes() + data.y_train[row].tobytes(), "sha256"
-            ).hexdigest()
-            for row in range(int(start), int(stop))
-        }
-        name = of_client(federation.config.population, data.client_ids[client])
-        found[name] = sorted(distinct)[: 2 * most]
-        holders.update(found[name])
-    own = {name: [digest for digest in digests if holders[digest] == 1][:most] for name, digests in found.items()}
-    return {name: digests for name, digests in own.items() if len(digests) >= LEAST_ROWS_TOLD}
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class Federation:
             "num_clients": self.data.num_clients,
             "num_parameters": self.num_parameters,
             "constants_digest": constants_digest(self.module),
+            "public_data": self.data.public,
         }
         return facts | ({"example_way": self.example_way} if self.example_way is not None else {})
 

@@ -34,6 +34,7 @@ from fl_components.randomness import derive_key
 from fl_components.server.claim import (
     check_budget,
     check_client_budget,
+    check_demonstration,
     check_population,
     example_spending,
     example_terms,
@@ -456,6 +457,7 @@ class Hub:
     def guard(self, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
         """Raises `BudgetExhausted` when a reservation would pass the run's own limit or what its population may
         spend."""
+        check_demonstration(self.federation, budget)
         check_budget(self.config, budget, population_spent, run_spent)
 
     def check_cancelled(self) -> None:
@@ -570,7 +572,7 @@ def open_hub(
     else:
         raise RunNotFound(f"there is no run {run_id!r} in this store", hint="`fedrounds runs` lists them")
     has_rounds = run is None or run.committed_round < run.rounds  # else only what views show of it is put right
-    members = check_population(store, federation) if has_rounds else []
+    data = check_population(store, federation) if has_rounds else None
     if config is not None:
         fields, digest = json.loads(config.model_dump_json()), config_digest(config)
         if run is None:
@@ -583,7 +585,7 @@ def open_hub(
     accepted: dict[str, str] = {}
     if has_rounds:
         accepted = _check_data(store, run, federation, accept_changed_data, say)
-        join_population(store, federation, members, say)
+        join_population(store, federation, run.run_id, data, say)
     _warn_of_another_engine(run, say)
     lease = store.acquire(run_id, say=say)
     try:

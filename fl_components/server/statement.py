@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from fl_components.aggregation import AdditiveRule
@@ -116,7 +117,7 @@ def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> di
     assert isinstance(central, CentralPrivacy) and budget is not None
     told, lineage = spending(budget, from_pairs(run.spent)), _lineage(store, run)
     return {
-        "demonstration": budget.demonstration,
+        "demonstration": run.engine["public_data"],
         "protects": UNITS_IN_WORDS[budget.unit],
         "unit": budget.unit,
         "neighbouring": budget.neighbouring,
@@ -129,13 +130,14 @@ def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> di
             "population": told.population,
             "population_limit": budget.epsilon,
         },
+        "unclaimed_runs": unclaimed_runs(store, run.population, budget.unit),
         "lineage": [each.run_id for each in lineage] if lineage else [run.run_id, run.ancestor],
         "mechanism": _mechanism(config, central),
         "sampling": SAMPLING_IN_WORDS[budget.neighbouring],
         "accountant": ACCOUNTANT,
         "tightest_by": TIGHTEST_BY,
         "releases": _releases(config, central),
-        "withheld": None if budget.demonstration else WITHHELD,
+        "withheld": None if run.engine["public_data"] else WITHHELD,
         "not_covered": list(NOT_COVERED),
     }
 
@@ -148,7 +150,7 @@ def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> d
     largest = max(clients.values(), key=lambda each: each[1], default=(of_all, 0.0, {}))
     budgets = [budget for budget, _, _ in clients.values()]
     return {
-        "demonstration": of_all.demonstration,
+        "demonstration": run.engine["public_data"],
         "protects": UNITS_IN_WORDS[UNIT],
         "unit": UNIT,
         "neighbouring": of_all.neighbouring,
@@ -165,6 +167,7 @@ def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> d
             name: {"run": epsilon, "population": spending(budget, {}).population, "population_limit": budget.epsilon}
             for name, (budget, epsilon, _) in sorted(clients.items())[:MOST_SHOWN]
         },
+        "unclaimed_runs": unclaimed_runs(store, run.population, UNIT),
         "left_out": left_out(store.rounds(run.run_id)),
         "lineage": [each.run_id for each in lineage] if lineage else [run.run_id, run.ancestor],
         "mechanism": _example_mechanism(run, config),
@@ -172,9 +175,37 @@ def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> d
         "accountant": ACCOUNTANT,
         "tightest_by": TIGHTEST_BY,
         "releases": "each client's update in each round, and all that is computed from these",
-        "withheld": None if of_all.demonstration else EXAMPLE_WITHHELD,
+        "withheld": None if run.engine["public_data"] else EXAMPLE_WITHHELD,
         "not_covered": list(EXAMPLE_NOT_COVERED),
     }
+
+
+def unclaimed_runs(store: Store, population: str, unit: str) -> list[dict[str, Any]]:
+    """The runs on the data of a population, or on those of one client (POPULATION/CLIENT), that answer for them to no
+    budget of this unit, the oldest first: what their models tell is in no epsilon."""
+    base, _, client = population.partition("/")
+    return [
+        {
+            "run_id": use.run_id,
+            "name": use.name,
+            "population": use.population,
+            "began_at": datetime.fromtimestamp(use.began_at, UTC).isoformat(timespec="seconds"),
+            "rounds": use.rounds,
+            "deleted": use.deleted,
+        }
+        for use in store.uses_without(base, unit, client if client not in ("", "*") else None)
+    ]
+
+
+def unclaimed_in_words(run: Mapping[str, Any]) -> str:
+    """
+    >>> unclaimed_in_words({"run_id": "q1", "name": "wards", "began_at": "2026-03-12T09:00:00+00:00", "rounds": 1,
+    ...                     "deleted": False})
+    'q1 (wards, begun 2026-03-12, 1 round)'
+    """
+    rounds = f"{run['rounds']} round{'s' * (run['rounds'] != 1)}"
+    deleted = ", deleted since" * run["deleted"]
+    return f"{run['run_id']} ({run['name']}, begun {run['began_at'][:10]}, {rounds}{deleted})"
 
 
 def left_out(rounds: Iterable[RoundRecord]) -> dict[str, int]:
@@ -295,6 +326,8 @@ def _in_short(claim: dict[str, Any]) -> str:
     told = f"epsilon {epsilon:.4g} at delta {claim['delta']:g} ({claim['unit']}, {claim['neighbouring']})"
     if lineage != epsilon:
         told += "; with its ancestors " + ("not known" if lineage is None else f"{lineage:.4g}")
+    if unclaimed := len(claim["unclaimed_runs"]):
+        told += f"; not covered: {unclaimed} run{'s' * (unclaimed > 1)} on these data without this claim"
     return f"{told}, a demonstration on public data" if claim["demonstration"] else told
 
 
@@ -324,6 +357,7 @@ def _as_table(claim: dict[str, Any]) -> str:
     demonstration = (
         "**A demonstration: the data are public, so the claim protects nobody.**\n\n" * claim["demonstration"]
     )
+    beside = ", without the runs that made no claim (below)" * bool(claim["unclaimed_runs"])
     clients = claim.get("clients")
     whose = "" if clients is None else ", at the client that paid most"
     rows = {
@@ -334,10 +368,15 @@ def _as_table(claim: dict[str, Any]) -> str:
         "The model's lineage": f"{shown(epsilon['lineage'])} ({', '.join(claim['lineage'])}){whose}",
     }
     if clients is None:
-        rows["The population in all"] = limited(epsilon["population"], epsilon["population_limit"])
+        rows["The population in all"] = limited(epsilon["population"], epsilon["population_limit"]) + beside
     for name, each in (clients or {}).items():
         rows[f"Client {name}"] = (
-            f"this run {shown(each['run'])}; in all {limited(each['population'], each['population_limit'])}"
+            f"this run {shown(each['run'])}; in all {limited(each['population'], each['population_limit'])}{beside}"
+        )
+    if claim["unclaimed_runs"]:
+        named = ", ".join(map(unclaimed_in_words, claim["unclaimed_runs"]))
+        rows["**Runs without this claim**"] = (
+            f"{named}: trained on these data; their models and metrics exist, and no epsilon here covers them"
         )
     if claim.get("left_out"):
         rows["Left out"] = f"{left_out_in_words(claim['left_out'])}: their budgets are spent"

@@ -5,6 +5,7 @@ The store decides what resumes; Prefect and MLflow are views of it.
 
 from __future__ import annotations
 
+from fl_components.store.bindings import DataUse, Owners
 from fl_components.store.home import home
 from fl_components.store.lease import Lease, fresh_collection
 from fl_components.store.records import (
@@ -39,10 +40,12 @@ __all__ = [
     "Budget",
     "BudgetTerms",
     "ChargeRecord",
+    "DataUse",
     "ExampleCharges",
     "JournalReport",
     "JournalRow",
     "Lease",
+    "Owners",
     "RoundRecord",
     "RunRecord",
     "RunSecret",

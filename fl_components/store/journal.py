@@ -174,6 +174,11 @@ def head(connection: Connection) -> JournalReport:
     return JournalReport(*heads[0])
 
 
+def begun_by(connection: Connection) -> str | None:
+    """The id of the key that signed the first row; None where there is no row."""
+    return connection.execute(select(journal_table.c.key_id).where(journal_table.c.sequence == 1)).scalar()
+
+
 def hash_of(connection: Connection, sequence: int) -> str | None:
     """The hash of a row (0: of none); None where there is no such row."""
     if sequence == 0:

@@ -1,4 +1,5 @@
-"""The hub's key, with which it signs the journal, and the keys of other hubs that this one trusts."""
+"""The keys of a home: the hub's own, with which it signs the journal, those of other hubs that it trusts, and the key
+of fingerprints, which all hubs of one database share."""
 
 from __future__ import annotations
 
@@ -25,7 +26,6 @@ class SigningKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         self._key = Ed25519PrivateKey.from_private_bytes(private)
-        self.secret = hashlib.sha256(b"fedrounds members" + private).digest()  # for keyed hashes
 
     @cached_property
     def public(self) -> bytes:
@@ -59,18 +59,20 @@ def is_signed(text: str, signature: str, public: bytes) -> bool:
 
 class KeyRing:
     """The keys in a folder: the hub's own in `hub.key` (0600, made when it is not there), trusted ones in
-    `trusted_keys`, one a line in hex."""
+    `trusted_keys`, one a line in hex, and keys of fingerprints in `fingerprints-ID.key` (0600)."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._own, self._trusted = folder / "hub.key", folder / "trusted_keys"
 
     @cached_property
     def signing(self) -> SigningKey:
-        """Raises `StoreError` when the file is not whole."""
+        """Raises `StoreError` when the file is damaged, or missing from a home that has signed before."""
         try:
             make_folder(self._own.parent, 0o700)
             temporary = self._own.with_name(f"hub.key.{os.getpid()}")
             if not self._own.exists():
+                self._check_never_signed()
                 with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
                     out.write(os.urandom(32))
                     out.flush()
@@ -113,3 +115,43 @@ class KeyRing:
             lines = self._trusted.read_text() if self._trusted.exists() else ""
             write_durably(self._trusted, f"{lines}{key.hex()}\n".encode(), private=True)
         return key_id(key)
+
+    def _check_never_signed(self) -> None:
+        """Raises `StoreError` where the home holds an anchor: it had a key."""
+        if (self._folder / "journal.anchor").exists():
+            raise StoreError(
+                f"the hub's key {self._own} is missing, and this home has signed rows of the journal with it",
+                hint=f"restore {self._own} from a backup; the journal takes no row that another key signs here",
+            )
+
+    def create_fingerprint_key(self) -> str:
+        """Make a key of fingerprints, 32 random bytes, and return its id. It is durable when this returns."""
+        key = os.urandom(32)
+        write_durably(self.fingerprint_file(key_id(key)), key, private=True)
+        return key_id(key)
+
+    def remove_fingerprint_key(self, id: str) -> None:
+        """Remove a key that no database has recorded."""
+        self.fingerprint_file(id).unlink(missing_ok=True)
+
+    def fingerprint_key(self, id: str) -> bytes | None:
+        """The key of fingerprints with this id, 32 bytes; None where this home lacks it. Raises `StoreError` when the
+        file holds another key, or cannot be read."""
+        file = self.fingerprint_file(id)
+        try:
+            key = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(
+                f"the key of fingerprints {file} cannot be read: {error.strerror or error}",
+                hint="give this account the right to read it",
+            ) from error
+        if key_id(key) != id:
+            raise StoreError(
+                f"the key of fingerprints {file} is damaged: its id is not {id}", hint="restore it from a backup"
+            )
+        return key
+
+    def fingerprint_file(self, id: str) -> Path:
+        return self._folder / f"fingerprints-{id}.key"

@@ -7,7 +7,6 @@ journal, to which `reconciliation` holds all of it.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from fl_components.errors import BudgetNotSet, ConfigError
 from fl_components.store import journal
 from fl_components.store.keys import SigningKey
 from fl_components.store.records import Budget, BudgetTerms, Events, Guard
-from fl_components.store.schema import AnyRow, canonical_json, charges, members, populations
+from fl_components.store.schema import AnyRow, canonical_json, charges, populations
 
 _PAGE: Final = 500  # of the values that a database takes in one query
 
@@ -145,70 +144,14 @@ def clients_of(connection: Connection, population: str) -> dict[str, bool]:
 def _check_meaning_stays(before: Budget, terms: BudgetTerms) -> None:
     old, new = asdict(before.terms), asdict(terms)
     differing = [f"{name} ({old[name]}, now {new[name]})" for name in old if old[name] != new[name]]
-    fixed = [each for each in differing if not each.startswith("epsilon ")]
+    free = ("epsilon ", "demonstration ") if old["demonstration"] else ("epsilon ",)
+    fixed = [each for each in differing if not each.startswith(free)]
     if before.spent and fixed:
         raise ConfigError(
             f"population {before.population!r} has spent under other terms: {', '.join(fixed)}",
             hint="only epsilon may change once something is spent; another population is a new beginning only if "
             "none of its clients is in this one",
         )
-
-
-def bind_members(connection: Connection, key: SigningKey, population: str, digests: Collection[str]) -> None:
-    """Remember whose budget this is: each digest tells the data of a client (or of some) from others' to the hub whose
-    key it was made with, and nothing of what is in them.
-
-    Clients may come, and have new data: what was bound stays. Raises `ConfigError` where one belongs to another
-    population.
-    """
-    locked(connection, population)
-    journal.lock(connection)  # so that of two processes that bind the same data to two populations only one does
-    known = bound(connection, digests)
-    base = population.removesuffix(EACH_CLIENT)
-    others = sorted({each.removesuffix(EACH_CLIENT) for each in known.values()} - {base})
-    if others:
-        raise of_another_population(base, others[0])
-    new = [digest for digest in digests if digest not in known]
-    if new:
-        content = {"population": population, "members": digest_of_members(new)}
-        row = journal.append(connection, key, None, "population.bound", content)
-        values = {"population": population, "key_id": key.id, "journal_sequence": row.sequence}
-        connection.execute(insert(members), [{**values, "digest": digest} for digest in new])
-
-
-def bind_rows(connection: Connection, key: SigningKey, population: str, rows: Mapping[str, Collection[str]]) -> None:
-    """Remember which clients of a population hold these rows, told by digests: by the client's own population, which
-    has a budget. What is bound to another one already stays with it."""
-    find_many(connection, rows.keys(), lock=True)
-    journal.lock(connection)
-    known = bound(connection, [digest for digests in rows.values() for digest in digests])
-    new = [(name, digest) for name, digests in rows.items() for digest in digests if digest not in known]
-    if new:
-        digests = digest_of_members(as_bound(*each)[1] for each in new)
-        content = {"population": population + EACH_CLIENT, "members": digests}
-        row = journal.append(connection, key, None, "population.bound", content)
-        values = {"key_id": key.id, "journal_sequence": row.sequence}
-        connection.execute(insert(members), [{**values, "population": name, "digest": each} for name, each in new])
-
-
-def as_bound(population: str, digest: str) -> tuple[str, str]:
-    """Under which population the journal has a digest, and as what: rows of a client stand under POPULATION/*."""
-    base, slash, client = population.partition("/")
-    return (base + EACH_CLIENT, f"{digest} {client}") if slash and client != "*" else (population, digest)
-
-
-def digest_of_members(digests: Iterable[str]) -> str:
-    """What the journal has of them: they are made with a hub's key, so this tells nobody of the data either."""
-    return hashlib.sha256(" ".join(sorted(digests)).encode()).hexdigest()
-
-
-def bound(connection: Connection, digests: Collection[str]) -> dict[str, str]:
-    """The populations that these digests are bound to, where they are."""
-    return {
-        row.digest: row.population
-        for page in in_pages(members.c.digest, digests)
-        for row in connection.execute(select(members.c.digest, members.c.population).where(page))
-    }
 
 
 def in_pages(column: Column[str], values: Collection[str]) -> Iterator[ColumnElement[bool]]:

@@ -11,18 +11,22 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import Connection, select
 
 from fl_components.errors import JournalBroken
+from fl_components.store import bindings as bindings_
 from fl_components.store import ledger
 from fl_components.store.journal import RESTORE
 from fl_components.store.ledger import EACH_CLIENT, of_client
 from fl_components.store.records import DELETED, BudgetTerms, can_never_continue
 from fl_components.store.schema import (
     AnyRow,
+    bindings,
     canonical_json,
     charges,
     column_digest,
+    data_uses,
     example_charges,
     example_spending,
-    members,
+    fingerprint_key,
+    fingerprints,
     populations,
     rounds,
     runs,
@@ -43,7 +47,10 @@ COVERED: Final = {
     "populations": tuple(populations.c.keys()),
     "example_charges": tuple(example_charges.c.keys()),
     "example_spending": tuple(example_spending.c.keys()),
-    "members": tuple(members.c.keys()),
+    "fingerprint_key": ("key_id", "host", "home", "journal_sequence"),
+    "fingerprints": tuple(fingerprints.c.keys()),
+    "bindings": tuple(bindings.c.keys()),
+    "data_uses": tuple(data_uses.c.keys()),
     "seals": tuple(seals.c.keys()),
     "journal": tuple(journal_table.c.keys()),
     "journal_head": ("rows", "hash"),
@@ -60,6 +67,7 @@ NOT_COVERED: Final[Mapping[tuple[str, str], str]] = {
     ("runs", "model_uri"): _VIEW,
     ("runs", "prefect_flow_runs"): _VIEW,
     ("journal_head", "id"): "the same number for ever: it makes the table have one row",
+    ("fingerprint_key", "id"): "the same number for ever: it makes the table have one row",
     **{
         ("leases", name): "who works on a run at this moment; it is renewed every few seconds and shown nowhere"
         for name in (
@@ -166,8 +174,14 @@ class _Told:
         budgets.update({name: dict(terms) for name in content["clients"]})
 
     def _population_bound(self, row: AnyRow, content: dict[str, Any]) -> None:
-        bound = (content["population"], content["members"], row.key_id)
-        self.books["bindings"][f"row {row.sequence}"] = bound
+        self.books["bindings"][f"row {row.sequence}"] = (content["population"], content["data_id"])
+
+    def _data_used(self, row: AnyRow, content: dict[str, Any]) -> None:
+        self.books["data"][content["data_id"]] = content["data_id"]
+        self.books["uses of data"][f"row {row.sequence}"] = {**content, "run_id": row.run_id, "at": row.at}
+
+    def _fingerprints_key(self, row: AnyRow, content: dict[str, Any]) -> None:
+        self.books["keys of fingerprints"][f"row {row.sequence}"] = content
 
     def _sweep_created(self, row: AnyRow, content: dict[str, Any]) -> None:
         values = {name: content[name] for name in ("name", "config", "over", "source_folder")}
@@ -274,17 +288,21 @@ def _stored(connection: Connection) -> dict[str, Book]:
     """By the other tables."""
     budgets = list(connection.execute(select(populations)))
     terms = [*(each.name for each in fields(BudgetTerms)), "journal_sequence", "set_at"]
-    bound: dict[tuple[int, str, str], list[str]] = {}
-    for row in connection.execute(select(members)):
-        whose, digest = ledger.as_bound(row.population, row.digest)
-        bound.setdefault((row.journal_sequence, whose, row.key_id), []).append(digest)
     all_runs = list(connection.execute(select(runs)))
     keys = {row.run_id: row.digest_key for row in all_runs}
     return {
         "budgets": {row.population: {name: getattr(row, name) for name in terms} for row in budgets},
+        "data": dict(bindings_.ids_by_content(connection)),
         "bindings": {
-            f"row {sequence}": (population, ledger.digest_of_members(digests), key_id)
-            for (sequence, population, key_id), digests in bound.items()
+            f"row {row.journal_sequence}": (row.population, row.data_id) for row in connection.execute(select(bindings))
+        },
+        "uses of data": {
+            f"row {row.journal_sequence}": _values(row, "data_uses", but=("journal_sequence",))
+            for row in connection.execute(select(data_uses))
+        },
+        "keys of fingerprints": {
+            f"row {row.journal_sequence}": _values(row, "fingerprint_key", but=("journal_sequence",))
+            for row in connection.execute(select(fingerprint_key))
         },
         "sweeps": {
             row.sweep_id: _values(row, "sweeps", but=("sweep_id",)) for row in connection.execute(select(sweeps))

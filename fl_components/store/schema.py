@@ -31,7 +31,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0006"
+VERSION: Final = "0007"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -230,14 +230,46 @@ example_spending = Table(  # what a run's charges of a client add up to
     Column("spent", JsonText, nullable=False),
 )
 
-members = Table(  # whose budgets these are: clients' data, told by digests under the key of the hub that holds them
-    "members",
+fingerprint_key = Table(  # one row: which key the fingerprints are made with, and where it was made
+    "fingerprint_key",
     metadata,
-    Column("digest", String(64), primary_key=True),
-    Column("population", ForeignKey("populations.population"), nullable=False),
+    Column("id", Integer, primary_key=True, autoincrement=False),
     Column("key_id", String(16), nullable=False),
-    Column("journal_sequence", BigInteger, nullable=False),  # of the row that says that some were bound
+    Column("host", String, nullable=False),
+    Column("home", String, nullable=False),
+    Column("journal_sequence", BigInteger, nullable=False),
+)
+
+fingerprints = Table(  # keyed digests of the rows and columns of data
+    "fingerprints",
+    metadata,
+    Column("data_id", String(64), primary_key=True),  # the hash of the digests of these data
+    Column("digest", String(48), primary_key=True),
+    Column("client", String(100), nullable=False),  # who holds it; "" where several do, or where that is not recorded
+    Index(None, "digest"),
+)
+
+bindings = Table(  # data that a population answers for, once it has a budget
+    "bindings",
+    metadata,
+    Column("population", String, primary_key=True),
+    Column("data_id", String(64), primary_key=True),
+    Column("journal_sequence", BigInteger, nullable=False),
+    Index(None, "data_id"),
+)
+
+data_uses = Table(  # runs on data that are not known to be public; they outlive the runs
+    "data_uses",
+    metadata,
+    Column("run_id", String(128), primary_key=True),
+    Column("data_id", String(64), primary_key=True),
+    Column("name", String, nullable=False),
+    Column("population", String, nullable=False),
+    Column("units", JsonText, nullable=False),  # whose data a budget answers for: client, example, both or none
+    Column("at", Double, nullable=False),
+    Column("journal_sequence", BigInteger, nullable=False),
     Index(None, "population"),
+    Index(None, "data_id"),
 )
 
 seals = Table(

@@ -27,15 +27,17 @@ from fl_components.errors import (
     StoreError,
     TooFewClients,
 )
+from fl_components.store import bindings as bindings_
 from fl_components.store import example_ledger, ledger
 from fl_components.store import journal as journal_
 from fl_components.store import lease as lease_
+from fl_components.store.bindings import DataUse
 from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database, open_database
 from fl_components.store.durable_files import write_durably
 from fl_components.store.example_ledger import ExampleTotals
 from fl_components.store.home import home as home_folder
-from fl_components.store.keys import KeyRing
+from fl_components.store.keys import KeyRing, SigningKey
 from fl_components.store.reconciliation import blobs_in_use, reconcile
 from fl_components.store.records import (
     DELETED,
@@ -55,11 +57,11 @@ from fl_components.store.records import (
 )
 from fl_components.store.schema import (
     AnyRow,
+    bindings,
     canonical_json,
     charges,
     column_digest,
     leases,
-    members,
     new_digest_key,
     participations,
     rounds,
@@ -113,6 +115,7 @@ class Store:
         self.heartbeat_s = heartbeat_s
         self.lapse_s = lapse_s
         self.keys = KeyRing(home / "secrets")
+        self._may_sign = False
         self._anchor_file = home / "secrets" / "journal.anchor"
         self._database = database
         self._blobs = blobs
@@ -454,7 +457,7 @@ class Store:
         """
         while True:
             with self._transaction() as connection:
-                budget = ledger.set_budget(connection, self.keys.signing, population, terms, reason, by=by)
+                budget = ledger.set_budget(connection, self._signing(connection), population, terms, reason, by=by)
             if budget is not None:
                 return budget
 
@@ -470,7 +473,7 @@ class Store:
         """Gives each of these clients' own populations a budget on the terms of POPULATION/*, where it has none yet.
         Raises `StoreError` when there are no such terms."""
         with self._transaction() as connection:
-            example_ledger.register(connection, self.keys.signing, population, names)
+            example_ledger.register(connection, self._signing(connection), population, names)
 
     def find_budgets(self, names: Collection[str]) -> dict[str, Budget]:
         """The budgets of these populations, where they have one."""
@@ -503,32 +506,84 @@ class Store:
         with self._database.snapshot() as connection:
             return example_ledger.runs_of(connection, client)
 
-    def bind_members(self, population: str, digests: Collection[str]) -> None:
-        """Remembers whose budget this is, by digests that tell clients' data apart. Raises `ConfigError` when some of
-        them belong to another population; `StoreError` when this one has no budget."""
-        with self._transaction() as connection:
-            ledger.bind_members(connection, self.keys.signing, population, digests)
+    def fingerprint_key(self) -> bytes:
+        """The key of fingerprints, 32 bytes, which all hubs of this database share; made when there is none yet.
 
-    def bind_rows(self, population: str, rows: Mapping[str, Collection[str]]) -> None:
-        """Remembers which client of a population holds which rows, told by digests: {client's own population: digests},
-        each of which has a budget."""
+        Raises `StoreError` when the database has one that this home lacks.
+        """
+        while (key := self.find_fingerprint_key()) is None:
+            id = self.keys.create_fingerprint_key()  # durable before anything may be made with it
+            with self._transaction() as connection:
+                first = bindings_.make_shared_key(connection, self.keys, self._signing(connection), id, self.home)
+            if not first:
+                self.keys.remove_fingerprint_key(id)
+        return key
+
+    def check_keys(self) -> None:
+        """Raises `StoreError` where this home may not write to its database: it lacks the key of fingerprints, or the
+        journal was begun by a hub that it does not trust."""
+        with self._database.snapshot() as connection:
+            self._signing(connection)
+            bindings_.shared_key(connection, self.keys)
+
+    def find_fingerprint_key(self) -> bytes | None:
+        """The same, and None where there is none yet."""
+        with self._database.snapshot() as connection:
+            return bindings_.shared_key(connection, self.keys)
+
+    def enter_data(
+        self,
+        *,
+        run_id: str,
+        name: str,
+        population: str,
+        units: Sequence[str],
+        digests: Mapping[str, str],
+        check: Callable[[bindings_.Owners], None],
+    ) -> None:
+        """Remembers that a run uses data, told by keyed digests (digest -> client, "" for any), and binds them to its
+        population where it has `units`: "client" or "example" where a budget answers for these.
+
+        `check` gets the populations and clients that the digests are bound to, and raises where the run may not have
+        them; nothing else is bound meanwhile. Raises `StoreError` when the population has no budget.
+        """
         with self._transaction() as connection:
-            ledger.bind_rows(connection, self.keys.signing, population, rows)
+            bindings_.enter(
+                connection,
+                self._signing(connection),
+                run_id=run_id,
+                name=name,
+                population=population,
+                units=units,
+                digests=digests,
+                check=check,
+            )
+
+    def owners(self, digests: Collection[str]) -> bindings_.Owners:
+        """The populations and clients that these digests are bound to."""
+        with self._database.snapshot() as connection:
+            return bindings_.owners_of(connection, digests)
+
+    def has_bindings(self) -> bool:
+        """Whether any data are bound to a population."""
+        return bool(self._rows(select(bindings.c.data_id).limit(1)))
+
+    def uses_without(self, population: str, unit: str, client: str | None = None) -> list[DataUse]:
+        """The runs that have committed rounds on a population's data, or one client's, and answer for them to no budget
+        of this unit ("client" or "example"). The oldest first; deleted runs too."""
+        with self._database.snapshot() as connection:
+            return bindings_.uses_without(connection, population, unit, client)
+
+    def clients_known(self, population: str) -> set[str]:
+        """The ids of the clients whose data runs of a population have used, as far as they are recorded."""
+        with self._database.snapshot() as connection:
+            return bindings_.clients_known(connection, population)
 
     def clients_of(self, population: str) -> dict[str, bool]:
         """The budgets of a population's clients and POPULATION/*, each with whether it got its terms by its own
         name."""
         with self._database.snapshot() as connection:
             return ledger.clients_of(connection, population)
-
-    def bound(self, digests: Collection[str]) -> dict[str, str]:
-        """The populations that these digests are bound to, where they are."""
-        with self._database.snapshot() as connection:
-            return ledger.bound(connection, digests)
-
-    def has_members(self) -> bool:
-        """Whether any data are bound to a population."""
-        return bool(self._rows(select(members.c.digest).limit(1)))
 
     # --- blobs ---
 
@@ -651,7 +706,24 @@ class Store:
         return self._database.transaction()
 
     def _append(self, connection: Connection, run_id: str | None, kind: str, content: dict[str, Any]) -> journal_.Link:
-        return journal_.append(connection, self.keys.signing, run_id, kind, content)
+        return journal_.append(connection, self._signing(connection), run_id, kind, content)
+
+    def _signing(self, connection: Connection) -> SigningKey:
+        """The hub's key. Raises `StoreError` where the journal was begun by a key that this home neither has nor
+        trusts: the home lost its own, or joins another hub's database."""
+        key = self.keys.signing
+        if not self._may_sign:
+            begun_by = journal_.begun_by(connection)
+            if begun_by is not None and begun_by not in self.keys.trusted:
+                raise StoreError(
+                    f"the journal of this database was begun by the hub key {begun_by}, and this home has the key "
+                    f"{key.id} and does not trust that one: nothing is written",
+                    hint=f"if {self.home / 'secrets' / 'hub.key'} was lost, restore it from a backup; if another hub "
+                    "shares this database, `fedrounds journal trust KEY` here, with what `fedrounds journal key` "
+                    "prints there",
+                )
+            self._may_sign = begun_by is not None
+        return key
 
     def _rows(self, query: Select[*tuple[Any, ...]]) -> list[AnyRow]:
         with self._database.snapshot() as connection:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fl_components import randomness
 from fl_components.data.federated import Array, Features, FederatedData, Labels, NumberedIds, RowRanges
+from fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
 from fl_components.errors import DataError
 from fl_components.rules import Rule
 
@@ -72,10 +73,11 @@ def federate(
     *,
     num_classes: int,
     class_names: tuple[str, ...] = (),
+    public: bool,
     owners_M: Array | None = None,
     test_owners: Array | None = None,
 ) -> FederatedData:
-    """A public data set with a test set of its own, dealt out to clients.
+    """A data set with a test set of its own, dealt out to clients.
 
     Features that are uint8 pixels become float32 in [0, 1]. No client owns test rows, unless the partition is by owners
     and `test_owners` says whose they are; those of an owner without training rows stay nobody's.
@@ -101,7 +103,8 @@ def federate(
         test_rows=test_rows,
         num_classes=num_classes,
         class_names=class_names,
-        public=True,
+        public=public,
+        as_read=_pixels_as_read if x_train.dtype == np.uint8 else of_data,
     )
 
 
@@ -113,6 +116,10 @@ def check_enough(num_rows: int, num_clients: int, each: int, mend: str) -> None:
             "without",
             hint=mend,
         )
+
+
+def _pixels_as_read(data: FederatedData, every_client: bool) -> Fingerprints:
+    return of_arrays(data, every_client, lambda x: np.rint(x * 255))
 
 
 def _features(x: Array) -> Features:

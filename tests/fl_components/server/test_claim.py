@@ -12,8 +12,6 @@ from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, Stor
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.server import stages
-from fl_components.server.claim import members_of
-from fl_components.server.federation import assemble
 from fl_components.server.hub import open_hub
 from fl_components.store import Store
 from flows.round import walk
@@ -21,7 +19,6 @@ from tests.fl_components.server.wards import (
     EVENT,
     FIELDS,
     HERE,
-    NUM_CLIENTS,
     TERMS,
     WARDS,
     Begin,
@@ -156,7 +153,7 @@ class TestPopulations:
         for run_id, changes in (("bad id !", {}), ("r", {"rounds": 2, "selection": {"kind": "uniform"}})):
             with pytest.raises(ConfigError):
                 begin(run_id, data=WARDS, **changes)
-        assert not store.has_members()
+        assert not store.has_bindings()
         begin(data=WARDS).close()
         twice = {f"{name}{n}": (x + n, *rest) for name, (x, *rest) in wards().items() for n in (0, 1)}
         monkeypatch.setattr("tests.fl_components.server.wards.wards", lambda: twice)
@@ -173,17 +170,6 @@ class TestPopulations:
         open_hub(store, "r").close()
         with pytest.raises(ConfigError, match="would not be charged"):
             begin("s", data=WARDS, privacy={"kind": "none"})
-
-    def test_one_row_is_nobody(self, store: Store) -> None:
-        """Unrelated clients with the same single row are not one client; the order of rows is no difference."""
-
-        def federation(data: dict[str, Any]) -> Any:
-            return assemble(parse_config(FIELDS | {"data": WARDS | {"path": f"{HERE}:wards", "arguments": data}}))
-
-        whole = members_of(store, federation({}))
-        assert len(whole) == NUM_CLIENTS
-        assert members_of(store, federation({"reverse": True})) == whole
-        assert len(members_of(store, federation({"shortened": 2}))) == NUM_CLIENTS - 1
 
     def test_public_data_draw_on_no_private_budget(self, begin: Begin, store: Store) -> None:
         store.set_budget("wards", TERMS, reason="x", by="ada")

@@ -217,25 +217,6 @@ class TestTerms:
         assert begun.find_budget("p/x").epsilon == 8.0  # type: ignore[union-attr]
         begun.verify_journal()
 
-    def test_rows_are_bound_to_the_client_that_holds_them(self, begun: Store) -> None:
-        begun.register_clients("p", ["p/x", "p/y"])
-        begun.bind_rows("p", {"p/x": ["r1", "r2"], "p/y": ["r3"]})
-        begun.bind_rows("p", {"p/x": ["r1", "r4"], "p/y": ["r2"]})
-        assert begun.bound(["r1", "r2", "r3", "r4", "r5"]) == {"r1": "p/x", "r2": "p/x", "r3": "p/y", "r4": "p/x"}
-        begun.verify_journal()
-        with begun._transaction() as connection:
-            connection.execute(text("UPDATE members SET population = 'p/y' WHERE digest = 'r1'"))
-        with pytest.raises(JournalBroken, match="bindings differ"):
-            begun.verify_journal()
-
-    def test_data_bound_to_clients_are_the_populations(self, begun: Store) -> None:
-        begun.bind_members("p/*", ["d1"])
-        begun.set_budget("p", replace(TERMS, unit="client"), reason="both", by="ada")
-        begun.bind_members("p", ["d1", "d2"])
-        set_budget(begun, "q/*")
-        with pytest.raises(ConfigError, match="data of population 'q' belong to population 'p'"):
-            begun.bind_members("q/*", ["d2"])
-
 
 class TestJournal:
     @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
-from fl_components.store import Budget, BudgetTerms, RunRecord, Store
+from fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
 
 TERMS = BudgetTerms(
     epsilon=3.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
@@ -203,16 +203,20 @@ class TestReconciliation:
             ("UPDATE charges SET population = 'q'", "charges differ"),
             ("DELETE FROM charges WHERE round = 2", "charges differ .*: a round 2 collection 1"),
             ("UPDATE rounds SET params_digest = 'd' WHERE round = 1", "rounds differ .*: a round 1"),
-            ("DELETE FROM members", "bindings differ .*: row 2"),
-            ("DELETE FROM members WHERE digest = 'one'", "bindings differ .*: row 2"),
-            ("UPDATE members SET digest = 'other' WHERE digest = 'one'", "bindings differ .*: row 2"),
+            ("DELETE FROM bindings", "bindings differ .*: row 3"),
+            ("UPDATE bindings SET population = 'q'", "bindings differ .*: row 3"),
+            ("DELETE FROM fingerprints", "data differ"),
+            ("DELETE FROM fingerprints WHERE digest = 'one'", "data differ"),
+            ("UPDATE fingerprints SET client = 'z' WHERE digest = 'one'", "data differ"),
+            ("DELETE FROM data_uses", "uses differ .*: row 2"),
+            ("UPDATE data_uses SET units = '[]'", "uses differ .*: row 2"),
         ],
     )
     def test_a_changed_row_is_found(
         self, store: Store, new_run: Callable[..., RunRecord], change: str, told: str
     ) -> None:
         set_budget(store)
-        store.bind_members("p", ["one", "two"])
+        enter(store, "p", {"one": "x", "two": "y"})
         new_run("a")
         go_through(store, "a", 2)
         store.verify_journal()
@@ -274,46 +278,73 @@ class TestTerms:
         assert store.find_budget("r") is None
 
 
-class TestMembers:
+def enter(
+    store: Store,
+    population: str,
+    digests: Mapping[str, str],
+    run_id: str = "r",
+    units: Sequence[str] = ("client",),
+    check: Callable[[Owners], None] = lambda owners: None,
+) -> None:
+    store.enter_data(run_id=run_id, name="n", population=population, units=units, digests=digests, check=check)
+
+
+def only(population: str) -> Callable[[Owners], None]:
+    """Refuses what another population has."""
+
+    def check(owners: Owners) -> None:
+        for pairs in owners.values():
+            for owner, _ in pairs:
+                if owner != population:
+                    raise ConfigError(owner)
+
+    return check
+
+
+class TestBindings:
     def test_clients_may_come_and_have_new_data(self, store: Store) -> None:
         """A hospital's data grow from night to night: what it spent stays spent."""
         set_budget(store)
-        assert not store.has_members()
-        store.bind_members("p", ["one", "two"])
-        store.bind_members("p", ["one", "two"])
-        store.bind_members("p", ["one", "two, a day later", "three"])
-        assert store.has_members()
-        assert store.bound(["one", "two", "three", "four"]) == {"one": "p", "two": "p", "three": "p"}
-        assert [row.kind for row in store.journal()] == ["budget.set", "population.bound", "population.bound"]
+        assert not store.has_bindings()
+        enter(store, "p", {"one": "x", "two": ""})
+        enter(store, "p", {"one": "x", "two": ""})
+        enter(store, "p", {"one": "x", "two, a day later": "x", "three": "y"})
+        assert store.has_bindings()
+        assert store.owners(["one", "two", "three", "four"]) == {
+            "one": {("p", "x")},
+            "two": {("p", "")},
+            "three": {("p", "y")},
+        }
+        kinds = [row.kind for row in store.journal()]
+        assert kinds == ["budget.set", *["data.used", "population.bound"] * 2]
         store.verify_journal()
 
-    def test_a_client_has_one_budget(self, store: Store) -> None:
+    def test_the_check_sees_whose_they_are_and_its_refusal_changes_nothing(self, store: Store) -> None:
         set_budget(store), set_budget(store, "q")
-        store.bind_members("p", ["one", "two"])
-        with pytest.raises(ConfigError, match="data of population 'q' belong to population 'p'") as caught:
-            store.bind_members("q", ["two", "three"])
-        assert "use population: p" in str(caught.value.hint)
-        assert store.bound(["three"]) == {}
+        enter(store, "p", {"one": "x", "two": "x"})
+        with pytest.raises(ConfigError, match="p"):
+            enter(store, "q", {"two": "x", "three": "x"}, check=only("q"))
+        assert store.owners(["three"]) == {}
+        store.verify_journal()
+
+    def test_what_makes_no_claim_is_remembered_and_binds_nothing(self, store: Store) -> None:
+        enter(store, "p", {"one": "x"}, units=())
+        assert not store.has_bindings() and store.owners(["one"]) == {}
+        assert [row.kind for row in store.journal()] == ["data.used"]
+        store.verify_journal()
+
+    def test_a_claim_needs_a_budget(self, store: Store) -> None:
+        with pytest.raises(StoreError, match="population 'p' has no privacy budget"):
+            enter(store, "p", {"one": "x"})
 
     def test_there_may_be_many(self, store: Store) -> None:
         set_budget(store)
-        store.bind_members("p", [f"{row:064d}" for row in range(1201)])
-        assert len(store.bound([f"{row:064d}" for row in range(1300)])) == 1201
-
-    def test_hubs_that_share_the_database_have_data_of_their_own(
-        self, tmp_path: Path, database_url: str, store: Store
-    ) -> None:
-        """Their keys differ, so that their digests say nothing of each other."""
-        set_budget(store)
-        store.bind_members("p", ["one"])
-        with Store.open(tmp_path / "another", database_url=database_url) as other:
-            other.bind_members("p", ["uno"])
-            store.keys.trust(other.keys.signing.public.hex())
-        store.verify_journal()
+        enter(store, "p", {f"{row:040d}": "x" for row in range(1201)})
+        assert len(store.owners([f"{row:040d}" for row in range(1300)])) == 1201
 
     def test_the_journal_has_no_trace_of_the_data(self, store: Store) -> None:
         set_budget(store)
-        store.bind_members("p", ["digest of one"])
+        enter(store, "p", {"digest of one": "x"})
         assert "digest of one" not in json.dumps([row.content for row in store.journal()])
 
     def test_two_processes_bind_the_same_data_to_one_population(
@@ -323,11 +354,13 @@ class TestMembers:
         program = (
             "import sys; from pathlib import Path; from fl_components.store import Store\n"
             "from fl_components.errors import ConfigError\n"
+            "from tests.fl_components.store.test_ledger import enter, only\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
             "print('ready', flush=True); input()\n"
             "bound = 0\n"
             "for each in range(40):\n"
-            "    try: store.bind_members(sys.argv[3], [f'{each}', f'{each} too']); bound += 1\n"
+            "    digests = {f'{each}': 'x', f'{each} too': 'y'}\n"
+            "    try: enter(store, sys.argv[3], digests, f'{sys.argv[3]}{each}', check=only(sys.argv[3])); bound += 1\n"
             "    except ConfigError: pass\n"
             "print(bound, flush=True)\n"
         )
@@ -338,24 +371,76 @@ class TestMembers:
         assert sum(int(process.answer()) for process in processes) == 40
         store.verify_journal()
 
-    def test_budgets_are_set_while_rounds_are_reserved(
-        self, home: Path, database_url: str, store: Store, new_run: Callable[..., RunRecord], start_process: Any
+
+class TestSharedKey:
+    def test_all_hubs_of_a_database_have_the_same_one(self, home: Path, database_url: str, store: Store) -> None:
+        key = store.fingerprint_key()
+        with Store.open(home, database_url=database_url) as again:
+            assert again.find_fingerprint_key() == again.fingerprint_key() == key
+        (file,) = (home / "secrets").glob("fingerprints-*.key")
+        assert file.read_bytes() == key and len(key) == 32 and file.stat().st_mode & 0o777 == 0o600
+        assert key.hex() not in json.dumps([row.content for row in store.journal()])
+
+    def test_a_home_without_it_is_told_which_file_it_needs_and_makes_none(
+        self, home: Path, tmp_path: Path, database_url: str, store: Store
     ) -> None:
-        """Neither waits for a lock that the other holds while it holds one that the other waits for."""
-        set_budget(store, epsilon=1000.0)
-        new_run("a", rounds=30)
+        key = store.fingerprint_key()
+        (file,) = (home / "secrets").glob("fingerprints-*.key")
+        with Store.open(tmp_path / "second", database_url=database_url) as second:
+            second.keys.trust(store.keys.signing.public.hex())
+            for act in (second.fingerprint_key, second.check_keys, second.find_fingerprint_key):
+                with pytest.raises(StoreError, match=f"lacks the file secrets/{file.name}") as refused:
+                    act()
+                assert str(file) in str(refused.value.hint) and "backup" in str(refused.value.hint)
+            copy = tmp_path / "second" / "secrets" / file.name
+            assert not list(copy.parent.glob("fingerprints-*"))
+            copy.write_bytes(key)
+            assert second.fingerprint_key() == key
+            copy.write_bytes(bytes(32))
+            with pytest.raises(StoreError, match="is damaged"):
+                second.fingerprint_key()
+
+    def test_of_two_processes_that_make_it_one_wins(
+        self, home: Path, database_url: str, store: Store, start_process: Any
+    ) -> None:
         program = (
             "import sys; from pathlib import Path; from fl_components.store import Store\n"
-            "from tests.fl_components.store.test_ledger import set_budget\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
             "print('ready', flush=True); input()\n"
-            "for epsilon in range(1001, 1041): set_budget(store, epsilon=float(epsilon))\n"
-            "print('done', flush=True)\n"
+            "print(store.fingerprint_key().hex(), flush=True)\n"
         )
-        process = start_process(program, home, database_url)
-        assert process.answer() == "ready"
-        process.tell("")
-        assert go_through(store, "a", 30) == 30
-        assert process.answer() == "done"
-        assert store.find_budget("p").epsilon == 1040.0  # type: ignore[union-attr]
-        store.verify_journal()
+        processes = [start_process(program, home, database_url) for _ in range(3)]
+        assert [process.answer() for process in processes] == ["ready"] * 3
+        for process in processes:
+            process.tell("")
+        assert {process.answer() for process in processes} == {store.fingerprint_key().hex()}
+        assert len(list((home / "secrets").glob("fingerprints-*"))) == 1
+
+
+class TestHubKey:
+    def test_a_hub_that_does_not_trust_who_began_the_journal_writes_nothing(
+        self, tmp_path: Path, database_url: str, store: Store
+    ) -> None:
+        set_budget(store)
+        with Store.open(tmp_path / "second", database_url=database_url) as second:
+            with pytest.raises(StoreError, match="the journal of this database was begun by the hub key") as refused:
+                set_budget(second, "q")
+            assert "journal trust KEY" in str(refused.value.hint) and "backup" in str(refused.value.hint)
+            second.keys.trust(store.keys.signing.public.hex())
+            set_budget(second, "q")
+
+    def test_a_lost_key_is_not_replaced(self, home: Path, database_url: str, store: Store) -> None:
+        set_budget(store)
+        key = (home / "secrets" / "hub.key").read_bytes()
+        (home / "secrets" / "hub.key").unlink()
+        lost = pytest.raises(StoreError, match="was begun by the hub key")
+        with Store.open(home, database_url=database_url) as again, lost:
+            set_budget(again, "q")
+        (home / "secrets" / "hub.key").write_bytes(key)
+        with Store.open(home, database_url=database_url) as again:
+            again.anchor()
+        (home / "secrets" / "hub.key").unlink()
+        missing = pytest.raises(StoreError, match="is missing, and this home has signed rows")
+        with Store.open(home, database_url=database_url) as again, missing:
+            set_budget(again, "q")
+        assert not (home / "secrets" / "hub.key").exists()

@@ -1,0 +1,388 @@
+"""Fingerprints: what tells one client's rows from another's, whatever a configuration or a file's author makes of them.
+
+They are taken from the rows as read: before columns are selected, numbers scaled and rows split into training and test
+rows. The order of rows and of columns does not count, nor the columns' names, the file format and the spelling of a
+number. docs/decisions/0013-fingerprints-of-data.md gives the reasons.
+
+A *cell* is hashed to 64 bits, and a *row* is the sum of its cells' hashes, so that a row without one of its columns is
+a subtraction. Each way of looking at rows is a *view*:
+
+- `named`: all columns, with their names;
+- `all`: all columns, without their names;
+- `without X`: the same without one column, for a column that was added, removed, renamed or rescaled;
+- `without label`: the features alone.
+
+Of each view the smallest distinct hashes are kept (bottom-k sketches; Cohen and Kaplan 2007, "Summarizing data using
+bottom-k sketches"): the sketches of a set and of its subset agree on their smallest hashes. Beside the rows there is a
+hash of the multiset of all rows, and one of each column's multiset of values after an affine normalisation, which does
+not change when the column is rescaled.
+
+These hashes have no key: whoever keeps them must key them first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fl_components.data.federated import FederatedData
+
+Hashes = NDArray[np.uint64]
+AsRead = Callable[[NDArray[Any]], NDArray[Any]]
+
+MOST_ROWS: Final = 64
+"""Hashes that are kept of one client's rows, in each view."""
+
+MOST_ROWS_OF_ALL: Final = 4096
+"""The same of all clients' rows together."""
+
+MOST_COLUMNS: Final = 64
+"""Columns of a row up to which each one is left out in a view of its own, and hashed for itself."""
+
+LEAST_ROWS_OF_A_COLUMN: Final = 16
+LEAST_VALUES_OF_A_COLUMN: Final = 8
+"""Rows, and distinct values among them, from which on a column's values are no coincidence."""
+
+MOST_CLIENTS: Final = 10_000
+"""Clients up to which each one has fingerprints of its own."""
+
+_CHUNK_CELLS: Final = 1 << 21
+_GRID: Final = 997.0  # cells of a column's range: no fraction with a small denominator falls on a boundary
+_OFFSET: Final = 0.3819660113
+
+_MISSING: Final = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "?", "."})
+_DECIMAL_COMMA: Final = re.compile(r"[+-]?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?")
+_MIDNIGHT: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00(:00(\.0+)?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """The smallest distinct hashes of some rows in one view, sorted, and how many distinct ones there are in all."""
+
+    hashes: Hashes
+    distinct: int
+
+    @classmethod
+    def of(cls, hashes: Hashes, most: int) -> Sketch:
+        """
+        >>> Sketch.of(np.array([5, 2, 5, 9], np.uint64), 2)
+        Sketch(hashes=array([2, 5], dtype=uint64), distinct=3)
+        """
+        distinct, _ = _counted(hashes)
+        return cls(distinct[:most].copy(), len(distinct))
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What is known of some rows: their number, a sketch for each view, and hashes of all rows and of columns.
+
+    Args:
+      num_rows: how many there are.
+      views: view -> sketch.
+      whole: view -> the hash of the multiset of rows, for `named` and `all`. Rows that all occur k times count once.
+      columns: a hash for each column whose values are no coincidence.
+    """
+
+    num_rows: int
+    views: Mapping[str, Sketch]
+    whole: Mapping[str, int] = field(default_factory=dict)
+    columns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """The fingerprints of a federation's rows as read, training and test rows alike.
+
+    Args:
+      clients: of each client, by its id; empty above `MOST_CLIENTS` clients.
+      all_rows: of all rows together, those that no client owns included.
+      num_clients: how many clients there are.
+    """
+
+    clients: Mapping[str, Fingerprint]
+    all_rows: Fingerprint
+    num_clients: int
+
+    @classmethod
+    def of_clients(cls, clients: Mapping[str, Fingerprint]) -> Fingerprints:
+        """Join those of single clients."""
+        return cls(clients, joined(clients.values()), len(clients))
+
+
+def joined(parts: Iterable[Fingerprint]) -> Fingerprint:
+    """Return the fingerprint of several clients' rows together, as far as their sketches tell it."""
+    by_view: dict[str, list[Sketch]] = {}
+    num_rows = 0
+    for part in parts:
+        num_rows += part.num_rows
+        for view, sketch in part.views.items():
+            by_view.setdefault(view, []).append(sketch)
+    return Fingerprint(
+        num_rows,
+        {
+            view: Sketch(Sketch.of(np.concatenate([each.hashes for each in sketches]), MOST_ROWS_OF_ALL).hashes, total)
+            for view, sketches in by_view.items()
+            for total in [sum(each.distinct for each in sketches)]
+        },
+    )
+
+
+def of_table(columns: Mapping[str, Any]) -> Fingerprint:
+    """Return the fingerprint of a table as read.
+
+    `columns` has the cells of each column by its name: a pandas Series, an Arrow array or a list, or a list of Arrow
+    arrays, one for each part of the table. Cells are numbers, text, dates, or missing.
+
+    >>> import pandas as pd
+    >>> csv = of_table({"age": pd.Series(["63", "1e1"]), "sex": pd.Series(["m", "f"])})
+    >>> parquet = of_table({"sex": pd.Series(["m", "f"]), "age": pd.Series([63.0, 10.0])})
+    >>> csv.whole == parquet.whole
+    True
+    """
+    names = list(columns)
+    cells, column_hashes = [], []
+    for name in names:
+        values, numbers = _cells(columns[name])
+        cells.append(values)
+        column_hashes.append(column_hash(values if numbers is None else numbers))
+    num_rows = len(cells[0]) if cells else 0
+    named, total = np.zeros(num_rows, np.uint64), np.zeros(num_rows, np.uint64)
+    for name, values in zip(names, cells, strict=True):
+        named += _named(values, np.uint64(_hash_of_text(_normalised(name))))
+        total += values
+    views = {"named": named, "all": total}
+    if len(names) <= MOST_COLUMNS:
+        views |= {f"without {name}": total - values for name, values in zip(names, cells, strict=True)}
+    return fingerprint(views, [each for each in column_hashes if each is not None])
+
+
+def fingerprint(views: Mapping[str, Hashes], columns: Iterable[int] = (), *, most: int = MOST_ROWS) -> Fingerprint:
+    """Return the fingerprint of rows whose hashes [M] are known in each view."""
+    num_rows = len(next(iter(views.values())))
+    return Fingerprint(
+        num_rows,
+        {view: Sketch.of(hashes, most) for view, hashes in views.items()},
+        {view: _multiset(hashes) for view, hashes in views.items() if view in ("named", "all")},
+        tuple(sorted(set(columns)))[:MOST_COLUMNS],
+    )
+
+
+def of_texts(texts: Iterable[str]) -> Fingerprint:
+    """Return the fingerprint of rows that are text and nothing else."""
+    return fingerprint({"all": np.array([_hash_of_text(text) for text in texts], np.uint64)})
+
+
+def of_data(data: FederatedData, every_client: bool) -> Fingerprints:
+    """Return the fingerprints of examples as they are in memory: those of data that no step has changed since they were
+    read. Features and label are the columns of a row, and a number counts as the float32 that it is trained as."""
+    return of_arrays(data, every_client)
+
+
+def of_arrays(
+    data: FederatedData,
+    every_client: bool,
+    features_as_read: AsRead = lambda x: x,
+    labels_as_read: AsRead = lambda y: y,
+) -> Fingerprints:
+    """The same where features and labels [rows, ...] were others before a step that can be undone."""
+    num_features = int(np.prod(data.x_train.shape[1:]))
+    train, test = (
+        _views(x.reshape(len(x), num_features), y.reshape(len(y), -1), features_as_read, labels_as_read)
+        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
+    )
+    each = {view: np.concatenate([train[view], test[view]]) for view in train}
+    of_all = fingerprint(each, most=MOST_ROWS_OF_ALL)
+    if data.num_clients > MOST_CLIENTS and not every_client:
+        return Fingerprints({}, of_all, data.num_clients)
+    clients = {}
+    for client in range(data.num_clients):
+        mine, tested = (
+            slice(int(rows.starts[client]), int(rows.stops[client])) for rows in (data.train_rows, data.test_rows)
+        )
+        columns: list[int | None] = []
+        if num_features <= MOST_COLUMNS:
+            x = features_as_read(np.concatenate([data.x_train[mine], data.x_test[tested]])).reshape(-1, num_features)
+            columns = [column_hash(_values(column)) for column in x.T]
+        clients[data.client_ids[client]] = fingerprint(
+            {view: np.concatenate([train[view][mine], test[view][tested]]) for view in train},
+            [hash for hash in columns if hash is not None],
+        )
+    return Fingerprints(clients, of_all, data.num_clients)
+
+
+def column_hash(values: NDArray[Any]) -> int | None:
+    """Return a hash of a column's multiset of values; None where it may be that of any client.
+
+    Numbers (float64, NaN where one is missing) are brought to [0, 1] first, in either direction, so that a column that
+    was rescaled or turned round has the same hash, but for values that fall on a boundary of the grid by rounding.
+    Hashes of text (uint64) are taken as they are.
+
+    >>> column = np.array([*range(15), 40, 41, 47.0])
+    >>> column_hash(column) == column_hash((131 - column) / 20), column_hash(column[:15])
+    (True, None)
+    """
+    if values.dtype == np.uint64:
+        if len(values) < LEAST_ROWS_OF_A_COLUMN or len(_counted(values)[0]) < LEAST_VALUES_OF_A_COLUMN:
+            return None
+        return int(_mixed(values).sum(dtype=np.uint64))
+    known = values[np.isfinite(values)]
+    if len(known) < LEAST_ROWS_OF_A_COLUMN:
+        return None
+    distinct, counts = _counted(known)
+    if len(distinct) < LEAST_VALUES_OF_A_COLUMN:
+        return None
+    gaps, span = np.diff(distinct), distinct[-1] - distinct[0]
+    if np.ptp(gaps) <= 1e-5 * span and np.ptp(counts) == 0:  # a row number, or a time grid: anybody's
+        return None
+    place = (known - distinct[0]) / span
+    return min(
+        int(_mixed(np.floor(each * _GRID + _OFFSET).astype(np.uint64)).sum(dtype=np.uint64))
+        for each in (place, 1 - place)
+    )
+
+
+def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as_read: AsRead) -> dict[str, Hashes]:
+    """The hashes [M] of rows with features [M, F] and labels [M, ...], by view."""
+    num_rows, num_features = x.shape
+    each = num_features <= MOST_COLUMNS
+    views = {
+        name: np.empty(num_rows, np.uint64)
+        for name in ("named", "all", "without label", *(f"without {column}" for column in range(num_features * each)))
+    }
+    places = _mixed(np.arange(1, num_features + 1, dtype=np.uint64))
+    of_label = np.uint64(_hash_of_text("label"))
+    step = max(1, _CHUNK_CELLS // num_features)
+    for start in range(0, num_rows, step):
+        rows = slice(start, start + step)
+        cells, labels = _number_hashes(features_as_read(x[rows])), _number_hashes(labels_as_read(y[rows]))
+        features, label = cells.sum(axis=1, dtype=np.uint64), labels.sum(axis=1, dtype=np.uint64)
+        views["named"][rows] = _named(cells, places).sum(axis=1, dtype=np.uint64) + _named(label, of_label)
+        views["all"][rows] = features + label
+        views["without label"][rows] = features
+        for column in range(num_features * each):
+            views[f"without {column}"][rows] = features + label - cells[:, column]
+    return views
+
+
+def _values(x: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(x, np.float32).astype(np.float64)
+
+
+def _number_hashes(numbers: NDArray[Any]) -> Hashes:
+    """Of numbers, as the float32 that they are; 0 and what is missing add nothing to a row."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        as_float = np.asarray(numbers).astype(np.float32)
+    as_float[~np.isfinite(as_float)] = 0
+    as_float += 0.0  # -0.0 is 0
+    bits = as_float.view(np.uint32).astype(np.uint64)
+    hashes = _mixed(bits)
+    hashes[bits == 0] = 0
+    return hashes
+
+
+def _mixed(values: Hashes) -> Hashes:
+    """A bijection of 64 bits in which each bit depends on all (the finaliser of SplitMix64; Steele, Lea and Flood
+    2014)."""
+    with np.errstate(over="ignore"):
+        mixed = values + np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(30)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(27)
+        mixed *= np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _named(cells: Hashes, names: Any) -> Hashes:
+    """The cells' hashes with their columns' names; what adds nothing without a name adds nothing with one."""
+    mixed = _mixed(cells ^ names)
+    mixed[cells == 0] = 0
+    return mixed
+
+
+def _multiset(hashes: Hashes) -> int:
+    """A hash of the rows and how often each occurs, where that is divided by what all counts have in common."""
+    if not len(hashes):
+        return 0
+    distinct, counts = _counted(hashes)
+    counts //= np.gcd.reduce(counts)
+    return int((_mixed(distinct) * _mixed(counts.astype(np.uint64))).sum(dtype=np.uint64))
+
+
+def _counted(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The distinct values, sorted, and how often each occurs: `np.unique`, which looks values up in a table and is 50
+    times slower where most differ."""
+    in_order = np.sort(values)
+    first = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(in_order)])
+    return in_order[first], np.diff(first, append=len(in_order))
+
+
+def _hash_of_text(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _normalised(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _cells(column: Any) -> tuple[Hashes, NDArray[np.float64] | None]:
+    """The hashes of a column's cells [M], and its numbers where it has numbers only (NaN where one is missing)."""
+    chunks = (
+        column if isinstance(column, list | tuple) and any(hasattr(each, "to_pandas") for each in column) else [column]
+    )
+    found = [_chunk(chunk) for chunk in chunks]
+    hashes = np.concatenate([each for each, _ in found])
+    numbers = [each for _, each in found if each is not None]
+    return hashes, np.concatenate(numbers) if len(numbers) == len(found) else None
+
+
+def _chunk(chunk: Any) -> tuple[Hashes, NDArray[np.float64] | None]:
+    import pandas as pd
+
+    series = chunk.to_pandas() if hasattr(chunk, "to_pandas") else pd.Series(chunk)
+    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_numeric_dtype(series.dtype):
+        numbers = series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+        return _number_hashes(numbers), _values(numbers)
+    codes, uniques = pd.factorize(series)  # cells repeat: each different one is looked at once
+    texts = [None if value is None else _text(value) for value in uniques]
+    parsed = [None if text is None else _number(text) for text in texts]
+    hashes = np.zeros(len(texts) + 1, np.uint64)  # the last one is what a missing cell has
+    numbers = np.full(len(texts) + 1, np.nan)
+    only_numbers = True
+    for place, (text, number) in enumerate(zip(texts, parsed, strict=True)):
+        if number is not None:
+            numbers[place] = number
+        elif text is not None:
+            hashes[place] = _hash_of_text(text)
+            only_numbers = False
+    is_number = np.isfinite(numbers)
+    hashes[is_number] = _number_hashes(numbers[is_number])
+    return hashes[codes], _values(numbers)[codes] if only_numbers else None
+
+
+def _text(value: Any) -> str | None:
+    """A cell as text that is the same in CSV and in Parquet; None where it is missing."""
+    text = _normalised(str(value))
+    if text.casefold() in _MISSING:
+        return None
+    if text.casefold() in ("true", "false"):
+        return "1" if text.casefold() == "true" else "0"
+    midnight = _MIDNIGHT.fullmatch(text)
+    return midnight[1] if midnight else text
+
+
+def _number(text: str) -> float | None:
+    if "_" in text:  # Python's spelling of a number, and no file's
+        return None
+    try:
+        return float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
+    except ValueError:
+        return None

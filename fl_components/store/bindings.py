@@ -1,0 +1,220 @@
+"""Whose data these are: keyed fingerprints of the data of runs, the populations that data are bound to, and the runs
+that have used them.
+
+A digest is made with the key of fingerprints, which all hubs of one database share, so that it tells nobody else
+anything of the data. Its first letter says what it stands for: `r` a row, `w` all rows of a client, `c` a column of a
+client. Data are named by the hash of their digests, which the journal holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, and_, func, insert, select
+
+from fl_components.errors import StoreError
+from fl_components.store import journal, ledger
+from fl_components.store.keys import KeyRing, SigningKey
+from fl_components.store.records import DELETED
+from fl_components.store.schema import bindings, data_uses, fingerprint_key, fingerprints, runs
+from fl_components.store.schema import journal as journal_table
+
+LEAST_ROWS: Final = 4
+"""Rows that two data sets must share to count as the same clients' where no more is known of them."""
+
+Owners = Mapping[str, Collection[tuple[str, str]]]
+"""Digest -> the (population, client) pairs that it is bound to; a client "" is any of the population's."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataUse:
+    """A run on data that are not known to be public.
+
+    Args:
+      units: whose data a budget answers for in this run: "client", "example", both, or none.
+      rounds: how many it has committed.
+      deleted: whether the run itself is gone; this record stays.
+    """
+
+    run_id: str
+    name: str
+    population: str
+    units: list[str]
+    began_at: float
+    rounds: int
+    deleted: bool
+
+
+def shared_key(connection: Connection, keys: KeyRing) -> bytes | None:
+    """The key of fingerprints of this database; None where it has none yet. Raises `StoreError` where this home lacks
+    it."""
+    row = connection.execute(select(fingerprint_key)).one_or_none()
+    if row is None:
+        return None
+    key = keys.fingerprint_key(row.key_id)
+    if key is None:
+        name = keys.fingerprint_file(row.key_id).name
+        raise StoreError(
+            f"this home lacks the file secrets/{name}: without this key nobody can tell here whether a run's data "
+            "belong to a population that has a privacy budget",
+            hint=f"copy {Path(row.home) / 'secrets' / name} of host {row.host}, where the key was made, or of another "
+            f"hub of this database, to {keys.fingerprint_file(row.key_id)} (mode 0600); a key that is lost must be "
+            "restored from a backup of one of them",
+        )
+    return key
+
+
+def make_shared_key(connection: Connection, keys: KeyRing, signing: SigningKey, id: str, home: Path) -> bool:
+    """Record a key that was made here as this database's; False where another one was first."""
+    journal.lock(connection)
+    if connection.execute(select(fingerprint_key.c.key_id)).one_or_none() is not None:
+        return False
+    content = {"key_id": id, "host": platform.node(), "home": str(home)}
+    row = journal.append(connection, signing, None, "fingerprints.key", content)
+    connection.execute(insert(fingerprint_key).values(id=1, journal_sequence=row.sequence, **content))
+    return True
+
+
+def owners_of(connection: Connection, digests: Collection[str]) -> dict[str, set[tuple[str, str]]]:
+    """The populations and clients that these digests are bound to."""
+    owners: dict[str, set[tuple[str, str]]] = {}
+    query = select(fingerprints.c.digest, bindings.c.population, fingerprints.c.client).join(
+        bindings, bindings.c.data_id == fingerprints.c.data_id
+    )
+    for page in ledger.in_pages(fingerprints.c.digest, digests):
+        for digest, population, client in connection.execute(query.where(page)):
+            owners.setdefault(digest, set()).add((population, client))
+    return owners
+
+
+def enter(
+    connection: Connection,
+    key: SigningKey,
+    *,
+    run_id: str,
+    name: str,
+    population: str,
+    units: Sequence[str],
+    digests: Mapping[str, str],
+    check: Callable[[Owners], None],
+) -> None:
+    """Remember that a run uses data, told by digests (digest -> client), and bind them to its population where it
+    answers for them to a budget.
+
+    `check` sees whose the digests are once nothing else can be bound any more, and raises where they are another's. The
+    locks are those of the populations, in the order of their names, and then the journal's head.
+    """
+    if units:
+        names = [population, population + ledger.EACH_CLIENT]
+        if not ledger.find_many(connection, names, lock=True):
+            raise ledger.unregistered(population)
+    journal.lock(connection)
+    check(owners_of(connection, digests))
+    data_id = id_of(digests)
+    if (
+        connection.execute(select(fingerprints.c.digest).where(fingerprints.c.data_id == data_id).limit(1)).first()
+        is None
+    ):
+        rows = [{"data_id": data_id, "digest": digest, "client": client} for digest, client in sorted(digests.items())]
+        if rows:
+            connection.execute(insert(fingerprints), rows)
+    where = and_(data_uses.c.run_id == run_id, data_uses.c.data_id == data_id)
+    if connection.execute(select(data_uses.c.run_id).where(where)).first() is None:
+        content = {"name": name, "population": population, "units": sorted(units), "data_id": data_id}
+        row = journal.append(connection, key, run_id, "data.used", content)
+        connection.execute(insert(data_uses).values(run_id=run_id, journal_sequence=row.sequence, at=row.at, **content))
+    where = and_(bindings.c.population == population, bindings.c.data_id == data_id)
+    if units and connection.execute(select(bindings.c.data_id).where(where)).first() is None:
+        content = {"population": population, "data_id": data_id}
+        row = journal.append(connection, key, None, "population.bound", content)
+        connection.execute(insert(bindings).values(journal_sequence=row.sequence, **content))
+
+
+def id_of(digests: Mapping[str, str]) -> str:
+    """The name of data with these digests, each with the client that holds what it stands for."""
+    lines = "\n".join(f"{digest} {client}" for digest, client in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def ids_by_content(connection: Connection) -> Iterator[tuple[str, str]]:
+    """The name of all data that there are, each with the name that their digests have now."""
+    query = select(fingerprints).order_by(fingerprints.c.data_id, fingerprints.c.digest)
+    of_one: dict[str, str] = {}
+    current: str | None = None
+    for row in connection.execute(query.execution_options(yield_per=1000)):
+        if current is not None and row.data_id != current:
+            yield current, id_of(of_one)
+            of_one = {}
+        current = row.data_id
+        of_one[row.digest] = row.client
+    if current is not None:
+        yield current, id_of(of_one)
+
+
+def uses_without(connection: Connection, population: str, unit: str, client: str | None = None) -> list[DataUse]:
+    """The runs that have committed rounds on the data of a population, or on one client's, and answer for them to no
+    budget of this unit. The oldest first.
+
+    They are the population's runs, and those on data of which enough is bound to it: `LEAST_ROWS` rows, or all rows or
+    a column of a client.
+    """
+    bound = fingerprints.alias("bound")
+    shared = (
+        select(data_uses.c.run_id, fingerprints.c.digest)
+        .join(fingerprints, fingerprints.c.data_id == data_uses.c.data_id)
+        .join(bound, bound.c.digest == fingerprints.c.digest)
+        .join(bindings, bindings.c.data_id == bound.c.data_id)
+        .where(bindings.c.population == population)
+        .distinct()
+    )
+    if client is not None:
+        shared = shared.where(bound.c.client == client)
+    weight: dict[str, int] = {}
+    for run_id, digest in connection.execute(shared):
+        weight[run_id] = weight.get(run_id, 0) + (1 if digest.startswith("r") else LEAST_ROWS)
+    of_client = None
+    if client is not None:
+        of_client = set(
+            connection.scalars(
+                select(data_uses.c.run_id)
+                .join(fingerprints, fingerprints.c.data_id == data_uses.c.data_id)
+                .where(data_uses.c.population == population, fingerprints.c.client.in_([client, ""]))
+            )
+        )
+    committed = (
+        select(func.count())
+        .select_from(journal_table)
+        .where(journal_table.c.run_id == data_uses.c.run_id, journal_table.c.kind == "round.committed")
+        .scalar_subquery()
+    )
+    query = (
+        select(data_uses, committed.label("rounds"), runs.c.state)
+        .outerjoin(runs, runs.c.run_id == data_uses.c.run_id)
+        .order_by(data_uses.c.journal_sequence)
+    )
+    uses: dict[str, DataUse] = {}
+    for row in connection.execute(query):
+        own = row.population == population and (of_client is None or row.run_id in of_client)
+        if unit in row.units or not row.rounds or not (own or weight.get(row.run_id, 0) >= LEAST_ROWS):
+            continue
+        uses.setdefault(
+            row.run_id,
+            DataUse(row.run_id, row.name, row.population, row.units, row.at, row.rounds, row.state == DELETED),
+        )
+    return list(uses.values())
+
+
+def clients_known(connection: Connection, population: str) -> set[str]:
+    """The ids of the clients whose data runs of a population have used, as far as each has fingerprints of its own."""
+    query = (
+        select(fingerprints.c.client)
+        .join(data_uses, data_uses.c.data_id == fingerprints.c.data_id)
+        .where(data_uses.c.population == population, fingerprints.c.client != "")
+        .distinct()
+    )
+    return set(connection.scalars(query))

@@ -1,0 +1,322 @@
+"""Whose data these are: what is done to the files, and to the configuration, must not change the answer."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
+from fl_components.data.fingerprints import Fingerprints, column_hash, of_table
+from fl_components.server.ownership import KeyedData, Match, keyed, matches
+
+KEY = bytes(range(32))
+Rows = list[dict[str, Any]]
+Files = dict[str, Rows]
+
+
+def hospitals(seed: int = 0, num_files: int = 3, num_rows: int = 40) -> Files:
+    """Patients of several hospitals: whole numbers, decimals, words, and a label."""
+    found: Files = {}
+    for file in range(num_files):
+        draw = random.Random(f"{seed} {file}")
+        found[f"h{file}"] = [
+            {
+                "age": draw.randint(30, 80),
+                "pressure": draw.randint(100, 180),
+                "level": round(draw.gauss(5, 2), 3),
+                "pain": draw.choice(["typical", "atypical", "none"]),
+                "disease": draw.randint(0, 1),
+            }
+            for _ in range(num_rows)
+        ]
+    return found
+
+
+def data_of(files: Files, key: bytes = KEY) -> KeyedData:
+    tables = {
+        name: of_table({column: pd.Series([row[column] for row in rows]) for column in rows[0]})
+        for name, rows in files.items()
+    }
+    return keyed(Fingerprints.of_clients(tables), key)
+
+
+def bound(data: KeyedData, population: str = "wards") -> dict[str, set[tuple[str, str]]]:
+    """As the store gives them."""
+    return {digest: {(population, client)} for digest, client in data.recorded.items()}
+
+
+def populations(mine: KeyedData, of: KeyedData) -> set[str]:
+    return {match.population for match in matches(mine, bound(of))}
+
+
+def renamed_clients(files: Files, _: random.Random) -> Files:
+    return {f"annexe {name}": rows for name, rows in files.items()}
+
+
+def shuffled_rows(files: Files, draw: random.Random) -> Files:
+    return {name: draw.sample(rows, len(rows)) for name, rows in files.items()}
+
+
+def shuffled_columns(files: Files, draw: random.Random) -> Files:
+    order = draw.sample([*next(iter(files.values()))[0]], 5)
+    return {name: [{column: row[column] for column in order} for row in rows] for name, rows in files.items()}
+
+
+def duplicated_rows(files: Files, _: random.Random) -> Files:
+    return {name: rows + rows for name, rows in files.items()}
+
+
+def fewer_rows(files: Files, draw: random.Random) -> Files:
+    return {name: draw.sample(rows, len(rows) * 9 // 10) for name, rows in files.items()}
+
+
+def a_tenth_of_the_rows(files: Files, draw: random.Random) -> Files:
+    return {name: draw.sample(rows, len(rows) // 8) for name, rows in files.items()}
+
+
+def padded(files: Files, draw: random.Random) -> Files:
+    strangers = hospitals(seed=draw.randint(1000, 2000))
+    return {name: rows + strangers[name][: len(rows) // 2] for name, rows in files.items()}
+
+
+def split_clients(files: Files, _: random.Random) -> Files:
+    return {f"{name}{part}": rows[part::2] for name, rows in files.items() for part in (0, 1)}
+
+
+def a_client_for_each_row(files: Files, _: random.Random) -> Files:
+    return {f"{name} {number}": [row] for name, rows in files.items() for number, row in enumerate(rows)}
+
+
+def merged_clients(files: Files, _: random.Random) -> Files:
+    return {"all": [row for rows in files.values() for row in rows]}
+
+
+def copied_clients(files: Files, _: random.Random) -> Files:
+    """So that several clients hold each row."""
+    return files | {f"{name} again": rows for name, rows in files.items()}
+
+
+def a_further_column(files: Files, draw: random.Random) -> Files:
+    return {name: [row | {"ward": draw.randint(1, 1000)} for row in rows] for name, rows in files.items()}
+
+
+def without_a_column(files: Files, draw: random.Random) -> Files:
+    column = draw.choice([*next(iter(files.values()))[0]])
+    return {name: [{key: row[key] for key in row if key != column} for row in rows] for name, rows in files.items()}
+
+
+def two_columns_alone(files: Files, _: random.Random) -> Files:
+    return {name: [{key: row[key] for key in ("level", "disease")} for row in rows] for name, rows in files.items()}
+
+
+def renamed_columns(files: Files, _: random.Random) -> Files:
+    return {
+        name: [{f"x{place}": row[key] for place, key in enumerate(row)} for row in rows] for name, rows in files.items()
+    }
+
+
+def rescaled(files: Files, _: random.Random) -> Files:
+    """In the file itself: all numbers, also turned round."""
+    return {
+        name: [
+            row | {"age": (50 - row["age"]) / 10, "pressure": row["pressure"] * 0.1333, "level": row["level"] * 18 + 1}
+            for row in rows
+        ]
+        for name, rows in files.items()
+    }
+
+
+def as_text(files: Files, draw: random.Random) -> Files:
+    def spelled(value: Any) -> str:
+        if isinstance(value, str):
+            return f" {value} "
+        if isinstance(value, int):
+            return draw.choice([f"{value}", f"{value}.0", f"+{value}", f"{value}e0", f"{value},0", f"0{value}"])
+        return draw.choice([f"{value}", f"{value:.5f}", f"{value}".replace(".", ","), f"{value:e}"])
+
+    return {name: [{key: spelled(value) for key, value in row.items()} for row in rows] for name, rows in files.items()}
+
+
+CHANGES: list[Callable[[Files, random.Random], Files]] = [
+    renamed_clients,
+    shuffled_rows,
+    shuffled_columns,
+    duplicated_rows,
+    fewer_rows,
+    a_tenth_of_the_rows,
+    padded,
+    split_clients,
+    a_client_for_each_row,
+    merged_clients,
+    copied_clients,
+    a_further_column,
+    without_a_column,
+    renamed_columns,
+    as_text,
+]
+
+ORIGINAL = data_of(hospitals())
+
+
+class TestWhatIsDoneToFiles:
+    @given(st.sampled_from(CHANGES), st.integers(0, 2**32))
+    def test_one_change(self, change: Callable[..., Files], seed: int) -> None:
+        assert populations(data_of(change(hospitals(), random.Random(seed))), ORIGINAL) == {"wards"}
+
+    @pytest.mark.parametrize("change", [rescaled, two_columns_alone])
+    def test_what_leaves_the_rows_of_a_client_together(self, change: Callable[..., Files]) -> None:
+        """Few columns are left, or none has its numbers: their values are still those of the same patients."""
+        changed = renamed_columns(
+            shuffled_rows(renamed_clients(change(hospitals(), random.Random(0)), random.Random(0)), random.Random(0)),
+            random.Random(0),
+        )
+        assert populations(data_of(changed), ORIGINAL) == {"wards"}
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [renamed_clients, shuffled_rows, shuffled_columns, duplicated_rows, split_clients, as_text]
+            ),
+            max_size=4,
+        ),
+        st.integers(0, 2**32),
+    )
+    def test_several_changes(self, changes: list[Callable[..., Files]], seed: int) -> None:
+        files, draw = hospitals(), random.Random(seed)
+        for change in sorted(changes, key=lambda each: each is as_text):  # other changes read numbers
+            files = change(files, draw)
+        files = renamed_columns(fewer_rows(files, draw), draw)
+        assert populations(data_of(files), ORIGINAL) == {"wards"}
+
+    @given(st.integers(1, 2**32))
+    def test_strangers_are_strangers(self, seed: int) -> None:
+        """Other patients, whose ages and pressures lie in the same ranges."""
+        assert populations(data_of(hospitals(seed)), ORIGINAL) == set()
+
+    @given(st.integers(1, 2**32))
+    def test_tables_of_a_few_answers_are_not_taken_for_others(self, seed: int) -> None:
+        """Where rows are anybody's, only all of a client's rows together tell it."""
+
+        def answers(seed: int) -> Files:
+            draw = random.Random(seed)
+            return {
+                f"h{file}": [{column: draw.randint(0, 1) for column in "abcd"} for _ in range(200)] for file in range(3)
+            }
+
+        assert populations(data_of(answers(seed)), data_of(answers(0))) == set()
+        assert populations(data_of(shuffled_rows(answers(0), random.Random(seed))), data_of(answers(0))) == {"wards"}
+
+    def test_clients_are_told_apart(self) -> None:
+        """A client's data are its own, and another one's under any other name."""
+        own = matches(ORIGINAL, bound(ORIGINAL))
+        assert {(match.client, match.owner) for match in own if match.client and match.owner} == {
+            (name, name) for name in hospitals()
+        }
+        renamed = matches(
+            data_of(rescaled(renamed_clients(hospitals(), random.Random(0)), random.Random(0))), bound(ORIGINAL)
+        )
+        assert Match("annexe h1", "wards", "h1") in renamed
+
+    def test_another_key_makes_other_digests(self) -> None:
+        other = data_of(hospitals(), bytes(32))
+        assert not other.digests() & ORIGINAL.digests()
+        assert all(len(digest) == 41 for digest in other.recorded)
+
+
+class TestWhatIsDoneToTheConfiguration:
+    def write(self, folder: Path, files: Files, dialect: str = "excel") -> str:
+        folder.mkdir()
+        for name, rows in files.items():
+            with open(folder / f"{name}.csv", "w", newline="") as out:
+                writer = csv.DictWriter(out, list(rows[0]), dialect=dialect)
+                writer.writeheader()
+                writer.writerows(rows)
+        return str(folder)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"scale": {"age": [50, 10]}},
+            {"columns": ["level", "age"]},
+            {"columns": ["pressure"]},
+            {"test_fraction": 0.5},
+            {"label": "pain", "categories": {}},
+            {"public": True},
+            {"seed": 7},
+        ],
+    )
+    def test_tables(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        folder = self.write(tmp_path / "csv", hospitals())
+        fields = {"folder": folder, "label": "disease", "categories": {"pain": ["typical", "atypical", "none"]}}
+        if changes.get("columns"):
+            fields.pop("categories")
+        seed = changes.get("seed", 0)
+        rule = Tables(**fields | {name: value for name, value in changes.items() if name != "seed"})
+        assert keyed(rule.load(seed).fingerprints(), KEY).recorded == ORIGINAL.recorded
+
+    def test_the_format_of_the_files(self, tmp_path: Path) -> None:
+        for name, rows in hospitals().items():
+            pd.DataFrame(rows).to_parquet(tmp_path / f"{name}.parquet")
+        rule = Tables(folder=str(tmp_path), label="disease", columns=["age"])
+        assert keyed(rule.load(3).fingerprints(), KEY).recorded == ORIGINAL.recorded
+
+    @given(st.integers(0, 100), st.sampled_from([np.float64, np.float32, list]), st.floats(0.2, 0.9))
+    def test_a_function(self, seed: int, kind: Any, part: float) -> None:
+        """The order of rows and clients, the type of the arrays, and which rows are there to test on."""
+        draw, order = random.Random(seed), np.random.default_rng(seed)
+
+        def clients(change: bool) -> FederatedData:
+            found = {}
+            for client in range(4):
+                generator = np.random.default_rng(client)
+                x, y = generator.normal(size=(30, 5)), generator.integers(0, 2, 30)
+                rows, cut = (order.permutation(30), int(part * 30)) if change else (np.arange(30), 20)
+                x, y = x[rows], y[rows]
+                as_kind = (lambda each: each.tolist()) if kind is list else (lambda each: each.astype(kind))
+                found[f"{'x' * change}{client}"] = (as_kind(x[:cut]), y[:cut], as_kind(x[cut:]), y[cut:])
+            names = draw.sample([*found], 4) if change else [*found]
+            returned.update({name: found[name] for name in names})
+            return FunctionData(path=f"{__name__}:return_them", num_classes=2).load(0)
+
+        returned.clear()
+        before = keyed(clients(False).fingerprints(), KEY)
+        returned.clear()
+        after = keyed(clients(True).fingerprints(), KEY)
+        assert {*before.recorded} == {*after.recorded}
+        assert populations(after, before) == {"wards"}
+
+    def test_inputs_of_the_heart_data(self) -> None:
+        ways = [HeartDisease(normalisation=way) for way in ("public_constants", "public_bounds", "per_client")]
+        first, *others = (keyed(way.load(0).fingerprints(), KEY).recorded for way in ways)
+        assert all(each == first for each in others) and len(first) > 500
+
+
+returned: dict[str, Any] = {}
+
+
+def return_them() -> dict[str, Any]:
+    return dict(returned)
+
+
+class TestColumns:
+    @given(
+        st.lists(st.floats(-1e3, 1e3, width=32), min_size=16, max_size=60, unique=True),
+        st.sampled_from([0.5, 2, -4, 1024]),
+    )
+    def test_scaling_by_powers_of_two_changes_nothing(self, values: list[float], factor: float) -> None:
+        column = np.array(values)
+        assert column_hash(column) == column_hash(column * factor)
+
+    def test_row_numbers_and_time_grids_are_anybodys(self) -> None:
+        assert column_hash(np.arange(100.0)) is None
+        assert column_hash(np.repeat(np.arange(24.0), 5)) is None
+        assert column_hash(np.array([0.0, 1.0] * 50)) is None
