@@ -179,7 +179,10 @@ RANDOM = (  # ids, addresses, times of the clock, and hashes over these, whereve
     (r"(Journal: \d+ rows, the last `)[0-9a-f]{64}(`, hub `)[0-9a-f]{16}`", r"\1HEAD\2KEY`"),
     (r"^(\d+ )[0-9a-f]{64}( [0-9a-f]{16})?$", r"\1HEAD"),  # MLflow's tag for the same
 )
-DURATIONS = {"total_run_time", "estimated_run_time", "estimated_start_time_delta"}  # by Prefect's clock: not covered
+DURATIONS = {  # differences of two times of the clock, which are not covered
+    *("total_run_time", "estimated_run_time", "estimated_start_time_delta"),  # Prefect's
+    "duration_s",  # from created_at to updated_at
+}
 
 NOISED = {"update_norm", "signal_to_noise"}
 STEERED = {"clipping_norm", "noise_stddev", "unclipped_fraction"}  # by the noisy count of adaptive clipping

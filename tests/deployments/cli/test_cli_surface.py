@@ -113,6 +113,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
         [
             sys.executable,
             "-S",
+            "-E",  # or PYTHONPATH may name a folder that has them all
             "-c",
             "from deployments.cli.layout import misplaced_package; print(misplaced_package())",
         ],
