@@ -334,7 +334,8 @@ def _in_short(claim: dict[str, Any]) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """The statement for people."""
     title = f"# Privacy statement of run {found['run_id']} ({found['name']})\n"
-    title += "\nThis run was deleted. What it has spent stays.\n" * found["deleted"]
+    if found["deleted"]:
+        title += "\nThis run was deleted. What it has spent stays.\n"
     simulated = found.get("simulated")
     if not found["claim"]:
         return title + ("\nNothing is claimed" + (f": {simulated}.\n" if simulated else ".\n"))
