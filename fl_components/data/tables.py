@@ -91,7 +91,9 @@ class Tables(DataRule):
         folder = Path(self.folder).expanduser()
         about = None if self.clients_file is None else folder / Path(self.clients_file).expanduser()
         tables = {client_id: read_table(file) for client_id, file in _files(folder, about).items()}
-        prints = Fingerprints.of_clients({name: of_table(dict(each.frame.items())) for name, each in tables.items()})
+        prints = Fingerprints.of_clients(
+            {name: of_table({column: each.frame[column] for column in each.columns}) for name, each in tables.items()}
+        )
         first = next(iter(tables.values()))
         inputs = [column for column in first.columns if column != self.label] if self.columns is None else self.columns
         if not inputs:
