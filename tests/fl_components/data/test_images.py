@@ -19,7 +19,7 @@ class TestMnist:
     def test_pixels_are_scaled_and_stay_with_their_labels(self, tmp_path: Path) -> None:
         write_mnist(tmp_path)
         data = Mnist(folder=str(tmp_path), partition=Iid(num_clients=7)).load(seed=0)
-        assert (data.input_shape, data.num_classes, data.num_clients, data.public) == ((1, 28, 28), 10, 7, True)
+        assert (data.input_shape, data.num_classes, data.num_clients, data.public) == ((1, 28, 28), 10, 7, False)
         label_of = {image.tobytes(): row % 10 for row, image in enumerate(pixels(300))}
         found = np.rint(data.x_train * 255).astype(np.uint8)
         assert [label_of[image.tobytes()] for image in found] == data.y_train.tolist()

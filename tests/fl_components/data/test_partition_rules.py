@@ -264,7 +264,7 @@ class TestFederate:
     def test_rows_keep_their_labels_and_pixels_become_numbers_up_to_one(self) -> None:
         y = np.arange(50) % 10
         x = (y[:, None] * 25).astype(np.uint8)
-        data = federate(Shards(num_clients=5), 3, (x, y), (x[:10], y[:10]), num_classes=10)
+        data = federate(Shards(num_clients=5), 3, (x, y), (x[:10], y[:10]), num_classes=10, public=True)
         assert data.x_train.dtype == np.float32
         np.testing.assert_allclose(data.x_train[:, 0], data.y_train * 25 / 255, rtol=1e-6)
         assert [len(data.test(client)[1]) for client in range(5)] == [0] * 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fl_components.config import parse_config
@@ -180,7 +181,11 @@ class TestPopulations:
         """The function gives the data of other clients now, who have a budget of their own."""
         store.set_budget("wards", TERMS, reason="x", by="ada"), store.set_budget("other", TERMS, reason="x", by="ada")
         begin(data=WARDS).close()
-        others = {name: (x_train + 1, *rest) for name, (x_train, *rest) in wards().items()}
+        draw = np.random.default_rng(99)
+        others = {
+            name: (draw.normal(size=x_train.shape), y_train, draw.normal(size=x_test.shape), y_test)
+            for name, (x_train, y_train, x_test, y_test) in wards().items()
+        }
         monkeypatch.setattr("tests.fl_components.server.wards.other_wards", lambda: others)
         begin("o", data=WARDS | {"path": f"{HERE}:other_wards"}, population="other").close()
         monkeypatch.setattr("tests.fl_components.server.wards.wards", lambda: others)

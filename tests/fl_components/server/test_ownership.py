@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
@@ -168,6 +168,7 @@ ORIGINAL = data_of(hospitals())
 
 
 class TestWhatIsDoneToFiles:
+    @settings(max_examples=25)
     @given(st.sampled_from(CHANGES), st.integers(0, 2**32))
     def test_one_change(self, change: Callable[..., Files], seed: int) -> None:
         assert populations(data_of(change(hospitals(), random.Random(seed))), ORIGINAL) == {"wards"}
@@ -181,6 +182,7 @@ class TestWhatIsDoneToFiles:
         )
         assert populations(data_of(changed), ORIGINAL) == {"wards"}
 
+    @settings(max_examples=25)
     @given(
         st.lists(
             st.sampled_from(
@@ -197,11 +199,13 @@ class TestWhatIsDoneToFiles:
         files = renamed_columns(fewer_rows(files, draw), draw)
         assert populations(data_of(files), ORIGINAL) == {"wards"}
 
+    @settings(max_examples=25)
     @given(st.integers(1, 2**32))
     def test_strangers_are_strangers(self, seed: int) -> None:
         """Other patients, whose ages and pressures lie in the same ranges."""
         assert populations(data_of(hospitals(seed)), ORIGINAL) == set()
 
+    @settings(max_examples=25)
     @given(st.integers(1, 2**32))
     def test_tables_of_a_few_answers_are_not_taken_for_others(self, seed: int) -> None:
         """Where rows are anybody's, only all of a client's rows together tell it."""
@@ -269,6 +273,7 @@ class TestWhatIsDoneToTheConfiguration:
         rule = Tables(folder=str(tmp_path), label="disease", columns=["age"])
         assert keyed(rule.load(3).fingerprints(), KEY).recorded == ORIGINAL.recorded
 
+    @settings(max_examples=25)
     @given(st.integers(0, 100), st.sampled_from([np.float64, np.float32, list]), st.floats(0.2, 0.9))
     def test_a_function(self, seed: int, kind: Any, part: float) -> None:
         """The order of rows and clients, the type of the arrays, and which rows are there to test on."""
@@ -308,6 +313,7 @@ def return_them() -> dict[str, Any]:
 
 
 class TestColumns:
+    @settings(max_examples=25)
     @given(
         st.lists(st.floats(-1e3, 1e3, width=32), min_size=16, max_size=60, unique=True),
         st.sampled_from([0.5, 2, -4, 1024]),
