@@ -20,6 +20,14 @@ _LAYERS: Final[tuple[type[nn.Module], ...]] = (
 )
 _ROWWISE: Final[set[type[nn.Module]]] = {*_ACTIVATIONS, *_LAYERS}
 
+_NO_CODE: Final = {
+    "__init__",
+    *vars(type("Empty", (), {})),
+    "__annotations__",
+    "__firstlineno__",
+    "__static_attributes__",
+}
+
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
@@ -39,6 +47,11 @@ def meeting_place(module: nn.Module) -> str | None:
     Such a module computes the same for a row whatever the other rows hold. That follows from the code, not from trials.
 
     >>> meeting_place(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))) is None
+    True
+    >>> class Net(nn.Sequential):
+    ...     def __init__(self, width):
+    ...         super().__init__(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+    >>> meeting_place(Net(4)) is None
     True
     >>> meeting_place(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)))
     '1 (BatchNorm1d)'
@@ -67,4 +80,12 @@ def _is_rowwise(layer: nn.Module) -> bool:
         return bool(layer.dim == -1)
     if type(layer) is nn.GRU:
         return bool(layer.batch_first)
-    return type(layer) in _ROWWISE
+    return _code_of(type(layer)) in _ROWWISE
+
+
+def _code_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class whose code a module of this class runs: a base class where the class defines no more than how it is
+    built."""
+    while set(vars(kind)) <= _NO_CODE and len(kind.__bases__) == 1:
+        (kind,) = kind.__bases__
+    return kind
