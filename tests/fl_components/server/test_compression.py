@@ -160,15 +160,10 @@ def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: d
     assert found[0] == found[1]
 
 
-NOBODY = {
-    "training": {"learning_rate": 0.1, "epochs": 1, "straggler_fraction": 1.0, "drop_stragglers": True},
-    "aggregation": {"max_examples": 100},
-}
+NOBODY = {"training": {"learning_rate": 0.1, "epochs": 2, "straggler_fraction": 1.0, "drop_stragglers": True}}
 
 
-@pytest.mark.parametrize(
-    "compression", [{}, {"kind": "top_k"}, FEEDBACK, {"kind": "eden"}, {"kind": "dead_zone"}], ids=str
-)
+@pytest.mark.parametrize("compression", [{}, {"kind": "top_k"}, FEEDBACK, {"kind": "eden"}], ids=str)
 def test_a_round_of_which_nothing_is_left(open_run: OpenRun, compression: dict[str, Any]) -> None:
     """All clients are stragglers, which are dropped: with any codec too few, or a round without a step."""
     fields = NOBODY | {"compression": {"kind": "none", **compression}}
