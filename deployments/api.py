@@ -147,6 +147,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     }
     if data:
         from fl_components.data.summary import summary
+        from fl_components.server.claim import delta_warnings
         from fl_components.server.encoding import expected_bytes
         from fl_components.server.federation import assemble
 
@@ -158,6 +159,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             "num_parameters": federation.num_parameters,
             "num_classes": table.num_classes,
             "communication": expected_bytes(federation),
+            "warnings": delta_warnings(federation),
         }
         clients = [
             {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}
