@@ -235,6 +235,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     }
     if data:
         from fl_components.data.summary import classes, look_alikes, summary
+        from fl_components.server.claim import delta_warnings
         from fl_components.server.encoding import expected_bytes
         from fl_components.server.hub import assembled_for_a_look
         from fl_components.server.reproducibility import second_load
@@ -251,6 +252,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             "num_classes": table.num_classes,
             "communication": expected_bytes(federation),
             "left_alone": list(resolved.data.left_alone()),
+            "warnings": delta_warnings(federation),
         }
         clients = [
             {"id": client_id, "train": table.num_examples(index), "test": len(table.test(index)[1])}

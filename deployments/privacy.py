@@ -340,13 +340,15 @@ def plan(
     """What keeps `epsilon` with this configuration: the noise for its rounds and cohort, or the rounds for its noise
     and cohort, or the cohort for its noise and rounds. Never less private than asked.
 
+    What no configuration may say is not among them: no rounds at all, or less than one client a round.
     Each choice has the curve of epsilon by round, and the noise on a coordinate of the mean in clipping norms. Raises
     `ConfigError`.
     """
-    from fl_components.config import load_config
+    from fl_components.config import load_config, source_folder
     from fl_components.privacy import CentralPrivacy, neighbouring_of
     from fl_components.privacy.accountants import rdp_epsilon
     from fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
+    from fl_components.privacy.central import LEAST_NOISE
     from fl_components.privacy.events import Event
     from fl_components.server.hub import assembled_for_a_look
     from fl_components.values import Sampling
@@ -361,7 +363,7 @@ def plan(
         )
     num_clients = resolved.data.known_num_clients()
     if num_clients is None:
-        num_clients = assembled_for_a_look(resolved, str(Path(config).resolve().parent)).data.num_clients
+        num_clients = assembled_for_a_look(resolved, str(source_folder(config))).data.num_clients
     sampling, relation = (
         resolved.selection.sampling(num_clients),
         neighbouring_of(resolved.selection.sampling(num_clients)),
@@ -390,13 +392,15 @@ def plan(
 
     target = (relation, epsilon, central.delta)
     choices = [choice("as configured", central.noise_multiplier, resolved.rounds, sampling)]
-    noise = least_noise(lambda noise: {event(noise): resolved.rounds}, *target)
+    noise = max(LEAST_NOISE, least_noise(lambda noise: {event(noise): resolved.rounds}, *target))
     choices.append(choice("noise", noise, resolved.rounds, sampling))
     rounds = most_rounds(lambda rounds: {event(): rounds}, *target)
-    choices.append(choice("rounds", central.noise_multiplier, rounds, sampling))
+    if rounds:  # else not even one keeps it
+        choices.append(choice("rounds", central.noise_multiplier, rounds, sampling))
     if sampling.kind == "poisson":
         rate = largest_rate(lambda rate: {event(None, at_rate(rate)): resolved.rounds}, *target)
-        choices.append(choice("cohort", central.noise_multiplier, resolved.rounds, at_rate(rate)))
+        if rate * num_clients >= 1:  # a configuration refuses fewer
+            choices.append(choice("cohort", central.noise_multiplier, resolved.rounds, at_rate(rate)))
     found = {
         "name": resolved.name,
         "epsilon": epsilon,
@@ -425,7 +429,7 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     The clients with the fewest rows come first, at most `MOST_SHOWN`: the same noise weighs more on a smaller batch.
     Raises `ConfigError`.
     """
-    from fl_components.config import load_config
+    from fl_components.config import load_config, source_folder
     from fl_components.privacy.accountants import rdp_epsilon
     from fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
     from fl_components.privacy.example_level import NEIGHBOURING
@@ -444,7 +448,7 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     configured = rule.noise(rounds * steps)
     uncut = rule.model_copy(update={"max_batch_size": None})  # cut batches may be more than the configured noise pays
     loaded = resolved.model_copy(update={"training": resolved.training.model_copy(update={"privacy": uncut})})
-    data = assembled_for_a_look(loaded, str(Path(config).resolve().parent)).data
+    data = assembled_for_a_look(loaded, str(source_folder(config))).data
     rows = sorted((data.num_examples(client), data.client_ids[client]) for client in range(data.num_clients))
 
     @cache

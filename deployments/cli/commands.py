@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.console import Group
 
 from deployments.cli.progress import display
 from deployments.cli.screen import Answer, Screen
@@ -241,7 +242,8 @@ def config_check(
         from deployments.cli.picture import draw_partition
 
         draw_partition(found["partition"], found["name"], picture)
-    return Answer(found, tables.checked_config(found))
+    warnings = [f"Warning: {warning}" for warning in found.get("warnings", ())]
+    return Answer(found, Group(tables.checked_config(found), *warnings))
 
 
 def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:

@@ -215,11 +215,19 @@ def join_population(
             if store.find_budget(whose) is None:
                 reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
                 store.set_budget(whose, terms, reason=reason, by="fedrounds")
+    for warning in delta_warnings(federation):
+        say(warning)
+
+
+def delta_warnings(federation: Federation) -> list[str]:
+    """Return a sentence for each delta at which a mechanism that gives somebody's data away could claim as much."""
     num_clients, most = federation.data.num_clients, int(federation.data.train_rows.lengths.max())
-    if federation.is_charged and federation.central is not None and federation.central.delta > 1 / num_clients:
-        say(_large_delta("privacy.delta", federation.central.delta, f"{num_clients} clients", 1 / num_clients))
-    if federation.example_level is not None and federation.example_level.delta > 1 / most:
-        say(_large_delta("training.privacy.delta", federation.example_level.delta, f"{most} examples", 1 / most))
+    central, examples, warnings = federation.central, federation.example_level, []
+    if federation.is_charged and central is not None and central.delta > 1 / num_clients:
+        warnings.append(_large_delta("privacy.delta", central.delta, f"{num_clients} clients", 1 / num_clients))
+    if examples is not None and examples.delta > 1 / most:
+        warnings.append(_large_delta("training.privacy.delta", examples.delta, f"{most} examples", 1 / most))
+    return warnings
 
 
 def _large_delta(field: str, delta: float, of: str, most: float) -> str:

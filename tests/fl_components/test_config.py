@@ -564,7 +564,7 @@ class TestFiles:
                 "cannot be read as YAML: while scanning for the next token found character '\\t' that cannot start",
             ),
             ("a: !!python/object:os.system 1", "could not determine a constructor for the tag"),
-            ("a: " + "[" * 1200, "it is nested more than 50 deep (line 1, column 54)"),
+            ("a: " + "[" * 1200, "it is nested more than 50 deep (line 1, column 53)"),
             ("a: " + "9" * 5000, "the number 9999999999... has more than 400 digits (line 1, column 4)"),
             (
                 "a: 9223372036854775808",

@@ -139,6 +139,7 @@ def test_a_folder_that_cannot_be_written_to_will_do_when_it_is_complete(
 def test_files_elsewhere_are_completed_there(mirror: Mirror, folder: Path, home: Path) -> None:
     """A training reads the first folder that has any of the files, and refuses one that has only some."""
     serve_mnist(mirror)
+    home.mkdir(mode=0o700)
     at_home = home / "data" / "mnist"
     at_home.mkdir(parents=True)
     (at_home / "labels").write_bytes(LABELS)
@@ -157,6 +158,7 @@ def test_files_elsewhere_are_completed_there(mirror: Mirror, folder: Path, home:
         (b"<html>not found</html>", "its sha256 is"),
         (b"", "its sha256 is"),
     ],
+    ids=["other content", "too short", "too long", "cut off", "a page", "nothing"],
 )
 def test_other_content_is_refused_and_removed(mirror: Mirror, folder: Path, body: bytes, words: str) -> None:
     serve_mnist(mirror)

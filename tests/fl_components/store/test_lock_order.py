@@ -14,7 +14,7 @@ from sqlalchemy import insert
 
 from fl_components.store import BudgetTerms, RunRecord, Store, journal, ledger
 from fl_components.store.keys import SigningKey
-from fl_components.store.schema import members
+from fl_components.store.schema import example_spending
 from tests.fl_components.store.lock_order import LockOrder, checked
 
 
@@ -33,15 +33,17 @@ class TestChecker:
         with checked() as order:
             yield order
 
-    def test_a_foreign_key_after_the_journals_head(self, store: Store, order: LockOrder) -> None:
-        """As `bind_rows` once did: it deadlocked with whoever reserved a round."""
+    def test_a_foreign_key_after_the_journals_head(
+        self, store: Store, order: LockOrder, new_run: Callable[..., RunRecord]
+    ) -> None:
+        """A row that refers to a population locks it: this deadlocked with whoever reserved a round."""
+        new_run("r")
         with store._transaction() as connection:
-            row = journal.append(connection, store.keys.signing, None, "population.bound", {})
-            values = {"population": "p/a", "key_id": "k", "journal_sequence": row.sequence, "digest": "0" * 64}
-            connection.execute(insert(members), [values])
+            journal.append(connection, store.keys.signing, None, "population.bound", {})
+            connection.execute(insert(example_spending), [{"run_id": "r", "population": "p/a", "spent": []}])
             connection.rollback()
         (violation,) = order.violations
-        assert "locks 'p/a' after the journal's head: INSERT INTO members" in violation
+        assert "locks 'p/a' after the journal's head: INSERT INTO example_spending" in violation
 
     def test_populations_after_the_journals_head(self, store: Store, order: LockOrder) -> None:
         with store._transaction() as connection:
@@ -178,12 +180,13 @@ def terms(epsilon, unit):
 
 
 def begin(n):
-    store.bind_members("p", [secrets.token_hex(32) for _ in range(3)])
     store.register_clients("p", names + [f"p/new-{number}-{n}"])
-    store.bind_rows("p", {name: [secrets.token_hex(32)] for name in reversed(names)})
     run_id = f"r{number}-{n}"
     store.create_run(run_id=run_id, name="n", population="p", rounds=9, config={}, config_digest="c", ancestor=None,
                      initial_state=b"w", params_digest="p", engine={}, source_folder="/")
+    digests = {f"r{secrets.token_hex(16)}": name.partition("/")[2] for name in reversed(names)}
+    store.enter_data(run_id=run_id, name="n", population="p", units=["client", "example"], digests=digests,
+                     check=lambda owners: None)
     return run_id
 
 
