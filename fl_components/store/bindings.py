@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,29 +164,13 @@ def uses_without(connection: Connection, population: str, unit: str, client: str
     They are the population's runs, and those on data of which enough is bound to it: `LEAST_ROWS` rows, or all rows or
     a column of a client.
     """
-    bound = fingerprints.alias("bound")
-    shared = (
-        select(data_uses.c.run_id, fingerprints.c.digest)
-        .join(fingerprints, fingerprints.c.data_id == data_uses.c.data_id)
-        .join(bound, bound.c.digest == fingerprints.c.digest)
-        .join(bindings, bindings.c.data_id == bound.c.data_id)
-        .where(bindings.c.population == population)
-        .distinct()
-    )
+    rows = [row for row in connection.execute(select(data_uses.c.data_id, data_uses.c.units).distinct())]
+    candidates = {row.data_id for row in rows if unit not in row.units}
+    theirs = _shared_data(connection, candidates, population, client) if candidates else set()
+    holding = candidates
     if client is not None:
-        shared = shared.where(bound.c.client == client)
-    weight: dict[str, int] = {}
-    for run_id, digest in connection.execute(shared):
-        weight[run_id] = weight.get(run_id, 0) + (1 if digest.startswith("r") else LEAST_ROWS)
-    of_client = None
-    if client is not None:
-        of_client = set(
-            connection.scalars(
-                select(data_uses.c.run_id)
-                .join(fingerprints, fingerprints.c.data_id == data_uses.c.data_id)
-                .where(data_uses.c.population == population, fingerprints.c.client.in_([client, ""]))
-            )
-        )
+        of_client = fingerprints.c.client.in_([client, ""])
+        holding = set(connection.scalars(select(fingerprints.c.data_id).where(of_client).distinct()))
     committed = (
         select(func.count())
         .select_from(journal_table)
@@ -199,14 +184,33 @@ def uses_without(connection: Connection, population: str, unit: str, client: str
     )
     uses: dict[str, DataUse] = {}
     for row in connection.execute(query):
-        own = row.population == population and (of_client is None or row.run_id in of_client)
-        if unit in row.units or not row.rounds or not (own or weight.get(row.run_id, 0) >= LEAST_ROWS):
-            continue
-        uses.setdefault(
-            row.run_id,
-            DataUse(row.run_id, row.name, row.population, row.units, row.at, row.rounds, row.state == DELETED),
-        )
+        of_population = row.population == population and row.data_id in holding
+        if unit not in row.units and row.rounds and (of_population or row.data_id in theirs):
+            use = DataUse(row.run_id, row.name, row.population, row.units, row.at, row.rounds, row.state == DELETED)
+            uses.setdefault(row.run_id, use)
     return list(uses.values())
+
+
+def _shared_data(connection: Connection, candidates: set[str], population: str, client: str | None) -> set[str]:
+    """Those of these data of which enough is bound to the population, or to one of its clients."""
+    bound = fingerprints.alias("bound")
+    shared = (
+        select(fingerprints.c.data_id, fingerprints.c.digest)
+        .join(bound, bound.c.digest == fingerprints.c.digest)
+        .join(bindings, bindings.c.data_id == bound.c.data_id)
+        .where(bindings.c.population == population)
+        .distinct()
+    )
+    if client is not None:
+        shared = shared.where(bound.c.client == client)
+    weights: Counter[str] = Counter()
+    for page in ledger.in_pages(fingerprints.c.data_id, candidates):
+        found = shared.where(page).subquery()
+        kind = func.substr(found.c.digest, 1, 1)
+        counts = select(found.c.data_id, kind.label("kind"), func.count()).group_by(found.c.data_id, kind)
+        for data_id, letter, count in connection.execute(counts):
+            weights[data_id] += count if letter == "r" else LEAST_ROWS * count
+    return {data_id for data_id, weight in weights.items() if weight >= LEAST_ROWS}
 
 
 def clients_known(connection: Connection, population: str) -> set[str]:

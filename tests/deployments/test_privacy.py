@@ -331,3 +331,52 @@ def test_no_look_at_private_data_shows_a_cell(home: Path, tmp_path: Path, look: 
     assert caught.value.__cause__ is None
     withheld = (home / "withheld" / "ward.log").read_text()
     assert "42" in withheld and "ward-7" in withheld
+
+
+class TestRunsWithoutAClaim:
+    def test_status_ledger_and_statement_name_them(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """They were trained on the same wards before anybody set a budget; deleting one does not delete its record."""
+        fields = FIELDS | {"data": wards.WARDS}
+        with Store.open() as store:
+            without = fields | {"privacy": {"kind": "none"}, "selection": {"kind": "uniform"}, "seed": 4}
+            with open_hub(store, "q1", config=parse_config(without)) as hub:
+                walk(stages, hub, 1)
+            privacy.set_budget("wards", epsilon=6.0, delta=1e-3, reason="the board")
+            assert [run["run_id"] for run in privacy.status("wards")[0]["unclaimed_runs"]] == ["q1"]
+            with open_hub(store, "wp", config=parse_config(fields)) as hub:
+                walk(stages, hub, 1)
+        (found,) = privacy.status("wards")
+        (unclaimed,) = found["unclaimed_runs"]
+        assert (unclaimed["run_id"], unclaimed["rounds"], unclaimed["deleted"]) == ("q1", 1, False)
+        first, charge = privacy.ledger("wards")
+        assert (first["run_id"], first["state"], first["round"], first["event"]) == ("q1", "unclaimed", 1, None)
+        assert (charge["run_id"], charge["state"]) == ("wp", "spent")
+        assert privacy.statement("wp")["unclaimed_runs"] == found["unclaimed_runs"]
+        assert "q1 (ward, begun" in privacy.statement("wp")["markdown"]
+        for line, words in (
+            ("privacy status", "not covered by this epsilon: 1 run on these data without this claim"),
+            ("privacy ledger wards", "unclaimed"),
+        ):
+            assert main(line.split()) == 0
+            assert words in " ".join(capsys.readouterr().out.split())
+
+
+class TestNames:
+    def test_a_demonstration_becomes_private(self, trained: Store) -> None:
+        found = privacy.set_budget("wards", epsilon=6.0, reason="the board")
+        assert (found["demonstration"], found["epsilon_limit"]) == (False, 6.0)
+        assert found["epsilon"] == pytest.approx(epsilon(3))  # what it spent stays on its account
+        with pytest.raises(ConfigError, match="has spent under other terms: delta"):
+            privacy.set_budget("wards", epsilon=6.0, delta=1e-9, reason="the board")
+        trained.verify_journal()
+
+    def test_a_client_that_there_is_not(self, home: Path) -> None:
+        privacy.set_budget("heart/*", epsilon=3.0, delta=1e-3, reason="the board")
+        privacy.set_budget("heart/first", epsilon=1.0, reason="before any run")
+        with Store.open() as store:
+            store.register_clients("heart", ["heart/va", "heart/cleveland"])
+        privacy.set_budget("heart/va", epsilon=1.0, reason="x")
+        for name, close in (("VA", "close names are va"), ("clevland", "close names are cleveland")):
+            with pytest.raises(ConfigError, match=f"population 'heart' has no client '{name}'") as refused:
+                privacy.set_budget(f"heart/{name}", epsilon=1.0, reason="x")
+            assert close in str(refused.value.hint)
