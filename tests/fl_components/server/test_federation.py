@@ -163,11 +163,9 @@ class TestAssemble:
         with pytest.raises(ModelError, match=r"in embedding, Embedding") as caught:
             assemble(configured({"whole": True}, model=model), folder)
         assert "make it an embedding of at least 9 tokens" in (caught.value.hint or "")
-        claim = {"kind": "central", "clipping_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
-        private = configured(
-            {"whole": True}, model=model, privacy=claim, aggregation={"kind": "mean", "weights": "uniform"}
-        )
-        assert assemble(private, folder).num_parameters > 0
+        privacy = {"kind": "example_level", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "sampling_rate": 0.5}
+        training = {"learning_rate": 0.1, "epochs": 1, "privacy": {**privacy, "delta": 0.1}}
+        assert assemble(configured({"whole": True}, model=model, training=training), folder).num_parameters > 0
 
     def test_a_large_population_without_per_client_evaluation(self, folder: str) -> None:
         federation = assemble(configured({"num_clients": 1001}, evaluation={"per_client": False}), folder)
