@@ -34,8 +34,8 @@ def test_training_inside_a_flow_run_of_another_server_is_refused(
     [
         ("./mlruns", "a folder, in which MLflow no longer keeps runs"),
         ("file:///srv/mlruns", "a folder, in which MLflow no longer keeps runs"),
-        ("databricks", "for which databricks-sdk is missing"),
-        ("databricks://profile", "for which databricks-sdk is missing"),
+        ("databricks", "databricks-sdk is missing"),
+        ("databricks://profile", "databricks-sdk is missing"),
         ("ftp://me:hunter2@mlflow.example", "MLflow knows no 'ftp'"),
         ("http://[::1", "is not a URL"),
     ],
