@@ -243,15 +243,7 @@ class Tables(DataRule):
         tables = self.read()
         summaries = []
         for column in (*self._inputs(next(iter(tables.values()))), self.label):
-            kind = (
-                "label"
-                if column == self.label
-                else "category"
-                if column in self.categories
-                else "date"
-                if column in self.dates
-                else "number"
-            )
+            kind = self._kind(column)
             values = {client_id: self._values(table, column) for client_id, table in tables.items()}
             missing = {client_id: np.isnan(each) for client_id, each in values.items()}
             present = np.concatenate([each[~missing[client_id]] for client_id, each in values.items()])
@@ -373,6 +365,11 @@ class Tables(DataRule):
             field = "data.classes" if column == self.label else f"data.categories.{column}"
             places = table.places(column, [text(value) for value in listed], field)
         return np.where(places < 0, np.nan, places)
+
+    def _kind(self, column: str) -> Literal["number", "date", "category", "label"]:
+        if column == self.label:
+            return "label"
+        return "category" if column in self.categories else "date" if column in self.dates else "number"
 
     def _settle(self, table: Table, column: str, missing: NDArray[np.bool_], kept: NDArray[np.bool_]) -> None:
         """Raise `DataError` for a missing value that is refused; clear the rows that are dropped in `kept`."""
