@@ -434,7 +434,8 @@ for _tag in ("int", "float"):
 
 
 def _refused(place: yaml.Node | yaml.Event, reason: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, reason, place.start_mark)
+    mark: Any = place.start_mark
+    return yaml.constructor.ConstructorError(None, None, reason, mark)
 
 
 def _measure(

@@ -44,7 +44,8 @@ class Rule(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return _strict(handler(source), cls)
+        schema: CoreSchema = _strict(handler(source), cls)
+        return schema
 
     @model_validator(mode="before")
     @classmethod
@@ -76,9 +77,9 @@ def _strict(schema: Any, rule: type[Rule]) -> Any:
         case "bool":
             return {**schema, "strict": True}
         case "int":
-            return core_schema.no_info_before_validator_function(_whole_number, {**schema})  # type: ignore[typeddict-item]
+            return core_schema.no_info_before_validator_function(_whole_number, {**schema})
         case "float":
-            return core_schema.no_info_before_validator_function(_number, {**schema})  # type: ignore[typeddict-item]
+            return core_schema.no_info_before_validator_function(_number, {**schema})
         case "union" if any(_choice(each) == "bool" for each in schema["choices"]):
             return schema  # takes each value for what it is
     return {

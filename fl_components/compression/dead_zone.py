@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -52,7 +53,7 @@ class DeadZone(Quantiser):
     def error_bound(self, num_values: int) -> float:
         """The largest number is off by at most half of itself, or cut to 32,767 steps: it is at most the root of
         `num_values` root mean squares."""
-        cut = MOST_STEPS * self.step * num_values**-0.5
+        cut = MOST_STEPS * self.step / math.sqrt(num_values)
         return 1 - min(0.75, cut) / num_values
 
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:

@@ -3,6 +3,7 @@ quantisation."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -112,7 +113,7 @@ class Qsgd(Levels):
     def error_bound(self, num_values: int) -> float:
         """Alistarh et al. 2017, lemma 3.1, with the variance of a coin, which is at most 1/4."""
         dim = min(num_values, self.bucket)
-        return min(dim / (4 * self._levels**2), dim**0.5 / self._levels)
+        return min(dim / (4 * self._levels**2), math.sqrt(dim) / self._levels)
 
     def scales(self, values_NKB: Float32) -> dict[str, Float32]:
         doubles_NKB = values_NKB.astype(np.float64)
@@ -141,7 +142,7 @@ class Ternary(Levels):
 
     def error_bound(self, num_values: int) -> float:
         """Of max|x| ||x||_1 - ||x||_2^2: reached where one number is largest and all others are equal."""
-        return (min(num_values, self.bucket) ** 0.5 - 1) / 2
+        return (math.sqrt(min(num_values, self.bucket)) - 1) / 2
 
     def scales(self, values_NKB: Float32) -> dict[str, Float32]:
         return {"largest": np.abs(values_NKB).max(2)}

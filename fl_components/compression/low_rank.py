@@ -43,7 +43,7 @@ class LowRank(CompressionRule):
         """Of a matrix with k singular values the first column of P holds at least 1/k of the squared norm, on average
         over its draw: the power method favours no direction over one with a larger singular value. k is at most the
         root of `num_values`."""
-        return 1 - num_values**-0.5
+        return 1 - 1 / math.sqrt(num_values)
 
     def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
         draw = known.common_draw(self.kind)
