@@ -206,9 +206,9 @@ class Instants:
 
         write_durably = durable_files.write_durably
 
-        def watched_write(path: Path, data: bytes) -> None:
+        def watched_write(path: Path, data: bytes, **options: Any) -> None:
             self.reach("before the blob")
-            write_durably(path, data)
+            write_durably(path, data, **options)
 
         instants = self
 
@@ -225,13 +225,14 @@ class Instants:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._file, name)
 
-            def write(self, data: bytes) -> None:
+            def write(self, data: bytes) -> int:
                 self._file.write(data[: len(data) // 2])
                 self._file.flush()
                 instants.reach("half of the temporary file")
                 self._file.write(data[len(data) // 2 :])
                 self._file.flush()
                 instants.reach("the temporary file")
+                return len(data)
 
         files: Any = durable_files
         files.open = WatchedFile
@@ -466,6 +467,7 @@ def main() -> int:
         if options.mode == "mishaps":
             assert in_child(lambda: train(place, until=1)) == 0
         names: list[str] = in_child_with_answer(place, lambda: train_with_signal(place, None))
+    assert isinstance(names, list), names
     instants = list(enumerate(names, 1))
     cases: list[tuple[str, Case]]
     if options.mode == "kills":
