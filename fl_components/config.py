@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -62,7 +63,7 @@ class FederationConfig(Rule):
         max_length=100,
         description="clients that share one privacy budget; the name when it is not given",
     )
-    rounds: int = Field(ge=1)
+    rounds: int = Field(ge=1, le=1_000_000_000)
     seed: int = Field(default=0, ge=0, description="decides all public randomness")
     data: Data
     model: Model
@@ -612,7 +613,15 @@ def _fields_at(path: Sequence[str]) -> list[FieldInfo]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # as YAML writes them
+    """A value as YAML writes it, shortened.
+
+    >>> _short(True), _short(16**5000)
+    ('true', 'a whole number of more than 4300 digits')
+    """
+    try:
+        text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    except ValueError:  # Python writes no longer ones
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
