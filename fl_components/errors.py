@@ -15,7 +15,7 @@
     │   ├── LeaseHeld                  1   another process is working on this run
     │   └── LeaseLost                  1   another process has taken this run over
     ├── RunFailed                      1   the run stopped; a resume may succeed
-    │   └── Diverged                   1   the server's parameters are no longer finite: no resume can succeed
+    │   └── Diverged                   1   the server's new state is not finite: no resume can succeed
     ├── RunCancelled                   1   stopped on request; can be resumed
     ├── WireError                      1   bytes that are no frame (docs/wire-format.md), or that hold something else
     ├── UpdateRejected                 1   one client's update, with the reason; the round goes on without it

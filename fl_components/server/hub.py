@@ -584,7 +584,7 @@ def open_hub(
     _check_model(run, federation)
     accepted: dict[str, str] = {}
     if has_rounds:
-        accepted = _check_data(store, run, federation, accept_changed_data, say)
+        accepted = _check_data(store, run, federation, accept_changed_data)
         join_population(store, federation, run.run_id, data, say)
     _warn_of_another_engine(run, say)
     lease = store.acquire(run_id, say=say)
@@ -695,13 +695,10 @@ def _check_model(run: RunRecord, federation: Federation) -> None:
             )
 
 
-def _check_data(store: Store, run: RunRecord, federation: Federation, accepts: bool, say: Say) -> dict[str, str]:
+def _check_data(store: Store, run: RunRecord, federation: Federation, accepts: bool) -> dict[str, str]:
     """Raises `RunConflict` when the rows are not those that the run began with. What is returned, where anything, are
     the facts of other rows, which a run without a claim `accepts`."""
     facts = data_facts(federation.data, digest_key(store))
-    if run.engine["data_key"] != facts["data_key"]:
-        say(f"run {run.run_id} began in a home with another key: whether its rows are the same cannot be checked here")
-        return {}
     if run.engine["data_digest"] == facts["data_digest"]:
         return {}
     if accepts and not federation.config.claims:

@@ -28,13 +28,13 @@ _PIECE_BYTES: Final = 8 << 20
 
 
 def digest_key(store: Store) -> bytes:
-    """Return the key of the digests, which no database or log holds."""
+    """Return the key of the digests, which no database or log holds. All hubs of one database share it."""
     return hmac.digest(store.fingerprint_key(), b"rows of a run", "sha256")
 
 
 def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
-    """Return what a run remembers of its data: by which key (an id), a digest of all rows, labels, client ids and
-    their order, and up to `MOST_NAMED` clients one of each, 8 hexadecimal digits of it.
+    """Return what a run remembers of its data: a digest of all rows, labels, client ids and their order, and up to
+    `MOST_NAMED` clients one of each, 8 hexadecimal digits of it.
 
     >>> rows = (np.zeros((3, 2), np.float32), np.array([0, 1, 1]), np.zeros((1, 2), np.float32), np.array([1]))
     >>> from fl_components.data.federated import ClientExamples
@@ -42,11 +42,10 @@ def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
     >>> data = FederatedData.from_clients(clients, num_classes=2, public=True)
     >>> facts = data_facts(data, bytes(32))
     >>> {name: len(value) for name, value in facts.items()}
-    {'data_key': 16, 'data_digest': 64, 'client_digests': 16}
+    {'data_digest': 64, 'client_digests': 16}
     """
     clients = range(data.num_clients if data.num_clients <= MOST_NAMED else 0)
     return {
-        "data_key": hmac.digest(key, b"id", "sha256").hex()[:16],
         "data_digest": hmac.digest(key, digest_of_data(data), "sha256").hex(),
         "client_digests": "".join(
             hmac.digest(key, digest_of_client(data, client, test=True), "sha256").hex()[:_DIGITS] for client in clients

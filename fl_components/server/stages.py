@@ -325,7 +325,8 @@ def _download(batch: EncodedBatch | UpdateSum) -> int:
 def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected) -> ServerState:
     """Seal what was collected, then move the server's parameters by it.
 
-    Raises `TooFewClients` before the seal when too little was admitted.
+    Raises `TooFewClients` before the seal when too little was admitted, and `Diverged` after it when the new parameters
+    or the state of the server optimiser are not finite.
     """
     received = collected.partial.count
     if received < plan.min_updates:
@@ -344,15 +345,18 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
         sum_D1 = collected.partial.tensors["sum"]
         keys = hub.noise_keys(plan, {"sum": sum_D1, **clipping})
         mean_D, clipping = central.release(sum_D1, clipping, hub.federation.sampling, keys)
-    with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
-        params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
-    if not np.isfinite(params_D).all():
-        diverged = Diverged(
-            f"round {plan.round}: the server's parameters are no longer finite",
-            hint="begin another run with a lower server_optimizer.learning_rate",
-        )
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
+            params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
+        if not np.isfinite(params_D).all():
+            raise Diverged(
+                "the server's parameters are no longer finite",
+                hint="begin another run with a lower server_optimizer.learning_rate",
+            )
+    except Diverged as error:
+        diverged = Diverged(f"round {plan.round}: {error.message}", hint=error.hint)
         hub.lease.finish("Failed", diverged.as_data())  # which erases the seal and the key that opens it
-        raise diverged
+        raise diverged from error
     return replace(
         state,
         round=plan.round,

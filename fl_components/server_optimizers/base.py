@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from fl_components.errors import RunFailed
+from fl_components.errors import Diverged
 from fl_components.rules import Rule
 from fl_components.values import Float32, Float64, Tensors
 
@@ -22,14 +22,14 @@ class ServerOptimizerRule(Rule):
     def update(self, params_D: Float32, pseudo_gradient_D: Float64, state: Tensors) -> tuple[Float32, Tensors]:
         """New parameters and new state. `pseudo_gradient_D` is minus the aggregated update (float64 [D]).
 
-        Raises `RunFailed` when the new state is not finite (`as_state`).
+        Raises `Diverged` when the new state is not finite (`as_state`).
         """
 
 
 def as_state(rule: ServerOptimizerRule, tensors: dict[str, Float64]) -> Tensors:
     """`tensors` (float64 [D]) as float32, which is how state is kept.
 
-    Raises `RunFailed` when one of them is not finite then: with an infinite second moment a parameter never moves
+    Raises `Diverged` when one of them is not finite then: with an infinite second moment a parameter never moves
     again, and with an infinite momentum the next round's parameters are infinite.
 
     >>> from fl_components.server_optimizers import FedAvgM
@@ -37,14 +37,14 @@ def as_state(rule: ServerOptimizerRule, tensors: dict[str, Float64]) -> Tensors:
     {'v': array([ 1.5, -2. ], dtype=float32)}
     >>> as_state(FedAvgM(), {"v": np.array([1.5, 1e39])})
     Traceback (most recent call last):
-    fl_components.errors.RunFailed: server_optimizer.kind fedavgm: state v exceeds float32 for 1 of 2 parameters
+    fl_components.errors.Diverged: server_optimizer.kind fedavgm: state v exceeds float32 for 1 of 2 parameters
     """
     with np.errstate(over="ignore"):
         state = {name: tensor_D.astype(np.float32) for name, tensor_D in tensors.items()}
     for name, kept_D in state.items():
         if not np.isfinite(kept_D).all():
             kind = getattr(rule, "kind", type(rule).__name__)
-            raise RunFailed(
+            raise Diverged(
                 f"server_optimizer.kind {kind}: state {name} exceeds float32 for "
                 f"{np.count_nonzero(~np.isfinite(kept_D))} of {len(kept_D)} parameters",
                 hint="the aggregated update is too large: begin another run with a lower training.learning_rate or "

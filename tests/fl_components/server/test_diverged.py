@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fl_components.errors import Diverged, RunNotFound
@@ -9,14 +11,15 @@ from fl_components.server import stages
 from fl_components.server.hub import open_hub
 from fl_components.store import Store
 from flows.round import walk
-from tests.fl_components.server.wards import TERMS, WARDS, Begin, secret_file
+from tests.fl_components.server.wards import FIELDS, TERMS, WARDS, Begin, secret_file
 
-TOO_LARGE = {"learning_rate": 1e41}
+TOO_LARGE = {"learning_rate": 3e38}  # just below the largest float32
 
 
 def test_the_seal_and_the_secret_are_erased(begin: Begin, store: Store) -> None:
     store.set_budget("wards", TERMS, reason="x", by="ada")
-    hub = begin(data=WARDS, server_optimizer=TOO_LARGE)
+    privacy = FIELDS["privacy"] | {"clipping": {"kind": "fixed", "norm": 1e3}}  # the noise is as large
+    hub = begin(data=WARDS, privacy=privacy, server_optimizer=TOO_LARGE)
     hub.lease.begin_attempt()
     secret = secret_file(store)
     with pytest.raises(Diverged, match="no longer finite") as caught:
@@ -38,11 +41,27 @@ def test_the_seal_and_the_secret_are_erased(begin: Begin, store: Store) -> None:
     store.verify_journal()
 
 
-def test_without_a_claim_it_is_the_same(begin: Begin, store: Store) -> None:
-    privacy = {"kind": "none"}
-    hub = begin(privacy=privacy, selection={"kind": "uniform", "cohort_size": 3}, server_optimizer=TOO_LARGE)
-    with pytest.raises(Diverged):
+@pytest.mark.parametrize(
+    ("learning_rate", "server_optimizer", "what"),
+    [
+        (20.0, TOO_LARGE, "round 1: the server's parameters are no longer finite"),
+        (1e24, {"kind": "fedadam"}, "round 1: server_optimizer.kind fedadam: state v exceeds float32"),
+    ],
+    ids=["parameters", "state"],
+)
+def test_without_a_claim_it_is_the_same(
+    begin: Begin, store: Store, learning_rate: float, server_optimizer: dict[str, Any], what: str
+) -> None:
+    hub = begin(
+        privacy={"kind": "none"},
+        selection={"kind": "uniform", "cohort_size": 3},
+        training=FIELDS["training"] | {"learning_rate": learning_rate},
+        aggregation={"max_update_norm": 1e30},
+        server_optimizer=server_optimizer,
+    )
+    with pytest.raises(Diverged, match=what) as caught:
         walk(stages, hub, 1)
+    assert (store.run("r").state, store.run("r").error) == ("Failed", caught.value.as_data())
     assert store.sealed("r", 1) is None
     store.verify_journal()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.errors import RunFailed
+from fl_components.errors import Diverged
 from fl_components.server_optimizers import (
     FedAdagrad,
     FedAdam,
@@ -207,7 +207,7 @@ class TestOverflow:
     )
     def test_a_state_beyond_float32(self, rule: ServerOptimizerRule, name: str, gradient: float) -> None:
         words = rf"server_optimizer\.kind {rule.kind}: state {name} exceeds float32 for 1 of 3 parameters"  # type: ignore[attr-defined]
-        with pytest.raises(RunFailed, match=words) as caught:
+        with pytest.raises(Diverged, match=words) as caught:
             rule.update(np.zeros(3, np.float32), np.array([0.0, gradient, 1.0]), rule.init(3))
         assert "max_update_norm" in (caught.value.hint or "")
 
