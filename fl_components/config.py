@@ -459,8 +459,9 @@ def _measure(
     return count, depth
 
 
-def _parse_yaml(text: str) -> Any:
-    """Raises ValueError, with one line that says where, when `text` is not YAML that can be used."""
+def _parse_yaml(text: str | bytes) -> Any:
+    """Raises ValueError, with one line that says where, when `text` is not YAML that can be used. Bytes are UTF-8, or
+    UTF-16 after a byte order mark."""
     if len(text) > LARGEST_BYTES:
         raise ValueError(f"it is larger than {LARGEST_BYTES:,} bytes")
     try:
@@ -471,19 +472,23 @@ def _parse_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         raise ValueError(f"{' '.join(filter(None, [error.context, error.problem]))}{place}") from error
+    except yaml.reader.ReaderError as error:
+        if error.encoding == "unicode" or error.reason.startswith("special"):
+            raise ValueError(f"it holds the control character {error.character:#04x}") from error
+        raise ValueError(f"the byte at position {error.position} is not UTF-8 text: save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # of explicit tags: !!int x, !!set [1]
-        raise ValueError(" ".join(str(error).replace(' in "<unicode string>"', "").split())) from error
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             text = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration file {path}", hint="examples/heart_disease.yaml is one to start from"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
     try:
         fields = _parse_yaml(text)

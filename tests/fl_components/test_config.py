@@ -527,6 +527,25 @@ class TestFiles:
         path = write(tmp_path, json.dumps(FULL))
         assert load_config(path) == load_config(str(path)) == parse_config(FULL)
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_what_editors_save_is_read(self, tmp_path: Path, encoding: str) -> None:
+        path = tmp_path / "config.yaml"
+        path.write_bytes("name: Köln\r\nrounds: 3\r\n".encode(encoding))
+        assert load_fields(path) == {"name": "Köln", "rounds": 3}
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ("name: Köln".encode("latin-1"), "the byte at position 7 is not UTF-8 text: save it as UTF-8"),
+            (b"name: a\x00", "it holds the control character 0x00"),
+        ],
+    )
+    def test_what_is_no_text_is_refused(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        path = tmp_path / "config.yaml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=reason):
+            load_fields(path)
+
     def test_the_example(self) -> None:
         config = load_config("examples/heart_disease.yaml")
         assert (config.name, config.data.kind) == ("heart-disease", "heart_disease")
