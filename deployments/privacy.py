@@ -218,12 +218,13 @@ def _check_client(store: Store, population: str, of_each: Budget | None) -> None
             hint=f"`fedrounds privacy budget set '{of_each.population}' --epsilon E --reason ...` makes it private; "
             "then set the budget of one client",
         )
-    with_budgets = {name.partition("/")[2] for name in store.clients_of(base)} - {"*"}
-    taken_part = {name.partition("/")[2] for name, named in store.clients_of(base).items() if not named} - {"*"}
-    known = store.clients_known(base) | taken_part
-    if known and client not in known | with_budgets:
-        by_case = [name for name in sorted(known) if name.casefold() == client.casefold()]
-        close = by_case or difflib.get_close_matches(client, known, n=3, cutoff=0.5) or sorted(known)[:10]
+    with_budgets = {name.partition("/")[2]: named for name, named in store.clients_of(base).items()}
+    with_budgets.pop("*", None)
+    taken_part = store.clients_known(base) | {name for name, named in with_budgets.items() if not named}
+    known = sorted(taken_part | with_budgets.keys())
+    if taken_part and client not in known:
+        by_case = [name for name in known if name.casefold() == client.casefold()]
+        close = by_case or difflib.get_close_matches(client, known, n=3, cutoff=0.5) or known[:10]
         raise ConfigError(
             f"population {base!r} has no client {client!r}",
             hint=f"{'close names are' if len(close) < len(known) else 'its clients are'} {', '.join(close)}; names are "
@@ -250,8 +251,14 @@ def _check_name(population: str) -> None:
 
 
 def ledger(population: str) -> list[dict[str, Any]]:
-    """The charges of a population in the order in which they were reserved. Raises `BudgetNotSet` for one that has
-    no budget, and `ConfigError` for POPULATION/*, since each client has a ledger of its own."""
+    """The charges of a population in the order in which they were reserved.
+
+    Before them, in the state "unclaimed", stand the runs on its data that no charge stands for: `round` is then how
+    many rounds they have committed. Raises `BudgetNotSet` for a population that has no budget, and `ConfigError` for
+    POPULATION/*, since each client has a ledger of its own.
+    """
+    from fl_components.privacy.example_level import UNIT
+    from fl_components.server.statement import unclaimed_runs
     from fl_components.store.ledger import EACH_CLIENT
 
     with Store.open() as store:
@@ -263,7 +270,20 @@ def ledger(population: str) -> list[dict[str, Any]]:
                 f"{shlex.quote(population)}` lists the clients",
             )
         deleted = {run.run_id for run in store.runs(deleted=True) if run.state == DELETED}
-        return [
+        unclaimed = [
+            {
+                "run_id": run["run_id"],
+                "run_deleted": run["deleted"],
+                "round": run["rounds"],
+                "collection": None,
+                "event": None,
+                "state": "unclaimed",
+                "reserved_at": None,
+                "began_at": run["began_at"],
+            }
+            for run in unclaimed_runs(store, population, UNIT if "/" in population else "client")
+        ]
+        return unclaimed + [
             {
                 "run_id": charge.run_id,
                 "run_deleted": charge.run_id in deleted,

@@ -425,8 +425,8 @@ def ledger(data: Sequence[Mapping[str, Any]]) -> RenderableType:
     for row in data:
         table.add_row(
             row["run_id"] + " (deleted)" * row["run_deleted"],
-            str(row["round"]),
-            str(row["collection"]),
+            str(row["round"]) if row["event"] else counted(row["round"], "round"),
+            str(row["collection"]) if row["event"] else UNKNOWN,
             row["state"],
             event(row["event"]) if row["event"] else "not covered: begun " + row["began_at"][:10],
         )

@@ -17,7 +17,7 @@ from fl_components.errors import ConfigError, LeaseHeld, RunNotFound
 from fl_components.store import Store
 
 DAY = 86_400
-CONFIG = {"evaluation": {"every": 1}}
+CONFIG = {"data": {"kind": "digits"}, "evaluation": {"every": 1}}
 
 
 def create(store: Store, run_id: str, name: str, state: str | None = "Completed", **given: Any) -> None:

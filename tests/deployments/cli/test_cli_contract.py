@@ -122,8 +122,8 @@ class FakeInterface(ModuleType):
         self.calls.append((run, fresh_collection, accept_changed_data))
         return SWEEP if run == "s" else self._run(on_progress)
 
-    def runs(self, limit=50):  # type: ignore[no-untyped-def]
-        self.calls.append((limit,))
+    def runs(self, limit=50, *, deleted=False):  # type: ignore[no-untyped-def]
+        self.calls.append((limit, deleted))
         return [RUN]
 
     def show(self, run):  # type: ignore[no-untyped-def]
@@ -213,6 +213,7 @@ def test_options_reach_the_interface(interface: FakeInterface) -> None:
     main(["resume", "k3f9", "--fresh-collection"])
     main(["resume", "k3f9", "--accept-changed-data"])
     main(["runs", "--limit", "3"])
+    main(["runs", "--all"])
     main(["config", "check", "heart.yaml", "--set", "seed=2", "--data"])
     assert interface.calls == [
         ("heart.yaml", ("rounds=5", "model.width=-1"), "mine"),
@@ -220,7 +221,8 @@ def test_options_reach_the_interface(interface: FakeInterface) -> None:
         (None, False, False),
         ("k3f9", True, False),
         ("k3f9", False, True),
-        (3,),
+        (3, False),
+        (50, True),
         ("heart.yaml", ("seed=2",), True),
     ]
 
@@ -443,7 +445,7 @@ def test_a_bug_is_reported_when_the_home_folder_is_broken(
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDROUNDS_HOME", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    interface.runs = lambda limit: 1 / 0  # type: ignore[method-assign]
+    interface.runs = lambda limit, deleted: 1 / 0  # type: ignore[method-assign]
     assert main(["runs"]) == 70
     (log,) = tmp_path.glob("fedrounds-*/bug-*.log")
     assert str(log) in capfd.readouterr().err

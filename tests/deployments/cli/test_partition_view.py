@@ -36,14 +36,15 @@ def pixels(file: Path) -> np.ndarray:
     return found
 
 
-def test_sizes_and_labels_are_shown(config: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sizes_and_classes_are_shown(config: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "check", config, "--data"]) == 0
     lines = [line.split() for line in capfd.readouterr().out.splitlines()]
-    sizes = lines[lines.index(["training", "examples", "clients"]) + 1 : lines.index(["label", "rows"]) - 2]
+    header = ["class", "training", "rows", "clients"]
+    sizes = lines[lines.index(["training", "examples", "clients"]) + 1 : lines.index(header) - 2]
     assert sum(int(line[line.index("to") + 2] if "to" in line else line[1]) for line in sizes) == 30
-    labels = lines[lines.index(["label", "rows"]) + 1 :][:10]
-    assert [line[0] for line in labels] == [str(label) for label in range(10)]
-    assert sum(int(line[1]) for line in labels) == pytest.approx(0.9 * 1797, abs=30)
+    classes = lines[lines.index(header) + 1 :][:10]
+    assert [line[0] for line in classes] == [str(label) for label in range(10)]
+    assert sum(int(line[1]) for line in classes) == pytest.approx(0.9 * 1797, abs=30)
     assert any(line[:4] == ["the", "majority", "label", "for"] for line in lines)
 
 
