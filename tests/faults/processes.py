@@ -23,13 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What a store and the data import when they are first used is imported here, once for all children.
+# What a store, the data and torch import when they are first used is imported here, once for all children.
 import fsspec.implementations.local
 import psutil  # noqa: F401
 import psycopg
 import sklearn.model_selection  # noqa: F401
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite  # noqa: F401
+import torch.fx.experimental.symbolic_shapes  # noqa: F401  # at the first gradient, with all of sympy
 
 from fl_components.config import load_config
 from fl_components.errors import FedroundsError
