@@ -273,7 +273,8 @@ def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as
 
 
 def _values(x: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(x, np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused later, by its place
+        return np.asarray(x, np.float32).astype(np.float64)
 
 
 def _number_hashes(numbers: NDArray[Any]) -> Hashes:

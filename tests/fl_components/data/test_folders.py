@@ -21,6 +21,7 @@ def put(folder: Path, *names: str) -> Path:
 
 @pytest.fixture
 def places(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    home.mkdir(mode=0o700, exist_ok=True)  # one that others may enter is refused
     working = tmp_path / "project" / "work"
     working.mkdir(parents=True)
     monkeypatch.chdir(working)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from fl_components.errors import ConfigError, DataError
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     """Loads what the given body of a function `load(**arguments)` returns, as a user would write it in a module."""
-    module = f"clinic_{abs(hash(request.node.nodeid))}"
     monkeypatch.syspath_prepend(tmp_path)
+    calls = itertools.count()
 
     def call(body: str, **fields: Any) -> FederatedData:
+        # Each body is a module of its own: one that changes after it was imported is refused.
+        module = f"clinic_{abs(hash(request.node.nodeid))}_{next(calls)}"
         source = "import numpy as np, torch\n\nconstant = 3\n\ndef load(rows=2, **others):\n"
         (tmp_path / f"{module}.py").write_text(source + "".join(f"    {line}\n" for line in body.splitlines()))
         return FunctionData.model_validate({"path": f"{module}:load"} | fields).load(seed=0)
