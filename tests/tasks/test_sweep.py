@@ -23,7 +23,7 @@ from tests.support import HEART
 
 RATES = "training.learning_rate=0.01,0.1"
 
-scalars = st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="ascii", categories=["L", "P", "Zs"]))
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="ascii", categories=["L", "P", "Zs"]))
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text("abc"), inner), max_leaves=5)
 
 
@@ -39,9 +39,10 @@ def test_an_axis_is_split_at_the_commas_outside_brackets_and_quotes(written: lis
         ("training.learning_rate", "not of the form"),
         ("training..epochs=1", "not of the form"),
         ("seed=", "gives no values to seed"),
-        ("seed=1,,2", "not YAML"),
-        ("seed=1],[2", "not YAML"),
-        ("model={kind: mlp", "not YAML"),
+        ("seed=1,,2", "cannot be read as YAML"),
+        ("seed=1],[2", "cannot be read as YAML"),
+        ("model={kind: mlp", "cannot be read as YAML"),
+        (f"seed={2**63}", "cannot be read as YAML: the whole number .* has more than 64 bits"),
     ],
 )
 def test_an_axis_that_cannot_be_read_is_told(text: str, said: str) -> None:
@@ -126,7 +127,7 @@ def test_modules_are_looked_for_beside_the_file(home: Path, tmp_path: Path, monk
         (["model.start_from=fresh,latest"], "would begin where the cell before it ended"),
         (["model.start_from=models:/m@challenger"], "would begin where the cell before it ended"),
         ([f"seed={','.join(map(str, range(1000)))}"], "1,000 cells"),
-        (["seed=2020-01-01"], "none that JSON has"),
+        (["seed=2020-01-01"], "seed is '2020-01-01': it must be a whole number"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(home: Path, over: list[str], said: str) -> None:
