@@ -39,16 +39,18 @@ class Fragile(torch.nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         cause = os.environ.get("FRAGILE", "")
-        if cause == "always" and (x > 100).any():
-            os.kill(os.getpid(), signal.SIGKILL)
-        if os.path.exists(cause) and (x > 100).any():
-            os.remove(cause)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if cause.startswith("pause:") and (x > 100).any():
-            Path(cause.removeprefix("pause:")).write_text(str(os.getpid()))
-            time.sleep(600)
-        if cause == "raise" and (x > 100).any():
-            raise ValueError("no such ward")
+        # Always evaluated: vmap refuses this branch, so every process trains client by client, whatever FRAGILE is.
+        if (x > 100).any():
+            if cause == "always":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if os.path.exists(cause):
+                os.remove(cause)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if cause.startswith("pause:"):
+                Path(cause.removeprefix("pause:")).write_text(str(os.getpid()))
+                time.sleep(600)
+            if cause == "raise":
+                raise ValueError("no such ward")
         return super().forward(x)
 
 
