@@ -169,6 +169,11 @@ def test_processes_change_no_bit(how: str, counts: list[int]) -> None:
             assert trainer.peak_memory_bytes > own.peak_memory_bytes > 50e6
 
 
+def deaths(said: list[str]) -> list[str]:
+    """What was said, but for the way in which the fragile model trains."""
+    return [each for each in said if not each.startswith("many clients at once: ")]
+
+
 class TestDeath:
     def fragile(self) -> Workload:
         return workload(ModuleModel(path=f"{__name__}:fragile"))
@@ -181,7 +186,7 @@ class TestDeath:
         with processes(work) as (trainer, said):
             assert outcome(trainer, work) == expected
             assert not (tmp_path / "once").exists()
-            assert said == [
+            assert deaths(said) == [
                 "a training process died (SIGKILL) and is replaced; its work is done again: clients c3, c4, c5"
             ]
             assert outcome(trainer, work) == expected
@@ -195,7 +200,9 @@ class TestDeath:
             killed.kill()
             killed.wait()
             assert outcome(trainer, work) == expected
-            assert [each[: each.index(" and is replaced")] for each in said] == ["a training process died (SIGKILL)"]
+            assert [each[: each.index(" and is replaced")] for each in deaths(said)] == [
+                "a training process died (SIGKILL)"
+            ]
 
     def test_a_shard_that_kills_every_process_ends_the_round(self, monkeypatch: Any) -> None:
         work = self.fragile()
@@ -206,7 +213,7 @@ class TestDeath:
             ) as caught:
                 outcome(trainer, work)
             assert "execution.shard_size" in str(caught.value.hint)
-            assert len(said) == MOST_ATTEMPTS - 1
+            assert len(deaths(said)) == MOST_ATTEMPTS - 1
             monkeypatch.delenv("FRAGILE")
             for process in trainer._processes:
                 process.popen.kill()  # those that were started with the old environment
