@@ -66,21 +66,22 @@ def _is_rowwise(layer: nn.Module) -> bool:
     hooks: list[Any] = [
         *(layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks),
     ]
-    if any(hooks) or "forward" in vars(layer) or "__call__" in vars(layer):
-        return False
+    if any(hooks) or any(callable(getattr(type(layer), name, None)) for name in vars(layer)):
+        return False  # an attribute of its own takes a method's place
     if any(type(each) is not nn.Parameter for each in layer._parameters.values() if each is not None):
         return False
-    if type(layer) is nn.Embedding:
+    code = _code_of(type(layer))
+    if code is nn.Embedding:
         return layer.max_norm is None
-    if type(layer) is nn.Flatten:
-        return layer.start_dim >= 1
-    if type(layer) is nn.Unflatten:
+    if code is nn.Flatten:
+        return bool(layer.start_dim >= 1)
+    if code is nn.Unflatten:
         return isinstance(layer.dim, int) and layer.dim >= 1
-    if type(layer) in (nn.Softmax, nn.LogSoftmax):
+    if code in (nn.Softmax, nn.LogSoftmax):
         return bool(layer.dim == -1)
-    if type(layer) is nn.GRU:
+    if code is nn.GRU:
         return bool(layer.batch_first)
-    return _code_of(type(layer)) in _ROWWISE
+    return code in _ROWWISE
 
 
 def _code_of(kind: type[nn.Module]) -> type[nn.Module]:

@@ -163,8 +163,15 @@ def clips_to_twice_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def clips_by_the_norm_of_another_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    factors = Mechanism.factors
-    monkeypatch.setattr(Mechanism, "factors", lambda self, squares: factors(self, squares.roll(1, -1)))
+    factors, previous = Mechanism.factors, []
+
+    def wrong(self: Mechanism, squares: Any) -> Any:
+        if squares.numel() > 1:
+            return factors(self, squares.roll(1, -1))
+        previous.append(squares.clone())  # examples come one by one
+        return factors(self, previous[-2] if len(previous) > 1 else squares)
+
+    monkeypatch.setattr(Mechanism, "factors", wrong)
 
 
 def takes_examples_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,16 +39,18 @@ class Fragile(torch.nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         cause = os.environ.get("FRAGILE", "")
-        if cause == "always" and (x > 100).any():
-            os.kill(os.getpid(), signal.SIGKILL)
-        if os.path.exists(cause) and (x > 100).any():
-            os.remove(cause)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if cause.startswith("pause:") and (x > 100).any():
-            Path(cause.removeprefix("pause:")).write_text(str(os.getpid()))
-            time.sleep(600)
-        if cause == "raise" and (x > 100).any():
-            raise ValueError("no such ward")
+        # Always evaluated: vmap refuses this branch, so every process trains client by client, whatever FRAGILE is.
+        if (x > 100).any():
+            if cause == "always":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if os.path.exists(cause):
+                os.remove(cause)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if cause.startswith("pause:"):
+                Path(cause.removeprefix("pause:")).write_text(str(os.getpid()))
+                time.sleep(600)
+            if cause == "raise":
+                raise ValueError("no such ward")
         return super().forward(x)
 
 
@@ -167,6 +169,11 @@ def test_processes_change_no_bit(how: str, counts: list[int]) -> None:
             assert trainer.peak_memory_bytes > own.peak_memory_bytes > 50e6
 
 
+def deaths(said: list[str]) -> list[str]:
+    """What was said, but for the way in which the fragile model trains."""
+    return [each for each in said if not each.startswith("many clients at once: ")]
+
+
 class TestDeath:
     def fragile(self) -> Workload:
         return workload(ModuleModel(path=f"{__name__}:fragile"))
@@ -179,7 +186,7 @@ class TestDeath:
         with processes(work) as (trainer, said):
             assert outcome(trainer, work) == expected
             assert not (tmp_path / "once").exists()
-            assert said == [
+            assert deaths(said) == [
                 "a training process died (SIGKILL) and is replaced; its work is done again: clients c3, c4, c5"
             ]
             assert outcome(trainer, work) == expected
@@ -193,7 +200,9 @@ class TestDeath:
             killed.kill()
             killed.wait()
             assert outcome(trainer, work) == expected
-            assert [each[: each.index(" and is replaced")] for each in said] == ["a training process died (SIGKILL)"]
+            assert [each[: each.index(" and is replaced")] for each in deaths(said)] == [
+                "a training process died (SIGKILL)"
+            ]
 
     def test_a_shard_that_kills_every_process_ends_the_round(self, monkeypatch: Any) -> None:
         work = self.fragile()
@@ -204,7 +213,7 @@ class TestDeath:
             ) as caught:
                 outcome(trainer, work)
             assert "execution.shard_size" in str(caught.value.hint)
-            assert len(said) == MOST_ATTEMPTS - 1
+            assert len(deaths(said)) == MOST_ATTEMPTS - 1
             monkeypatch.delenv("FRAGILE")
             for process in trainer._processes:
                 process.popen.kill()  # those that were started with the old environment

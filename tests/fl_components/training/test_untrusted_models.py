@@ -328,17 +328,47 @@ def test_the_way_is_the_same_whenever_it_is_chosen() -> None:
 
 def test_only_reviewed_layers_run_in_one_batch_with_others() -> None:
     class Mine(nn.Linear):
-        pass
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    class Attribute(nn.Linear):
+        stride = 1
+
+    class Built(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 2))
+
+    class BuiltAgain(Built):
+        """Twice removed."""
+
+    class Table(nn.Embedding):
+        def __init__(self) -> None:
+            super().__init__(3, 4, max_norm=1.0)
+
+    class Recurrent(nn.GRU):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+
+    class Replaced(nn.Conv1d):
+        def __init__(self) -> None:
+            super().__init__(4, 2, 1)
+            self._conv_forward = lambda x, weight, bias: x - x.mean(0)  # type: ignore[method-assign, assignment]
 
     hooked = nn.Sequential(nn.Linear(4, 2))
     hooked[0].register_forward_hook(lambda layer, args, out: out - out.mean(0))
     replaced = nn.Sequential(nn.Linear(4, 2))
     replaced[0].forward = lambda x: x.mean(0, keepdim=True).expand(len(x), 4)[:, :2]  # type: ignore[method-assign]
-    for module in (Model(), nn.Sequential(Mine(4, 2)), hooked, replaced, nn.Sequential(nn.Softmax(0), nn.Linear(4, 2))):
+    mine, attribute = nn.Sequential(Mine(4, 2)), nn.Sequential(Attribute(4, 2))
+    for module in (Model(), mine, attribute, hooked, replaced, nn.Sequential(nn.Softmax(0), nn.Linear(4, 2))):
         assert meeting_place(module) is not None
         assert not isinstance(Engine(module, floats([5, 3])[0])._replicas, LayeredReplicas)
+    for layer in (Table(), Recurrent(), Replaced()):  # how a reviewed class is built decides what its code does
+        assert meeting_place(layer) is not None
     for module in (nn.Sequential(nn.Linear(4, 2)), build_seeded(Transformer(), (3,), (5,), 0)):
         assert meeting_place(module) is None
+    for module in (Built(), BuiltAgain()):  # no code of its own but what builds it
+        assert meeting_place(module) is None
+        assert isinstance(Engine(module, floats([5, 3])[0])._replicas, LayeredReplicas)
     assert meeting_place(build_seeded(Gru(), (3,), (5,), 0)) is None
 
 
