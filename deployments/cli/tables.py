@@ -21,6 +21,7 @@ STAGES_SHOWN = 3
 FINISHED = ("Completed", "BudgetExhausted")
 LABELS_SHOWN = 26
 CLIENTS_NAMED = 4
+NAMES_WIDTH = 34
 HISTOGRAM_FROM = 8
 BASELINES = {
     "pooled_majority": "the majority label for all",
@@ -223,7 +224,7 @@ def _classes(classes: Sequence[Mapping[str, Any]], num_clients: int) -> Renderab
     table.add_column("clients")
     most = max(each["rows"] for each in classes)
     for each in classes[:LABELS_SHOWN]:
-        bar = _bar(each["rows"], most)
+        bar = _bar(each["rows"], most, width=12)
         table.add_row(shown_class(each["class"]), f"{each['rows']:,}", bar, _which(each, num_clients))
     if len(classes) > LABELS_SHOWN:
         table.add_row(Text(f"and {len(classes) - LABELS_SHOWN} more", style="dim"), "", "", "")
@@ -236,13 +237,17 @@ def _which(of_class: Mapping[str, Any], num_clients: int) -> str:
     'all but east'
     >>> _which({"num_clients": 40, "clients": ["a", "b", "c", "d", "e"], "all_but": False}, 100)
     '40 of 100'
+    >>> _which({"num_clients": 28, "clients": ["client-0001", "client-0002", "client-0003"], "all_but": True}, 31)
+    '28 of 31'
     """
     having, listed = of_class["num_clients"], of_class["clients"]
     if having in (0, num_clients):
         return "all" if having else "none"
-    if len(listed) > CLIENTS_NAMED or len(listed) not in (having, num_clients - having):
-        return f"{having:,} of {num_clients:,}"
-    return f"all but {', '.join(listed)}" if of_class["all_but"] else ", ".join(listed)
+    names = "all but " * of_class["all_but"] + ", ".join(listed)
+    complete = len(listed) in (having, num_clients - having)
+    # names that need a second line are harder to read than a count, unless there are few clients in all
+    short = len(listed) <= CLIENTS_NAMED and (len(names) <= NAMES_WIDTH or num_clients <= HISTOGRAM_FROM)
+    return names if complete and short else f"{having:,} of {num_clients:,}"
 
 
 def _columns_read(columns: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -279,12 +284,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0.0005 <= share < 0.9995 else f"{100 * share:.2g} %" if share < 0.5 else "100 %"
 
 
-def _bar(count: int, largest: int) -> Text:
+def _bar(count: int, largest: int, *, width: int = 24) -> Text:
     """
     >>> _bar(1, 1000).plain, len(_bar(5, 5).plain)
     ('▏', 24)
     """
-    eighths = round(count / max(largest, 1) * 24 * 8)
+    eighths = round(count / max(largest, 1) * width * 8)
     whole, rest = divmod(max(eighths, 1 if count else 0), 8)
     return Text("█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else ""), style="cyan", justify="left")
 

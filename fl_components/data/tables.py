@@ -57,13 +57,6 @@ def _above_zero(constants: tuple[float, float]) -> tuple[float, float]:
     return constants
 
 
-def _quoted_word(name: Any) -> Any:
-    if isinstance(name, bool):
-        words = "yes, on or true" if name else "no, off or false"
-        raise ValueError(f"write the column's name in quotes: without, YAML reads {words} as a truth value")
-    return name
-
-
 def _separator(separator: str) -> str:
     if len(separator) != 1 or separator.isalnum() or separator in "\"'\r\n.+-_":
         raise ValueError('give one character that stands in no number: "," or ";" or "|" or, for tabs, "\\t" in quotes')
@@ -92,7 +85,7 @@ def _whole_dates(form: str | None) -> str | None:
     return form
 
 
-Name = Annotated[str, BeforeValidator(_quoted_word), AfterValidator(composed)]
+Name = Annotated[str, AfterValidator(composed)]
 Values = Annotated[list[bool | int | float | str], BeforeValidator(_plain_values), AfterValidator(_two_or_more)]
 Constants = Annotated[tuple[float, float], AfterValidator(_above_zero)]
 Missing = Literal["refuse", "drop_row", "indicator"]

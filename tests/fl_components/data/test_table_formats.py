@@ -240,7 +240,7 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
         ({"missing": {"age": "mean"}}, "known are refuse, drop_row, indicator"),
         ({"missing": {"ill": "indicator"}}, "ill is the label"),
         ({"missing": {"x": "drop_row"}, "columns": ["age"]}, "neither an input nor the label"),
-        ({"columns": [False]}, "write the column's name in quotes"),
+        ({"columns": [False]}, "columns.0\n  Input should be a valid string"),
         ({"categories": {"seen": [dt.date(2024, 1, 2), dt.date(2024, 1, 3)]}}, "write dates in quotes"),
         ({"classes": [1, "1e0"]}, "the same value"),
     ],
