@@ -87,7 +87,7 @@ class TestWhosePatientsTheyAre:
     def test_some_new_examples_are_not(self, begin: Begin, store: Store) -> None:
         budget(store)
         walk(stages, begin("a", **EVERYONE), 1)
-        data = WARDS | {"path": f"{wards.HERE}:redrawn_wards", "arguments": {"given_away": 5}}
+        data = WARDS | {"path": f"{wards.HERE}:redrawn_wards", "arguments": {"given_away": 3}}  # fewer than LEAST_ROWS
         walk(stages, begin("b", **EVERYONE | {"data": data}), 1)
         store.verify_journal()
         assert spent(store, 0) == 2

@@ -222,7 +222,7 @@ class TestEvaluate:
         federation = assemble(configured(model=model), folder)
         params_D, rows = federation.initial_params_D, federation.data.x_test.copy()
         metrics = federation.evaluate(params_D)
-        assert federation.evaluate(params_D + 1) != metrics
+        assert federation.evaluate(params_D * 2) != metrics
         assert federation.evaluate(params_D) == metrics
         assert federation.data.x_test.tobytes() == rows.tobytes()
         assert flatten(federation.module).tobytes() == params_D.tobytes()

@@ -288,7 +288,8 @@ def test_another_home_of_the_store_has_no_secret(attempts: Callable[..., Attempt
     other = tmp_path / "other"
     run.store(other).keys.trust(run.store().keys.signing.public.hex())
     # What a hub needs besides, it has by then: only the secret is missing.
-    shutil.copy(run.home / "secrets" / "hub.key", other / "secrets" / "hub.key")
+    for file in (run.home / "secrets").glob("*.key"):  # the hub's, and that of fingerprints
+        shutil.copy(file, other / "secrets")
     with pytest.raises(StoreError, match="is missing in") as caught:
         run.open(other)
     assert f":{run.home}" in caught.value.message

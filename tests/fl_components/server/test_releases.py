@@ -185,5 +185,6 @@ def all_that_is_told(error: BaseException) -> str:
 
 
 def _without_digests(content: dict[str, Any]) -> dict[str, Any]:
-    random = ("params_digest", "config_digest", "members", "digests")
-    return {name: value for name, value in content.items() if name not in random}
+    random = ("params_digest", "config_digest", "digests", "key_id", "data_id", "secret_id")
+    folders = ("home", "secret_home")
+    return {name: value for name, value in content.items() if name not in (*random, *folders)}

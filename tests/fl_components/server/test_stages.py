@@ -223,7 +223,8 @@ class TestAggregate:
         assert stages.aggregate(hub, plan, state, collect(hub, state, plan, ("client-0000",))).round == 1
 
     def test_parameters_that_are_no_longer_finite(self, open_single: OpenRun) -> None:
-        hub = open_single(server_optimizer={"kind": "fedavg", "learning_rate": 1e45})
+        training = {"learning_rate": 20.0, "batch_size": 64, "steps": 2}
+        hub = open_single(training=training, server_optimizer={"kind": "fedavg", "learning_rate": 3e38})
         state, plan = begin(hub)
         with pytest.raises(RunFailed, match=r"round 1: the server's parameters are no longer finite") as caught:
             stages.aggregate(hub, plan, state, collect(hub, state, plan))
