@@ -111,6 +111,13 @@ class TestWhatIsNoFrame:
     def test_something_behind_it(self, more: bytes) -> None:
         refused(FRAME + more, f"the frame has {len(FRAME + more)} bytes and declares {len(FRAME)}")
 
+    def test_every_flipped_bit(self) -> None:
+        for position in range(8 * len(FRAME)):
+            frame = bytearray(FRAME)
+            frame[position // 8] ^= 1 << position % 8
+            assert decoded_or_refused(bytes(frame), MAX_BYTES) is None
+
+    @pytest.mark.ci
     def test_every_other_value_of_every_byte(self) -> None:
         for position in range(len(FRAME)):
             for value in range(256):
