@@ -23,7 +23,12 @@ from tests.support import HEART
 
 RATES = "training.learning_rate=0.01,0.1"
 
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="ascii", categories=["L", "P", "Zs"]))
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(st.characters(codec="ascii", categories=["L", "P", "Zs"]))
+)
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text("abc"), inner), max_leaves=5)
 
 
