@@ -62,7 +62,7 @@ def meeting_place(module: nn.Module) -> str | None:
     return None
 
 
-def _is_rowwise(layer: nn.Module) -> bool:
+def _is_rowwise(layer: Any) -> bool:
     hooks: list[Any] = [
         *(layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks),
     ]
