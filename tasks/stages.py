@@ -1,6 +1,6 @@
 """The stages of a round as Prefect tasks: one thin task each, under the stage's name.
 
-Arguments are wrapped as `opaque` and nothing is cached or persisted: by default Prefect walks through and hashes what
+Arguments are wrapped as `quote` and nothing is cached or persisted: by default Prefect walks through and hashes what
 passes between tasks, which costs more than most stages do. The store is what makes a round durable.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.utilities.annotations import opaque
+from prefect.utilities.annotations import quote
 
 from fl_components.server import stages
 from fl_components.server.hub import Hub
@@ -28,7 +28,9 @@ def as_task(stage: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub
 
     def run(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:
         hub.check_cancelled()
-        result: T = prefect_task(opaque(hub), *(opaque(argument) for argument in args))
+        # With `opaque`, Prefect looks the wrapper's address up among earlier results. A freed result may have had the
+        # same address: Prefect then shows a dependency that does not exist, and that depends on the data.
+        result: T = prefect_task(quote(hub), *(quote(argument) for argument in args))
         return result
 
     return run

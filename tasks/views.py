@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.utilities.annotations import opaque
+from prefect.utilities.annotations import quote
 
 from fl_components.server.claim import example_spending, spending
 from fl_components.server.hub import Hub
@@ -214,4 +214,4 @@ def _track(session: Session, result: RoundResult) -> None:
 def track(session: Session, result: RoundResult) -> None:
     """Show a committed round: to the listeners, and in MLflow and Prefect's artifact, which are written behind it."""
     run: Any = _track  # its arguments are wrapped, which the type of a task cannot say
-    run(opaque(session), opaque(result))
+    run(quote(session), quote(result))
