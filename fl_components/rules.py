@@ -215,7 +215,7 @@ def import_attribute(path: str, field: str) -> Any:
             f"{field} is {path!r}, which is not an import path",
             hint="write it as package.module:name, for instance hospital.data:load",
         )
-    _check_unchanged(field)
+    _check_unchanged(module_name, field)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -242,27 +242,37 @@ _sources: dict[str, tuple[ModuleSpec | None, Path, str]] = {}
 
 def _note_sources(module_name: str) -> None:
     """Note the sources of a user's module and of the modules beside it, unless they are noted already."""
-    top = sys.modules.get(module_name.partition(".")[0])
-    file = getattr(top, "__file__", None)
-    if top is None or file is None:
+    folder = _folder_of(module_name)
+    if folder is None:
         return
-    folder = Path(file).parent
     installed = "site-packages" in folder.parts or "dist-packages" in folder.parts
     for name, module in list(sys.modules.items()):
         source, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
         if not isinstance(source, str) or not source.endswith(".py") or not Path(source).is_relative_to(folder):
             continue
-        if "site-packages" in Path(source).parts and (not installed or name.partition(".")[0] != top.__name__):
+        if "site-packages" in Path(source).parts and (
+            not installed or name.partition(".")[0] != module_name.partition(".")[0]
+        ):
             continue
         if name not in _sources or _sources[name][0] is not spec:
             _sources[name] = (spec, Path(source), _digest(Path(source)))
 
 
-def _check_unchanged(field: str) -> None:
+def _folder_of(module_name: str) -> Path | None:
+    """The folder of a user's module, or of the package that holds it; None where it is not imported yet."""
+    file = getattr(sys.modules.get(module_name.partition(".")[0]), "__file__", None)
+    return Path(file).parent if file is not None else None
+
+
+def _check_unchanged(module_name: str, field: str) -> None:
+    """Raise `ConfigError` where a source beside the module has changed since this process imported it."""
+    folder = _folder_of(module_name)
     for name, (spec, source, digest) in list(_sources.items()):
         module = sys.modules.get(name)
         if module is None or getattr(module, "__spec__", None) is not spec:
             del _sources[name]  # it is imported again, or was reloaded
+        elif folder is None or not source.is_relative_to(folder):
+            continue  # of another project
         elif source.exists() and _digest(source) != digest:
             raise ConfigError(
                 f"{field}: {source} has changed since this process imported it",
