@@ -163,7 +163,7 @@ def test_a_server_that_does_not_answer_is_unreachable_and_its_password_is_not_sh
 def test_a_home_with_characters_that_mean_something_in_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FEDROUNDS_DATABASE_URL", "FEDROUNDS_BLOBS_URL"):
         monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "a b?c=%20#d:@e"
+    folder = tmp_path / "a b&c=+ü#d:@'e"
     with Store.open(folder) as store:
         assert store.runs() == []
     assert {path.name for path in folder.iterdir()} == {"fedrounds.db"}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from fl_components.errors import JournalBroken
+from fl_components.errors import JournalBroken, StoreError
 from fl_components.store import Anchor, JournalReport, RoundRecord, RunRecord, Store
 from fl_components.store.journal import GENESIS, Link, check_chain, link, verify
 from fl_components.store.keys import SigningKey
@@ -271,6 +271,10 @@ class TestMadeAnew:
     ) -> None:
         ours, _ = worked
         with Store.open(tmp_path / "theirs", database_url=database_url, blobs_url=ours._blobs.url) as theirs:
+            refused = pytest.raises(StoreError, match=r"was begun by the hub key .* does not trust that one")
+            with theirs.acquire("r") as lease, refused:
+                lease.begin_attempt()
+            theirs.keys.trust(ours.keys.signing.public.hex())
             with theirs.acquire("r") as lease:
                 lease.begin_attempt()
             with pytest.raises(JournalBroken, match="row 9 is signed by the key"):

@@ -208,8 +208,8 @@ class TestReconciliation:
             ("DELETE FROM fingerprints", "data differ"),
             ("DELETE FROM fingerprints WHERE digest = 'one'", "data differ"),
             ("UPDATE fingerprints SET client = 'z' WHERE digest = 'one'", "data differ"),
-            ("DELETE FROM data_uses", "uses differ .*: row 2"),
-            ("UPDATE data_uses SET units = '[]'", "uses differ .*: row 2"),
+            ("DELETE FROM data_uses", "uses of data differ .*: row 2"),
+            ("UPDATE data_uses SET units = '[]'", "uses of data differ .*: row 2"),
         ],
     )
     def test_a_changed_row_is_found(
