@@ -53,7 +53,7 @@ test: $(DEV)  ## Run the quick tests (PYTEST_ARGS="..." replaces "-n 2" and how 
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-ci
-test-ci: $(DEV)  ## Run the slow tests that continuous integration runs
+test-ci: $(DEV)  ## Run a chosen part of the slow tests
 	$(BIN)/python -m pytest -m "ci or browser" $(PYTEST_ARGS)
 
 .PHONY: test-all
