@@ -105,7 +105,7 @@ def resume(
         fresh_collection: of a run under a privacy claim whose secret was lost, or whose database was restored from a
             backup: count what may have been released as spent, and collect the next round at a further charge, with a
             new secret.
-        accept_changed_data: let a run without a privacy claim go on with other rows than it began with.
+        accept_changed_data: let a run without a privacy claim continue with other rows than it began with.
         on_progress: as in `train`.
 
     Returns the run's or the sweep's data. Raises `RunNotFound`, and `ConfigError` when one of the two flags is given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any, Final
 
+from deployments.account import account_name
 from fl_components.errors import ConfigError, LeaseHeld, RunNotFound, Unreachable
 from fl_components.store import FINISHED_STATES, RunRecord, Store, is_unfinished
 
@@ -28,7 +28,7 @@ def delete_runs(runs: Sequence[str], *, mlflow: bool, unfinished: bool) -> dict[
             if is_unfinished(run.state, run.error) and not unfinished:
                 raise ConfigError(
                     f"run {run.run_id} is unfinished: {run.state}, {run.committed_round} of {run.rounds} rounds",
-                    hint=f"`fedrounds resume {run.run_id}` goes on with it; add --unfinished to delete it all the same",
+                    hint=f"`fedrounds resume {run.run_id}` continues it; add --unfinished to delete it",
                 )
         return _delete(store, list(chosen.values()), mlflow=mlflow)
 
@@ -94,7 +94,7 @@ def _delete(
     kept, deleted = dict(kept or {}), list[RunRecord]()
     for run in runs:
         try:
-            store.delete_run(run.run_id, by=getpass.getuser())
+            store.delete_run(run.run_id, by=account_name())
         except LeaseHeld as error:
             kept[run.run_id] = error.message
         else:

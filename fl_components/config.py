@@ -207,7 +207,7 @@ def check_claimed_fields(config: FederationConfig) -> None:
     if simulated is not None and epsilon is not None:
         raise ValueError(
             f"privacy.epsilon is {epsilon:g} and privacy.simulate_noise_cohort is {simulated}: a simulated epsilon is "
-            "spent by nobody, so the limit would do nothing; leave one of them out"
+            "not spent, so the limit would do nothing; leave one of them out"
         )
 
 

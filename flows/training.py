@@ -51,7 +51,7 @@ def federated_training(
         run_id: the run to begin, or to go on with. By default derived from this flow run, so that a retry goes on.
         fresh_collection: count what may have been released of the run's next round as spent, and collect it again at a
             further charge, with a new secret.
-        accept_changed_data: let a run without a privacy claim go on with other rows than it began with.
+        accept_changed_data: let a run without a privacy claim continue with other rows than it began with.
     """
     flow_run_id = current_flow_run_id()
     run_id = run_id or run_id_of_flow_run(flow_run_id)
@@ -127,13 +127,13 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
 def _write_down(running: Session) -> None:
     """How the run ended, where the store can still be written; a later attempt goes on from there."""
     error = running.error
-    told = {"code": "bug", "message": redact(f"{type(error).__name__}: {error}"), "hint": None}
+    reported = {"code": "bug", "message": redact(f"{type(error).__name__}: {error}"), "hint": None}
     if isinstance(error, FedroundsError):
-        told = error.as_data()
+        reported = error.as_data()
     elif was_stopped(error):
-        told = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
+        reported = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:
-        running.hub.lease.finish(state_name(error), error=told)
+        running.hub.lease.finish(state_name(error), error=reported)
     except LeaseLost:  # whoever holds the run now will say how it ends
         return
     except StoreError as unwritable:

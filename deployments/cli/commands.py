@@ -90,7 +90,7 @@ def resume(
     ] = False,
     accept_changed_data: Annotated[
         bool,
-        Parameter(negative=(), help="Without a privacy claim: go on with other rows than the run began with."),
+        Parameter(negative=(), help="Without a privacy claim: continue with other rows than the run began with."),
     ] = False,
     screen: OnScreen,
 ) -> Answer:
@@ -175,11 +175,11 @@ def prune(
 
 
 def _confirm(question: str, yes: bool, screen: Screen) -> None:
-    """Ask a person. Raises `ConfigError` where the answer is not yes, or where nobody can be asked."""
+    """Ask for confirmation. Raises `ConfigError` where the answer is not yes, or where stdin is no terminal."""
     if yes:
         return
     if screen.as_json or not sys.stdin.isatty():
-        raise ConfigError("nobody can be asked whether to delete these runs", hint="add --yes")
+        raise ConfigError("deleting runs needs confirmation, and stdin is no terminal", hint="add --yes")
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise ConfigError("nothing was deleted", hint="answer y, or add --yes")
 

@@ -170,7 +170,10 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
         _indented(facts),
     ]
     for words in data.get("not_reproducible") or ():
-        parts += ["", Text(f"  not reproducible: {words}; a resume would not go on with the same run", style="yellow")]
+        parts += [
+            "",
+            Text(f"  not reproducible: {words}; a resume would be refused, or end with another model", style="yellow"),
+        ]
     clients = data.get("clients") or []
     if clients:
         measured = [part for part in ("train", "test") if part in clients[0]]

@@ -89,7 +89,7 @@ class Watch(threading.Thread):
             time.sleep(SHUTDOWN_LIMIT_S)  # the process ends before, and this thread with it
             status = 0
         except HomeRemoved:
-            status = 0  # nobody can find this server any more, and it can save nothing
+            status = 0  # no command can find this server any more, and it can save nothing
         except BaseException:
             traceback.print_exc()
         finally:

@@ -118,7 +118,7 @@ class CompressionRule(Rule):
         return self.error_bound(num_values) < 1 or self.largest_error_bound(num_values) < 1
 
     def check_size(self, num_parameters: int, field: str = "compression") -> None:
-        """Raises ValueError when updates of so many parameters cannot be written so, or when error feedback around the
+        """Raises ValueError when updates of this many parameters cannot be encoded, or when error feedback around the
         rule would diverge; `field` of the configuration holds the rule."""
         if self.error_feedback:
             check_contraction(self, field, f"{field}.error_feedback is true", num_parameters)

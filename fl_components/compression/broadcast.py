@@ -55,7 +55,7 @@ class Broadcast(Rule):
         return self
 
     def check_size(self, num_parameters: int) -> None:
-        """Raises ValueError when so many parameters cannot be written so, or when clients' would run away from the
+        """Raises ValueError when this many parameters cannot be encoded, or when clients' would diverge from the
         server's."""
         self.values.check_size(num_parameters, "broadcast.values")
         if self.against == "previous":

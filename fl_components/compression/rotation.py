@@ -29,7 +29,7 @@ from fl_components.values import Float32
 LARGEST: Final = 4096
 
 UNIFORM: Final = 128
-"""Blocks of at most so many numbers are rotated uniformly."""
+"""The length of the longest blocks that are rotated uniformly."""
 
 NORMALS_AT_ONCE: Final = 1_000_000
 """How many normal numbers reflections are drawn from at a time: what they take of the memory."""

@@ -45,7 +45,7 @@ class Sparsifier(CompressionRule):
         return False
 
     def _bound_of_kept(self, num_kept: int, num_values: int) -> float:
-        """The bound of the error where so many of the numbers are kept, with their share of the squared norm."""
+        """The bound of the error for the number of values that are kept, with their share of the squared norm."""
         lost = self.values.error_bound(num_kept)
         return lost if lost >= 1 else 1 - (1 - lost) * num_kept / num_values
 

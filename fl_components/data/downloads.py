@@ -67,9 +67,9 @@ def download(name: str, url: str | None = None, say: Callable[[str], None] = lam
       say: called with a line for each file that is fetched.
 
     Returns {"name", "folder", "downloaded": file names, "present": file names}; where a data set needs no files,
-    "folder" is None and "instead" says why. Raises `ConfigError` for a name that
-    nobody publishes and for an unusable URL, `Unreachable` when a file cannot be fetched, with what to put where, and
-    `DataError` when a file has another checksum or cannot be written.
+    "folder" is None and "instead" says why. Raises `ConfigError` for a data set
+    that is not published and for an unusable URL, `Unreachable` when a file cannot be fetched, with what to put where,
+    and `DataError` when a file has another checksum or cannot be written.
     """
     data = PUBLISHED.get(name)
     if data is None:
@@ -112,7 +112,7 @@ def _check_present(data: PublishedData, folder: Path) -> None:
     """Raises `DataError` for a file in the folder that is not the published one."""
     for published in data.downloads:
         present = find_file(folder, published.name.removesuffix(".gz"))
-        if present is None or data.archive_folder:  # nobody publishes the checksums of an archive's single files
+        if present is None or data.archive_folder:  # the single files of an archive have no published checksums
             continue
         try:
             wrong = _difference(present, published)

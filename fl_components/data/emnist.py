@@ -36,7 +36,7 @@ class Emnist(DataRule):
       split: which of the six.
       partition: how the training rows are dealt out to clients.
       folder: where the files are.
-      public: True for the published files, or others that anyone may download: no checksum tells them from your own.
+      public: True for the published files, or others that anyone may download: they have no known checksum.
     """
 
     kind: Literal["emnist"] = "emnist"

@@ -33,7 +33,7 @@ class Femnist(DataRule):
     Args:
       partition: how the training rows are dealt out to clients.
       folder: where the files are.
-      public: True for files made from LEAF's, or others that anyone may download: no checksum tells them from your own.
+      public: True for files made from LEAF's, or others that anyone may download: they have no known checksum.
     """
 
     kind: Literal["femnist"] = "femnist"

@@ -1,4 +1,4 @@
-"""Fingerprints: what tells one client's rows from another's, whatever a configuration or a file's author makes of them.
+"""Fingerprints: hashes that identify a client's rows, whatever a configuration selects and however a file is written.
 
 They are taken from the rows as read: before columns are selected, numbers scaled and rows split into training and test
 rows. The order of rows and of columns does not count, nor the columns' names, the file format and the spelling of a

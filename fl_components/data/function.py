@@ -27,7 +27,7 @@ class FunctionData(DataRule):
     y_train, x_test, y_test)}``; arrays, tensors, data frames or lists. Features are [rows, ...]: floats and booleans
     become float32, whole numbers int64 tokens. Labels are whole numbers [rows] from 0. Missing values (masked elements,
     NaN, nulls of data frames, None) are refused. The function must return the same for the same arguments, or a run
-    that is resumed goes on with other data.
+    that is resumed would continue with other data.
 
     Args:
       path: the import path of the function.

@@ -28,7 +28,7 @@ class PublishedData:
 
     Args:
       files: the names that its data kind reads, each perhaps with `.gz` after it.
-      url: the folder that the publisher serves; None where nobody publishes the data in this form.
+      url: the folder that the publisher serves; None where the data are not published in this form.
       downloads: what is fetched from there.
       archive_folder: where `downloads` is one zip archive, the folder in it that has `files`, each with `.gz`.
       instead: what to do where `url` is None, or why there is nothing to do where there are no `files`.

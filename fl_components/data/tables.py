@@ -21,7 +21,7 @@ from fl_components.data.table import Dialect, Table, composed, is_missing, is_nu
 from fl_components.errors import DataError
 
 MOST_CLASSES: Final = 20
-"""A label has at most so many distinct values, unless `classes` lists them."""
+"""The most distinct values that a numeric label may have, unless `classes` lists them."""
 
 _NO_REGRESSION: Final = "fedrounds trains classifiers; to predict a quantity (regression) is not supported yet"
 

@@ -1,4 +1,4 @@
-"""The check that a model fits the data: on rows that are made up, with copies of the model that nobody trains."""
+"""The check that a model fits the data: on synthetic rows, with copies of the model that are never trained."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RowFormat:
         return f"rows of {'int64' if self.is_tokens else 'float32'} {list(self.shape)}"
 
     def samples(self, num_rows: int) -> dict[str, Tensor]:
-        """Made-up rows [num_rows, *shape] of several kinds, by name; the same in every process."""
+        """Synthetic rows [num_rows, *shape] of several kinds, by name; the same in every process."""
         generator = torch.Generator().manual_seed(0)
         shape = (num_rows, *self.shape)
         if self.is_tokens:
@@ -89,7 +89,7 @@ def check_fits(
     """Raise `ModelError` unless the module gives finite scores [B, *output_shape] for rows of this format, in training
     mode and in evaluation mode, and stays as it is.
 
-    The trials run on deep copies, with made-up rows of several scales, and with the initial parameters as well as
+    The trials run on deep copies, with synthetic rows of several scales, and with the initial parameters as well as
     others: `module` itself is neither run nor changed, and no row of anybody's is looked at. A module that changes its
     parameters, its buffers or any attribute in a forward or backward pass is refused: what it writes would be neither
     averaged, clipped nor noised. Changes to the input are harmless, since models are only ever given copies.
@@ -273,7 +273,7 @@ def failing_layer(module: nn.Module, x: Tensor) -> str:
 
 
 def _embedding_hint(module: nn.Module, x: Tensor) -> str:
-    """What would mend an embedding in which the module fails for made-up rows; empty where it is none."""
+    """The hint for an embedding in which the module fails on synthetic rows; empty where another layer fails."""
     layers = _entered(module, x)
     if not layers:
         return ""

@@ -135,9 +135,9 @@ def check_demonstration(federation: Federation, budget: Budget) -> None:
     other way round."""
     public = federation.data.public
     if budget.demonstration != public:
-        told = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
+        budgets, data = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
         raise ConfigError(
-            f"population {budget.population!r} is {told[0]}, and data {federation.config.data.kind} are {told[1]}",
+            f"population {budget.population!r} is {budgets}, and data {federation.config.data.kind} are {data}",
             hint="name another population"
             + (
                 ", or have an administrator set a budget for this one: `fedrounds privacy budget set "
@@ -171,7 +171,7 @@ def _check_owners(store: Store, federation: Federation, data: KeyedData | None, 
 
 def _check_named_budgets(store: Store, federation: Federation) -> None:
     """Raises `ConfigError` where a budget was set for a client by a name that differs from a client's by its spelling
-    alone: the limit would hold for nobody."""
+    alone: the limit would apply to no client."""
     name = federation.config.population
     named = {whose.partition("/")[2] for whose, by_name in store.clients_of(name).items() if by_name} - {"*"}
     unused = named - set(federation.data.client_ids) - store.clients_known(name)

@@ -199,18 +199,23 @@ class Federation:
     def _digests(self) -> dict[int, bytes]:
         return {}
 
-    @cached_property
-    def model_digest(self) -> str:
-        """The sha256 over what the model makes of synthetic rows at its initial parameters, and over its constants and
-        the code of the user's module: what of a model determines an update besides its parameters."""
-        digest = hashlib.sha256(repr([self.facts["constants_digest"], self.example_way]).encode())
-        module = copy.deepcopy(self.module)
+    def scores_digest(self, repetitions: int = 1) -> str:
+        """Return the sha256 over the model's scores of synthetic rows at its initial parameters, in training and in
+        evaluation mode, each computed `repetitions` times from the same torch seed."""
+        digest, module, rows = hashlib.sha256(), copy.deepcopy(self.module), made_up(self.training_examples)
         load_into(module, self.initial_params_D)
-        rows = made_up(self.training_examples)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            for mode in (True, False):
+        with one_thread(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            for mode in [True] * repetitions + [False] * repetitions:
                 torch.manual_seed(0)
                 digest.update(module.train(mode)(rows.x.clone()).numpy(force=True).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def model_digest(self) -> str:
+        """The sha256 over what determines an update besides the parameters: the model's scores of synthetic rows, its
+        constants, the way of gradients and the code of the user's module."""
+        facts = [self.facts["constants_digest"], self.example_way, self.scores_digest()]
+        digest = hashlib.sha256(repr(facts).encode())
         path = getattr(self.config.model, "path", "")
         file = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None) if path else None
         digest.update(Path(file).read_bytes() if file is not None else b"")
@@ -404,8 +409,8 @@ def _check_memory(federation: Federation) -> None:
 
 
 def _check_mechanisms(federation: Federation) -> None:
-    """Refuse noise and clipping that no step or round could be computed with: public values decide that, so nobody is
-    to pay first."""
+    """Refuse noise and clipping that no step or round could be computed with: public values decide that, so no client
+    is charged first."""
     config, num_parameters = federation.config, federation.num_parameters
     if config.training.example_level is not None:
         try:

@@ -36,6 +36,7 @@ from fl_components.server.claim import (
     check_client_budget,
     check_demonstration,
     check_population,
+    delta_warnings,
     example_spending,
     example_terms,
     join_population,
@@ -298,15 +299,15 @@ class Hub:
         if self._fresh_collection:
             self._start_afresh("the history was cut", sightings)
             return
-        told = "; ".join(
+        evidence = "; ".join(
             f"{each.where} shows its round {each.round}"
             if each.anchor is None or each.round > run.committed_round
-            else f"{each.where} has row {each.anchor.rows} of a journal that goes on otherwise here"
+            else f"{each.where} has a row {each.anchor.rows} that this journal does not have"
             for each in ahead
         )
         raise StoreError(
             f"the database is older than what was seen of run {self.run_id}, whose last committed round is "
-            f"{run.committed_round} here: {told}. It was restored from a backup, and what came after it was "
+            f"{run.committed_round} here: {evidence}. It was restored from a backup, and what came after it was "
             "released all the same",
             hint=self._instead("put the newer database back, and check it with `fedrounds journal verify`"),
         )
@@ -556,7 +557,7 @@ def open_hub(
     Args:
       fresh_collection: of a run under a privacy claim, whatever may have been released of the round in hand counts as
         spent; the round is collected again at a further charge, with noise from a new secret.
-      accept_changed_data: a run without a claim may go on with other rows than it began with.
+      accept_changed_data: a run without a claim may continue with other rows than it began with.
 
     Raises what `assemble` raises, `RunConflict` when the run exists with another configuration or began with other
     data, `RunNotFound`, `LeaseHeld`, and `StoreError` when the run's secret is missing or its history was cut.
@@ -592,7 +593,7 @@ def open_hub(
         hub = Hub(store, lease, federation, store.run(run_id), say=say)
         if accepted:
             lease.accept_data(accepted)
-            say(f"run {run_id} goes on with other rows than it began with, as you asked")
+            say(f"run {run_id} continues with other rows than it began with, as requested")
         if federation.config.claims and has_rounds:
             hub.open_secret(fresh_collection)
         elif fresh_collection:
@@ -635,7 +636,10 @@ def _create_run(
             initial_state=state.to_bytes(),
             params_digest=state.params_digest,
             ancestor=ancestor,
-            engine=engine_facts() | federation.facts | data_facts(federation.data, digest_key(store)),
+            engine=engine_facts()
+            | federation.facts
+            | data_facts(federation.data, digest_key(store))
+            | {"delta_warnings": delta_warnings(federation)},
             source_folder=source_folder,
             sweep_id=sweep_id,
             secret_id=secret.id if secret is not None else None,
@@ -666,7 +670,7 @@ def assembled_for_a_look(config: FederationConfig, source_folder: str) -> Federa
 def _assembled(folder: Path, whose: str, config: FederationConfig, source_folder: str) -> Federation:
     try:
         return assemble(config, source_folder or None)
-    except (ConfigError, ModelError):  # of what is public: a model is checked with made-up rows
+    except (ConfigError, ModelError):  # of what is public: a model is checked with synthetic rows
         raise
     except Exception as error:
         if not config.claims or config.data.is_public:
@@ -705,9 +709,9 @@ def _check_data(store: Store, run: RunRecord, federation: Federation, accepts: b
         return facts
     hint = "put the data back as they were, or begin another run"
     if federation.config.claims:
-        hint += "; under a privacy claim a run cannot go on with other rows"
+        hint += "; under a privacy claim a run cannot continue with other rows"
     else:
-        hint += f"; or `fedrounds resume {run.run_id} --accept-changed-data` goes on with the rows as they are now"
+        hint += f"; or `fedrounds resume {run.run_id} --accept-changed-data` continues with the rows as they are now"
     raise RunConflict(f"run {run.run_id!r} began with other rows: {_which_changed(run, federation, facts)}", hint=hint)
 
 
@@ -728,5 +732,7 @@ def _short(value: int | str) -> str:
 def _warn_of_another_engine(run: RunRecord, say: Say) -> None:
     changed = {name: value for name, value in engine_facts().items() if run.engine.get(name) != value}
     if changed:
-        told = "; ".join(f"{name} was {run.engine.get(name)!r}, is {value!r}" for name, value in changed.items())
-        say(f"this machine differs from the one that began the run: {told}; the last bits of the model may differ")
+        differences = "; ".join(f"{name} was {run.engine.get(name)!r}, is {value!r}" for name, value in changed.items())
+        say(
+            f"this machine differs from the one that began the run: {differences}; the last bits of the model may differ"
+        )

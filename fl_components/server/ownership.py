@@ -28,17 +28,17 @@ SHARE_OF_A_CLIENT: Final = 0.5
 
 COINCIDENT: Final = {"named": 0.1, "all": 0.1}
 COINCIDENT_WITHOUT_A_COLUMN: Final = 0.02
-"""The share of rows that other rows equal, up to which a view tells rows apart and is kept."""
+"""The share of rows that other rows equal, up to which a view identifies rows and is kept."""
 
 LEAST_ROWS_WITHOUT_A_COLUMN: Final = 100
-"""Rows from which on it can be told whether they differ without one of their columns."""
+"""The least number of rows for which views without one column are judged."""
 
 LEAST_DISTINCT: Final = 0.25
-"""The share of distinct rows among a client's from which on `named` tells rows apart: in a table of a few short
+"""The least share of distinct rows among a client's for which `named` identifies rows: in a table of a few short
 columns, rows are anybody's."""
 
 LEAST_IN_WHOLE: Final = {"named": 2, "all": 8}
-"""Distinct rows from which on the multiset of all of a client's rows tells it from others."""
+"""The least number of distinct rows for which the multiset of a client's rows identifies it."""
 
 
 @dataclass(frozen=True, slots=True)

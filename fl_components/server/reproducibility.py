@@ -1,13 +1,11 @@
-"""Whether a configuration's data and model come out the same when they are loaded once more.
+"""Whether a configuration's data and model are the same when another process loads them.
 
-A resume loads both again, in another process. What follows from the order of a set, whose hashes Python draws anew in
-each process, or from a generator that no seed reaches, is then another federation.
+A resume loads both again. Code that depends on the order of a set (Python draws new hashes in each process) or on a
+generator without a seed then gives other data or another model.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import os
 import subprocess
@@ -16,18 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-import torch
-
 from fl_components.config import FederationConfig, parse_config
-from fl_components.parameters import constants_digest, load_into, params_digest
+from fl_components.parameters import constants_digest, params_digest
 from fl_components.rules import Rule
 from fl_components.server.federation import Federation, assemble
 from fl_components.server.rows import digest_of_data
-from fl_components.training import made_up
 
-_CHILD: Final = "from fl_components.server.reproducibility import tell; tell()"
+_CHILD: Final = "from fl_components.server.reproducibility import print_digests; print_digests()"
 
 _REPETITIONS: Final = 20
+"""How often the scores are computed: what a generator without a seed draws may be the same once."""
 
 _WHAT: Final = {
     "data": "the data differ when they are loaded again: rows, labels, client ids or their order",
@@ -39,10 +35,10 @@ _WHAT: Final = {
 
 @contextmanager
 def second_load(config: FederationConfig, source_folder: str) -> Iterator[Callable[[Federation], list[str]]]:
-    """Load a configuration in a process of its own, with another seed of Python's hashes, while this one goes on.
+    """Load a configuration in another process, with another seed of Python's hashes.
 
-    Yields a function that waits for it, and returns in words what differs from the federation that this process has
-    loaded. Nothing does where data and model are fedrounds' own kinds: then no process is started.
+    Yields a function that waits for that process and returns, in words, how its federation differs from the given one.
+    Where data and model are fedrounds' own kinds, no process is started and nothing differs.
     """
     if not any(_is_own_code(rule) for rule in (config.data, config.model)):
         yield lambda federation: []
@@ -83,30 +79,17 @@ def _differences(first: Mapping[str, str], other: Mapping[str, str]) -> list[str
 
 
 def digests(federation: Federation) -> dict[str, str]:
-    """Return the sha256 of the data, of the model's initial parameters and constants, and of what it makes of
-    synthetic rows."""
+    """Return the sha256 of the data, of the model's initial parameters and constants, and of its scores of synthetic
+    rows."""
     return {
         "data": digest_of_data(federation.data).hex(),
         "parameters": params_digest(federation.initial_params_D),
         "constants": constants_digest(federation.module),
-        "outputs": _outputs(federation),
+        "outputs": federation.scores_digest(_REPETITIONS),
     }
 
 
-def _outputs(federation: Federation) -> str:
-    """Return the sha256 of the scores in train and in eval mode, by a copy of the model: `_REPETITIONS` times, as what
-    a generator without a seed draws may come out the same."""
-    module, digest = copy.deepcopy(federation.module), hashlib.sha256()
-    load_into(module, federation.initial_params_D)
-    rows = made_up(federation.training_examples)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for mode in [True] * _REPETITIONS + [False] * _REPETITIONS:
-            torch.manual_seed(0)
-            digest.update(module.train(mode)(rows.x.clone()).numpy(force=True).tobytes())
-    return digest.hexdigest()
-
-
-def tell() -> None:
+def print_digests() -> None:
     """Print the digests of the configuration on stdin, as the last line."""
     request = json.loads(sys.stdin.read())
     config = parse_config(json.loads(request["config"]))

@@ -94,10 +94,11 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
     What is promised about clients comes first; what is promised about their examples stands under `examples` then, and
     in its place where nothing else is promised.
     """
-    named = {"run_id": run.run_id, "name": run.name, "deleted": run.state == DELETED}
+    named: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "deleted": run.state == DELETED}
     rules = (run.config.get("privacy", {}), run.config.get("training", {}).get("privacy", {}))
     if all(rule.get("kind", "none") == "none" for rule in rules):
         return named | {"claim": False}
+    named["warnings"] = run.engine["delta_warnings"]
     config = parse_config(run.config)
     of_examples = _about_examples(store, run, config) if config.training.privacy.claims else None
     if not isinstance(config.privacy, CentralPrivacy):
@@ -339,6 +340,7 @@ def markdown(found: dict[str, Any]) -> str:
     simulated = found.get("simulated")
     if not found["claim"]:
         return title + ("\nNothing is claimed" + (f": {simulated}.\n" if simulated else ".\n"))
+    title += "".join(f"\n**Warning:** {warning}.\n" for warning in found["warnings"])
     about_clients = f"\nAbout clients nothing is claimed: {simulated}.\n" if simulated else ""
     beside = found.get("examples")
     if not beside:

@@ -1,8 +1,8 @@
 """Whose data these are: keyed fingerprints of the data of runs, the populations that data are bound to, and the runs
 that have used them.
 
-A digest is made with the key of fingerprints, which all hubs of one database share, so that it tells nobody else
-anything of the data. Its first letter says what it stands for: `r` a row, `w` all rows of a client, `c` a column of a
+A digest is made with the key of fingerprints, which all hubs of one database share, so that it reveals nothing
+of the data to others. Its first letter says what it stands for: `r` a row, `w` all rows of a client, `c` a column of a
 client. Data are named by the hash of their digests, which the journal holds.
 """
 
@@ -61,8 +61,8 @@ def shared_key(connection: Connection, keys: KeyRing) -> bytes | None:
     if key is None:
         name = keys.fingerprint_file(row.key_id).name
         raise StoreError(
-            f"this home lacks the file secrets/{name}: without this key nobody can tell here whether a run's data "
-            "belong to a population that has a privacy budget",
+            f"this home lacks the file secrets/{name}: without this key a run's data cannot be "
+            "compared with those that belong to a population that has a privacy budget",
             hint=f"copy {Path(row.home) / 'secrets' / name} of host {row.host}, where the key was made, or of another "
             f"hub of this database, to {keys.fingerprint_file(row.key_id)} (mode 0600); a key that is lost must be "
             "restored from a backup of one of them",
@@ -104,7 +104,7 @@ def enter(
     digests: Mapping[str, str],
     check: Callable[[Owners], None],
 ) -> None:
-    """Remember that a run uses data, told by digests (digest -> client), and bind them to its population where it
+    """Remember that a run uses data, given as digests (digest -> client), and bind them to its population where it
     answers for them to a budget.
 
     `check` sees whose the digests are once nothing else can be bound any more, and raises where they are another's. The

@@ -392,7 +392,7 @@ class Lease:
         ledger.settle(connection, charge, "spent", row.at)
 
     def accept_data(self, facts: Mapping[str, Any]) -> None:
-        """Lets the run go on with other rows than it began with; `facts` are what its `engine` says of them now."""
+        """Let the run continue with other rows than it began with; `facts` describe these in its `engine`."""
         with self._fenced() as connection:
             run = self._run(connection)
             engine = run.engine | facts

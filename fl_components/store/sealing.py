@@ -25,7 +25,7 @@ def closed(key: bytes, data: bytes, *, multiple: int = 1, chunk_bytes: int = CHU
     """Return `data` encrypted under a key of 32 bytes; other bytes each time.
 
     Args:
-      multiple: the plaintext is padded to a multiple of so many bytes, so that its length does not tell what is in it.
+      multiple: the plaintext is padded to a multiple of this many bytes, so that its length reveals little.
       chunk_bytes: how much is encrypted at a time.
 
     >>> len(closed(b"k" * 32, b"sum", multiple=1000)) == len(closed(b"k" * 32, b"longer sum", multiple=1000))

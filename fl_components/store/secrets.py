@@ -1,9 +1,9 @@
 """Secrets: what no database, log, blob or page ever holds.
 
 Each run under a privacy claim has a chain of round keys, in one file of its own (0600). The key of the next round is
-derived from this round's by a one-way function, and takes its place when the round is committed: from then on nobody
-can draw that round's noise again, or open what was sealed under it (a forward-secure ratchet; Bellare and Yee 2003,
-"Forward-security in private-key cryptography").
+derived from this round's by a one-way function, and takes its place when the round is committed: from then on that
+round's noise cannot be drawn again, nor what was sealed under it be opened (a forward-secure ratchet; Bellare and Yee
+2003, "Forward-security in private-key cryptography").
 
 The whole tree of keys; each arrow is HKDF with SHA-256 (RFC 5869), whose `info` is the canonical JSON list of the names
 and values in brackets, so that different lists never give one key:

@@ -541,7 +541,7 @@ class Store:
         digests: Mapping[str, str],
         check: Callable[[bindings_.Owners], None],
     ) -> None:
-        """Remembers that a run uses data, told by keyed digests (digest -> client, "" for any), and binds them to its
+        """Remembers that a run uses data, given as keyed digests (digest -> client, "" for any), and binds them to its
         population where it has `units`: "client" or "example" where a budget answers for these.
 
         `check` gets the populations and clients that the digests are bound to, and raises where the run may not have

@@ -100,7 +100,7 @@ class Engine:
 
     It has three ways: layers that hold many clients' parameters at once, torch.func.vmap, and one client after the
     other. Each keeps clients apart by construction. It takes the first that makes a few small steps as `SGD.train`
-    makes them, on made-up rows and from the initial parameters: the choice is the same whenever it is made. Where
+    makes them, on synthetic rows and from the initial parameters: the choice is the same whenever it is made. Where
     clients make a claim about their examples the ways are others (private.py, `find_way`), found when that is first
     asked for.
 
@@ -232,7 +232,7 @@ class Engine:
         what = error.message if isinstance(error, FedroundsError) else one_line(error)
         return ModelError(
             f"the model failed while {names_of(chunk)} trained{layer}: {what}",
-            hint=getattr(error, "hint", None) or "mend the model, then resume the run",
+            hint=getattr(error, "hint", None) or "correct the model, then resume the run",
         )
 
     def _failing_layer(self, params_D: Tensor, task: ClientTask) -> str:

@@ -95,7 +95,7 @@ class ExecutionRule(Rule):
     def equal_waves(
         self, num_clients: int, largest_cohort: int, num_parameters: int, *, additive: bool
     ) -> tuple[slice, ...]:
-        """A cohort of so many clients in equal waves, whose number follows from the largest possible cohort alone:
+        """Return a cohort of `num_clients` in equal waves, whose number follows from the largest possible cohort alone:
         `memory_mb` holds each wave of that one. Waves may be empty.
 
         >>> rule = LocalExecution(memory_mb=1)

@@ -150,7 +150,7 @@ def example_way(module: nn.Module, examples: Examples) -> str:
 
 
 def find_way(module: nn.Module, rows: Examples) -> Way:
-    """The first way that makes a few small steps as `SGD.train` does, on rows that are nobody's (`made_up`).
+    """The first way that makes a few small steps as `SGD.train` does, on synthetic rows (`made_up`).
 
     Each way keeps examples apart by construction. Ghost norms and Opacus run whole batches, and take modules whose
     types say that each row is treated by itself; vmap runs the module's code for one example, and refuses code that
@@ -159,7 +159,7 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
     try:
         mixed = _mixes(copy.deepcopy(module), rows.x)
     except Exception as error:
-        failed = f"the model fails on made-up rows: {one_line(error)}"
+        failed = f"the model fails on synthetic rows: {one_line(error)}"
         raise ModelError("; ".join([failed, *objections(copy.deepcopy(module))])) from error
     notes: list[str] = []
     for make in (GhostNorms, VmapExamples, VmapAlone, OpacusWay, OneAtATime):

@@ -23,8 +23,8 @@ class Assembly:
     """What has arrived of one frame, in a file that outlives the process. docs/wire-format.md has the rules.
 
     Sending a piece again changes nothing, so whoever does not know whether it arrived sends it again, or asks for
-    `received` and goes on there. Connections and processes that add pieces of one frame at the same time take turns, by
-    a lock of the file: what was acknowledged to one of them is never lost to another.
+    `received` and continues there. Connections and processes that add pieces of one frame at the same time take turns,
+    by a lock of the file: what was acknowledged to one of them is never lost to another.
 
     Args:
       folder: where the file is; one sender's, since who may send what is not looked at here.
@@ -97,7 +97,7 @@ class Assembly:
 
     @contextmanager
     def _locked(self, flags: int = 0) -> Iterator[int]:
-        """The open file, while nobody else reads or writes it."""
+        """The open file, locked: no other connection or process reads or writes it."""
         file = os.open(self._file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

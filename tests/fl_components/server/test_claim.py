@@ -14,6 +14,7 @@ from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
+from fl_components.server.statement import markdown, statement
 from fl_components.store import Store
 from flows.round import walk
 from tests.fl_components.server.wards import (
@@ -213,10 +214,16 @@ class TestPopulations:
             begin(data=WARDS, **changes)
 
     def test_a_delta_that_promises_little_is_remarked_on(self, store: Store) -> None:
+        """As the run begins, and in its statement."""
         heard: list[str] = []
         config = parse_config(FIELDS | {"privacy": FIELDS["privacy"] | {"delta": 0.2}})
-        open_hub(store, "r", config=config, say=heard.append).close()
-        assert any("privacy.delta is 0.2, more than one in 9 clients" in said for said in heard)
+        with open_hub(store, "r", config=config, say=heard.append) as hub:
+            walk(stages, hub, 1)
+        warning = "privacy.delta is 0.2, more than one in 9 clients"
+        assert any(warning in said for said in heard)
+        found = statement(store, store.run("r"))
+        assert [each.startswith(warning) for each in found["warnings"]] == [True]
+        assert f"**Warning:** {warning}" in markdown(found)
 
 
 def test_what_is_refused_when_the_clients_are_counted(begin: Begin, store: Store) -> None:

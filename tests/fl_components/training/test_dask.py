@@ -313,7 +313,7 @@ class TestWorkers:
         with trainer(work, far.address) as (far_trainer, _):
             with pytest.raises(ModelError, match=r"while client.*c4.* trained: ValueError: no such ward") as caught:
                 outcome(far_trainer, work)
-            assert caught.value.hint == "mend the model, then resume the run"
+            assert caught.value.hint == "correct the model, then resume the run"
 
     def test_a_model_that_is_another_in_each_process(self, far: Cluster) -> None:
         work = workload(ModuleModel(path=FRAGILE.replace("fragile", "unsteady")))

@@ -226,7 +226,7 @@ class TestDeath:
         with processes(work) as (trainer, _):
             with pytest.raises(ModelError, match=r"while client.*c4.* trained: ValueError: no such ward") as caught:
                 outcome(trainer, work)
-            assert caught.value.hint == "mend the model, then resume the run"
+            assert caught.value.hint == "correct the model, then resume the run"
 
     @pytest.mark.slow
     def test_a_model_that_is_another_in_each_process(self) -> None:
