@@ -36,8 +36,8 @@ class DataRule(Rule):
 
     @property
     def is_public(self) -> bool:
-        """Whether anyone may download the data, as far as is known before they are loaded: the rule's `public`, or where
-        that is None, whether the files are those of a public data set."""
+        """Whether anyone may download the data, as far as is known before they are loaded: the rule's `public`, or
+        where that is None, whether the files are those of a public data set."""
         public = getattr(self, "public", False)
         return self.is_well_known if public is None else bool(public)
 

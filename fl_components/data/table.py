@@ -208,13 +208,8 @@ class Table:
         )
 
     def _not_listed(self, row: int, column: str, cell: str, known: Sequence[str], field: str) -> DataError:
-        if "true" in known and cell.lower() in ("yes", "no", "on", "off"):
-            hint = f"write {cell!r} in quotes there: without, YAML reads it as true or false"
-        elif re.fullmatch("0[0-7]+", cell) and str(int(cell, 8)) in known:
-            hint = f"write {cell!r} in quotes there: without, YAML reads it as the number {int(cell, 8)}"
-        else:
-            listed = ", ".join(repr(value) for value in known[:10]) + (", ..." if len(known) > 10 else "")
-            hint = f"it lists {listed}: correct the row, or add the value there"
+        listed = ", ".join(repr(value) for value in known[:10]) + (", ..." if len(known) > 10 else "")
+        hint = f"it lists {listed}: correct the row, or add the value there"
         return DataError(f"{self.where(row)}: {cell[:40]!r} in the column {column!r} is not in {field}", hint=hint)
 
 

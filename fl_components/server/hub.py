@@ -732,7 +732,5 @@ def _short(value: int | str) -> str:
 def _warn_of_another_engine(run: RunRecord, say: Say) -> None:
     changed = {name: value for name, value in engine_facts().items() if run.engine.get(name) != value}
     if changed:
-        differences = "; ".join(f"{name} was {run.engine.get(name)!r}, is {value!r}" for name, value in changed.items())
-        say(
-            f"this machine differs from the one that began the run: {differences}; the last bits of the model may differ"
-        )
+        facts = "; ".join(f"{name} was {run.engine.get(name)!r}, is {value!r}" for name, value in changed.items())
+        say(f"this machine differs from the one that began the run: {facts}; the last bits of the model may differ")

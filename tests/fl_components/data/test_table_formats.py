@@ -425,13 +425,6 @@ def test_a_quantity_with_few_rows_is_hinted_at(tmp_path: Path) -> None:
     assert "if 'ill' is a quantity: fedrounds trains classifiers" in message(tmp_path, test_fraction=0.5)
 
 
-def test_octal_numbers_of_yaml_are_explained(tmp_path: Path) -> None:
-    write(tmp_path, a="dept,ill\n010,0\n007,1\n")
-    assert "write '010' in quotes there: without, YAML reads it as the number 8" in message(
-        tmp_path, categories={"dept": [8, 7]}
-    )
-
-
 # -------------------------------------------------------------------------------------------------- missing values
 
 GAPS = "age,sex,ill\n50,f,0\n,m,1\n70,NA,0\n80,f,?\n90,f,1\n"

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from fl_components.data import FederatedData, Tables
@@ -173,13 +172,6 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, south: str | byte
     with pytest.raises(DataError, match=words) as refused:
         load(tmp_path, classes=[0, 1])
     assert refused.value.hint
-
-
-def test_yes_and_no_without_quotes_are_explained(tmp_path: Path) -> None:
-    config = yaml.safe_load("{categories: {smoker: [no, yes]}}")
-    with pytest.raises(DataError, match=r"north.csv, line 2: 'no' in the column 'smoker'") as refused:
-        load(write(tmp_path, north=NORTH), **config)
-    assert refused.value.hint == "write 'no' in quotes there: without, YAML reads it as true or false"
 
 
 @pytest.mark.parametrize(
