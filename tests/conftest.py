@@ -47,6 +47,14 @@ def _rank(item: pytest.Item) -> int:
     return min(LONGEST.index(folder) for folder in [*folders, ""] if folder in LONGEST)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """What this process writes need not outlive the machine; those that tests kill are others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new FEDROUNDS_HOME, with nothing else of the caller's environment that would move the store."""

@@ -46,6 +46,7 @@ def python(path: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.ci
 def test_its_configuration_makes_sense_where_it_is_installed(installed: Path, tmp_path: Path) -> None:
     checked = data_of(fedrounds(tmp_path / "home", installed, "config", "check", CONFIG, "--data", "--json"))
     assert (checked["num_clients"], checked["cohort_size"], checked["num_parameters"]) == (8, 4, 10)

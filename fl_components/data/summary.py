@@ -79,7 +79,7 @@ def classes(data: FederatedData) -> list[dict[str, Any]]:
     for label, name in enumerate(data.shown_classes):
         having = data.clients_with(label)
         all_but = 2 * len(having) > data.num_clients
-        listed = np.setdiff1d(np.arange(data.num_clients), having) if all_but else having
+        listed = np.delete(np.arange(data.num_clients), having) if all_but else having
         found.append(
             {
                 "class": name,

@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from fl_components.aggregation import AdditiveRule
 from fl_components.config import FederationConfig, parse_config
 from fl_components.privacy import AdaptiveClipping, CentralPrivacy
 from fl_components.privacy.accountants import pld_epsilon
-from fl_components.privacy.events import as_neighbouring
+from fl_components.privacy.events import Neighbouring, as_neighbouring
 from fl_components.privacy.example_level import UNIT
 from fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
 from fl_components.store import DELETED, Budget, RoundRecord, RunRecord, Store
@@ -296,7 +297,12 @@ def _lineage(store: Store, run: RunRecord) -> list[RunRecord] | None:
 
 def tightest_epsilon(budget: Budget, spent: Mapping[str, int]) -> float | None:
     """The epsilon of a run for itself, by privacy loss distributions; None where they do not tell it."""
-    return pld_epsilon(events_of(spent), as_neighbouring(budget.neighbouring), budget.delta)
+    return _cached_pld_epsilon(tuple(sorted(spent.items())), as_neighbouring(budget.neighbouring), budget.delta)
+
+
+@lru_cache(1_000)  # it takes up to seconds, and clients that took part in the same rounds have spent the same
+def _cached_pld_epsilon(spent: tuple[tuple[str, int], ...], neighbouring: Neighbouring, delta: float) -> float | None:
+    return pld_epsilon(events_of(dict(spent)), neighbouring, delta)
 
 
 def _epsilon_of(budget: Budget, lineage: list[RunRecord] | None) -> float | None:

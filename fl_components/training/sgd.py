@@ -29,6 +29,17 @@ def torch_seed(seed: int) -> int:
     return seed % 2**63
 
 
+def seed_torch(seed: int) -> None:
+    """Seed what modules draw from, on the CPU and on CUDA where it is in use.
+
+    `torch.manual_seed` does so for each kind of device that it knows: for one that is not in use it keeps the call and
+    a traceback for later, at each call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def example_seed(seed: int, step: int, place: int) -> int:
     """The seed of what a client's module draws for one example of a batch, where each is trained on by itself."""
     return torch_seed(randomness.derive_key(seed, step, "example", str(place)))
@@ -218,7 +229,7 @@ class SGD(Rule):
         watch = Watch(module, parameters) if clipped_sum is None else None
         loss = Weighted()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(seed))
+            seed_torch(torch_seed(seed))
             if self.example_level is None:
                 steps = self._gradients(module, parameters, inputs, labels, seed)
             else:
@@ -333,7 +344,7 @@ class OneByOne:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         sums, losses = [torch.zeros_like(each) for each in self._parameters], torch.zeros(len(seeds))
         for place, seed in enumerate(seeds):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             x, y = inputs[place : place + 1].clone(), labels[place : place + 1]
             loss = sum_loss(self._module(x), y, self._label_smoothing) / max(num_labels(y), 1)
             gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)

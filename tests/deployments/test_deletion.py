@@ -128,10 +128,10 @@ class TestDeletingByName:
     ("line", "code", "told"),
     [
         (["runs", "delete", "nobody", "--yes"], 2, "there is no run 'nobody' in this store"),
-        (["runs", "delete", "a1"], 2, "nobody can be asked"),
+        (["runs", "delete", "a1"], 2, "stdin is no terminal"),
         (["runs", "delete", "stopped", "--yes"], 2, "run stopped is unfinished"),
         (["runs", "delete"], 2, "RUN"),
-        (["prune", "--keep", "1"], 2, "nobody can be asked"),
+        (["prune", "--keep", "1"], 2, "stdin is no terminal"),
         (["prune", "--yes"], 2, "nothing says which runs to prune"),
         (["prune", "--keep", "1", "--dry-run"], 0, "Would delete 3 runs"),
         (["prune", "--keep", "99", "--older-than", "90d"], 0, "Would delete 0 runs"),

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fl_components.config import parse_config
 from fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
 from fl_components.privacy.accountants import rdp_epsilon
 from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
-from fl_components.server import stages
+from fl_components.server import reproducibility, stages
 from fl_components.server.claim import check_client_budget
 from fl_components.server.hub import open_hub
 from fl_components.server.statement import in_short
@@ -355,6 +356,11 @@ def test_each_command_says_something_to_people_and_one_object_to_programs(
 
 class TestPrivateRows:
     """Of wards whose data are private, before any training."""
+
+    @pytest.fixture(autouse=True)
+    def _no_second_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another process, which takes seconds; test_changed_data.py is about it."""
+        monkeypatch.setattr(reproducibility, "second_load", lambda *_: nullcontext(lambda federation: []))
 
     @pytest.fixture
     def config(self, tmp_path: Path, home: Path) -> str:

@@ -43,6 +43,7 @@ def test_configured_servers_give_the_digest_of_the_embedded_ones(
     assert here["attempt"] == there["attempt"] == 1  # so it was not the same store
 
 
+@pytest.mark.ci
 def test_a_configured_server_that_is_away_is_named(fedrounds: Fedrounds) -> None:
     url = f"http://127.0.0.1:{free_port()}/api"
     completed = fedrounds("train", HEART, PREFECT_API_URL=url)

@@ -45,7 +45,7 @@ def make_run(store: Store, run_id: str = "r1", **changes: Any) -> RunRecord:
         "initial_state": b"0",
         "params_digest": params_digest(np.zeros(3, dtype=np.float32)),
         "ancestor": None,
-        "engine": {},
+        "engine": {"delta_warnings": []},
         "source_folder": "/src",
     }
     return store.create_run(**{**given, **changes})
@@ -327,7 +327,7 @@ def test_quick_rounds_are_logged_together(store: Store, monkeypatch: pytest.Monk
     "notes_before_kill",
     [
         pytest.param(0, id="run made, id not noted", marks=pytest.mark.ci),
-        pytest.param(3, id="round logged, cursor not moved"),
+        pytest.param(3, id="round logged, cursor not moved", marks=pytest.mark.ci),
     ],
 )
 def test_killed_while_logging(store: Store, notes_before_kill: int) -> None:

@@ -196,6 +196,7 @@ def test_a_flow_survives_kill_9_of_the_server_which_comes_back_on_its_port(
     assert not (user_home / ".prefect").exists()
 
 
+@pytest.mark.ci
 def test_a_server_that_cannot_start_is_unreachable_with_its_log(tmp_path: Path) -> None:
     home = tmp_path / "home"
     server_files(home).database.mkdir()  # in the database's place

@@ -98,7 +98,7 @@ def test_a_run_without_a_claim_goes_on_where_it_is_asked_to(store: Store, monkey
         assert heard == []  # nothing has changed: nothing to accept
     monkeypatch.setattr(wards, "wards", lambda: labels_turned(before()))
     with open_hub(store, "r", accept_changed_data=True, say=heard.append):
-        assert heard == ["run r goes on with other rows than it began with, as you asked"]
+        assert heard == ["run r continues with other rows than it began with, as requested"]
     with open_hub(store, "r") as hub:
         walk(stages, hub, 2)
     accepted = [row.content for row in store.journal("r") if row.kind == "data.accepted"]

@@ -98,6 +98,7 @@ for moment in itertools.count(1):
 """
 
 
+@pytest.mark.ci
 def test_a_kill_before_or_after_any_write_changes_nothing(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FEDROUNDS_")}
     result = subprocess.run(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,23 @@ def wait_for(condition: Callable[[], object], deadline_s: float = 20) -> None:
         time.sleep(0.01)
 
 
-def stop(holder: Any) -> None:
-    holder.signal(signal.SIGSTOP)
-    wait_for(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED)
+def stop(holder: Any, database_url: str) -> None:
+    """Stop the holder, but not in the middle of a heartbeat: SQLite's lock would stay with it."""
+
+    def is_stopped_between_transactions() -> bool:
+        holder.signal(signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED)
+        if not database_url.startswith("sqlite"):
+            return True
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"), timeout=0)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                holder.signal(signal.SIGCONT)
+                return False
+            return True
+
+    wait_for(is_stopped_between_transactions)
 
 
 def change_lease(store: Store, **values: Any) -> None:
@@ -139,13 +155,18 @@ def test_a_holder_elsewhere_that_is_heard_of_is_refused(
 
 
 def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_it_wakes(
-    home: Path, store: Store, new_run: NewRun, start_holder: Callable[..., Any], do_round: DoRound
+    home: Path,
+    database_url: str,
+    store: Store,
+    new_run: NewRun,
+    start_holder: Callable[..., Any],
+    do_round: DoRound,
 ) -> None:
     new_run()
     holder = start_holder(heartbeat_s=0.1, lapse_s=1.0)
     assert holder.ask("lease.reserve(1, {'event': 'none'})") == "1"
     assert holder.ask("lease.seal(1, 1, b'sum')") == "None"
-    stop(holder)
+    stop(holder, database_url)
     with store.acquire("r") as lease:
         assert lease.fence == 2
         do_round(lease, 1)
@@ -171,11 +192,11 @@ def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_
 
 
 def test_a_stopped_holder_that_wakes_in_time_keeps_its_lease(
-    store: Store, new_run: NewRun, start_holder: Callable[..., Any]
+    database_url: str, store: Store, new_run: NewRun, start_holder: Callable[..., Any]
 ) -> None:
     new_run()
     holder = start_holder(heartbeat_s=0.2, lapse_s=20)
-    stop(holder)
+    stop(holder, database_url)
     with pytest.raises(LeaseHeld):
         store.acquire("r", say=lambda _: holder.signal(signal.SIGCONT))
     assert holder.ask("lease.begin_attempt()") == "1"

@@ -464,6 +464,7 @@ class TestRefused:
         assert np.isfinite(out).all()
 
 
+@pytest.mark.ci
 def test_processes_come_to_the_same_bits() -> None:
     kind, data = Mlp(hidden=(5,)), Data([4, 9, 7, 1, 12, 5], floats(6), ())
     module = build_seeded(kind, (6,), (3,), seed=1)

@@ -158,6 +158,14 @@ class TestSeeds:
         assert torch.equal(torch.get_rng_state(), before)
         assert np.array_equal(np.random.get_state()[1], numpy_before)  # type: ignore[index]
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="about devices that are not there")
+    def test_nothing_is_kept_for_devices_that_are_not_in_use(self) -> None:
+        """torch.manual_seed keeps each call with its traceback: of 1,000,000 clients, gigabytes."""
+        module, (x, y) = Net(), examples(11)
+        before = len(torch.cuda._queued_calls)
+        self.rule.train(module, start(module), x, y, seed=1)
+        assert len(torch.cuda._queued_calls) == before
+
 
 class TestWhatAClientKeeps:
     def test_momentum_starts_at_zero_in_every_round(self) -> None:

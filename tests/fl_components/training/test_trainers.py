@@ -204,6 +204,7 @@ class TestDeath:
                 "a training process died (SIGKILL)"
             ]
 
+    @pytest.mark.ci
     def test_a_shard_that_kills_every_process_ends_the_round(self, monkeypatch: Any) -> None:
         work = self.fragile()
         monkeypatch.setenv("FRAGILE", "always")
@@ -235,6 +236,7 @@ class TestDeath:
             outcome(trainer, work)
         assert len(outcome(OwnTrainer(work, print), work)) == 4
 
+    @pytest.mark.ci
     def test_they_end_soon_after_the_process_that_started_them(self, tmp_path: Any) -> None:
         """Killed, while one of them is idle and others still start."""
         script = tmp_path / "starts.py"
@@ -359,6 +361,7 @@ class TestSpread:
         with processes(workload(how="each")) as (trainer, _):
             assert list(trainer.spread(lambda rows: len, ROWS_ND[:0], 1, reads=True, writes=True)) == [0]
 
+    @pytest.mark.ci
     def test_a_killed_process_is_replaced_and_its_piece_worked_on_from_the_start(self, tmp_path: Any) -> None:
         """What it wrote before it died does not stay."""
         (tmp_path / "once").touch()
@@ -386,6 +389,7 @@ class TestGrowing:
         assert set(psutil.Process().children()) == before
         trainer.close()
 
+    @pytest.mark.ci
     def test_long_work_goes_on_in_processes_with_the_same_bits(self, monkeypatch: Any) -> None:
         trainer, work = self.trainer(monkeypatch, worth_s=0.0)
         expected = outcome(OwnTrainer(work, print), work)

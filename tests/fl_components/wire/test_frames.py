@@ -346,13 +346,14 @@ class TestMaliciousSenders:
         assert zstandard.decompress(data) == bytes(1000)
         refused(seal([VA, {"a": ["zstd", 1000, 8, len(data)]}], data), "look back 134217728 bytes, at most 1024")
 
-    def test_twenty_thousand_altered_frames(self) -> None:
+    @pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.ci)])
+    def test_altered_frames(self, count: int) -> None:
         rng, names = random.Random(0), sorted(FRAMES)
         taken = 0
-        for number in range(20_000):
+        for number in range(count):
             frame = altered(rng, FRAMES[names[number % len(names)]])
             taken += decoded_or_refused(frame, 4096) is not None
-        assert 1000 < taken < 10_000  # some changes make another good frame
+        assert count / 20 < taken < count / 2  # some changes make another good frame
 
     @pytest.mark.parametrize(
         "entry",
