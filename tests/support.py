@@ -185,6 +185,19 @@ def public_data() -> Iterator[None]:
         missing(error.message)
 
 
+@contextmanager
+def server_stays(home: Path) -> Iterator[None]:
+    """Prefect's server that a command starts in `home` goes on after it: all that it was sent is written."""
+    from deployments.stack.files import server_files, try_lock
+
+    interest = try_lock(server_files(home).clients_lock, exclusive=False)
+    assert interest is not None
+    try:
+        yield
+    finally:
+        os.close(interest)
+
+
 def server_is_up(home: Path) -> bool:
     from deployments.stack.files import is_locked, server_files
 

@@ -128,6 +128,7 @@ def test_a_broken_package_is_left_out_with_the_reason(
     sys.modules.pop("broken_rules", None)
 
 
+@pytest.mark.ci
 def test_the_command_says_what_is_left_out_and_a_configuration_why(tmp_path: Path) -> None:
     """In a family with many built-in rules, in one with a single rule, and in the field of a rule."""
     asked_for = {"models": "model", "aggregation": "aggregation", "partitions": "data.partition"}

@@ -55,6 +55,7 @@ def test_the_folder_is_what_the_page_shows(folder: Path) -> None:
     assert (folder / "wards" / "north.csv").read_text().startswith(block("csv"))
 
 
+@pytest.mark.ci
 def test_the_check_passes(folder: Path) -> None:
     found = data_of(run_fedrounds(folder / "home", *command("fedrounds config check"), "--json"))
     assert [client["id"] for client in found["clients"]] == ["east", "north", "south", "west"]

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -283,6 +283,13 @@ class Hub:
             self.check_history(sightings)
             assert self.secret is not None
             self.secret.advance(run.committed_round + 1)  # an earlier process may have ended before it did
+
+    def forget_keys(self) -> None:
+        """Forget the keys of a run whose rounds are all committed: an earlier process may have ended before it did."""
+        if self.run.secret_id is not None:
+            with suppress(StoreError):  # the file is gone: so are the keys
+                secret = RunSecret.open(self.store.secrets_folder, self.run_id, self.run.secret_id)
+                secret.advance(self.run.committed_round + 1)
 
     def check_history(self, sightings: Sequence[Sighting]) -> None:
         """Compare the run with what is known of it outside the database.
@@ -596,7 +603,9 @@ def open_hub(
             say(f"run {run_id} continues with other rows than it began with, as requested")
         if federation.config.claims and has_rounds:
             hub.open_secret(fresh_collection)
-        elif fresh_collection:
+        elif not fresh_collection:
+            hub.forget_keys()
+        else:
             what = "has no round to go" if federation.config.claims else "makes no privacy claim"
             raise ConfigError(
                 f"--fresh-collection is given, and run {run_id} {what}: there is nothing to pay for",

@@ -231,6 +231,7 @@ class TestPlan:
         file.write_text(json.dumps(FIELDS | {"rounds": 50}))
         return str(file)
 
+    @pytest.mark.ci
     def test_each_choice_keeps_what_was_asked(self, config: str, home: Path, tmp_path: Path) -> None:
         found = privacy.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
         configured, noise, rounds, cohort = found["choices"]

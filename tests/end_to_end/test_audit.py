@@ -10,7 +10,7 @@ import pytest
 from tests.support import HEART, PRIVATE, Fedrounds, data_of, told_by_mlflow
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_an_honest_mechanism_is_not_accused(fedrounds: Fedrounds, home: Path, tmp_path: Path) -> None:
     config = tmp_path / "private.yaml"
     config.write_text(json.dumps(PRIVATE | {"rounds": 1, "model": {"kind": "mlp", "hidden": [32]}}))

@@ -14,7 +14,7 @@ from fl_components.config import load_config
 from fl_components.simulate import simulate
 from fl_components.store import Store
 from fl_components.values import ServerState
-from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect, told_by_mlflow
+from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect, server_stays, told_by_mlflow
 
 STAGES = ["load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit", "track"]
 DATA = {  # the object of docs/operations.md
@@ -26,9 +26,12 @@ DATA = {  # the object of docs/operations.md
 def test_four_hospitals_train_and_every_view_shows_it(fedrounds: Fedrounds, home: Path) -> None:
     """One training, and all that it leaves: the answer, the store, Prefect's runs, MLflow's run and model."""
     arguments = ["train", HEART, "--set", "rounds=3", "--run-id", "heart-1", "--profile", home / "trace.json", "--json"]
-    answer = fedrounds(*arguments)
-    data = data_of(answer)
-    assert data.keys() >= DATA
+    with server_stays(home):
+        answer = fedrounds(*arguments)
+        data = data_of(answer)
+        assert data.keys() >= DATA
+        with Served(home) as api_url:
+            check_prefect(api_url, data)
     spans = [each for each in json.loads((home / "trace.json").read_text())["traceEvents"] if each["ph"] == "X"]
     assert [span["name"] for span in spans if span["cat"] == "stage"] == [s for s in STAGES if s != "track"] * 3
     assert "temporary server" not in answer.stderr  # Prefect would start one for whatever is logged after the flow
@@ -51,8 +54,6 @@ def test_four_hospitals_train_and_every_view_shows_it(fedrounds: Fedrounds, home
         assert store.verify_journal().rows > 0
     assert data["metrics"]["eval/accuracy"] == pytest.approx(reference.metrics["eval/accuracy"])
 
-    with Served(home) as api_url:
-        check_prefect(api_url, data)
     check_mlflow(home, data)
 
 

@@ -183,13 +183,10 @@ def test_it_repeats_bit_for_bit() -> None:
 
 @pytest.mark.parametrize(
     "training",
-    [
-        pytest.param({"learning_rate": 0.1, "epochs": 1}, id="plain"),
-        pytest.param(
-            {"learning_rate": 0.05, "epochs": 2, "momentum": 0.9, "proximal": 0.01}, id="options", marks=pytest.mark.ci
-        ),
-    ],
+    [{"learning_rate": 0.1, "epochs": 1}, {"learning_rate": 0.05, "epochs": 2, "momentum": 0.9, "proximal": 0.01}],
+    ids=["plain", "options"],
 )
+@pytest.mark.ci
 def test_after_twenty_rounds_the_engine_is_where_the_loops_are(home: Path, training: dict[str, Any]) -> None:
     config = configured(DIGITS | {"rounds": 20, "training": {**training, "batch_size": 10}})
     *_, expected = simulate(config)

@@ -221,7 +221,7 @@ def python_path() -> list[str]:
 @pytest.mark.parametrize(
     ("state", "status"),
     [
-        ("BudgetExhausted", "FINISHED"),
+        pytest.param("BudgetExhausted", "FINISHED", marks=pytest.mark.ci),
         ("Failed", "FAILED"),
         pytest.param("TooFewClients", "FAILED", marks=pytest.mark.ci),
         pytest.param("Cancelled", "KILLED", marks=pytest.mark.ci),

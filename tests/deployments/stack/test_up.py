@@ -123,7 +123,8 @@ def test_what_answers_on_a_taken_port_is_not_believed(tmp_path: Path) -> None:
             assert not _wait_for_mlflow(port, *second)
 
 
-@pytest.mark.parametrize("times_taken", [pytest.param(3, marks=pytest.mark.ci), 4])
+@pytest.mark.ci
+@pytest.mark.parametrize("times_taken", [3, 4])
 def test_a_port_that_is_taken_while_mlflow_starts_is_passed_over_three_times(
     tmp_path: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch, times_taken: int
 ) -> None:

@@ -253,6 +253,7 @@ class TestSpending:
         claim._cached_epsilon.cache_clear()
         assert store.run("r").committed_round == 1
 
+    @pytest.mark.ci
     def test_a_target_is_kept_by_all_rounds(self, begin: Begin, store: Store) -> None:
         budget(store)
         hub = begin(**privately(noise_multiplier=None, target_epsilon=2.0))

@@ -26,7 +26,7 @@ CANARIES, ROWS = 40, 7
 JOINED_M = np.arange(CANARIES) % 3 > 0
 KEY = bytes(range(32))
 WAYS = {"ghost norms": GhostNorms, "vmap": VmapExamples, "opacus": OpacusWay, "one example at a time": OneAtATime}
-ONE_OF_EACH_WAY = ("mlp", "cnn", pytest.param("careful", marks=pytest.mark.ci))
+ONE_OF_EACH_WAY = ("mlp", *(pytest.param(case, marks=pytest.mark.slow) for case in ("cnn", "careful")))
 
 
 @pytest.fixture(autouse=True)

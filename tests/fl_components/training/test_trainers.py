@@ -170,7 +170,7 @@ def test_processes_change_no_bit(how: str, counts: list[int]) -> None:
 
 
 def deaths(said: list[str]) -> list[str]:
-    """What was said, but for the way in which the fragile model trains."""
+    """What was said, but for the way in which a model with code of its own trains."""
     return [each for each in said if not each.startswith("many clients at once: ")]
 
 
@@ -225,7 +225,7 @@ class TestDeath:
         work = self.fragile()
         monkeypatch.setenv("FRAGILE", "raise")
         with processes(work) as (trainer, _):
-            with pytest.raises(ModelError, match=r"while client.*c4.* trained: ValueError: no such ward") as caught:
+            with pytest.raises(ModelError, match=r"while client.*c4.* trained .*: ValueError: no such ward") as caught:
                 outcome(trainer, work)
             assert caught.value.hint == "correct the model, then resume the run"
 
@@ -325,6 +325,7 @@ class TestSpread:
         found = trainer.spread(lambda rows: partial(work, rows.start), rows_ND, unit, **options)
         return list(found), rows_ND
 
+    @pytest.mark.ci
     def test_pieces_come_in_order_and_leave_what_they_wrote(self) -> None:
         work = workload(how="each")
         assert work.num_parameters == ROWS_ND.shape[1]
@@ -403,6 +404,7 @@ class TestGrowing:
         finally:
             trainer.close()
 
+    @pytest.mark.ci
     def test_they_take_over_in_the_middle_of_a_round(self, monkeypatch: Any) -> None:
         trainer, work = self.trainer(monkeypatch, worth_s=1e9)
         expected = outcome(trainer, work)
