@@ -50,7 +50,7 @@ def use_utf8() -> None:
 
     The streams keep the encoding that the terminal has.
     """
-    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions:
         return
     streams = getattr(sys.stdout, "encoding", None) or "ascii"
     variables = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or streams}

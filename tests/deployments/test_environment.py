@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from deployments import api
+from fl_components.config import load_config, parse_config, source_folder
 from fl_components.errors import ConfigError, FedroundsError, StoreError
 from fl_components.rules import import_attribute
-from fl_components.store.home import home
+from fl_components.server import stages
+from fl_components.server.hub import open_hub
+from fl_components.store import Store
+from fl_components.store.home import home as home_folder
+from flows.round import walk
+from tasks.session import _check_is_there
 from tasks.tracking.server import check_tracking_uri
+from tests.support import HEART
 
 
 def test_training_inside_a_flow_run_of_another_server_is_refused(
@@ -48,6 +57,21 @@ def test_an_mlflow_that_can_never_be_is_refused(uri: str, words: str, monkeypatc
     assert caught.value.exit_code in (2, 3) and "hunter2" not in str(caught.value)
 
 
+def test_a_training_is_refused_before_it_begins(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MLflow can never be, and inside another server's flow run."""
+    from prefect.context import FlowRunContext
+
+    with monkeypatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+        with pytest.raises(FedroundsError, match="a folder, in which MLflow no longer keeps runs"):
+            api.train(str(HEART))
+    monkeypatch.setattr(FlowRunContext, "get", classmethod(lambda cls: SimpleNamespace()))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(ConfigError, match="inside a Prefect flow run of another server"):
+        api.train(str(HEART))
+    assert not home.exists() or list(home.iterdir()) == []
+
+
 @pytest.mark.parametrize("uri", ["", "http://127.0.0.1:5000", "sqlite:////srv/mlflow.db", "postgresql+psycopg2://db/m"])
 def test_an_mlflow_that_may_be_there_is_left_to_the_tracker(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -57,13 +81,65 @@ def test_an_mlflow_that_may_be_there_is_left_to_the_tracker(uri: str, monkeypatc
 @pytest.mark.parametrize("name", ["100%20", "what?", "a\nb"])
 def test_a_home_that_no_database_url_can_hold_is_refused_before_it_is_made(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="in its path, which the addresses of Prefect's and MLflow's") as caught:
-        home(tmp_path / name)
+        home_folder(tmp_path / name)
     assert "FEDROUNDS_HOME" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_home_with_other_signs_is_taken(tmp_path: Path) -> None:
-    assert home(tmp_path / "Müller's #1 home").is_dir()
+    assert home_folder(tmp_path / "Müller's #1 home").is_dir()
+
+
+def moving_wards(folder: Path) -> Path:
+    """A project: a configuration, and the tables of two clients beside it."""
+    (folder / "wards").mkdir(parents=True)
+    for name in ("north", "south"):
+        rows = "".join(f"{row},{row % 2}\n" for row in range(20))  # the same: nothing tells one from the other
+        (folder / "wards" / f"{name}.csv").write_text(f"age,ill\n{rows}")
+    fields = {
+        "name": "wards",
+        "rounds": 2,
+        "data": {"kind": "tables", "folder": "wards", "label": "ill", "public": True},
+        "model": {"kind": "logistic_regression"},
+        "training": {"learning_rate": 0.1, "epochs": 1},
+    }
+    (folder / "wards.yaml").write_text(json.dumps(fields))
+    return folder / "wards.yaml"
+
+
+def test_a_project_that_was_moved_goes_on_where_it_is_named(store: Store, tmp_path: Path) -> None:
+    config = moving_wards(tmp_path / "old")
+    with open_hub(store, "r", config=load_config(config), source_folder=str(source_folder(config))) as hub:
+        walk(stages, hub, 1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"run r was started from .*old, which is not there") as caught:
+        _check_is_there(store.run("r"))
+    assert "fedrounds train CONFIG --run-id r" in str(caught.value.hint)
+    config = tmp_path / "new" / "wards.yaml"
+    with open_hub(store, "r", config=load_config(config), source_folder=str(source_folder(config))) as hub:
+        assert walk(stages, hub, 2).round == 2
+    store.verify_journal()
+
+
+def test_a_second_training_in_a_process_does_not_take_the_module_of_the_first(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    file = tmp_path / "edited_wards.py"
+    program = "import numpy as np\nx, y = np.eye(4), [0, 1, 0, LAST]\ndef load(): return {'a': (x, y, x, y)}\n"
+    fields = {
+        "name": "wards",
+        "rounds": 1,
+        "data": {"kind": "function", "path": "edited_wards:load", "num_classes": 2, "public": True},
+        "model": {"kind": "logistic_regression"},
+        "training": {"learning_rate": 0.1, "epochs": 1},
+    }
+    file.write_text(program.replace("LAST", "1"))
+    open_hub(store, "first", config=parse_config(fields), source_folder=str(tmp_path)).close()
+    file.write_text(program.replace("LAST", "0"))
+    with pytest.raises(ConfigError, match=r"edited_wards\.py has changed since this process imported it"):
+        open_hub(store, "second", config=parse_config(fields), source_folder=str(tmp_path))
+    assert [run.run_id for run in store.runs()] == ["first"]
 
 
 def test_a_module_that_changed_since_its_import_is_refused_until_it_is_reloaded(

@@ -245,6 +245,18 @@ class TestPlan:
             assert [each for _, each in choice["curve"]] == sorted(each for _, each in choice["curve"])
         assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
+    @pytest.mark.ci
+    @pytest.mark.parametrize("asked", [1e-9, 1e9])
+    def test_what_no_run_can_keep_is_not_proposed(self, config: str, home: Path, asked: float) -> None:
+        _, *choices = privacy.plan(config, epsilon=asked)["choices"]
+        for choice in choices:
+            assert choice["rounds"] >= 1 and choice["cohort_size"] >= 1 and choice["noise_multiplier"] >= 0.001
+            assert choice["epsilon"] <= asked
+
+    def test_a_check_says_that_delta_promises_little(self, config: str, home: Path) -> None:
+        (warning,) = api.check_config(config, ["privacy.delta=0.5"], data=True)["warnings"]
+        assert warning.startswith("privacy.delta is 0.5, more than one in 20 clients")
+
     def test_people_see_a_table_and_a_curve(self, config: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["privacy", "plan", config, "--epsilon", "4"]) == 0
         out = capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fl_components.models import Cnn, Gru, LogisticRegression, Mlp, ModelRule, ResNet, Transformer, build_seeded
 from tasks.tracking.model import LoggableModel, export
@@ -20,6 +21,31 @@ CASES = [
     (Gru(hidden=8), (6,), (6, 5), np.int64),
     (Transformer(width=8, heads=2, layers=1, dropout=0.1), (6,), (5,), np.int64),
 ]
+
+
+class InPlace(nn.Module):
+    """Brings its input to its scale in place, as torch allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.mul_(0.5)
+        scores: torch.Tensor = self.scores(x)
+        return scores
+
+
+@pytest.mark.ci
+def test_a_model_that_works_on_its_input_in_place_is_exported(tmp_path: Path) -> None:
+    import mlflow
+
+    module, rows = InPlace().eval(), np.ones((2, 4), np.float32)
+    export(LoggableModel(module, rows, "net"), tmp_path / "model")
+    assert (rows == 1).all()
+    again, x = mlflow.pytorch.load_model(str(tmp_path / "model")), torch.ones(7, 4)
+    with torch.no_grad():
+        assert torch.allclose(again(x.clone()), module(x.clone()), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from deployments import privacy
 from deployments.account import account_name
 from deployments.cli import screen
 from deployments.cli.screen import Screen
+from fl_components.store import Store
 
 PRINT = """
 import sys
@@ -52,6 +54,20 @@ def test_closed_streams_are_no_error(shell: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_a_program_in_an_ascii_locale_begins_anew_in_utf8_mode() -> None:
+    code = "import sys; from deployments.cli.screen import use_utf8; use_utf8(); "
+    code += "print(sys.flags.utf8_mode, ascii(sys.argv[1:]))"
+    for option in ([], ["-X", "utf8=0"]):  # what asks for ASCII in so many words gets it
+        done = subprocess.run(
+            [sys.executable, *option, "-c", code, "Köln"],
+            env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+            capture_output=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout == (b"0 ['K\\udcc3\\udcb6ln']\n" if option else b"1 ['K\\xf6ln']\n")
+
+
 def test_json_is_ascii_whatever_the_stream_is() -> None:
     done = printed("PRINT --json", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -88,9 +104,13 @@ def test_a_bug_report_holds_no_password(tmp_path: Path, monkeypatch: pytest.Monk
     assert "hunter2" not in str(shown._reply)
 
 
-def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     def nameless() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
 
     monkeypatch.setattr(getpass, "getuser", nameless)
     assert account_name() == f"uid {os.getuid()}"
+    privacy.set_budget("wards", epsilon=1.0, delta=1e-3, reason="the board")
+    with Store.open() as store:
+        (row,) = [row for row in store.journal() if row.kind.startswith("budget")]
+    assert row.content["by"] == f"uid {os.getuid()}"

@@ -391,6 +391,12 @@ def test_equal_numbers_are_one_class(tmp_path: Path) -> None:
     assert load(tmp_path, classes=[0, 1, 100_000]).y_train.tolist() == [2, 2, 2, 0, 1]
 
 
+def test_equal_numbers_are_one_category(tmp_path: Path) -> None:
+    write(tmp_path, a="x,ill\n100000,0\n1e+05,1\n-0,1\n0,0\n")
+    data = load(tmp_path, categories={"x": ["0", "1E5"]})
+    assert data.x_train.argmax(1).tolist() == [1, 1, 0, 0]
+
+
 def test_texts_that_differ_are_different_classes(tmp_path: Path) -> None:
     data = load(write(tmp_path, a="x,ill\n1,No\n1,no\n1,01\n1,1\n"))
     assert data.class_names == ("01", "1", "No", "no")

@@ -18,6 +18,7 @@ from fl_components.store import BudgetTerms, Store
 from flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.wards import TERMS, WARDS, Begin
+from tests.support import PRIVATE
 
 EXAMPLE_TERMS = BudgetTerms(100.0, 1e-3, "example", "zero_out", "RDP", False)
 EXAMPLES = {
@@ -192,6 +193,18 @@ class TestFilesOfOnesOwn:
             (tmp_path / name).write_bytes(b"mine")
         assert not Mnist(folder=str(tmp_path)).is_public
         assert Mnist(folder=str(tmp_path), public=True).is_public
+
+    @pytest.mark.parametrize(
+        "kind",
+        [{"kind": "emnist", "split": "digits"}, {"kind": "femnist"}, {"kind": "shakespeare"}],
+        ids=lambda kind: kind["kind"],
+    )
+    def test_files_in_the_form_of_others_are(self, kind: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "input.txt").write_text("FIRST:\nmine")  # that is what Shakespeare's file is called
+        fields = PRIVATE | {"privacy": {"kind": "none"}}
+        mine = kind | {"folder": str(tmp_path)}
+        assert not parse_config(fields | {"data": mine}).data.is_public
+        assert parse_config(fields | {"data": mine | {"public": True}}).data.is_public
 
 
 class TestNamesOfBudgets:

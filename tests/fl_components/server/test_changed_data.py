@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.cli import main
 from fl_components.config import parse_config
 from fl_components.errors import ConfigError, RunConflict
 from fl_components.server import stages
@@ -156,6 +158,16 @@ def test_what_no_round_can_compute_is_refused_before_anybody_pays(store: Store, 
     with pytest.raises(ConfigError, match=r"training.privacy.noise_multiplier|server_optimizer.learning_rate"):
         open_hub(store, "r", config=parse_config(FIELDS | changes))
     assert store.runs() == [] and store.budgets() == []
+
+
+@pytest.mark.ci
+def test_a_check_says_what_is_not_reproducible(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    data = {"kind": "function", "path": "odd:load", "num_classes": 2, "arguments": {"use_set": True}}
+    (tmp_path / "odd.yaml").write_text(json.dumps({**PLAIN, "data": data}))
+    assert main(["config", "check", str(tmp_path / "odd.yaml"), "--data", "--json"]) == 0
+    (difference,) = json.loads(capsys.readouterr().out)["data"]["not_reproducible"]
+    assert difference.startswith("the data differ")
 
 
 @pytest.mark.slow

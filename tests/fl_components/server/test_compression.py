@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from deployments.api import run_data
 from fl_components.compression import Known
@@ -186,8 +188,29 @@ def test_what_clients_keep_has_a_limit(open_run: OpenRun) -> None:
     open_run(compression=FEEDBACK, model=model)
 
 
+class Bounded(nn.Module):
+    """Scales what it computes by the largest number of the batch: what else is in the batch matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.one(x.flatten(1)))
+        if hidden.max() > 0.6:
+            hidden = hidden * (0.6 / hidden.max())
+        scores: torch.Tensor = self.two(hidden)
+        return scores
+
+
 @pytest.mark.parametrize(
-    "changes", [{"compression": FEEDBACK}, {"broadcast": DELTAS}, {"compression": {"kind": "eden"}}]
+    "changes",
+    [
+        {"compression": FEEDBACK},
+        {"broadcast": DELTAS},
+        {"compression": {"kind": "eden"}},
+        {"model": {"kind": "module", "path": f"{__name__}:Bounded"}},
+    ],
 )
 def test_a_run_that_was_interrupted_comes_to_the_same_bits(home: Any, changes: dict[str, Any]) -> None:
     fields = {

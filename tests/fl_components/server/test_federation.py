@@ -19,15 +19,27 @@ from fl_components.training import engine_facts, evaluate
 
 FUNCTIONS = """
 import numpy as np
+from torch import nn
 
-def load(num_clients=3, tests=2, features=4, whole=False):
+def grouped():  # into groups of one value, of which GroupNorm takes no single row
+    return nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(4, 4), nn.Linear(4, 3))
+
+def load(num_clients=3, tests=2, features=4, whole=False, rows=4):
     generator = np.random.default_rng(0)
     def client(tested):
         x = generator.integers(0, 9, (6, features)) if whole else generator.standard_normal((6, features))
         y = generator.integers(0, 3, 6)
-        return (x[:4], y[:4], x[4:], y[4:]) if tested else (x[:4], y[:4])
+        return (x[:rows], y[:rows], x[rows:], y[rows:]) if tested else (x[:rows], y[:rows])
     return {f"ward {number}": client(number < tests) for number in range(num_clients)}
 """
+
+EXAMPLE_LEVEL = {
+    "kind": "example_level",
+    "noise_multiplier": 1.0,
+    "max_grad_norm": 1.0,
+    "sampling_rate": 0.5,
+    "delta": 1e-3,
+}
 
 
 @pytest.fixture
@@ -98,6 +110,26 @@ class TestAssemble:
         first, again, other = (assemble(configured(model=model, seed=seed), folder) for seed in (1, 1, 2))
         assert first.initial_params_D.tobytes() == again.initial_params_D.tobytes()
         assert first.initial_params_D.tobytes() != other.initial_params_D.tobytes()
+
+    @pytest.mark.parametrize(
+        ("rows", "changes", "words"),
+        [
+            (4, {"batch_size": 3}, "client ward 0 has 4 rows, training.batch_size is 3"),
+            (4, {"batch_size": 1}, "client ward 0 has 4 rows, training.batch_size is 1"),
+            (5, {"evaluation": {"per_client": True}}, "client ward 0 has 1 test rows"),
+            (4, {"privacy": EXAMPLE_LEVEL}, "a client may have one test row"),
+        ],
+    )
+    def test_batches_of_one_row_are_found_before_training(
+        self, rows: int, changes: dict[str, Any], words: str, folder: str
+    ) -> None:
+        model = {"kind": "module", "path": "ward_functions:grouped"}
+        evaluation = changes.pop("evaluation", {}) | {"every": 1}
+        training = {"learning_rate": 0.1, "epochs": 1} | changes
+        with pytest.raises(ModelError, match=words):
+            assemble(configured({"rows": rows}, model=model, training=training, evaluation=evaluation), folder)
+        if "privacy" not in changes:  # two rows do in any batch
+            assemble(configured(model=model, training={"learning_rate": 0.1, "epochs": 1, "batch_size": 2}), folder)
 
     @pytest.mark.parametrize(
         ("arguments", "changes", "error", "words"),

@@ -41,6 +41,7 @@ def full(store: Store, new_run: Callable[..., RunRecord]) -> Store:
     digests = {"r" + "1" * 32: "a", "r" + "2" * 32: "b", "w" + "3" * 32: "b"}
     units = ["client", "example"]
     store.enter_data(run_id="r", name="n", population="p", units=units, digests=digests, check=anybody)
+    store.enter_data(run_id="s-001", name="n", population="q", units=[], digests={}, check=anybody)
     for run_id, rounds in (("r", 3), ("s-001", 1)):
         with store.acquire(run_id) as lease:
             lease.begin_attempt()

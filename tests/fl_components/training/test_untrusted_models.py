@@ -421,6 +421,10 @@ def test_an_index_outside_a_table_fails_as_it_does_alone(look_up: str, token: in
         np.testing.assert_allclose(found[[0, 2]], sound[[0, 2]], rtol=1e-4, atol=1e-5)
 
 
+def test_an_index_outside_a_table_fails_under_a_claim_too() -> None:
+    test_an_index_outside_a_table_fails_as_it_does_alone("embedding", 5, PRIVATE)
+
+
 @pytest.mark.parametrize("token", [5, -1])
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 0}], ids=["layered", "vmap"])
 def test_the_error_names_the_layer(token: int, options: dict[str, Any]) -> None:
