@@ -17,6 +17,8 @@ from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -120,9 +122,10 @@ class Children:
 
 
 def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
-    """Force what dead attempts left unfinished to Crashed: flow runs with `tag` and their tasks, but for `current`'s.
+    """Force what dead attempts left unfinished to Crashed: flow runs with `tag` and their tasks, but for `current`, its
+    children and their tasks, which Prefect may write late. Returns how many there were.
 
-    A killed process cannot say that it is dead, and Prefect shows its runs as running for ever. Returns how many.
+    A killed process cannot say that it is dead, and Prefect shows its runs as running for ever.
     """
     state: State[Any] = Crashed(message="The process died; a later attempt goes on with this run.")
     tagged = FlowRunFilterTags(all_=[tag])
@@ -136,8 +139,13 @@ def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
         )
     )
-    stale_tasks = [task_run.id for task_run in task_runs if task_run.flow_run_id != current]
-    stale_flows = [flow_run.id for flow_run in flow_runs if flow_run.id != current]
+    found = {flow_run.id for flow_run in flow_runs} | {each.flow_run_id for each in task_runs if each.flow_run_id}
+    children = FlowRunFilter(
+        id=FlowRunFilterId(any_=list(found)), parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[current])
+    )
+    own = {current, *(child.id for child in client.read_flow_runs(flow_run_filter=children))} if found else {current}
+    stale_tasks = [task_run.id for task_run in task_runs if task_run.flow_run_id not in own]
+    stale_flows = [flow_run.id for flow_run in flow_runs if flow_run.id not in own]
     for task_run_id in stale_tasks:
         client.set_task_run_state(task_run_id, state, force=True)
     for flow_run_id in stale_flows:
