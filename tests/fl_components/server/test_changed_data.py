@@ -111,6 +111,18 @@ def test_a_run_without_a_claim_goes_on_where_it_is_asked_to(store: Store, monkey
     store.verify_journal()
 
 
+def test_a_run_under_a_claim_does_not_even_where_it_is_asked_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, claiming = wards.wards, PLAIN | {"privacy": FIELDS["privacy"], "data": WARDS}
+    store.set_budget("plain", wards.TERMS, reason="a test", by="ada")
+    with open_hub(store, "r", config=parse_config(claiming)) as hub:
+        walk(stages, hub, 1)
+    monkeypatch.setattr(wards, "wards", lambda: labels_turned(before()))
+    with pytest.raises(RunConflict, match="began with other rows") as caught:
+        open_hub(store, "r", accept_changed_data=True)
+    assert "under a privacy claim a run cannot continue with other rows" in str(caught.value.hint)
+    assert store.run("r").committed_round == 1
+
+
 def test_a_run_that_is_complete_does_not_ask(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What views show of it is put right whatever its data have become."""
     before = wards.wards
