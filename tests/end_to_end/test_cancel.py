@@ -16,9 +16,12 @@ from tests.undisturbed import undisturbed_digest
 ROUNDS = "rounds=12"
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize(
-    ("how", "exit_code"), [("Prefect's page", 1), pytest.param("Ctrl-C", 130, marks=pytest.mark.slow)]
+    ("how", "exit_code"),
+    [
+        pytest.param("Prefect's page", 1, marks=pytest.mark.ci),
+        pytest.param("Ctrl-C", 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_model(
     fedrounds: Fedrounds, home: Path, tmp_path: Path, how: str, exit_code: int

@@ -19,7 +19,7 @@ import pytest
 from tests.support import DEADLINE_S, HEART, Fedrounds, clean_environment, data_of, prefect
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_configured_servers_give_the_digest_of_the_embedded_ones(
     fedrounds: Fedrounds, home: Path, template_home: Path, tmp_path: Path, postgres_database: str

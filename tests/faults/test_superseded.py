@@ -12,9 +12,14 @@ Cases = dict[str, dict[str, Any]]
 LEASE_LOST, OTHER_ERROR = 3, 4  # exit statuses of processes.py
 
 
-@pytest.mark.ci
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.mark.parametrize(
+    "database",
+    [
+        pytest.param("sqlite", marks=pytest.mark.slow),
+        pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.ci]),
+    ],
+)
 def test_a_superseded_process_commits_nothing(
     run_cases: Callable[..., Cases], database: str, request: pytest.FixtureRequest
 ) -> None:
