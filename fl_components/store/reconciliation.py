@@ -177,7 +177,7 @@ class _Told:
         self.books["bindings"][f"row {row.sequence}"] = (content["population"], content["data_id"])
 
     def _data_used(self, row: AnyRow, content: dict[str, Any]) -> None:
-        if content["data_id"] != bindings_.id_of({}):  # of data by which no client is recognised there are no rows
+        if content["data_id"] != bindings_.id_of({}):  # data without fingerprints have no rows
             self.books["data"][content["data_id"]] = content["data_id"]
         self.books["uses of data"][f"row {row.sequence}"] = {**content, "run_id": row.run_id, "at": row.at}
 

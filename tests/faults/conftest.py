@@ -22,7 +22,7 @@ from fl_components.store import Store
 from tests.support import copy_home, wait_until
 from tests.undisturbed import undisturbed_digest
 
-collect_ignore = ["processes.py"]  # a program: importing it for its doctests, which it has none of, takes seconds
+collect_ignore = ["processes.py"]  # a program without doctests, which takes seconds to import
 ROOT = Path(__file__).resolve().parents[2]
 FEDERATION = Path(__file__).with_name("federation.yaml")
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")

@@ -1,4 +1,4 @@
-"""What dead attempts left in Prefect is told from what Prefect has not written yet."""
+"""Runs that dead attempts left in Prefect are crashed; those of the current attempt are not, however late they come."""
 
 from __future__ import annotations
 
