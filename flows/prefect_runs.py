@@ -140,12 +140,12 @@ def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
         )
     )
     unfinished = {flow_run.id for flow_run in flow_runs} | {each.flow_run_id for each in task_runs if each.flow_run_id}
-    children = FlowRunFilter(
-        id=FlowRunFilterId(any_=list(unfinished)), parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[current])
-    )
-    own = (
-        {current, *(child.id for child in client.read_flow_runs(flow_run_filter=children))} if unfinished else {current}
-    )
+    own = {current}
+    if unfinished:
+        children = FlowRunFilter(
+            id=FlowRunFilterId(any_=list(unfinished)), parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[current])
+        )
+        own |= {child.id for child in client.read_flow_runs(flow_run_filter=children)}
     stale_tasks = [task_run.id for task_run in task_runs if task_run.flow_run_id not in own]
     stale_flows = [flow_run.id for flow_run in flow_runs if flow_run.id not in own]
     for task_run_id in stale_tasks:

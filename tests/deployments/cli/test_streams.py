@@ -57,7 +57,7 @@ def test_closed_streams_are_no_error(shell: str) -> None:
 def test_a_program_in_an_ascii_locale_begins_anew_in_utf8_mode() -> None:
     code = "import sys; from deployments.cli.screen import use_utf8; use_utf8(); "
     code += "print(sys.flags.utf8_mode, ascii(sys.argv[1:]))"
-    for option in ([], ["-X", "utf8=0"]):  # -X utf8=0 asks for ASCII: Python starts with it again and again
+    for option in ([], ["-X", "utf8=0"]):  # -X utf8=0 overrides PYTHONUTF8
         done = subprocess.run(
             [sys.executable, *option, "-c", code, "Köln"],
             env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
