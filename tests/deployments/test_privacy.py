@@ -257,6 +257,7 @@ class TestPlan:
         (warning,) = api.check_config(config, ["privacy.delta=0.5"], data=True)["warnings"]
         assert warning.startswith("privacy.delta is 0.5, more than one in 20 clients")
 
+    @pytest.mark.ci
     def test_people_see_a_table_and_a_curve(self, config: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["privacy", "plan", config, "--epsilon", "4"]) == 0
         out = capsys.readouterr().out

@@ -273,6 +273,7 @@ class TestPlan:
         file.write_text(json.dumps(FIELDS))
         return str(file)
 
+    @pytest.mark.ci
     def test_a_small_hospital_pays_more(self, config: str, home: Path) -> None:
         found = privacy.plan_examples(config, epsilon=2.0)
         assert [(each["client"], each["examples"]) for each in found["clients"]] == [

@@ -400,6 +400,7 @@ def test_a_superseded_process_writes_no_more(store: Store) -> None:
             assert store.run("r1").tracked_round == 1
 
 
+@pytest.mark.ci
 def test_a_process_superseded_before_it_registers_registers_nothing(store: Store) -> None:
     make_run(store)
     successors: list[Lease] = []

@@ -85,6 +85,7 @@ def test_five_clients_at_once_share_one_server_which_leaves_after_them(
     assert not answers(record)
 
 
+@pytest.mark.ci
 def test_a_server_whose_home_is_removed_leaves(warm_home: Path, run_python: RunPython, wait_until: WaitUntil) -> None:
     client = run_python(CLIENT, str(warm_home))
     assert client.stdout is not None and client.stdout.readline()

@@ -23,6 +23,7 @@ from fl_components.data import FederatedData, Tables
 from fl_components.data.table import Dialect, read_table, text
 from fl_components.errors import ConfigError, DataError
 from fl_components.server.federation import assemble
+from tests.support import cases
 
 PLAIN = "age,ill\n50.5,0\n61,1\n"
 ROWS = [[50.5, 0], [61, 1]]
@@ -332,7 +333,7 @@ DIALECTS = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 @given(
     numbers=st.lists(NUMBERS, min_size=2, max_size=8),
     words=st.lists(WORDS, min_size=2, max_size=8),

@@ -228,6 +228,7 @@ class TestStragglers:
             SGD.model_validate({"learning_rate": 0.1, **fields})
 
 
+@pytest.mark.slow
 def test_keeping_stragglers_does_better_than_dropping_them() -> None:
     """Li et al. 2020, figure 1, at 90 % stragglers and E = 20: FedProx, even with mu = 0, against FedAvg.
 

@@ -178,6 +178,7 @@ class TestDeath:
     def fragile(self) -> Workload:
         return workload(ModuleModel(path=f"{__name__}:fragile"))
 
+    @pytest.mark.ci
     def test_a_killed_process_is_replaced_and_its_shard_trained_again(self, monkeypatch: Any, tmp_path: Any) -> None:
         work = self.fragile()
         expected = outcome(OwnTrainer(work, print), work)
