@@ -84,18 +84,27 @@ class RoundLine:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstThatFits:
+    """The first of some tables, from wide to narrow, that is no wider than the terminal; or the last."""
+
+    tables: Sequence[Table]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(width=10_000)  # a measure is cut to the width that is given
+        for table in self.tables:
+            if console.measure(table, options=wide).maximum <= options.max_width:
+                break
+        yield table
+
+
+@dataclass(frozen=True, slots=True)
 class RoundsTable:
     """The rounds one under another, right-aligned; a narrow terminal gets whole columns, but fewer of them."""
 
     lines: Sequence[RoundLine]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.update(width=10_000)  # a measure is cut to the width that is given
-        for left_out in range(len(LEFT_OUT_FIRST) + 1):
-            table = self._without(LEFT_OUT_FIRST[:left_out])
-            if console.measure(table, options=wide).maximum <= options.max_width:
-                break
-        yield table
+        yield FirstThatFits([self._without(LEFT_OUT_FIRST[:count]) for count in range(len(LEFT_OUT_FIRST) + 1)])
 
     def _without(self, left_out: Sequence[str]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")

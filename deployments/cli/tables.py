@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.progress import RoundLine, RoundsTable, withholds
+from deployments.cli.progress import FirstThatFits, RoundLine, RoundsTable, withholds
 from deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
 
 CLIENTS_SHOWN = 12
@@ -94,8 +94,13 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line a run, in the order given."""
     if not rows:
         return Text("No runs yet. Begin one with: fedrounds train CONFIG")
+    return FirstThatFits([_runs(rows, narrow=False), _runs(rows, narrow=True)])
+
+
+def _runs(rows: Sequence[Mapping[str, Any]], *, narrow: bool) -> Table:
+    """The experiment and the data in columns of their own, or in a line below the run."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "experiment", "data"):
+    for name in ("run",) if narrow else ("run", "experiment", "data"):
         table.add_column(name, overflow="fold")
     table.add_column("state", no_wrap=True)
     for name in ("rounds", "accuracy", "duration"):
@@ -104,10 +109,10 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for row in rows:
         data, updated_at = row["data"], row["updated_at"]
         source = (data["source"] or "").rstrip("/").rpartition("/")[2]
+        run_id, experiment, data_set = row["run_id"], row["name"], f"{data['kind']} {source}".rstrip()
+        below = Text.assemble(run_id, (f"\n  {experiment} on {data_set}", "dim"))
         table.add_row(
-            row["run_id"],
-            row["name"],
-            f"{data['kind']} {source}".rstrip(),
+            *([below] if narrow else [run_id, experiment, data_set]),
             _state(row["state"]),
             f"{row['committed_round']}/{row['rounds']}",
             number((row.get("metrics") or {}).get("eval/accuracy")),

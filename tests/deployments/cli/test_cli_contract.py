@@ -302,6 +302,12 @@ def test_runs_and_show_are_tables(
     assert header.split() == ["run", "experiment", "data", "state", "rounds", "accuracy", "duration", "when"]
     values = ["k3f9", "heart-disease", "tables", "wards", "Completed", "2/2", "0.795", "2", "h", "03", "min"]
     assert row.split()[: len(values)] == values
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["runs"]) == 0
+    header, row, *below = capfd.readouterr().out.splitlines()
+    assert header.split() == ["run", "state", "rounds", "accuracy", "duration", "when"]
+    assert row.split()[:2] == ["k3f9", "Completed"]
+    assert " ".join(below).split() == ["heart-disease", "on", "tables", "wards"]
     assert main(["show", "k3f9"]) == 0
     out = capfd.readouterr().out
     assert "train loss" in out
