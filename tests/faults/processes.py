@@ -365,6 +365,7 @@ def edited_row(place: Place, _: Place) -> tuple[Place, Callable[[], object]]:
 def second_hub(place: Place, _: Place) -> tuple[Place, Callable[[], object]]:
     """Another home on the same database, which has all keys of the first but the run's secret."""
     other = place.home / "other"
+    other.mkdir(mode=0o700)
     shutil.copytree(place.home / "secrets", other / "secrets", ignore=shutil.ignore_patterns("runs"))
     url = place.database_url or f"sqlite:///{place.home}/fedrounds.db"
     return Place(other, url, *place.beat, blobs_url=str(place.home / "blobs")), lambda: None
