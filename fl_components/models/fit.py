@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fl_components.errors import ModelError, one_line
 from fl_components.models.rowwise import meeting_place
@@ -99,11 +100,33 @@ def check_fits(
 
     >>> check_fits(nn.Linear(4, 2), RowFormat((4,)), (2,))
     """
+    _check_layers(module)
     with torch.random.fork_rng(devices=[]):
         for mode in ("training", "evaluation"):
             _Trials(module, rows, output_shape, mode, 2, "").run()
         for mode, reason in (one_row or {}).items():
             _Trials(module, rows, output_shape, mode, 1, reason).run()
+
+
+def _check_layers(module: nn.Module) -> None:
+    """Raise `ModelError` for layers and parameters that cannot be trained as they are."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name or 'the model'} is compiled by TorchScript: its code cannot be checked",
+                hint="give the torch.nn.Module itself, before torch.jit.script or torch.jit.trace",
+            )
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ModelError(
+                f"the parameter {name} is lazy: its shape is not known before a batch is seen",
+                hint="give all sizes: torch.nn.Linear(in_features, out_features) in place of torch.nn.LazyLinear",
+            )
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ModelError(
+                f"the parameter {name} has a gradient hook, which a copy of the model loses",
+                hint="bound gradients by training.max_gradient_norm, or change them in a torch.autograd.Function",
+            )
 
 
 def check_scores(scores: Any, num_rows: int, output_shape: tuple[int, ...], came_in: str) -> Tensor:

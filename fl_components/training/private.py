@@ -170,8 +170,12 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
         try:
             way = make(copy.deepcopy(module))
             difference = _difference(way, copy.deepcopy(module), rows)
-        except FedroundsError:
-            raise
+        except FedroundsError as error:
+            # A fast way may fail where the model does not: one example at a time decides.
+            if make is OneAtATime or not isinstance(error, ModelError):
+                raise
+            notes.append(f"{make.name}: {error.message}")
+            continue
         except Exception as error:
             notes.append(f"{make.name}: {error if isinstance(error, NoClientForm) else one_line(error)}")
             continue
