@@ -276,6 +276,8 @@ def test_what_german_excel_writes_is_read(tmp_path: Path) -> None:
         ("name,ill\nMüller,0\n", {"encoding": "cp1252"}, "a.csv is UTF-8 text, and data.encoding is cp1252"),
         (PLAIN.encode("utf-16"), {}, "a.csv is UTF-16 text, not UTF-8 | save the file as UTF-8 (Excel: CSV UTF-8), or"),
         (PLAIN.encode("utf-16-le"), {}, "a.csv holds NUL characters"),
+        (b"age,ill\n+2AA-,1\n", {"encoding": "utf-7"}, "a.csv is not UTF-7 text"),
+        (b"age,ill\n\\ud800,1\n", {"encoding": "unicode_escape"}, "a.csv is not unicode_escape text"),
     ],
 )
 def test_another_dialect_is_refused_with_the_field_to_set(
