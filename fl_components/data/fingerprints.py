@@ -76,6 +76,7 @@ MOST_CLIENTS: Final = 10_000
 """Clients up to which each one has fingerprints of its own."""
 
 _CHUNK_CELLS: Final = 1 << 21
+_CELLS_IN_CACHE: Final = 1 << 16
 _GRID: Final = 997.0  # cells of a column's range: no fraction with a small denominator falls on a boundary
 _OFFSET: Final = 0.3819660113
 
@@ -362,28 +363,33 @@ def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as
         views["all"][rows] = features + label
         views["without label"][rows] = features
         if is_scaled:
-            views["scaled"][rows] = _scaled_hashes(as_read)
+            views["scaled"][rows] = of_rows_scaled(as_read)
         for column in range(num_features * each):
             views[f"without {column}"][rows] = features + label - cells[:, column]
     return views
 
 
-def _scaled_hashes(x: NDArray[Any]) -> Hashes:
+def of_rows_scaled(x: NDArray[Any]) -> Hashes:
     """The hashes [M] of rows [M, F] after an affine map of each to [0, 1], in whichever direction is the smaller: the
     same after value -> a * value + b, but for values that fall on a boundary of the grid by rounding. What is lowest
     adds nothing."""
-    x = _values(np.nan_to_num(x, posinf=0, neginf=0))
-    lowest = x.min(axis=1, keepdims=True)
-    span = x.max(axis=1, keepdims=True) - lowest
-    place = (x - lowest) / np.where(span > 0, span, 1)
     hash_of = _mixed(np.arange(int(_GRID) + 2, dtype=np.uint64))
     hash_of[0] = 0
-    upwards, downwards = (
-        hash_of[np.floor(each * _GRID + _OFFSET).astype(np.intp)].sum(axis=1, dtype=np.uint64)
-        for each in (place, 1 - place)
-    )
-    smaller: Hashes = np.minimum(upwards, downwards)
-    return smaller
+    hashes = np.empty(len(x), np.uint64)
+    step = max(1, _CELLS_IN_CACHE // x.shape[1])
+    for start in range(0, len(x), step):
+        with np.errstate(over="ignore", invalid="ignore"):
+            some = np.nan_to_num(x[start : start + step].astype(np.float32), posinf=0, neginf=0).clip(-1e38, 1e38)
+        some -= some.min(axis=1, keepdims=True)
+        span = some.max(axis=1, keepdims=True)
+        some /= np.where(span > 0, span, np.float32(np.inf))
+        some *= np.float32(_GRID)
+        upwards, downwards = (
+            hash_of[(each + np.float32(_OFFSET)).astype(np.int32)].sum(axis=1, dtype=np.uint64)
+            for each in (some, np.float32(_GRID) - some)
+        )
+        np.minimum(upwards, downwards, out=hashes[start : start + step])
+    return hashes
 
 
 def _values(x: NDArray[Any]) -> NDArray[np.float64]:

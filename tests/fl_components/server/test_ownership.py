@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
-from fl_components.data.fingerprints import Fingerprints, column_hash, is_calendar
+from fl_components.data.fingerprints import Fingerprints, column_hash, is_calendar, of_rows_scaled
+from fl_components.errors import DataError
 from fl_components.server.ownership import KeyedData, Match, keyed, matches
 
 KEY = bytes(range(32))
@@ -393,6 +394,16 @@ class TestWhatIsDoneToTheConfiguration:
         whole = images(lambda x: x, 1.0)
         for normalise in (lambda x: x / 255, lambda x: (x / 255 - 0.1307) / 0.3081, lambda x: 1 - x / 127.5):
             assert populations(images(normalise, share), whole) == {"wards"}
+
+    def test_numbers_at_the_ends_of_float32(self) -> None:
+        """Such rows are refused later, by their place: they must not stop those who take the fingerprints."""
+        rows = [[np.inf, np.nan, *range(6)], [3e38, -3e38, *range(6)], [0.0] * 8, [1e-45, *[0.0] * 7]]
+        returned.clear()
+        returned["c"] = (np.array(rows, np.float32), np.zeros(4, int), np.ones((1, 8), np.float32), np.ones(1, int))
+        with pytest.raises(DataError):
+            FunctionData(path=f"{__name__}:return_them", num_classes=2).load(0)
+        hashes = of_rows_scaled(np.array(rows, np.float32))
+        assert len(set(hashes.tolist())) == 4
 
     def test_inputs_of_the_heart_data(self) -> None:
         ways = [HeartDisease(normalisation=way) for way in ("public_constants", "public_bounds", "per_client")]
