@@ -134,20 +134,23 @@ class Store:
 
         Args:
             home: the home folder; by default $FEDROUNDS_HOME or ~/.fedrounds.
-            database_url: sqlite:///... or postgresql://...; by default $FEDROUNDS_DATABASE_URL or a file in the home.
-            blobs_url: a folder or an fsspec URL; by default $FEDROUNDS_BLOBS_URL or the folder blobs in the home.
+            database_url: sqlite:/// with an absolute path, or postgresql://...; by default $FEDROUNDS_DATABASE_URL or a
+                file in the home.
+            blobs_url: the absolute path of a folder, or an fsspec URL; by default $FEDROUNDS_BLOBS_URL or the folder
+                blobs in the home.
             heartbeat_s: seconds between two signs of life of a lease's holder.
             lapse_s: seconds without one after which another process may take the run over.
 
         Raises:
+            ConfigError: the home or one of the URLs is relative, in memory, or no URL that the store can use.
             StoreError: the home cannot be written to, or the database is not a store that this version can use.
             Unreachable: the database's server does not answer.
             NotInstalled: PostgreSQL's driver is missing.
         """
         folder = home_folder(home)
         in_home = URL.create("sqlite", database=str(folder / "fedrounds.db"))
-        database = open_database(database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or in_home)
         blobs = Blobs(blobs_url or os.environ.get("FEDROUNDS_BLOBS_URL") or str(folder / "blobs"))
+        database = open_database(database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or in_home)
         store = cls(folder, database, blobs, heartbeat_s=heartbeat_s, lapse_s=lapse_s)
         try:
             store.finish_erasures()
