@@ -97,6 +97,8 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeEncodeError as error:  # half a surrogate pair: an argument of a command that was not UTF-8
+            raise ConfigError(f"{error.object!a} is not UTF-8 text", hint="write it in UTF-8") from error
         except DBAPIError as error:
             known = _explain(error, self.label)
             if known is None:
