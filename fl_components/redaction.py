@@ -48,6 +48,7 @@ _NAMING = re.compile(
 _SCHEME_SIGNS = string.ascii_letters + string.digits + "+.-"
 _WORD = re.compile(r"[^\s'\"<>]+")
 _COLON = re.compile(r":|%3A", re.IGNORECASE)
+_COLON_BEFORE = re.compile(r"(?::|%3A)$", re.IGNORECASE)
 _ENCODED_AT = re.compile(r"(?:[^:/?#]*:/+)?[^/?#]*(?=%40)")
 
 # password=..., also in a query, in a connection string, quoted, and percent-encoded. The name may begin before the
@@ -141,19 +142,30 @@ def _secrets() -> Iterator[str]:
             yield from _forms(value.partition(":")[2])
     for name in (*URL_VARIABLES, *(name for name in os.environ if name.lower().endswith("_proxy"))):
         value = os.environ.get(name, "")
-        if (span := _user_info(value, alone=True)) is not None:
-            user_info = value[slice(*span)]
-            inner = _COLON.search(user_info)
-            if inner is not None:
-                yield from _forms(user_info[inner.end() :])
-            if inner is not None or _COLON.fullmatch(value[: span[0]][-1:]) or len(user_info) >= LEAST_TOKEN:
-                yield from _forms(user_info)
+        for password in _passwords(value):
+            yield from _forms(password)
         for match in _QUERY_VALUE.finditer(value):
             if _FIELD.search(match[0]):
                 yield from _forms(match["value"])
                 yield from _forms(unquote(match["value"]).partition("=")[2])  # options=-c name=value
         for match in _FIELD.finditer(value):
             yield from _forms(match["value"].strip("'\""))
+
+
+def _passwords(url: str) -> Iterator[str]:
+    """The secret of a URL's user info, and its parts, which a parser may take for the host, the port or the path."""
+    span = _user_info(url, alone=True)
+    if span is None:
+        return
+    password = url[slice(*span)]
+    inner = _COLON.search(password)
+    if inner is None and _COLON_BEFORE.search(url, 0, span[0]) is None and len(password) < LEAST_TOKEN:
+        return
+    yield password
+    if inner is not None:  # user:password
+        password = password[inner.end() :]
+        yield password
+    yield from re.split("[@:/?#]", password)
 
 
 def _forms(secret: str) -> Iterator[str]:

@@ -164,6 +164,11 @@ def test_long_words_of_other_errors_are_shortened() -> None:
         ("FEDROUNDS_DATABASE_URL", "postgresql://admin:hunter%202@db/fed", "hunter 2"),
         ("FEDROUNDS_DATABASE_URL", "postgresql://db/fed?user=a&password=hunter2", "hunter2"),
         ("https_proxy", "http://me:hunter2@proxy:3128", "hunter2"),
+        ("https_proxy", "me:hunter2@proxy:3128", "hunter2"),
+        ("https_proxy", "me%3ahunter2%40proxy", "hunter2"),
+        ("FEDROUNDS_DATABASE_URL", "postgresql://admin:hunt@hunter2@db/fed", "hunter2"),
+        ("MLFLOW_TRACKING_URI", "http://admin:hunter2/x@mlflow.example", "hunter2"),
+        ("FEDROUNDS_BLOBS_URL", "az://c/x?sv=1&sig=hunter2", "hunter2"),
     ],
 )
 def test_what_a_variable_holds_is_hidden_wherever_it_occurs(
