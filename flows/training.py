@@ -126,6 +126,7 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
 def _write_down(running: Session) -> None:
     """How the run ended, where the store can still be written; a later attempt goes on from there."""
     error = running.error
+    assert error is not None
     reported = {"code": "bug", "message": one_line(error), "hint": None}
     if isinstance(error, FedroundsError):
         reported = error.as_data()
