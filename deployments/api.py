@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_components.errors import ConfigError, RunNotFound
-from fl_components.store import DELETED, RoundRecord, RunRecord, Store, SweepRecord
+from fl_components.store import DELETED, RoundRecord, RunRecord, Store, SweepRecord, check_run_id, check_sweep_id
 
 if TYPE_CHECKING:
     from deployments.stack.connection import Connection
@@ -122,6 +122,8 @@ def resume(
                 raise RunNotFound("there is no unfinished run", hint="`fedrounds runs` lists all of them")
             run = latest.sweep_id or latest.run_id
         is_sweep = store.find_sweep(run) is not None
+        if not is_sweep:
+            store.run(run)  # raises RunNotFound before a server is started
     run_id = run
     if is_sweep and given is not None:
         raise ConfigError(
@@ -484,6 +486,8 @@ def _train(
         from fl_components.server.profile import check_writable
 
         check_writable(profile)
+    if run_id is not None:
+        check_run_id(run_id)
     _check_configuration(config, overrides)
     with _connected(on_progress) as connection:
         from flows.training import federated_training
@@ -543,7 +547,12 @@ def _sweep(
     sweep_id: str | None,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    _check_configuration(config, overrides)
+    if sweep_id is not None:
+        check_sweep_id(sweep_id)
+    if config is not None:
+        from tasks.sweep import plan
+
+        plan(sweep_id or "new", config, over, overrides)  # before a server is started for what makes no sense
     with _connected(on_progress) as connection:
         from flows.sweep import federated_sweep
         from tasks.progress import nobody_listens

@@ -141,6 +141,6 @@ def _delete_from_prefect(store: Store, runs: Sequence[RunRecord]) -> dict[str, A
             with client_settings(connection), get_client(sync_client=True) as client:
                 for run in runs:
                     deleted += delete_flow_runs(client, run_tag(run.run_id))
-    except (Unreachable, httpx.HTTPError) as error:
+    except (ConfigError, Unreachable, httpx.HTTPError) as error:
         return {"flow_runs": deleted, "problem": f"Prefect could not be asked: {error}"}
     return {"flow_runs": deleted, "problem": None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -378,8 +379,9 @@ DEEPEST = 50
 class _Loader(yaml.SafeLoader):
     """YAML without its traps: what it would take for something else than a reader does is text, or refused.
 
-    `yes`, `no`, `on` and `off` are text, and so are dates. Of two equal keys none wins. A number is refused that YAML
-    reads in another base (010 is 8, 1:30 is 90), and so are aliases that multiply what is there, or hold themselves.
+    `yes`, `no`, `on` and `off` are text, and so are dates; 1e-3 is a number, as YAML 1.2 has it. Of two equal keys none
+    wins. A number is refused that YAML reads in another base (010 is 8, 1:30 is 90) or as infinity (1e999), and so are
+    aliases that multiply what is there, or hold themselves.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -417,6 +419,8 @@ class _Loader(yaml.SafeLoader):
         value: int | float = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
         if ":" in digits or (is_int and digits[0] == "0" and digits[1:].replace("_", "").isdecimal()):
             raise _refused(node, f"YAML reads {written} as the number {value}: write it in quotes, or write {value}")
+        if math.isinf(value) and "inf" not in digits.lower():
+            raise _refused(node, f"the number {written} is too large")
         if isinstance(value, int) and not -MOST_WHOLE - 1 <= value <= MOST_WHOLE:
             raise _refused(node, f"the whole number {_short(written)} has more than 64 bits")
         return value
@@ -430,6 +434,11 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",  # of YAML 1.2; PyYAML asks for a dot, and for a sign of the exponent
+    re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    list("+-.0123456789"),
+)
 for _tag in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
 
@@ -488,8 +497,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"there is no configuration file {path}", hint="examples/heart_disease.yaml is one to start from"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL, or that is not UTF-8
+        raise ConfigError(
+            f"the configuration file {str(path)!r} cannot be read: {error}",
+            hint="name a file that this account may read",
+        ) from error
     try:
         fields = _parse_yaml(text)
     except ValueError as error:

@@ -27,6 +27,7 @@ Every error carries `code` (a stable word for programs), `hint` (what would mend
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from fl_components.redaction import redact
@@ -158,5 +159,13 @@ def one_line(error: BaseException) -> str:
         text = str(error)
     except Exception:  # the error has a __str__ of its own that fails
         text = ""
-    words = printable(redact(" ".join(text.split())))
+    words = _LONG_WORD.sub(_shortened, printable(redact(" ".join(text.split()))))
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+_LONG_WORD = re.compile(r"\S{2001,}")
+
+
+def _shortened(word: re.Match[str]) -> str:
+    """A word that nobody would read, such as the bytes of a file in hexadecimal digits."""
+    return f"{word[0][:100]}... ({len(word[0])} characters)"

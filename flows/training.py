@@ -10,8 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
 
-from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError
-from fl_components.redaction import redact
+from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, one_line
 from flows.prefect_runs import (
     Children,
     cancellation_watched,
@@ -127,7 +126,8 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
 def _write_down(running: Session) -> None:
     """How the run ended, where the store can still be written; a later attempt goes on from there."""
     error = running.error
-    reported = {"code": "bug", "message": redact(f"{type(error).__name__}: {error}"), "hint": None}
+    assert error is not None
+    reported = {"code": "bug", "message": one_line(error), "hint": None}
     if isinstance(error, FedroundsError):
         reported = error.as_data()
     elif was_stopped(error):

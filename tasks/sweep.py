@@ -120,7 +120,7 @@ def sweep_session(
 def plan(sweep_id: str, config: str | Mapping[str, Any], over: Over = (), overrides: Sequence[str] = ()) -> SweepRecord:
     """The sweep that is asked for, each of its cells checked. Raises `ConfigError`.
 
-    A value of an axis is kept as the configuration has it: 1e-3, which is text in YAML, becomes 0.001.
+    A value of an axis is kept as the configuration has it: '0.1' in quotes, for a number, becomes 0.1.
     """
     axes = [parse_axis(axis) if isinstance(axis, str) else axis for axis in _items(over)]
     fields = [field for field, _ in axes]

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Group
 from deployments.cli import commands
 from deployments.cli.screen import Answer, Screen
 from fl_components.errors import FedroundsError
+from fl_components.redaction import redact
 
 TRAINING = Group("Training", sort_key=1)
 CONFIGURATION = Group("Configuration", sort_key=2)
@@ -108,7 +109,7 @@ def run(tokens: Sequence[str], screen: Screen) -> int:
         screen.answer(answer if isinstance(answer, Answer) else Answer(None, ""))
     except CycloptsError as error:
         names = [*error.command_chain] if error.command_chain else []
-        return screen.fail("usage", str(error), f"see {' '.join(['fedrounds', *names, '--help'])}", exit_code=2)
+        return screen.fail("usage", redact(str(error)), f"see {' '.join(['fedrounds', *names, '--help'])}", exit_code=2)
     except FedroundsError as error:
         return screen.fail(error.code, error.message, error.hint or screen.resume_hint(), exit_code=error.exit_code)
     except KeyboardInterrupt:

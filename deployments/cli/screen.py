@@ -184,12 +184,13 @@ class Screen:
 
     def bug(self, error: Exception) -> int:
         """An exception that nobody foresaw: the traceback goes to a file, its place to the reader."""
+        from fl_components.errors import one_line
         from fl_components.redaction import redact
 
         path = _write_traceback(redact("".join(traceback.format_exception(error))))
         return self.fail(
             "bug",
-            redact(f"this is a bug in fedrounds: {type(error).__name__}: {error}"),
+            f"this is a bug in fedrounds: {one_line(error)}",
             f"please report it together with {path}, which has the traceback",
             exit_code=70,
         )

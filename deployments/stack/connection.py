@@ -28,9 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
-from fl_components.errors import FedroundsError, Unreachable, one_line
+from fl_components.errors import ConfigError, FedroundsError, Unreachable, one_line
+from fl_components.redaction import redact_url
 from fl_components.store.home import home as default_home
 from tasks.proxies import bypassing_loopback, check_usable, direct_prefect_clients, is_loopback
 
@@ -85,13 +87,15 @@ def connect(home: Path | None = None, say: Say = silent, *, idle_s: float = 60.0
     when there has been no client for `idle_s` (decided by who starts it). `say` is told in words of what takes time,
     also from another thread.
 
-    Raises `StoreError` if the home folder cannot be written, or the server cannot be started.
+    Raises `ConfigError` if the configured API is no URL of a server, or one with a password, and `StoreError` if the
+    home folder cannot be written, or the server cannot be started.
     """
     # Read when prefect and mlflow are imported, so set before: a federation's runs are reported to nobody.
     os.environ.setdefault("DO_NOT_TRACK", "true")
     home = default_home(home)
     api_url = configured_api_url()
     if api_url is not None:
+        _check_api_url(api_url)
         return ConfiguredServer(home, api_url)
     return EmbeddedServer(home, say, idle_s=idle_s)
 
@@ -113,6 +117,31 @@ def configured_api_url() -> str | None:
         return str(data["profiles"][active]["PREFECT_API_URL"]).rstrip("/") or None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # RuntimeError: the account has no home folder
         return None
+
+
+def _check_api_url(api_url: str) -> None:
+    """Raise `ConfigError` unless `api_url` is the plain URL of a server.
+
+    Prefect derives the links to its pages from it, which are shown and stored, so no password may be in it.
+    """
+    shown = f"PREFECT_API_URL is {redact_url(api_url)!r}"
+    if "@" in api_url or "%40" in api_url.partition("?")[0]:
+        raise ConfigError(
+            f"{shown}, with a user name or a password that Prefect would show in the links to its pages",
+            hint="set PREFECT_API_URL to the address without them, and PREFECT_API_AUTH_STRING to user:password, which "
+            "Prefect's clients send in a header",
+        )
+    try:
+        parts = urlsplit(api_url)
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        is_server = False
+    if not is_server or "?" in api_url or "#" in api_url or not api_url.isprintable() or " " in api_url:
+        raise ConfigError(
+            f"{shown}, which is not the address of a server",
+            hint="set it to an address such as http://host:4200/api (environment, or `prefect config view`), or unset "
+            "it: fedrounds then starts its own server",
+        )
 
 
 class ConfiguredServer(Connection):

@@ -9,13 +9,19 @@ a subtraction. Each way of looking at rows is a *view*:
 
 - `named`: all columns, with their names;
 - `all`: all columns, without their names;
-- `without X`: the same without one column, for a column that was added, removed, renamed or rescaled;
-- `without label`: the features alone.
+- `varying`: the same without constants and calendars (below), which exports like to add;
+- `without X`: without one column (of tables with more than 64, without the columns of one of 64 groups by name), for a
+  column that was added, removed, renamed or rescaled;
+- `without label`: the features alone;
+- `scaled`: the features of a row after an affine map of that row to [0, 1], for images that were normalised.
 
 Of each view the smallest distinct hashes are kept (bottom-k sketches; Cohen and Kaplan 2007, "Summarizing data using
 bottom-k sketches"): the sketches of a set and of its subset agree on their smallest hashes. Beside the rows there is a
 hash of the multiset of all rows, and one of each column's multiset of values after an affine normalisation, which does
-not change when the column is rescaled.
+not change when the column is rescaled: for each client and for all of them together.
+
+A calendar is anybody's: numbers or dates that lie evenly and occur about as often as each other (row numbers, months,
+days). Such a column identifies nothing by itself, nor do rows that differ in nothing else.
 
 These hashes have no key: whoever keeps them must key them first.
 """
@@ -27,7 +33,9 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -52,25 +60,41 @@ MOST_ROWS_OF_ALL: Final = 4096
 MOST_COLUMNS: Final = 64
 """Columns of a row up to which each one is left out in a view of its own, and hashed for itself."""
 
+LEAST_FEATURES_SCALED: Final = 8
+"""Features of a row from which on they are hashed after a normalisation of the row."""
+
 LEAST_ROWS_OF_A_COLUMN: Final = 16
 LEAST_VALUES_OF_A_COLUMN: Final = 8
 """Rows, and distinct values among them, from which on a column's values are no coincidence."""
+
+MOST_REGULAR: Final = 0.5
+"""The variance of a calendar's counts, at most, in parts of their mean."""
+
+MOST_REGULAR_GAPS: Final = 0.1
+"""The deviation of a calendar's gaps, at most, in parts of their mean: months have 28 to 31 days."""
+
+MOST_STEPS: Final = 8
+KINDS_OF_STEPS: Final = 4
+"""The longest gap of a calendar of working days, in days, and how many lengths of gaps it has."""
 
 MOST_CLIENTS: Final = 10_000
 """Clients up to which each one has fingerprints of its own."""
 
 _CHUNK_CELLS: Final = 1 << 21
+_CELLS_IN_CACHE: Final = 1 << 16
 _GRID: Final = 997.0  # cells of a column's range: no fraction with a small denominator falls on a boundary
 _OFFSET: Final = 0.3819660113
 
 _MISSING: Final = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "?", "."})
 _DECIMAL_COMMA: Final = re.compile(r"[+-]?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?")
+_SERIAL: Final = re.compile(r"(\D*)([0-9]{1,15})(\D*)")
 _MIDNIGHT: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00(:00(\.0+)?)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """The smallest distinct hashes of some rows in one view, sorted, and how many distinct ones there are in all."""
+    """The smallest distinct hashes of some rows in one view, sorted, and how many distinct ones there are in all; those
+    that differ by a calendar alone count as one."""
 
     hashes: Hashes
     distinct: int
@@ -121,9 +145,31 @@ class Fingerprints:
         """Join those of single clients."""
         return cls(clients, joined(clients.values()), len(clients))
 
+    @classmethod
+    def of_tables(cls, tables: Mapping[str, Mapping[str, Any]]) -> Fingerprints:
+        """Return the fingerprints of clients' tables as read, which hold the cells of each column by its name.
 
-def joined(parts: Iterable[Fingerprint]) -> Fingerprint:
-    """Return the fingerprint of several clients' rows together, as far as their sketches tell it."""
+        A column is a pandas Series, an Arrow array or a list, or a list of Arrow arrays, one for each part of the
+        table. Cells are numbers, text, dates, or missing.
+
+        >>> import pandas as pd
+        >>> csv = {"age": pd.Series(["63", "1e1"]), "sex": pd.Series(["m", "f"])}
+        >>> parquet = {"sex": pd.Series(["m", "f"]), "age": pd.Series([63.0, 10.0])}
+        >>> prints = Fingerprints.of_tables({"csv": csv, "parquet": parquet})
+        >>> prints.clients["csv"].whole == prints.clients["parquet"].whole
+        True
+        """
+        read = {client: _Table.of(columns) for client, columns in tables.items()}
+        clients = {client: table.fingerprint() for client, table in read.items()}
+        names = set[str]().union(*(table.values for table in read.values()))
+        together = [[table.values[name] for table in read.values() if name in table.values] for name in sorted(names)]
+        hashes = [column_hash(np.concatenate(parts)) for parts in together if len({each.dtype for each in parts}) == 1]
+        return cls(clients, joined(clients.values(), hashes), len(clients))
+
+
+def joined(parts: Iterable[Fingerprint], columns: Iterable[int | None] = ()) -> Fingerprint:
+    """Return the fingerprint of several clients' rows together, as far as their sketches tell it, with the hashes of
+    the columns of all rows."""
     by_view: dict[str, list[Sketch]] = {}
     num_rows = 0
     for part in parts:
@@ -137,47 +183,69 @@ def joined(parts: Iterable[Fingerprint]) -> Fingerprint:
             for view, sketches in by_view.items()
             for total in [sum(each.distinct for each in sketches)]
         },
+        columns=_telling(columns),
     )
 
 
-def of_table(columns: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint of a table as read.
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table as read: by column, the hashes of its cells [M], and its numbers [M] or else the hashes again."""
 
-    `columns` has the cells of each column by its name: a pandas Series, an Arrow array or a list, or a list of Arrow
-    arrays, one for each part of the table. Cells are numbers, text, dates, or missing.
+    cells: Mapping[str, Hashes]
+    values: Mapping[str, NDArray[Any]]
 
-    >>> import pandas as pd
-    >>> csv = of_table({"age": pd.Series(["63", "1e1"]), "sex": pd.Series(["m", "f"])})
-    >>> parquet = of_table({"sex": pd.Series(["m", "f"]), "age": pd.Series([63.0, 10.0])})
-    >>> csv.whole == parquet.whole
-    True
-    """
-    names = list(columns)
-    cells, column_hashes = [], []
-    for name in names:
-        values, numbers = _cells(columns[name])
-        cells.append(values)
-        column_hashes.append(column_hash(values if numbers is None else numbers))
-    num_rows = len(cells[0]) if cells else 0
-    named, total = np.zeros(num_rows, np.uint64), np.zeros(num_rows, np.uint64)
-    for name, values in zip(names, cells, strict=True):
-        named += _named(values, np.uint64(_hash_of_text(_normalised(name))))
-        total += values
-    views = {"named": named, "all": total}
-    if len(names) <= MOST_COLUMNS:
-        views |= {f"without {name}": total - values for name, values in zip(names, cells, strict=True)}
-    return fingerprint(views, [each for each in column_hashes if each is not None])
+    @classmethod
+    def of(cls, columns: Mapping[str, Any]) -> _Table:
+        read = {name: _cells(column) for name, column in columns.items()}
+        return cls(
+            {name: cells for name, (cells, _) in read.items()},
+            {name: cells if numbers is None else numbers for name, (cells, numbers) in read.items()},
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        num_rows = len(next(iter(self.cells.values()), ()))
+        named, total, calendar, constant = (np.zeros(num_rows, np.uint64) for _ in range(4))
+        calendars = {name for name, values in self.values.items() if is_calendar(values)}
+        groups: dict[str, Hashes] = {}
+        for name, cells in self.cells.items():
+            of_name = np.uint64(_hash_of_text(_normalised(name)))
+            named += _named(cells, of_name)
+            total += cells
+            if name in calendars:
+                calendar += cells
+            elif num_rows and (cells == cells[0]).all():
+                constant += cells
+            group = name if len(self.cells) <= MOST_COLUMNS else f"group {int(of_name) % MOST_COLUMNS}"
+            groups[group] = groups.get(group, np.uint64(0)) + cells
+        views = {"named": named, "all": total, "varying": total - calendar - constant}
+        views |= {f"without {group}": total - cells for group, cells in groups.items()}
+        of_columns = fingerprint(views, map(column_hash, self.values.values()))
+        if not calendars:
+            return of_columns
+        sketches = dict(of_columns.views)
+        for group, cells in groups.items():  # rows of which a calendar alone tells one from another
+            rest = total - calendar - cells * np.uint64(group not in calendars)
+            view = f"without {group}"
+            sketches[view] = replace(sketches[view], distinct=min(sketches[view].distinct, len(_counted(rest)[0])))
+        return replace(of_columns, views=sketches)
 
 
-def fingerprint(views: Mapping[str, Hashes], columns: Iterable[int] = (), *, most: int = MOST_ROWS) -> Fingerprint:
+def fingerprint(
+    views: Mapping[str, Hashes], columns: Iterable[int | None] = (), *, most: int = MOST_ROWS
+) -> Fingerprint:
     """Return the fingerprint of rows whose hashes [M] are known in each view."""
     num_rows = len(next(iter(views.values())))
     return Fingerprint(
         num_rows,
         {view: Sketch.of(hashes, most) for view, hashes in views.items()},
         {view: _multiset(hashes) for view, hashes in views.items() if view in ("named", "all")},
-        tuple(sorted(set(columns)))[:MOST_COLUMNS],
+        _telling(columns),
     )
+
+
+def _telling(columns: Iterable[int | None]) -> tuple[int, ...]:
+    """The hashes that there are, at most `MOST_COLUMNS`."""
+    return tuple(sorted({each for each in columns if each is not None}))[:MOST_COLUMNS]
 
 
 def of_texts(texts: Iterable[str]) -> Fingerprint:
@@ -204,7 +272,14 @@ def of_arrays(
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
     )
     each = {view: np.concatenate([train[view], test[view]]) for view in train}
-    of_all = fingerprint(each, most=MOST_ROWS_OF_ALL)
+
+    def columns(mine: slice, tested: slice) -> list[int | None]:
+        if num_features > MOST_COLUMNS:
+            return []
+        x = features_as_read(np.concatenate([data.x_train[mine], data.x_test[tested]])).reshape(-1, num_features)
+        return [column_hash(_values(column)) for column in x.T]
+
+    of_all = fingerprint(each, columns(slice(None), slice(None)), most=MOST_ROWS_OF_ALL)
     if data.num_clients > MOST_CLIENTS and not every_client:
         return Fingerprints({}, of_all, data.num_clients)
     clients = {}
@@ -212,13 +287,8 @@ def of_arrays(
         mine, tested = (
             slice(int(rows.starts[client]), int(rows.stops[client])) for rows in (data.train_rows, data.test_rows)
         )
-        columns: list[int | None] = []
-        if num_features <= MOST_COLUMNS:
-            x = features_as_read(np.concatenate([data.x_train[mine], data.x_test[tested]])).reshape(-1, num_features)
-            columns = [column_hash(_values(column)) for column in x.T]
         clients[data.client_ids[client]] = fingerprint(
-            {view: np.concatenate([train[view][mine], test[view][tested]]) for view in train},
-            [hash for hash in columns if hash is not None],
+            {view: np.concatenate([train[view][mine], test[view][tested]]) for view in train}, columns(mine, tested)
         )
     return Fingerprints(clients, of_all, data.num_clients)
 
@@ -228,30 +298,51 @@ def column_hash(values: NDArray[Any]) -> int | None:
 
     Numbers (float64, NaN where one is missing) are brought to [0, 1] first, in either direction, so that a column that
     was rescaled or turned round has the same hash, but for values that fall on a boundary of the grid by rounding.
-    Hashes of text (uint64) are taken as they are.
+    Hashes of text (uint64) are taken as they are. Values that all occur k times count once.
 
     >>> column = np.array([*range(15), 40, 41, 47.0])
     >>> column_hash(column) == column_hash((131 - column) / 20), column_hash(column[:15])
     (True, None)
     """
-    if values.dtype == np.uint64:
-        if len(values) < LEAST_ROWS_OF_A_COLUMN or len(_counted(values)[0]) < LEAST_VALUES_OF_A_COLUMN:
-            return None
-        return int(_mixed(values).sum(dtype=np.uint64))
-    known = values[np.isfinite(values)]
-    if len(known) < LEAST_ROWS_OF_A_COLUMN:
+    known = _known(values)
+    if len(known) < LEAST_ROWS_OF_A_COLUMN or is_calendar(values):
         return None
-    distinct, counts = _counted(known)
+    distinct, _ = _counted(known)
     if len(distinct) < LEAST_VALUES_OF_A_COLUMN:
         return None
-    gaps, span = np.diff(distinct), distinct[-1] - distinct[0]
-    if np.ptp(gaps) <= 1e-5 * span and np.ptp(counts) == 0:  # a row number, or a time grid: anybody's
-        return None
-    place = (known - distinct[0]) / span
-    return min(
-        int(_mixed(np.floor(each * _GRID + _OFFSET).astype(np.uint64)).sum(dtype=np.uint64))
-        for each in (place, 1 - place)
-    )
+    if values.dtype == np.uint64:
+        return _multiset(known)
+    place = (known - distinct[0]) / (distinct[-1] - distinct[0])
+    return min(_multiset(np.floor(each * _GRID + _OFFSET).astype(np.uint64)) for each in (place, 1 - place))
+
+
+def is_calendar(values: NDArray[Any]) -> bool:
+    """Return whether values may be a row number, dates of a calendar, or months, days or hours of one: they lie evenly,
+    or in steps of a few lengths, and each occurs about as often as the others.
+
+    Draws of independent people vary more: the variance of their counts is about the mean (a Poisson distribution's).
+
+    >>> months = np.repeat(np.arange(1.0, 13), [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
+    >>> ages = np.random.default_rng(0).integers(40, 60, 365).astype(float)
+    >>> is_calendar(months), is_calendar(ages)
+    (True, False)
+    """
+    distinct, counts = _counted(_known(values))
+    if len(distinct) < 3:
+        return False
+    is_regular = float(counts.var()) <= MOST_REGULAR * float(counts.mean())
+    if values.dtype == np.uint64:  # text: names that all differ tell people apart
+        return is_regular and len(distinct) < len(values) / 2
+    gaps = np.diff(distinct)
+    if is_regular and gaps.std() <= MOST_REGULAR_GAPS * gaps.mean():
+        return True
+    steps = gaps / gaps.min()
+    is_in_steps = bool(np.abs(steps - np.round(steps)).max() < 1e-3) and steps.max() <= MOST_STEPS
+    return is_in_steps and len(np.unique(np.round(steps))) <= KINDS_OF_STEPS and int(np.ptp(counts)) == 0
+
+
+def _known(values: NDArray[Any]) -> NDArray[Any]:
+    return values if values.dtype == np.uint64 else values[np.isfinite(values)]
 
 
 def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as_read: AsRead) -> dict[str, Hashes]:
@@ -262,19 +353,48 @@ def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as
         name: np.empty(num_rows, np.uint64)
         for name in ("named", "all", "without label", *(f"without {column}" for column in range(num_features * each)))
     }
+    is_scaled = num_features >= LEAST_FEATURES_SCALED and x.dtype.kind == "f"
+    if is_scaled:
+        views["scaled"] = np.empty(num_rows, np.uint64)
     places = _mixed(np.arange(1, num_features + 1, dtype=np.uint64))
     of_label = np.uint64(_hash_of_text("label"))
     step = max(1, _CHUNK_CELLS // num_features)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
-        cells, labels = _number_hashes(features_as_read(x[rows])), _number_hashes(labels_as_read(y[rows]))
+        as_read = features_as_read(x[rows])
+        cells, labels = _number_hashes(as_read), _number_hashes(labels_as_read(y[rows]))
         features, label = cells.sum(axis=1, dtype=np.uint64), labels.sum(axis=1, dtype=np.uint64)
         views["named"][rows] = _named(cells, places).sum(axis=1, dtype=np.uint64) + _named(label, of_label)
         views["all"][rows] = features + label
         views["without label"][rows] = features
+        if is_scaled:
+            views["scaled"][rows] = of_rows_scaled(as_read)
         for column in range(num_features * each):
             views[f"without {column}"][rows] = features + label - cells[:, column]
     return views
+
+
+def of_rows_scaled(x: NDArray[Any]) -> Hashes:
+    """The hashes [M] of rows [M, F] after an affine map of each to [0, 1], in whichever direction is the smaller: the
+    same after value -> a * value + b, but for values that fall on a boundary of the grid by rounding. What is lowest
+    adds nothing."""
+    hash_of = _mixed(np.arange(int(_GRID) + 2, dtype=np.uint64))
+    hash_of[0] = 0
+    hashes = np.empty(len(x), np.uint64)
+    step = max(1, _CELLS_IN_CACHE // x.shape[1])
+    for start in range(0, len(x), step):
+        with np.errstate(over="ignore", invalid="ignore"):
+            some = np.nan_to_num(x[start : start + step].astype(np.float32), posinf=0, neginf=0).clip(-1e38, 1e38)
+        some -= some.min(axis=1, keepdims=True)
+        span = some.max(axis=1, keepdims=True)
+        some /= np.where(span > 0, span, np.float32(np.inf))
+        some *= np.float32(_GRID)
+        upwards, downwards = (
+            hash_of[(each + np.float32(_OFFSET)).astype(np.int32)].sum(axis=1, dtype=np.uint64)
+            for each in (some, np.float32(_GRID) - some)
+        )
+        np.minimum(upwards, downwards, out=hashes[start : start + step])
+    return hashes
 
 
 def _values(x: NDArray[Any]) -> NDArray[np.float64]:
@@ -381,7 +501,27 @@ def _of_series(series: pd.Series[Any]) -> tuple[Hashes, NDArray[np.float64] | No
             only_numbers = False
     is_number = np.isfinite(numbers)
     hashes[is_number] = _number_hashes(numbers[is_number])
-    return hashes[codes], _values(numbers)[codes] if only_numbers else None
+    if not only_numbers:  # dates and the like are compared as the days or numbers that they count
+        serials = _serials([text for text in texts if text is not None])
+        if serials is None:
+            return hashes[codes], None
+        numbers[[place for place, text in enumerate(texts) if text is not None]] = serials
+    return hashes[codes], _values(numbers)[codes]
+
+
+def _serials(texts: list[str]) -> list[float] | None:
+    """Return the days of ISO dates, or the numbers in texts that differ in one number alone, such as `P-0017`; None for
+    other texts.
+
+    >>> _serials(["2024-01-01", "2024-01-03"]), _serials(["P1", "P20"]), _serials(["P1", "Q1"])
+    ([738886.0, 738888.0], [1.0, 20.0], None)
+    """
+    with suppress(ValueError):
+        return [float(date.fromisoformat(text).toordinal()) for text in texts]
+    found = [_SERIAL.fullmatch(text) for text in texts]
+    if len({(each[1], each[3]) if each else None for each in found}) != 1 or found[0] is None:
+        return None
+    return [float(each[2]) for each in found if each]
 
 
 def _text(value: Any) -> str | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, FederatedData
 from fl_components.data.files import expanded, unreadable
-from fl_components.data.fingerprints import Fingerprints, of_table
+from fl_components.data.fingerprints import Fingerprints
 from fl_components.errors import DataError
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -138,8 +138,8 @@ class HeartDisease(DataRule):
 def _as_read(folder: Path, data: FederatedData, every_client: bool) -> Fingerprints:
     """Of all columns and rows of the files."""
     tables = {hospital: _read(folder / name) for hospital, name in zip(HOSPITALS, _FILES, strict=True)}
-    return Fingerprints.of_clients(
-        {hospital: of_table(dict(zip(_COLUMNS, table.T, strict=True))) for hospital, table in tables.items()}
+    return Fingerprints.of_tables(
+        {hospital: dict(zip(_COLUMNS, table.T, strict=True)) for hospital, table in tables.items()}
     )
 
 

@@ -19,7 +19,7 @@ from fl_components.data.base import ColumnSummary, DataRule
 from fl_components.data.client_files import ClientFiles, client_files
 from fl_components.data.federated import Array, ClientExamples, FederatedData
 from fl_components.data.files import expanded
-from fl_components.data.fingerprints import Fingerprints, of_table
+from fl_components.data.fingerprints import Fingerprints
 from fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
 from fl_components.errors import DataError
 
@@ -217,7 +217,7 @@ class Tables(DataRule):
         Raises `DataError`, with file and row, for files that cannot be used or do not belong together.
         """
         tables = self.read()
-        prints = Fingerprints.of_clients({name: of_table(table.columns) for name, table in tables.items()})
+        prints = Fingerprints.of_tables({name: table.columns for name, table in tables.items()})
         inputs = self._inputs(next(iter(tables.values())))  # in the order of the first file's columns
         clients = {client_id: self._client(seed, client_id, table, inputs) for client_id, table in tables.items()}
         classes = self._classes(list(clients.values()))

@@ -58,17 +58,19 @@ class KeyedData:
     Args:
       clients: of each client.
       all_rows: of all rows together, by view.
+      all_columns: of the columns of all rows together.
       recorded: digest -> client: those that tell these data from others' and are kept. A client is "" where several
         hold what the digest stands for, or where single clients are not recorded.
     """
 
     clients: Sequence[KeyedClient]
     all_rows: Mapping[str, Sequence[str]]
+    all_columns: Sequence[str]
     recorded: Mapping[str, str]
 
     def digests(self) -> set[str]:
         """All of them."""
-        found = {digest for rows in self.all_rows.values() for digest in rows}
+        found = {digest for rows in self.all_rows.values() for digest in rows} | set(self.all_columns)
         for client in self.clients:
             found.update(client.others)
             found.update(*client.rows.values())
@@ -129,7 +131,9 @@ def keyed(prints: Fingerprints, key: bytes) -> KeyedData:
     for view in telling:
         for code in all_rows[view][: MOST_DIGESTS // max(1, len(telling))]:
             recorded.setdefault(code, "")
-    return KeyedData(clients, all_rows, recorded)
+    all_columns = [digest("all of a column", value) for value in prints.all_rows.columns]
+    recorded |= dict.fromkeys(all_columns, "")
+    return KeyedData(clients, all_rows, all_columns, recorded)
 
 
 def matches(data: KeyedData, owners: Owners) -> set[Match]:
@@ -154,6 +158,8 @@ def matches(data: KeyedData, owners: Owners) -> set[Match]:
                 for each in _enough(codes, owners, SHARE_OF_A_CLIENT, lambda each: each)
                 if each[1]
             }
+    for code in data.all_columns:
+        found |= {Match("", population, "") for population, _ in owners.get(code, ())}
     for codes in data.all_rows.values():
         found |= {
             Match("", population, "")
@@ -176,7 +182,7 @@ def _enough(codes: Sequence[str], owners: Owners, share: float, whose: Callable[
 
 def _order(views: Iterable[str]) -> list[str]:
     """The views, those first that tell most."""
-    first = ("all", "named", "without label")
+    first = ("all", "named", "varying", "without label", "scaled")
     known = set(views)
     return [view for view in first if view in known] + sorted(known - set(first))
 

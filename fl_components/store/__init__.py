@@ -30,7 +30,7 @@ from fl_components.store.records import (
 )
 from fl_components.store.sealing import closed, opened
 from fl_components.store.secrets import RunSecret, derived_key, destroy_by_id, place_of_secrets
-from fl_components.store.store import Store, check_run_id
+from fl_components.store.store import Store, check_run_id, check_sweep_id
 
 __all__ = [
     "DELETED",
@@ -56,6 +56,7 @@ __all__ = [
     "can_never_continue",
     "cell_name",
     "check_run_id",
+    "check_sweep_id",
     "closed",
     "derived_key",
     "destroy_by_id",

@@ -169,7 +169,9 @@ def uses_without(connection: Connection, population: str, unit: str, client: str
     theirs = _shared_data(connection, candidates, population, client) if candidates else set()
     holding = candidates
     if client is not None:
-        of_client = fingerprints.c.client.in_([client, ""])
+        # What no single client owns is of them all; the columns of all clients together are of none.
+        unowned = (fingerprints.c.client == "") & (func.substr(fingerprints.c.digest, 1, 1) != "a")
+        of_client = (fingerprints.c.client == client) | unowned
         holding = set(connection.scalars(select(fingerprints.c.data_id).where(of_client).distinct()))
     committed = (
         select(func.count())

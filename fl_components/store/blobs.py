@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
-from fl_components.errors import CorruptBlob, StoreError
+from fl_components.errors import ConfigError, CorruptBlob, StoreError
 from fl_components.redaction import redact_url
 from fl_components.store.database import disk_full
 from fl_components.store.durable_files import erase, write_durably
@@ -23,11 +24,15 @@ _ANY_FENCE: Final = 1 << 62
 
 
 class Blobs:
-    """The blobs under `url`: a folder, or any URL that fsspec knows (s3://bucket/prefix needs its package, s3fs)."""
+    """The blobs under `url`: a folder, or any URL that fsspec knows (s3://bucket/prefix needs its package, s3fs).
+
+    Raises `ConfigError` for a relative folder and for memory.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.label = redact_url(url)
+        _check_place(url, self.label)
 
     def write(self, run_id: str, fence: int, data: bytes) -> str:
         """Makes `data` durable and returns its key. The same content again under the same fence is the same key."""
@@ -131,3 +136,22 @@ class Blobs:
                 f"a blob in {self.label} cannot be {verb}: {error.strerror or error}",
                 hint="check that the place exists, that this account may write there and that it is not read-only",
             ) from error
+
+
+def _check_place(url: str, label: str) -> None:
+    """Raise `ConfigError` unless the URL names one place, whatever the working folder and the process."""
+    hint = "set FEDROUNDS_BLOBS_URL to the absolute path of a folder, or to a URL such as s3://bucket/prefix"
+    links = url.split("::")  # as fsspec chains them: simplecache::s3://bucket
+    for position, link in enumerate(links, start=1):
+        scheme, separator, path = link.partition("://")
+        if scheme == "memory":
+            raise ConfigError(
+                f"the blobs' place {label} is the memory of one process, and blobs must outlive it", hint=hint
+            )
+        if not separator:  # a folder, or the name of a wrapper
+            scheme, path = ("file", link) if position == len(links) else (link, "")
+        if scheme in ("file", "local") and not os.path.isabs(os.path.expanduser(path)):
+            raise ConfigError(
+                f"the blobs' place {label} is a relative path, which is another folder in each working folder",
+                hint=hint,
+            )

@@ -27,7 +27,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
-from fl_components.errors import FedroundsError, NotInstalled, StoreError, Unreachable
+from fl_components.errors import ConfigError, FedroundsError, NotInstalled, StoreError, Unreachable
 from fl_components.redaction import redact_url
 from fl_components.store.durable_files import sync_folder
 from fl_components.store.schema import VERSION, VERSION_TABLE, metadata
@@ -97,6 +97,8 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeEncodeError as error:  # half a surrogate pair: an argument of a command that was not UTF-8
+            raise ConfigError(f"{error.object!a} is not UTF-8 text", hint="write it in UTF-8") from error
         except DBAPIError as error:
             known = _explain(error, self.label)
             if known is None:
@@ -107,8 +109,8 @@ class Database:
 def open_database(url: str | URL) -> Database:
     """The database at `url`, with the newest schema. An empty one is filled, an older one migrated.
 
-    Raises `StoreError` when it holds something else or comes from a newer fedrounds, `Unreachable` when its server
-    does not answer, `NotInstalled` when its driver is missing.
+    Raises `ConfigError` when the URL cannot be used, `StoreError` when the database holds something else or comes from
+    a newer fedrounds, `Unreachable` when its server does not answer, `NotInstalled` when its driver is missing.
     """
     database = Database(url)
     try:
@@ -127,18 +129,39 @@ def _checked(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise StoreError(f"{redact_url(str(url))!r} is not a database URL", hint=hint) from error
+        raise ConfigError(f"{redact_url(str(url))!r} is not a database URL", hint=hint) from error
     except ValueError as error:  # a port that is no number
-        raise StoreError(
+        raise ConfigError(
             f"{redact_url(str(url))!r} is not a database URL: its port is not a number", hint=hint
         ) from error
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite":
-        raise StoreError(f"the store does not run on {redact_url(parsed.drivername)!r}", hint=hint)
-    if parsed.database in (None, "", ":memory:"):
-        raise StoreError("a database in memory would not outlive the process", hint=hint)
+        raise ConfigError(f"the store does not run on {redact_url(parsed.drivername)!r}", hint=hint)
+    _check_sqlite(parsed, redact_url(parsed.render_as_string(hide_password=True)))
     return parsed
+
+
+def _check_sqlite(url: URL, label: str) -> None:
+    """Raise `ConfigError` unless the URL names one file, whatever the working folder."""
+    hint = "write sqlite:// and the absolute path of a file: sqlite:////folder/fedrounds.db"
+    file = url.database or ""
+    if url.host or url.username or url.password or url.port:
+        raise ConfigError(f"the database URL {label} names a host, and SQLite has none", hint=hint)
+    if file in ("", ":memory:"):
+        raise ConfigError("a database in memory would not outlive the process", hint=hint)
+    if file.lower().startswith("file:") or url.query:
+        raise ConfigError(
+            f"the database URL {label} has parameters or is a file: URI, which may name a database in memory, or "
+            "another one in each working folder",
+            hint=hint,
+        )
+    if not os.path.isabs(file):
+        raise ConfigError(
+            f"the database URL {label} has the relative path {file!r}, which is another database, with other privacy "
+            "budgets, in each working folder",
+            hint=f"write sqlite:///{os.path.abspath(os.path.expanduser(file))}",
+        )
 
 
 def _make_private(file: Path) -> None:

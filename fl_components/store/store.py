@@ -74,6 +74,7 @@ from fl_components.store.secrets import secret_file
 _logger = logging.getLogger(__name__)
 
 _PAGE: Final = 1000
+_MOST_ROWS: Final = 2**63 - 1  # a database's whole numbers have 64 bits
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
 
 _UNFINISHED: Final = and_(runs.c.state != DELETED, or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None)))
@@ -134,20 +135,23 @@ class Store:
 
         Args:
             home: the home folder; by default $FEDROUNDS_HOME or ~/.fedrounds.
-            database_url: sqlite:///... or postgresql://...; by default $FEDROUNDS_DATABASE_URL or a file in the home.
-            blobs_url: a folder or an fsspec URL; by default $FEDROUNDS_BLOBS_URL or the folder blobs in the home.
+            database_url: sqlite:/// with an absolute path, or postgresql://...; by default $FEDROUNDS_DATABASE_URL or a
+                file in the home.
+            blobs_url: the absolute path of a folder, or an fsspec URL; by default $FEDROUNDS_BLOBS_URL or the folder
+                blobs in the home.
             heartbeat_s: seconds between two signs of life of a lease's holder.
             lapse_s: seconds without one after which another process may take the run over.
 
         Raises:
+            ConfigError: the home or one of the URLs is relative, in memory, or no URL that the store can use.
             StoreError: the home cannot be written to, or the database is not a store that this version can use.
             Unreachable: the database's server does not answer.
             NotInstalled: PostgreSQL's driver is missing.
         """
         folder = home_folder(home)
         in_home = URL.create("sqlite", database=str(folder / "fedrounds.db"))
-        database = open_database(database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or in_home)
         blobs = Blobs(blobs_url or os.environ.get("FEDROUNDS_BLOBS_URL") or str(folder / "blobs"))
+        database = open_database(database_url or os.environ.get("FEDROUNDS_DATABASE_URL") or in_home)
         store = cls(folder, database, blobs, heartbeat_s=heartbeat_s, lapse_s=lapse_s)
         try:
             store.finish_erasures()
@@ -277,7 +281,8 @@ class Store:
     ) -> list[RunRecord]:
         """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for. Those
         that were deleted are among them only where `deleted` says so."""
-        query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(limit)
+        most = None if limit is None else min(limit, _MOST_ROWS)
+        query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(most)
         if not deleted:
             query = query.where(runs.c.state != DELETED)
         if name is not None:
@@ -376,11 +381,7 @@ class Store:
 
         Raises `RunConflict` when the id belongs to another sweep or to a run.
         """
-        if not _RUN_ID.fullmatch(f"{sweep_id}-001"):
-            raise ConfigError(
-                f"{sweep_id!r} cannot be a sweep id",
-                hint="use up to 124 letters, digits, dots, dashes and underscores, the first a letter or digit",
-            )
+        check_sweep_id(sweep_id)
         content = {"name": name, "config": config, "over": [[field, list(values)] for field, values in over]}
         with self._transaction() as connection:
             journal_.lock(connection)  # so that of two processes that create it only one does
@@ -745,6 +746,15 @@ def check_run_id(run_id: str) -> None:
         raise ConfigError(
             f"{run_id!r} cannot be a run id",
             hint="use up to 128 letters, digits, dots, dashes and underscores, the first a letter or digit",
+        )
+
+
+def check_sweep_id(sweep_id: str) -> None:
+    """Raise `ConfigError` for what cannot be a sweep's id, which its cells' run ids begin with."""
+    if not _RUN_ID.fullmatch(f"{sweep_id}-001"):
+        raise ConfigError(
+            f"{sweep_id!r} cannot be a sweep id",
+            hint="use up to 124 letters, digits, dots, dashes and underscores, the first a letter or digit",
         )
 
 

@@ -101,15 +101,15 @@ def is_local(uri: str) -> bool:
 
 
 def public_uri(uri: str) -> str:
-    """`uri` without a user name and password, for people.
+    """Return `uri` without a user name and password, for people.
 
     >>> public_uri("https://me:secret@mlflow.example.org/x")
     'https://mlflow.example.org/x'
     """
     parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if "@" in parts.netloc:
+        uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return redact_url(uri)  # a password may be in the query, or hold a slash
 
 
 def run_url(uri: str, mlflow_run_id: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 
 from deployments import api
 from fl_components.config import load_config, parse_config, source_folder
-from fl_components.errors import ConfigError, FedroundsError, StoreError
+from fl_components.errors import ConfigError, FedroundsError, RunNotFound, StoreError
 from fl_components.rules import import_attribute
 from fl_components.server import stages
 from fl_components.server.hub import open_hub
@@ -20,7 +21,7 @@ from fl_components.store import Store
 from fl_components.store.home import home as home_folder
 from flows.round import walk
 from tasks.session import _check_is_there
-from tasks.tracking.server import check_tracking_uri
+from tasks.tracking.server import check_tracking_uri, run_url
 from tests.support import HEART
 
 
@@ -70,6 +71,56 @@ def test_a_training_is_refused_before_it_begins(home: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="inside a Prefect flow run of another server"):
         api.train(str(HEART))
     assert not home.exists() or list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["admin:hunter2@db/fed", "hunter2@db/fed", "u:hunter2@h:5000", "azure://x?sig=hunter2"])
+def test_no_password_is_in_what_an_mlflow_address_raises(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError) as caught:
+        check_tracking_uri()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://me:hunter2@mlflow.example/x", "https://me:hunter/2@mlflow.example/x", "https://h/x?token=hunter2"]
+)
+def test_no_password_is_in_the_address_of_an_mlflow_page(uri: str) -> None:
+    assert "hunter" not in str(run_url(uri, "b1946ac9")) and "b1946ac9" in str(run_url(uri, "b1946ac9"))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: api.resume("nope"), RunNotFound, "nope"),
+        (lambda: api.resume(""), RunNotFound, "''"),
+        (lambda: api.train(str(HEART), run_id="a/b"), ConfigError, "'a/b' cannot be a run id"),
+        (lambda: api.train(str(HEART), run_id=""), ConfigError, "'' cannot be a run id"),
+        (lambda: api.sweep(str(HEART), ["seed=1,2"], sweep_id="a/b"), ConfigError, "'a/b' cannot be a sweep id"),
+        (lambda: api.sweep(str(HEART), ["seed=1,2"], sweep_id=""), ConfigError, "'' cannot be a sweep id"),
+        (lambda: api.sweep(str(HEART), ["typo=1,2"]), ConfigError, "typo is not a field"),
+        (lambda: api.sweep(str(HEART), ["training.typo=1,2"]), ConfigError, "typo is not a field"),
+        (lambda: api.sweep(str(HEART), ["seed"]), ConfigError, "not of the form"),
+        (lambda: api.sweep(str(HEART), ["seed=1,1"]), ConfigError, "same configuration"),
+        (lambda: api.sweep(str(HEART), []), ConfigError, "needs a field to vary"),
+    ],
+)
+def test_a_typo_is_reported_before_a_server_is_asked(
+    home: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object], error: type[FedroundsError], words: str
+) -> None:
+    monkeypatch.setattr("deployments.stack.connection.connect", lambda **_: pytest.fail("a server is asked"))
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize("argument", ["\udcff", "r\udcf6m"])
+def test_an_id_that_is_not_utf_8_is_refused(home: Path, argument: str) -> None:
+    for call in (api.show, api.resume, lambda run: api.delete_runs([run])):
+        with pytest.raises(ConfigError, match=r"'r?\\udcf[6f]m?' is not UTF-8 text"):
+            call(argument)
+
+
+def test_a_limit_may_be_larger_than_any_number_of_runs(home: Path) -> None:
+    assert api.runs(99999999999999999999) == []
 
 
 @pytest.mark.parametrize("uri", ["", "http://127.0.0.1:5000", "sqlite:////srv/mlflow.db", "postgresql+psycopg2://db/m"])

@@ -36,11 +36,14 @@ def test_the_example(fedrounds: Fedrounds, home: Path) -> None:
     assert (found["accused"], found["num_canaries"], found["num_releases"]) == (False, 1000, 10)
     data_of(fedrounds("journal", "verify", "--json"))
 
-    spent_out = ["--epsilon", "1", "--reason", "a test"]
-    data_of(fedrounds("privacy", "budget", "set", "heart-demonstration/va", *spent_out, "--json"))
-    again = data_of(fedrounds("train", EXAMPLE, "--set", "rounds=1", "--run-id", "s", "--json"))
+    # The same files as private data, of which each hospital has a budget of its own.
+    private = [EXAMPLE, "--set", "rounds=1", "--set", "data.public=false", "--set", "population=hospitals"]
+    for whose, epsilon in (("*", "10"), ("va", "0.01")):
+        terms = ["--epsilon", epsilon, "--delta", "1e-3", "--reason", "a test"]
+        data_of(fedrounds("privacy", "budget", "set", f"hospitals/{whose}", *terms, "--json"))
+    again = data_of(fedrounds("train", *private, "--run-id", "s", "--json"))
     assert "va" not in again["privacy"]["clients"] and again["metrics"]["clients/rejected"] == 1
-    data_of(fedrounds("privacy", "budget", "set", "heart-demonstration/*", *spent_out, "--json"))
-    refused = fedrounds("train", EXAMPLE, "--set", "rounds=1", "--run-id", "t", "--json")
+    data_of(fedrounds("privacy", "budget", "set", "hospitals/*", "--epsilon", "0.01", "--reason", "a test", "--json"))
+    refused = fedrounds("train", *private, "--run-id", "t", "--json")
     assert refused.returncode == 5
-    assert "examples of client 'heart-demonstration/" in json.loads(refused.stdout)["error"]["message"]
+    assert "examples of client 'hospitals/" in json.loads(refused.stdout)["error"]["message"]

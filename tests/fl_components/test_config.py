@@ -15,6 +15,7 @@ from fl_components.config import (
     is_moved,
     load_config,
     load_fields,
+    parse_axis,
     parse_config,
     schema,
     source_folder,
@@ -460,6 +461,39 @@ class TestStrictness:
         text = "a: [NO, yes, off, 2024-01-02, true]"
         assert load_fields(write(tmp_path, text)) == {"a": ["NO", "yes", "off", "2024-01-02", True]}
 
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("1e-3", 0.001),
+            ("1e3", 1000.0),
+            ("1E+3", 1000.0),
+            ("1.0e3", 1000.0),
+            ("-1.5e3", -1500.0),
+            (".5e1", 5.0),
+            ("+.5", 0.5),
+            ("1.e-3", 0.001),
+            ("12e03", 12000.0),
+            *((text, text) for text in ("1e", "1e-", "e3", ".e3", "1e3x", "1e1e1", "1.2.3", "089", "1d3", "+e3", ".")),
+        ],
+    )
+    def test_numbers_with_an_exponent_are_numbers_as_in_yaml_1_2(
+        self, tmp_path: Path, text: str, value: float | str
+    ) -> None:
+        function = {"kind": "function", "path": "rows:load", "arguments": {}}
+        in_set: Any = load_config(SMALL | {"data": function}, [f"data.arguments={{a: {text}}}"]).data
+        found = [
+            load_fields(write(tmp_path, f"a: {text}"))["a"],
+            in_set.arguments["a"],
+            parse_axis(f"a.b={text}")[1][0],
+        ]
+        assert found == [value] * 3 and {type(each) for each in found} == {type(value)}
+
+    @pytest.mark.parametrize(
+        ("text", "kind"), [("12", int), ("-7", int), ("0x1F", int), (".inf", float), ("3.5", float)]
+    )
+    def test_other_numbers_keep_their_type(self, tmp_path: Path, text: str, kind: type) -> None:
+        assert type(load_fields(write(tmp_path, f"a: {text}"))["a"]) is kind
+
     def test_a_tree_that_holds_itself_is_refused(self) -> None:
         fields: dict[str, Any] = dict(SMALL)
         fields["training"] = fields
@@ -546,6 +580,12 @@ class TestFiles:
         with pytest.raises(ConfigError, match=reason):
             load_fields(path)
 
+    @pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+    def test_a_path_that_no_file_can_have_is_refused(self, path: str) -> None:
+        with pytest.raises(ConfigError, match="cannot be read") as caught:
+            load_config(path)
+        assert caught.value.message.isprintable() and caught.value.hint
+
     def test_the_example(self) -> None:
         config = load_config("examples/heart_disease.yaml")
         assert (config.name, config.data.kind) == ("heart-disease", "heart_disease")
@@ -589,6 +629,7 @@ class TestFiles:
                 "a: 9223372036854775808",
                 "the whole number '9223372036854775808' has more than 64 bits (line 1, column 4)",
             ),
+            ("a: 1e999", "the number 1e999 is too large (line 1, column 4)"),
             ("a: 1:30:15.5", "YAML reads 1:30:15.5 as the number 5415.5: write it in quotes"),
             ("a: [010, 007]", "YAML reads 010 as the number 8: write it in quotes, or write 8 (line 1, column 5)"),
             ("a: &x {b: *x}", "the anchor here holds an alias of itself (line 1, column 4)"),

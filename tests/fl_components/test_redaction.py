@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl_components.errors import ConfigError, StoreError, one_line
+from fl_components.errors import ConfigError, FedroundsError, StoreError, one_line
 from fl_components.redaction import redact, redact_url
 from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database
+from tests.support import cases
 
 PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=6, max_size=20).map(
     lambda text: "hunter2" + text
@@ -31,7 +34,7 @@ def test_no_password_is_in_what_a_database_url_raises(form: str, password: str) 
     url = form.format(password)
     try:
         Database(url).close()
-    except StoreError as error:
+    except FedroundsError as error:
         assert password not in f"{error.message} {error.hint} {error}"
         assert "hunter2" not in f"{error.message} {error.hint} {error}"
 
@@ -55,6 +58,104 @@ def test_no_password_is_in_any_error(password: str, before: str) -> None:
             assert "hunter2" not in text
 
 
+ANY_PASSWORDS = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\0"), min_size=6, max_size=20
+).map(lambda text: "hunter2" + text + "Z")
+URLS = [
+    "http://admin:{}@127.0.0.1:9/api",
+    "http://{}@127.0.0.1:9/api",
+    "http:admin:{}@127.0.0.1:9/api",
+    "http//admin:{}@127.0.0.1:9/api",
+    "//admin:{}@127.0.0.1:9/api",
+    "admin:{}@db/fed",
+    "nope://KEY:{}@bucket/x",
+    "postgresql+psycopg://admin:{}@db/fed?sslmode=require",
+    "'http://admin:{}@127.0.0.1:9/api'",
+]
+ENCODED_URLS = [
+    *URLS,
+    "http://admin%3A{}%40127.0.0.1:9/api",
+    "postgresql://admin%3a{}%40db/fed",
+    "postgresql://admin%3A{}@db/fed",
+    "admin%3A{}%40db/fed",
+    "az://c/x?sv=2020&sig={}",
+    "http://host/api?x=1&api_key={}&y=2",
+    "http://host/api?key={}",
+    "http://host/api?auth={}",
+    "postgresql://db/fed?options=-c%20x%3D{}",
+    "https://host/x?X-Amz-Signature={}",
+    "wasbs://c@a.blob.core.windows.net/x?AccountKey={}",
+]
+
+
+def assert_hidden(url: str, password: str) -> None:
+    """No form of `password` is in a message that shows the URL in each form, as the value of a variable."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PREFECT_API_URL", url)
+        written = f"{url} {url!r} {url!a} {password} {password!r} {quote(password)} {quote(password, safe='')}"
+        messages = [redact_url(url), str(ConfigError(written, hint=written).hint), one_line(OSError(written))]
+    for message in (*messages, redact_url(url)):
+        for secret in (password, repr(password)[1:-1], quote(password), quote(password, safe=""), "hunter2"):
+            assert secret not in message
+
+
+@settings(max_examples=cases(40))
+@given(password=ANY_PASSWORDS)
+@example(password="hunter2\nZ secret")
+@example(password="hunter2 'a' \"b\" \\ \tZ")
+@example(password="hunter2:/@//x:y@zZ")
+def test_no_form_of_a_password_in_a_variable_is_in_a_message(password: str) -> None:
+    for form in URLS:
+        assert_hidden(form.format(password), password)
+    for form in ENCODED_URLS:
+        assert_hidden(form.format(quote(password, safe="")), password)
+    token = password.replace(":", "")  # else what is before it is a user name, which is shown
+    assert_hidden(f"{token}@db/fed", token)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(form.format("hunter2") for form in ENCODED_URLS),
+        "admin:/hunter2@db/fed",
+        "password='a\\'hunter2'",
+        "password='hunter2",
+        'password: "a hunter2',
+        "PREFECT_API_KEY: hunter2",
+        "password: hunter2",
+        "access_token: hunter2",
+        "password%3Dhunter2",
+        "odbc_connect=DRIVER%3Dx%3BUID%3Dsa%3BPWD%3Dhunter2",
+        "Authorization: token hunter2",
+        "Authorization: hunter2",
+        "{'Authorization': 'Digest hunter2'}",
+        "AccountName=x;AccountKey=hunter2;EndpointSuffix=core.windows.net",
+        "SharedAccessSignature=hunter2",
+        "sslkey=hunter2",
+        "X" * 3000 + "password=hunter2",
+    ],
+)
+def test_a_password_is_hidden_where_no_variable_holds_it(text: str) -> None:
+    assert "hunter2" not in redact(text)
+
+
+def test_a_user_name_without_a_password_is_not_hidden_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://fedrounds@mlflow.example")
+    assert redact("fedrounds: the run stopped") == "fedrounds: the run stopped"
+
+
+@pytest.mark.parametrize("part", ["A", "secret", "a:/", "password='", "password ", "authorization:", "%40", "@", "?a="])
+def test_a_long_text_is_redacted(part: str) -> None:
+    assert redact(part * (200_000 // len(part)))
+
+
+def test_long_words_of_other_errors_are_shortened() -> None:
+    assert (
+        one_line(ValueError("bad " + "A" * 200_000 + " end"))
+        == f"ValueError: bad {'A' * 100}... (200000 characters) end"
+    )
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "secret"),
     [
@@ -63,6 +164,11 @@ def test_no_password_is_in_any_error(password: str, before: str) -> None:
         ("FEDROUNDS_DATABASE_URL", "postgresql://admin:hunter%202@db/fed", "hunter 2"),
         ("FEDROUNDS_DATABASE_URL", "postgresql://db/fed?user=a&password=hunter2", "hunter2"),
         ("https_proxy", "http://me:hunter2@proxy:3128", "hunter2"),
+        ("https_proxy", "me:hunter2@proxy:3128", "hunter2"),
+        ("https_proxy", "me%3ahunter2%40proxy", "hunter2"),
+        ("FEDROUNDS_DATABASE_URL", "postgresql://admin:hunt@hunter2@db/fed", "hunter2"),
+        ("MLFLOW_TRACKING_URI", "http://admin:hunter2/x@mlflow.example", "hunter2"),
+        ("FEDROUNDS_BLOBS_URL", "az://c/x?sv=1&sig=hunter2", "hunter2"),
     ],
 )
 def test_what_a_variable_holds_is_hidden_wherever_it_occurs(
@@ -75,6 +181,8 @@ def test_what_a_variable_holds_is_hidden_wherever_it_occurs(
 @pytest.mark.parametrize(
     "text",
     [
+        "MLflow has no models:/heart@champion and no s3://bucket/a@b/blobs",
+        "write to help@example.org: the key=3, sig=4 and model.key: 'x' stay, as `pass` does",
         "the database postgresql+psycopg://admin@127.0.0.1/fed does not answer",
         "model.num_tokens=20 is 7: begin the model with an embedding of at least 20 tokens",
         "examples/heart_disease.yaml, line 2: 'a@b' is not a number",

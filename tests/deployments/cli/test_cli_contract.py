@@ -426,6 +426,12 @@ def test_a_usage_error_is_2_and_json_too(
     assert interface.calls == []
 
 
+def test_a_usage_error_shows_no_password(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--limit", "http://admin:hunter2@host", "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert "http://***@host" in out and "hunter2" not in out + err
+
+
 def test_a_bug_is_70_and_its_traceback_is_in_a_file(
     interface: FakeInterface, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

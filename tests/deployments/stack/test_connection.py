@@ -16,7 +16,7 @@ import pytest
 from deployments.stack import connection as stack_connection
 from deployments.stack.connection import client_settings, configured_api_url, connect
 from deployments.stack.files import ServerRecord, answers, is_locked, last_lines, server_files, try_lock
-from fl_components.errors import StoreError, Unreachable
+from fl_components.errors import ConfigError, StoreError, Unreachable
 
 RunPython = Callable[..., subprocess.Popen[str]]
 WaitUntil = Callable[[Callable[[], bool], str], None]
@@ -270,6 +270,58 @@ def test_a_configured_server_that_does_not_answer_is_unreachable(tmp_path: Path)
     with connect(tmp_path / "home") as connection, pytest.raises(Unreachable, match="Connection refused") as caught:
         connection.wait()
     assert "PREFECT_API_URL" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://admin:hunter2@127.0.0.1:9/api",
+        "http://hunter2@127.0.0.1:9/api",
+        "http://admin:hunter2\n@127.0.0.1:9/api",
+        "http://admin:a 'hunter2'@127.0.0.1:9/api",
+        "http://admin%3Ahunter2%40127.0.0.1:9/api",
+        "http:admin:hunter2@127.0.0.1:9/api",
+        "//admin:hunter2@127.0.0.1:9/api",
+        "admin:hunter2@127.0.0.1:9/api",
+        "hunter2@127.0.0.1:9/api",
+    ],
+)
+def test_a_configured_server_with_a_password_in_its_address_is_refused(tmp_path: Path, url: str) -> None:
+    os.environ["PREFECT_API_URL"] = url
+    with pytest.raises(ConfigError, match="with a user name or a password") as caught:
+        connect(tmp_path / "home")
+    assert "PREFECT_API_AUTH_STRING to user:password" in str(caught.value.hint)
+    assert "hunter2" not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:4200/api",
+        "ftp://127.0.0.1/api",
+        "http:///api",
+        "http://127.0.0.1:99999/api",
+        "http://[::1/api",
+        "'http://127.0.0.1:4200/api'",
+        "http://127.0.0.1:4200/api\n",
+        "http://127.0.0.1:4200/api?api_key=hunter2",
+        "http://127.0.0.1:4200/api?sig=hunter2",
+        "http://127.0.0.1:4200/api#hunter2",
+    ],
+)
+def test_a_configured_server_whose_address_is_none_is_refused(tmp_path: Path, url: str) -> None:
+    os.environ["PREFECT_API_URL"] = url
+    with pytest.raises(ConfigError, match="not the address of a server") as caught:
+        connect(tmp_path / "home")
+    assert "api_key=hunter2" not in str(caught.value) and "sig=hunter2" not in str(caught.value)
+    assert "http://host:4200/api" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("url", ["https://prefect.example/api", "http://[::1]:4200/api", "HTTP://host:80/a%20b/api"])
+def test_the_plain_address_of_a_server_is_taken(tmp_path: Path, url: str) -> None:
+    os.environ["PREFECT_API_URL"] = url
+    with connect(tmp_path / "home") as connection:
+        assert connection.environment()["PREFECT_API_URL"] == url
 
 
 PROFILES = """

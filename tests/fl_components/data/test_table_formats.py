@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from fl_components.config import parse_config
 from fl_components.data import FederatedData, Tables
-from fl_components.data.fingerprints import of_table
+from fl_components.data.fingerprints import Fingerprint, Fingerprints
 from fl_components.data.table import Dialect, read_table, text
 from fl_components.errors import ConfigError, DataError
 from fl_components.server.federation import assemble
@@ -378,6 +378,10 @@ def test_numbers_of_any_type_in_parquet(tmp_path: Path, cells: Any) -> None:
 def parquet(folder: Path, name: str = "a", **columns: Any) -> Path:
     pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     return folder
+
+
+def of_table(columns: dict[str, Any]) -> Fingerprint:
+    return Fingerprints.of_tables({"a": columns}).clients["a"]
 
 
 CODES = [["I10", "E11"], ["J45"]]

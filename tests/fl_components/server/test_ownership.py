@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
-from fl_components.data.fingerprints import Fingerprints, column_hash, of_table
+from fl_components.data.fingerprints import Fingerprints, column_hash, is_calendar, of_rows_scaled
+from fl_components.errors import DataError
 from fl_components.server.ownership import KeyedData, Match, keyed, matches
 
 KEY = bytes(range(32))
@@ -43,10 +45,9 @@ def hospitals(seed: int = 0, num_files: int = 3, num_rows: int = 40) -> Files:
 
 def data_of(files: Files, key: bytes = KEY) -> KeyedData:
     tables = {
-        name: of_table({column: pd.Series([row[column] for row in rows]) for column in rows[0]})
-        for name, rows in files.items()
+        name: {column: pd.Series([row[column] for row in rows]) for column in rows[0]} for name, rows in files.items()
     }
-    return keyed(Fingerprints.of_clients(tables), key)
+    return keyed(Fingerprints.of_tables(tables), key)
 
 
 def bound(data: KeyedData, population: str = "wards") -> dict[str, set[tuple[str, str]]]:
@@ -135,6 +136,17 @@ def rescaled(files: Files, _: random.Random) -> Files:
     }
 
 
+def two_further_constants(files: Files, _: random.Random) -> Files:
+    return {name: [row | {"site": 3, "study": "A7"} for row in rows] for name, rows in files.items()}
+
+
+def two_further_numbers_of_rows(files: Files, _: random.Random) -> Files:
+    return {
+        name: [row | {"number": number, "visit": f"V-{7 * number:04}"} for number, row in enumerate(rows)]
+        for name, rows in files.items()
+    }
+
+
 def as_text(files: Files, draw: random.Random) -> Files:
     def spelled(value: Any) -> str:
         if isinstance(value, str):
@@ -159,12 +171,43 @@ CHANGES: list[Callable[[Files, random.Random], Files]] = [
     merged_clients,
     copied_clients,
     a_further_column,
+    two_further_constants,
+    two_further_numbers_of_rows,
     without_a_column,
     renamed_columns,
     as_text,
 ]
 
 ORIGINAL = data_of(hospitals())
+
+
+def daily(column: str, clients: list[str], *years: int) -> Files:
+    """What clients measured each day, with a column of the calendar."""
+    found: Files = {}
+    for place, client in enumerate(clients):
+        year, draw = years[place % len(years)], random.Random(f"{client} {years}")
+        days = [dt.date(year, 1, 1) + dt.timedelta(number) for number in range(365)]
+        if column == "working day":
+            days = [day for day in days if day.weekday() < 5]
+        if column == "month's end":
+            days = [day for day in days if (day + dt.timedelta(1)).day == 1] * 3
+        found[client] = [
+            {
+                column: {
+                    "month": day.month,
+                    "day": day.day,
+                    "date": day.isoformat(),
+                    "number": number,
+                    "working day": day.toordinal(),
+                    "month's end": day.toordinal(),
+                }[column],
+                "load": round(draw.gauss(50, 9), 3),
+                "wind": round(draw.gauss(5, 2), 3),
+                "peak": draw.randint(0, 1),
+            }
+            for number, day in enumerate(days)
+        ]
+    return found
 
 
 class TestWhatIsDoneToFiles:
@@ -181,6 +224,32 @@ class TestWhatIsDoneToFiles:
             random.Random(0),
         )
         assert populations(data_of(changed), ORIGINAL) == {"wards"}
+
+    @pytest.mark.parametrize("change", [duplicated_rows, merged_clients, split_clients, renamed_clients])
+    def test_rows_in_other_units_are_recognised_together(self, change: Callable[..., Files]) -> None:
+        changed = rescaled(change(hospitals(), random.Random(0)), random.Random(0))
+        assert populations(data_of(changed), ORIGINAL) == {"wards"}
+
+    def test_clients_of_a_few_rows_in_other_units(self) -> None:
+        small = hospitals(num_files=8, num_rows=15)
+        assert populations(data_of(rescaled(small, random.Random(0))), data_of(small)) == {"wards"}
+
+    @pytest.mark.parametrize("change", [two_further_constants, two_further_numbers_of_rows])
+    @pytest.mark.parametrize("rows", [split_clients, fewer_rows, padded])
+    def test_columns_that_tell_nothing_hide_nothing(
+        self, change: Callable[..., Files], rows: Callable[..., Files]
+    ) -> None:
+        changed = change(rows(hospitals(), random.Random(0)), random.Random(0))
+        assert populations(data_of(changed), ORIGINAL) == {"wards"}
+
+    @pytest.mark.parametrize("change", [a_further_column, without_a_column, a_tenth_of_the_rows, split_clients])
+    def test_a_table_of_many_columns(self, change: Callable[..., Files]) -> None:
+        draw = random.Random(0)
+        wide: Files = {
+            f"h{file}": [{f"gene {column}": round(draw.gauss(0, 1), 4) for column in range(80)} for _ in range(40)]
+            for file in range(2)
+        }
+        assert populations(data_of(change(wide, draw)), data_of(wide)) == {"wards"}
 
     @settings(max_examples=25)
     @given(
@@ -218,6 +287,17 @@ class TestWhatIsDoneToFiles:
 
         assert populations(data_of(answers(seed)), data_of(answers(0))) == set()
         assert populations(data_of(shuffled_rows(answers(0), random.Random(seed))), data_of(answers(0))) == {"wards"}
+
+    @pytest.mark.parametrize("column", ["month", "day", "date", "number", "working day", "month's end"])
+    def test_a_calendar_is_anybodys(self, column: str) -> None:
+        """Strangers who count by the same days are strangers, and so are two clients of one population."""
+        mine, yours = data_of(daily(column, ["shop"], 2023)), data_of(daily(column, ["mill", "farm"], 2023, 2024))
+        assert populations(yours, mine) == set()
+        both = data_of(daily(column, ["shop", "bank"], 2023))
+        assert {(each.client, each.owner) for each in matches(both, bound(both)) if each.client and each.owner} == {
+            ("shop", "shop"),
+            ("bank", "bank"),
+        }
 
     def test_clients_are_told_apart(self) -> None:
         """A client's data are its own, and another one's under any other name."""
@@ -299,6 +379,32 @@ class TestWhatIsDoneToTheConfiguration:
         assert {*before.recorded} == {*after.recorded}
         assert populations(after, before) == {"wards"}
 
+    @pytest.mark.parametrize("width", [49, 784])
+    @pytest.mark.parametrize("share", [1.0, 0.5])
+    def test_images_that_were_normalised(self, width: int, share: float) -> None:
+        def images(normalise: Callable[[Any], Any], share: float) -> KeyedData:
+            returned.clear()
+            for client in range(3):
+                generator = np.random.default_rng(client)
+                x, y = generator.integers(0, 256, (60, width)).astype(np.float32), generator.integers(0, 2, 60)
+                kept = int(45 * share)
+                returned[str(client)] = (normalise(x[:kept]), y[:kept], normalise(x[45:]), y[45:])
+            return keyed(FunctionData(path=f"{__name__}:return_them", num_classes=2).load(0).fingerprints(), KEY)
+
+        whole = images(lambda x: x, 1.0)
+        for normalise in (lambda x: x / 255, lambda x: (x / 255 - 0.1307) / 0.3081, lambda x: 1 - x / 127.5):
+            assert populations(images(normalise, share), whole) == {"wards"}
+
+    def test_numbers_at_the_ends_of_float32(self) -> None:
+        """Such rows are refused later, by their place: they must not stop those who take the fingerprints."""
+        rows = [[np.inf, np.nan, *range(6)], [3e38, -3e38, *range(6)], [0.0] * 8, [1e-45, *[0.0] * 7]]
+        returned.clear()
+        returned["c"] = (np.array(rows, np.float32), np.zeros(4, int), np.ones((1, 8), np.float32), np.ones(1, int))
+        with pytest.raises(DataError):
+            FunctionData(path=f"{__name__}:return_them", num_classes=2).load(0)
+        hashes = of_rows_scaled(np.array(rows, np.float32))
+        assert len(set(hashes.tolist())) == 4
+
     def test_inputs_of_the_heart_data(self) -> None:
         ways = [HeartDisease(normalisation=way) for way in ("public_constants", "public_bounds", "per_client")]
         first, *others = (keyed(way.load(0).fingerprints(), KEY).recorded for way in ways)
@@ -326,3 +432,13 @@ class TestColumns:
         assert column_hash(np.arange(100.0)) is None
         assert column_hash(np.repeat(np.arange(24.0), 5)) is None
         assert column_hash(np.array([0.0, 1.0] * 50)) is None
+
+    @settings(max_examples=25)
+    @given(st.integers(0, 2**32), st.integers(20, 60), st.integers(100, 400))
+    def test_ages_are_no_calendar(self, seed: int, span: int, num_rows: int) -> None:
+        ages = np.random.default_rng(seed).normal(60, span / 4, num_rows).round()
+        assert not is_calendar(ages)
+
+    def test_rows_that_occur_twice_change_nothing(self) -> None:
+        column = np.random.default_rng(0).normal(size=40)
+        assert column_hash(column) == column_hash(np.tile(3 - 2 * column, 2))

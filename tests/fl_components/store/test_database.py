@@ -18,8 +18,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from fl_components.errors import NotInstalled, StoreError, Unreachable
+from fl_components.errors import ConfigError, NotInstalled, StoreError, Unreachable
 from fl_components.store import Store, migrations
+from fl_components.store.blobs import Blobs
 from fl_components.store.database import Database
 from fl_components.store.schema import VERSION_TABLE, metadata
 
@@ -135,19 +136,90 @@ def test_a_file_that_is_no_database_is_a_store_error(home: Path, tmp_path: Path)
     assert file.read_text() == "no database\n" * 100
 
 
+def test_a_database_whose_folder_is_missing_is_a_store_error(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        Store.open(database_url=f"sqlite:///{tmp_path}/missing/fedrounds.db")
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("sqlite:///{tmp_path}/missing/fedrounds.db", "cannot be opened"),
         ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("sqlite:///file:fed?mode=memory&cache=shared&uri=true", "is a file: URI"),
+        ("sqlite:///file::memory:?uri=true", "is a file: URI"),
+        ("sqlite:///FILE:fed.db?uri=true", "is a file: URI"),
+        ("sqlite:///file:{tmp_path}/fed.db", "is a file: URI"),
+        ("sqlite:///{tmp_path}/fed.db?mode=memory&uri=true", "has parameters"),
+        ("sqlite:///fed.db", "relative path 'fed.db'.*other privacy budgets"),
+        ("sqlite:///./fed.db", "relative path"),
+        ("sqlite:///../fed.db", "relative path"),
+        ("sqlite:///~/fed.db", "relative path"),
+        ("sqlite:/// /fed.db", "relative path"),
+        ("sqlite://srv/fed.db", "names a host"),
         ("mysql://host/database", "does not run on 'mysql'"),
         ("nonsense", "not a database URL"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_a_store_error(home: Path, tmp_path: Path, url: str, message: str) -> None:
-    with pytest.raises(StoreError, match=message) as caught:
-        Store.open(database_url=url.format(tmp_path=tmp_path))
+def test_a_url_that_cannot_be_used_is_refused_before_anything_is_made(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, message: str
+) -> None:
+    (folder := tmp_path / "working").mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FEDROUNDS_DATABASE_URL", url.format(tmp_path=folder))
+    with pytest.raises(ConfigError, match=message) as caught:
+        Store.open()
     assert caught.value.hint
+    assert list(folder.iterdir()) == []
+
+
+def test_the_hint_for_a_relative_database_names_the_absolute_one(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        Database("sqlite:///here/fed.db")
+    assert caught.value.hint == f"write sqlite:///{tmp_path}/here/fed.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("blobs", "relative path"),
+        ("./blobs", "relative path"),
+        ("file://blobs", "relative path"),
+        ("file:blobs", "relative path"),
+        ("local://blobs", "relative path"),
+        ("dir::file://blobs", "relative path"),
+        ("simplecache::blobs/x", "relative path"),
+        ("KEY:PASS@bucket/x", "relative path"),
+        ("memory://x", "memory"),
+        ("memory", "memory"),
+        ("simplecache::memory://x", "memory"),
+        ("dir::memory", "memory"),
+    ],
+)
+def test_a_place_of_blobs_that_depends_on_the_process_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, message: str
+) -> None:
+    (folder := tmp_path / "working").mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FEDROUNDS_BLOBS_URL", url)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Store.open()
+    assert "FEDROUNDS_BLOBS_URL" in str(caught.value.hint)
+    assert "PASS" not in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["{}", "file://{}", "~/blobs", "local://{}"])
+def test_a_folder_of_blobs_is_one_in_all_working_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = Blobs(url.format(tmp_path / "blobs")).write("run", 1, b"x")
+    assert (tmp_path / "blobs" / key).read_bytes() == b"x"
 
 
 def test_a_server_that_does_not_answer_is_unreachable_and_its_password_is_not_shown(home: Path) -> None:
