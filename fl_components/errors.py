@@ -36,7 +36,7 @@ from fl_components.redaction import redact
 class FedroundsError(Exception):
     """An error with one sentence for people, a `code` for programs and, where there is one, a remedy.
 
-    Passwords are taken out of both texts.
+    Passwords are taken out of both texts, and both can be written as UTF-8.
 
     >>> error = ConfigError("training.learning_rate is 0: nothing would be learnt", hint="give a rate above 0")
     >>> (error.code, error.exit_code, error.hint)
@@ -47,8 +47,8 @@ class FedroundsError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = redact(message)
-        self.hint = None if hint is None else redact(hint)
+        self.message = printable(redact(message))
+        self.hint = None if hint is None else printable(redact(hint))
         super().__init__(self.message)
 
     def as_data(self) -> dict[str, str | None]:
@@ -140,13 +140,26 @@ class LeftOut(UserWarning):
     """A rule of another package cannot be used."""
 
 
+def printable(text: str) -> str:
+    """Return text with an escape in place of what is not Unicode, such as the bytes of a file name that is not UTF-8.
+
+    >>> print(printable("K\\udcf6ln.csv"))
+    K\\udcf6ln.csv
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def one_line(error: BaseException) -> str:
     """An error of somebody else's code, for a sentence of ours.
 
     >>> one_line(ValueError("no such\\n  column"))
     'ValueError: no such column'
     """
-    words = _LONG_WORD.sub(_shortened, redact(" ".join(str(error).split())))
+    try:
+        text = str(error)
+    except Exception:  # the error has a __str__ of its own that fails
+        text = ""
+    words = _LONG_WORD.sub(_shortened, printable(redact(" ".join(text.split()))))
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

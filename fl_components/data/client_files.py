@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from fl_components.data.federated import check_client_id
+from fl_components.data.files import entries_of, is_file, is_folder, unreadable
 from fl_components.data.table import ENDINGS, composed, ending
-from fl_components.errors import DataError
+from fl_components.errors import DataError, printable
 
 _COMPRESSED: Final = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".lz4", ".tar", ".tgz")
 
@@ -26,14 +28,11 @@ def client_files(folder: Path, about: Path | None = None) -> ClientFiles:
     than .csv, .csv.gz or .parquet are left alone.
 
     Raises `DataError` when the folder has no such file, when something with such an ending cannot be a client's file,
-    and when two files would be the same client.
+    when its name cannot be a client's id, and when two files would be the same client.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"{folder} is not a folder", hint="data.folder is where the clients' files are")
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}", hint="check its permissions") from error
+    entries = entries_of(folder)
     paths: dict[str, Path] = {}
     id_of: dict[str, str] = {}  # by the id without upper case
     left_alone = []
@@ -48,10 +47,11 @@ def client_files(folder: Path, about: Path | None = None) -> ClientFiles:
         kind = ending(entry.name)
         if kind is None:
             _check_not_packed(entry)
-            left_alone.append(entry.name)
+            left_alone.append(printable(entry.name))
             continue
         _check_readable(entry)
         client_id = composed(entry.name[: -len(kind)])
+        _check_name(entry, client_id)
         same = id_of.setdefault(client_id.casefold(), client_id)
         if same in paths:
             raise _same_client(paths[same], entry, same, client_id)
@@ -62,12 +62,26 @@ def client_files(folder: Path, about: Path | None = None) -> ClientFiles:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except (OSError, ValueError) as error:
+        raise unreadable(other, error) from error
+
+
+def _check_name(entry: Path, client_id: str) -> None:
+    """Raise `DataError` for a file whose name cannot be a client's id."""
+    if printable(entry.name) != entry.name:
+        raise DataError(
+            f"{entry.parent}: the file name {entry.name!a} is not UTF-8",
+            hint="rename the file: its name without the ending is the client's id (`convmv` renames files from archives"
+            " of older systems)",
+        )
+    check_client_id(client_id, f"{entry}: ")
 
 
 def _check_readable(entry: Path) -> None:
     """Raise `DataError` for what has a client's name and is neither a file nor a folder."""
-    if entry.is_file() or entry.is_dir():
+    if is_file(entry) or is_folder(entry):
         return
     if entry.is_symlink():
         raise DataError(

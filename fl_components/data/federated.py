@@ -187,13 +187,18 @@ class FederatedData:
                 raise _no_training_rows(client_id)
             for name, values in example._asdict().items():
                 check_unmasked(values, f"client {client_id!r}, {name}")
-            for part in (example.x_train, example.x_test):
-                if len(part) and (part.shape[1:] != first.shape[1:] or part.dtype != first.dtype):
-                    raise DataError(
-                        f"client {client_id!r} has rows of {_describe(part)}, and client {next(iter(clients))!r} of "
-                        f"{_describe(first)}",
-                        hint="give all clients the same features and the same type of numbers",
-                    )
+            if not _are_alike(example.x_train, first):
+                raise DataError(
+                    f"client {client_id!r} has rows of {_describe(example.x_train)}, and client "
+                    f"{next(iter(clients))!r} of {_describe(first)}",
+                    hint="give all clients the same features and the same type of numbers",
+                )
+            if len(example.x_test) and not _are_alike(example.x_test, first):
+                raise DataError(
+                    f"client {client_id!r} has test rows of {_describe(example.x_test)}, and training rows of "
+                    f"{_describe(first)}",
+                    hint="give training and test rows the same features and the same type of numbers",
+                )
         x_test: Sequence[Array] = [example.x_test for example in examples if len(example.x_test)] or [first[:0]]
         return cls(
             client_ids=tuple(clients),
@@ -342,12 +347,7 @@ class FederatedData:
             return
         seen: set[str] = set()
         for client_id in self.client_ids:
-            if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
-                raise DataError(
-                    f"client id {client_id!r} cannot be used",
-                    hint="an id is text of 1 to 100 letters, digits, '_', '.', '-' and spaces, and begins with a "
-                    "letter, a digit or '_'",
-                )
+            check_client_id(client_id)
             if client_id in seen:
                 raise DataError(f"two clients have the id {client_id!r}", hint="give every client an id of its own")
             seen.add(client_id)
@@ -418,6 +418,21 @@ class FederatedData:
         return f"client {self.client_ids[client]!r}, {part} row {row - int(rows.starts[client])} (from 0),"
 
 
+def check_client_id(client_id: Any, where: str = "") -> None:
+    """Raise `DataError` for what cannot be a client's id; `where` is what the message begins with.
+
+    >>> check_client_id("ward 7"), check_client_id("7/north")
+    Traceback (most recent call last):
+    fl_components.errors.DataError: client id '7/north' cannot be used
+    """
+    if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
+        raise DataError(
+            f"{where}client id {client_id!r} cannot be used",
+            hint="an id is text of 1 to 100 letters, digits, '_', '.', '-' and spaces, and begins with a letter, a "
+            "digit or '_'",
+        )
+
+
 def check_unmasked(values: Any, where: str) -> None:
     """Raise `DataError` when an element of a masked array, or of one in a list, is masked: beneath it lies no value.
 
@@ -449,6 +464,10 @@ def _first_masked(values: Any) -> tuple[int, ...] | None:
 
 def _no_training_rows(client_id: str) -> DataError:
     return DataError(f"client {client_id!r} has no training rows", hint="leave out clients without training rows")
+
+
+def _are_alike(x: Array, other: Array) -> bool:
+    return x.shape[1:] == other.shape[1:] and x.dtype == other.dtype
 
 
 def _describe(x: Array) -> str:

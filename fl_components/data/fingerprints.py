@@ -28,6 +28,7 @@ These hashes have no key: whoever keeps them must key them first.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import unicodedata
@@ -40,7 +41,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_components.data.arrow import as_python
+
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fl_components.data.federated import FederatedData
 
 Hashes = NDArray[np.uint64]
@@ -468,7 +473,17 @@ def _cells(column: Any) -> tuple[Hashes, NDArray[np.float64] | None]:
 def _chunk(chunk: Any) -> tuple[Hashes, NDArray[np.float64] | None]:
     import pandas as pd
 
-    series = chunk.to_pandas() if hasattr(chunk, "to_pandas") else pd.Series(chunk)
+    if not hasattr(chunk, "to_pandas"):
+        return _of_series(pd.Series(chunk))
+    try:
+        return _of_series(chunk.to_pandas())
+    except Exception:  # lists, structs and maps, and times that Python or pandas cannot hold
+        return _of_series(pd.Series(as_python(chunk), dtype=object))
+
+
+def _of_series(series: pd.Series[Any]) -> tuple[Hashes, NDArray[np.float64] | None]:
+    import pandas as pd
+
     if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_numeric_dtype(series.dtype):
         numbers = series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
         return _number_hashes(numbers), _values(numbers)
@@ -511,6 +526,9 @@ def _serials(texts: list[str]) -> list[float] | None:
 
 def _text(value: Any) -> str | None:
     """A cell as text that is the same in CSV and in Parquet; None where it is missing."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            value = value.decode()
     text = _normalised(str(value))
     if text.casefold() in _MISSING:
         return None

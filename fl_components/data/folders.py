@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fl_components.data.files import expanded, is_file
 from fl_components.data.published import PUBLISHED
 from fl_components.errors import DataError
 
@@ -17,7 +18,7 @@ def find_folder(name: str, files: Sequence[str], folder: str | None = None) -> P
     HOME/data/NAME (HOME: the home folder of fedrounds), data/NAME and ../shared/data/NAME in the working folder.
     Raises `DataError` that lists the files and says where to put them.
     """
-    searched = places(name) if folder is None else [Path(folder).expanduser()]
+    searched = places(name) if folder is None else [expanded(folder, "data.folder")]
     for place in searched:
         missing = [file for file in files if find_file(place, file) is None]
         if not missing:
@@ -39,8 +40,9 @@ def find_folder(name: str, files: Sequence[str], folder: str | None = None) -> P
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of that name in the folder, or the one with `.gz` after it."""
-    return next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None)
+    """The file of that name in the folder, or the one with `.gz` after it. Raises `DataError` for a folder that is not
+    accessible."""
+    return next((file for file in (folder / name, folder / f"{name}.gz") if is_file(file)), None)
 
 
 def places(name: str) -> list[Path]:
@@ -48,6 +50,6 @@ def places(name: str) -> list[Path]:
     from fl_components.store.home import home  # loads the store
 
     configured = os.environ.get("FEDROUNDS_DATA")
-    first = [Path(configured).expanduser().absolute() / name] if configured else []
+    first = [expanded(configured, "FEDROUNDS_DATA").absolute() / name] if configured else []
     working = Path.cwd()
     return [*first, home() / "data" / name, working / "data" / name, working.parent / "shared" / "data" / name]

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, Features, FederatedData, Labels, check_unmasked
-from fl_components.errors import ConfigError, DataError, one_line
+from fl_components.errors import ConfigError, DataError, FedroundsError, one_line
 from fl_components.rules import import_attribute
 
 _NO_REGRESSION: Final = "Regression (labels that are quantities) is not supported yet"
@@ -64,7 +64,15 @@ class FunctionData(DataRule):
             ) from error
         if not isinstance(returned, Mapping):
             raise DataError(f"{self.path} returned a {type(returned).__name__}, not a mapping", hint=_FORM)
-        clients = {client_id: _examples(self.path, client_id, value) for client_id, value in returned.items()}
+        try:
+            clients = {client_id: _examples(self.path, client_id, value) for client_id, value in returned.items()}
+        except FedroundsError:
+            raise
+        except Exception as error:  # a mapping that reads its values when it is asked for them, for instance
+            raise DataError(
+                f"what {self.path} returned cannot be read: {one_line(error)}",
+                hint=f"{_FORM}, with arrays that are in memory",
+            ) from error
         if not clients:
             raise DataError(f"{self.path} returned no clients", hint=_FORM)
         num_classes = self.num_classes if self.num_classes is not None else _num_classes(self.path, clients)
@@ -152,26 +160,33 @@ def _int64(array: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 def _array(value: Any, where: str) -> NDArray[Any]:
     """Return what a function gave as an array. Raises `DataError` for what is no array, and for missing values."""
+    try:
+        return _as_array(value, where)
+    except FedroundsError:
+        raise
+    except Exception as error:  # whatever the object itself raises
+        raise DataError(
+            f"{where} cannot be made an array: {_unlike(value) or one_line(error)}",
+            hint="give an array, a tensor or a list of equally long rows",
+        ) from error
+
+
+def _as_array(value: Any, where: str) -> NDArray[Any]:
     if hasattr(value, "toarray"):  # scipy's sparse matrices
         raise DataError(f"{where} is a sparse {type(value).__name__}", hint="give it as a dense array: x.toarray()")
     if hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, without importing it
         return _of_pandas(value, where)
     check_unmasked(value, where)
-    try:
-        if hasattr(value, "detach"):  # a torch tensor, without importing torch
-            value = value.detach().cpu().numpy()
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"{where} cannot be made an array: {_unlike(value) or one_line(error)}",
-            hint="give an array, a tensor or a list of equally long rows",
-        ) from error
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
     return _of_objects(array, where) if array.dtype == object else array
 
 
 def _of_pandas(value: Any, where: str) -> NDArray[Any]:
     """Return a data frame, a series or an extension array as an array."""
-    names = list(getattr(value, "columns", ()))
+    is_frame = hasattr(value, "columns")
+    names = list(value.columns) if is_frame else []
     missing = np.asarray(value.isna())
     if missing.any():
         row, *position = (int(index) for index in np.argwhere(missing)[0])
@@ -180,7 +195,7 @@ def _of_pandas(value: Any, where: str) -> NDArray[Any]:
             f"{where}: row {row} (from 0){column}: the value is missing",
             hint="fill in missing values, or leave these rows out",
         )
-    dtypes = list(value.dtypes) if names else [value.dtype]
+    dtypes = list(value.dtypes) if is_frame else [value.dtype]
     for place, dtype in enumerate(dtypes):
         if dtype.kind not in "iufbO":
             column = f", column {names[place]!r}" if names else ""
@@ -202,11 +217,13 @@ def _of_pandas(value: Any, where: str) -> NDArray[Any]:
 def _of_objects(array: NDArray[Any], where: str, names: Sequence[Any] = ()) -> NDArray[Any]:
     """Return an array of Python's numbers as an array of numpy's. Raises `DataError` for any other object in it."""
     for index, element in np.ndenumerate(array):
-        if not isinstance(element, Real | Decimal | np.bool_):
+        signalling = isinstance(element, Decimal) and element.is_snan()  # a NaN that raises an error where it is used
+        if signalling or not isinstance(element, Real | Decimal | np.bool_):
             place = f"row {index[0]} (from 0)" if index else "it"
             if len(index) > 1:
                 place += f", column {repr(names[index[1]]) if names else index[1] if len(index) == 2 else index[1:]}"
-            if element is None or element is np.ma.masked or type(element).__name__ in ("NAType", "NaTType"):
+            nulls = ("NAType", "NaTType")  # of pandas
+            if signalling or element is None or element is np.ma.masked or type(element).__name__ in nulls:
                 raise DataError(
                     f"{where}: {place} is {element}: a missing value",
                     hint="fill in missing values, or leave these rows out",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import ClientExamples, FederatedData
+from fl_components.data.files import expanded, unreadable
 from fl_components.data.fingerprints import Fingerprints
 from fl_components.errors import DataError
 
@@ -85,12 +86,12 @@ class HeartDisease(DataRule):
             return all((self._folder / name).read_bytes() == (_PACKAGED / name).read_bytes() for name in _FILES)
         except FileNotFoundError:
             return True  # loading says what is missing
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     @property
     def _folder(self) -> Path:
-        return _PACKAGED if self.folder is None else Path(self.folder).expanduser()
+        return _PACKAGED if self.folder is None else expanded(self.folder, "data.folder")
 
     @property
     def private_statistics(self) -> str | None:
@@ -167,8 +168,8 @@ def _read(file: Path) -> NDArray[np.float64]:
         lines = file.read_bytes().splitlines()
     except FileNotFoundError as error:
         raise DataError(f"{file} does not exist", hint=_MEND) from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}", hint=_MEND) from error
+    except (OSError, ValueError) as error:
+        raise unreadable(file, error) from error
     rows = [_parse(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     return np.array(rows, dtype=np.float64).reshape(-1, len(_COLUMNS))
 

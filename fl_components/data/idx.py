@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_components.data.federated import Labels
+from fl_components.data.files import unreadable
 from fl_components.data.folders import find_file
 from fl_components.errors import DataError
 
@@ -110,8 +111,8 @@ def content_of(file: Path) -> bytes:
     """The bytes of a file, uncompressed. Raises `DataError` when it cannot be read, or is empty."""
     try:
         content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise unreadable(file, error) from error
     if not content:
         raise DataError(f"{file} is empty", hint="get the file anew")
     if content[:2] != b"\x1f\x8b" and file.suffix != ".gz":

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from fl_components.data.base import DataRule
 from fl_components.data.federated import Features, FederatedData, Labels, RowRanges
+from fl_components.data.files import expanded, is_folder
 from fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
 from fl_components.data.text import read_text
 from fl_components.errors import DataError
@@ -82,7 +83,7 @@ class Leaf(DataRule):
 
     def load(self, seed: int) -> FederatedData:
         """The seed draws nothing. Raises `DataError`, with file, user and row, for files that cannot be used."""
-        folder = Path(self.folder).expanduser()
+        folder = expanded(self.folder, "data.folder")
         train, test = _read_part(folder, "train"), _read_part(folder, "test")
         is_text = _is_text(train)
         read = self._text if is_text else self._numbers
@@ -212,11 +213,11 @@ def _check_trained(users: list[_User], labels: list[Labels], y_train: Labels) ->
 
 def _read_part(folder: Path, part: str) -> dict[str, _User]:
     """The users of all files of `train` or `test`, by name, in the order of the files."""
-    files = sorted((folder / part).glob("*.json"))
+    files = sorted((folder / part).glob("*.json")) if is_folder(folder / part) else []
     if not files:
         raise DataError(
             f"{folder / part} has no .json files"
-            if (folder / part).is_dir()
+            if is_folder(folder / part)
             else f"there is no folder {folder / part}",
             hint="data.folder is the one that has the folders train and test, with LEAF's .json files in them",
         )

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_components.data.arrow import Unusable, as_python, is_binary, is_text, plain
+from fl_components.data.files import entries_of, is_file, is_folder, unreadable
 from fl_components.data.text import read_text
 from fl_components.errors import DataError, one_line
 
@@ -39,6 +41,9 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 _MOST_DIGITS: Final = 30
 _SEPARATORS: Final = (",", ";", "\t", "|")
 _DAY: Final = dt.timedelta(days=1)
+
+TRUTH: Final = {"true": "1", "false": "0"}
+"""Values, as `text` has them, that are numbers too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +102,16 @@ class Table:
     def values(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
         """Return the distinct values of a column, as `text` has them, and the place of each cell among them [rows].
 
-        A null is the empty text.
+        A null is the empty text. Raises `DataError` for a cell that cannot be text.
         """
         places: dict[str, int] = {}
-        codes = []
+        codes, start = [], 0
         for cells in self.columns[column]:
             code_of_cell, distinct = _distinct(cells)
+            for code, value in enumerate(distinct):
+                if isinstance(value, Unusable):
+                    raise self._not_usable(start + int(np.argmax(code_of_cell == code)), column, value)
+            start += len(cells)
             words = [text(value, self.dialect.decimal) for value in distinct]
             place_of_code = np.array([places.setdefault(each, len(places)) for each in words], np.int64)
             codes.append(place_of_code[code_of_cell] if words else np.zeros(0, np.int64))
@@ -113,6 +122,14 @@ class Table:
         codes, words = self.values(column)
         self.check_complete(column, np.isin(codes, [i for i, each in enumerate(words) if is_missing(each)]))
         return [words[code] for code in codes]
+
+    def as_written(self, column: str) -> list[str]:
+        """Return each cell of a column as it is written: "1" and "01" differ.
+
+        Raises `DataError` for a cell that cannot be text.
+        """
+        self.values(column)
+        return [composed(str(cell)) for cells in self.columns[column] for cell in as_python(cells)]
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """Return a column of numbers, float64 [rows], with NaN for missing values.
@@ -133,11 +150,17 @@ class Table:
     ) -> NDArray[np.int64]:
         """Return the place of each cell of a column in `known`, int64 [rows], with -1 for missing values.
 
+        True and false are 1 and 0, whichever of them `known` has.
+
         Raises `DataError` for a cell that is not in `known`, which the configuration gives as `field`; where `among`
         [rows] is given, only for a cell of these rows.
         """
         codes, words = self.values(column)
         place_of = {value: place for place, value in enumerate(known)}
+        for word, number in TRUTH.items():  # one value in two spellings
+            for spelling, other in ((word, number), (number, word)):
+                if spelling not in place_of and other in known:
+                    place_of[spelling] = place_of[other]
         place_of_code = np.array([place_of.get(each, -1 if is_missing(each) else -2) for each in words], np.int64)
         places = place_of_code[codes]
         unknown = np.flatnonzero((places == -2) if among is None else (places == -2) & among)
@@ -167,16 +190,23 @@ class Table:
             numbers, wrong = convert(cells)
             if wrong.any():
                 row = int(np.argmax(wrong))
-                raise error(start + row, column, _shown(cells[row].as_py()))
+                cell = as_python(cells.slice(row, 1))[0]
+                if isinstance(cell, Unusable):
+                    raise self._not_usable(start + row, column, cell)
+                raise error(start + row, column, _shown(cell))
             converted.append(numbers)
             start += len(cells)
         return np.concatenate(converted)
 
+    def _not_usable(self, row: int, column: str, cell: Unusable) -> DataError:
+        return DataError(f"{self.where(row)}: the value in the column {column!r} {cell.problem}", hint=cell.hint)
+
     def _not_a_number(self, row: int, column: str, cell: str) -> DataError:
-        if _GROUPED.fullmatch(cell) and (
-            len(re.findall(r"[^0-9+-]", cell)) > 1 or not re.search(r"[.,]", cell) or self.dialect.decimal == ","
-        ):
+        if _GROUPED.fullmatch(cell):
             hint = f"write numbers without thousands separators, with {self.dialect.decimal!r} before the decimals"
+            one_comma = re.fullmatch(r"[+-]?[0-9]+,[0-9]+", cell) and self.dialect.decimal == "."
+            if one_comma and self.dialect.separator != ",":
+                hint += ', or set data.decimal: "," for decimal commas'
         elif self.dialect.decimal == "." and re.fullmatch(r"[+-]?[0-9]*,[0-9]+", cell):
             hint = "write a decimal point" + (
                 "" if self.dialect.separator == "," else ', or set data.decimal: "," for decimal commas'
@@ -280,7 +310,7 @@ def read_table(path: Path, dialect: Dialect) -> Table:
 
     Raises `DataError` when it cannot be read, or has no rows or no proper header.
     """
-    files = _part_files(path) if path.is_dir() else [path]
+    files = _part_files(path) if is_folder(path) else [path]
     read = [_read_csv(file, dialect) if ending(path.name) != ".parquet" else _read_parquet(file) for file in files]
     tables = [(file, *content) for file, content in zip(files, read, strict=True) if content is not None]
     if not tables or not any(part.num_rows for _, _, part, _ in tables):
@@ -312,11 +342,7 @@ def _part_files(folder: Path) -> list[Path]:
     of_folder = ending(folder.name)
     wanted = (".parquet",) if of_folder == ".parquet" else (".csv", ".csv.gz")
     files = []
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}", hint="check its permissions") from error
-    for entry in entries:
+    for entry in entries_of(folder):
         if entry.name == "_delta_log":
             raise DataError(
                 f"{folder} is a Delta table, whose folder also holds rows that were deleted or replaced",
@@ -324,7 +350,7 @@ def _part_files(folder: Path) -> list[Path]:
             )
         if entry.name.startswith((".", "_")) or entry.name.endswith(".crc"):
             continue
-        if not entry.is_file() or ending(entry.name) not in wanted:
+        if not is_file(entry) or ending(entry.name) not in wanted:
             what = "the folder" if entry.is_dir() else "a link to nothing," if entry.is_symlink() else "the file"
             raise DataError(
                 f"{folder} has {what} {entry.name}, and a client's folder has nothing but {' and '.join(wanted)} files",
@@ -342,8 +368,11 @@ def _read_csv(file: Path, dialect: Dialect) -> _Read | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if ending(file.parent.name) is not None and not file.stat().st_size:
-        return None
+    try:
+        if ending(file.parent.name) is not None and not file.stat().st_size:
+            return None
+    except OSError as error:
+        raise unreadable(file, error) from error
     content = read_text(file, dialect.encoding, "data.encoding")
     skipped = 0
     if announced := re.match(r'"?sep=(.)"?\n', content):  # Excel's own first line
@@ -369,8 +398,8 @@ def _read_csv(file: Path, dialect: Dialect) -> _Read | None:
         if other is not None:
             raise _other_separator(file, 1 + skipped, other, content, dialect) from error
         raise _not_csv(file, one_line(error), skipped, dialect.separator) from error
-    # pandas leaves null what a short line lacks.
-    cells = [pc.fill_null(_one_array(pa.array(frame[place], from_pandas=True)), "") for place in frame.columns]
+    # pandas leaves empty what a short line lacks.
+    cells = [pc.fill_null(plain(pa.array(frame[place], from_pandas=True)), "") for place in frame.columns]
     names = _checked_names(file, [column[0].as_py() for column in cells])
     hint = None if other is None else _separator_hint(other, content, dialect)
     breaks = np.zeros(len(frame) + 1, np.int64)  # line breaks within quoted cells of the records before
@@ -382,8 +411,43 @@ def _read_csv(file: Path, dialect: Dialect) -> _Read | None:
     for column in cells:
         kept |= pc.not_equal(pc.utf8_trim_whitespace(column), "").to_numpy(zero_copy_only=False)
     kept[0] = False
+    last_is_empty = pc.equal(cells[-1], "").to_numpy(zero_copy_only=False)
+    starts = lines - 1 - skipped
+    short = _short_line(content, starts, np.flatnonzero(kept & last_is_empty), dialect.separator, len(cells))
+    if short is not None and other is not None:
+        raise _other_separator(file, 1 + skipped, other, content, dialect)
+    if short is not None:
+        row, num_fields = short
+        raise DataError(
+            f"{file}, line {lines[row]}: {num_fields} field{'s' * (num_fields > 1)}, and there are {len(cells)} "
+            "columns",
+            hint="complete the line, which is cut short or lacks separators after its last value, or remove it",
+        )
     rows = [column.slice(1) if kept[1:].all() else column.filter(pa.array(kept)) for column in cells]
     return dict(zip(names, rows, strict=True)), _Part(file, int(kept.sum()), lines[kept]), hint
+
+
+def _short_line(
+    content: str, starts: NDArray[np.int64], rows: NDArray[np.intp], separator: str, num_columns: int
+) -> tuple[int, int] | None:
+    """Return the first of `rows` with fewer fields than there are columns, and how many it has.
+
+    pandas reads such a row like one whose last cells are empty: `rows` are those whose last cell is, and their fields
+    are counted here. `starts` is the place of each row's first line among those of `content`.
+    """
+    lines = content.split("\n") if rows.size else []
+    stops = np.append(starts[1:], len(lines))
+    for row in rows.tolist():
+        record = "\n".join(lines[starts[row] : stops[row]])
+        num_fields = 1 + record.count(separator)
+        if num_fields >= num_columns and any(separator in quoted for quoted in record.split('"')[1::2]):
+            try:
+                num_fields = len(next(csv.reader(StringIO(record), delimiter=separator)))
+            except csv.Error:  # a cell of more than 131,072 characters
+                continue
+        if num_fields < num_columns:
+            return row, num_fields
+    return None
 
 
 def _read_parquet(file: Path) -> _Read:
@@ -393,26 +457,16 @@ def _read_parquet(file: Path) -> _Read:
         # As one file: what reads data sets makes columns of folders that are named like "year=2020".
         with pq.ParquetFile(file) as opened:
             read = opened.read()
+        names, metadata = read.column_names, read.schema.pandas_metadata or {}
     except Exception as error:  # Arrow has many, and which it is depends on the byte that is damaged
         raise DataError(
             f"{file} cannot be read as Parquet: {one_line(error)}", hint="write it anew: it is damaged or cut short"
         ) from error
-    index = [name for name in (read.schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(name, str)]
-    names = [(place, name) for place, name in enumerate(read.column_names) if name not in index]
-    checked = _checked_names(file, [name for _, name in names])
-    columns = {name: _one_array(read.column(place)) for (place, _), name in zip(names, checked, strict=True)}
+    index = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
+    named = [(place, name) for place, name in enumerate(names) if name not in index]
+    checked = _checked_names(file, [name for _, name in named])
+    columns = {name: plain(read.column(place)) for (place, _), name in zip(named, checked, strict=True)}
     return columns, _Part(file, read.num_rows, None), None
-
-
-def _one_array(cells: Any) -> pa.Array:
-    import pyarrow as pa
-
-    array = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-    if isinstance(array, pa.ChunkedArray):  # of an extension type
-        array = pa.concat_arrays(array.chunks)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _checked_names(file: Path, written: Sequence[str]) -> list[str]:
@@ -491,16 +545,21 @@ def _not_csv(file: Path, words: str, skipped: int, separator: str) -> DataError:
 
 
 def _distinct(cells: pa.Array) -> tuple[NDArray[np.int64], list[Any]]:
-    """Return the distinct values of cells, and the place of each cell among them [rows]."""
+    """Return the distinct values of cells, as `as_python` has them, and the place of each cell among them [rows]."""
     import pyarrow as pa
 
-    if pa.types.is_nested(cells.type) or pa.types.is_null(cells.type):
-        cells = pa.array([None if cell is None else str(cell) for cell in cells.to_pylist()], pa.string())
-    encoded = cells.dictionary_encode("encode")
+    half = pa.types.is_float16(cells.type)
+    try:
+        encoded = (cells.cast(pa.float32()) if half else cells).dictionary_encode("encode")
+    except pa.ArrowNotImplementedError:  # lists, structs, maps and columns of nulls
+        place_of: dict[Any, int] = {}
+        codes = [place_of.setdefault(cell, len(place_of)) for cell in as_python(cells)]
+        return np.array(codes, np.int64), list(place_of)
+    codes_of_cells = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     values = encoded.dictionary
-    if pa.types.is_float32(values.type) or pa.types.is_float16(values.type):
-        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), list(values.to_numpy(False))
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), values.to_pylist()
+    if pa.types.is_float32(values.type):  # with the digits of their own type
+        return codes_of_cells, list(values.to_numpy(False).astype(np.float16 if half else np.float32))
+    return codes_of_cells, as_python(values)
 
 
 def _numbers(cells: pa.Array, decimal: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -516,7 +575,7 @@ def _numbers(cells: pa.Array, decimal: str) -> tuple[NDArray[np.float64], NDArra
         numbers = _float64(cells.cast(pa.int8()).cast(pa.float64()))
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         numbers = _float64(cells.cast(pa.float64(), safe=False))
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    elif is_text(kind):
         words = pc.utf8_trim_whitespace(cells)
         form = _NUMBER if decimal == "." else _NUMBER.replace(r"\.", ",")
         right = pc.match_substring_regex(words, f"^{form}$")
@@ -533,6 +592,8 @@ def _numbers(cells: pa.Array, decimal: str) -> tuple[NDArray[np.float64], NDArra
     else:
         numbers = np.full(len(cells), np.nan)
         wrong = cells.is_valid().to_numpy(zero_copy_only=False)
+        if is_binary(kind):  # of which some are not UTF-8
+            wrong = np.array([isinstance(cell, Unusable) for cell in as_python(cells)], np.bool_)
     return numbers, wrong | (np.abs(numbers) > _LARGEST)
 
 
@@ -542,13 +603,13 @@ def _days(cells: pa.Array, since: dt.date, form: str | None) -> tuple[NDArray[np
     start = dt.datetime.combine(since, dt.time())
     days, wrong = np.full(len(distinct), np.nan), np.zeros(len(distinct), np.bool_)
     for place, cell in enumerate(distinct):
-        if cell is None or (isinstance(cell, str) and is_missing(cell.strip())):
+        if cell is None or cell != cell or (isinstance(cell, str) and is_missing(cell.strip())):
             continue
         moment = _as_date(cell, form)
         if moment is None:
             wrong[place] = True
         else:
-            days[place] = (moment - start) / _DAY
+            days[place] = _days_between(start, moment)
     return days[codes], wrong[codes]
 
 
@@ -558,6 +619,11 @@ def _as_date(cell: Any, form: str | None) -> dt.datetime | None:
         return cell.replace(tzinfo=None)
     if isinstance(cell, dt.date):
         return dt.datetime.combine(cell, dt.time())
+    if form is not None and isinstance(cell, int | float | Decimal) and not isinstance(cell, bool):
+        # A number has lost the zeros before it: it is a date only where it must be this one.
+        words = text(cell)
+        moment = _as_date(words, form)
+        return moment if moment is not None and moment.strftime(form) == words else None
     if not isinstance(cell, str):
         return None
     try:
@@ -567,6 +633,13 @@ def _as_date(cell: Any, form: str | None) -> dt.datetime | None:
         return dt.datetime.fromisoformat(iso[1]) if iso else None
     except ValueError:
         return None
+
+
+def _days_between(start: dt.datetime, moment: dt.datetime) -> float:
+    try:
+        return (moment - start) / _DAY
+    except (OverflowError, ValueError):  # pandas, for more nanoseconds than 64 bits hold
+        return (moment.to_pydatetime(warn=False) - start) / _DAY  # type: ignore[attr-defined, no-any-return]
 
 
 def _number_text(plain: str) -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
@@ -16,8 +18,9 @@ from fl_components import randomness
 from fl_components.data.base import ColumnSummary, DataRule
 from fl_components.data.client_files import ClientFiles, client_files
 from fl_components.data.federated import Array, ClientExamples, FederatedData
+from fl_components.data.files import expanded
 from fl_components.data.fingerprints import Fingerprints
-from fl_components.data.table import Dialect, Table, composed, is_missing, is_number, read_table, text
+from fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
 from fl_components.errors import DataError
 
 MOST_CLASSES: Final = 20
@@ -30,8 +33,8 @@ def _plain_values(values: Any) -> Any:
     for value in values if isinstance(values, list) else ():
         if isinstance(value, dt.date):
             raise ValueError(f"write dates in quotes: {str(value)!r}")
-        if not isinstance(value, bool | int | float | str):
-            raise ValueError("list text, numbers, true and false")
+        if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError("list text, finite numbers, true and false")
     return values
 
 
@@ -46,8 +49,9 @@ def _known_rules(missing: Any) -> Any:
 
 
 def _two_or_more(values: list[bool | int | float | str]) -> list[bool | int | float | str]:
-    if len(values) < 2 or len({text(value) for value in values}) < len(values):
-        raise ValueError("list two or more values, none of them twice (1, 1.0 and 1e0 are the same value)")
+    words = [text(value) for value in values]
+    if len(values) < 2 or len({TRUTH.get(word, word) for word in words}) < len(values):
+        raise ValueError("list two or more values, none of them twice (1, 1.0, 1e0 and true are the same value)")
     return values
 
 
@@ -58,9 +62,17 @@ def _above_zero(constants: tuple[float, float]) -> tuple[float, float]:
 
 
 def _separator(separator: str) -> str:
-    if len(separator) != 1 or separator.isalnum() or separator in "\"'\r\n.+-_":
-        raise ValueError('give one character that stands in no number: "," or ";" or "|" or, for tabs, "\\t" in quotes')
+    if len(separator) != 1 or not separator.isascii() or separator.isalnum() or separator in "\"'\0\r\n.+-_":
+        raise ValueError(
+            'give one ASCII character that stands in no number: "," or ";" or "|" or, for tabs, "\\t" in quotes'
+        )
     return separator
+
+
+def _written_date(date: Any) -> Any:
+    if isinstance(date, dt.date) or (isinstance(date, str) and re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", date.strip())):
+        return date
+    raise ValueError("give the date that the days are counted from, as YYYY-MM-DD")
 
 
 def _text_encoding(encoding: str) -> str:
@@ -88,6 +100,7 @@ def _whole_dates(form: str | None) -> str | None:
 Name = Annotated[str, AfterValidator(composed)]
 Values = Annotated[list[bool | int | float | str], BeforeValidator(_plain_values), AfterValidator(_two_or_more)]
 Constants = Annotated[tuple[float, float], AfterValidator(_above_zero)]
+DayZero = Annotated[dt.date, BeforeValidator(_written_date)]
 Missing = Literal["refuse", "drop_row", "indicator"]
 
 
@@ -141,7 +154,7 @@ class Tables(DataRule):
     classes: Values | None = None
     scale: dict[Name, Constants] = Field(default_factory=dict)
     categories: dict[Name, Values] = Field(default_factory=dict)
-    dates: dict[Name, dt.date] = Field(default_factory=dict)
+    dates: dict[Name, DayZero] = Field(default_factory=dict)
     missing: Annotated[Missing | dict[Name, Missing], BeforeValidator(_known_rules)] = "refuse"
     separator: Annotated[str, AfterValidator(_separator)] = ","
     decimal: Literal[".", ","] = "."
@@ -277,11 +290,11 @@ class Tables(DataRule):
 
     @property
     def _about(self) -> Path | None:
-        return None if self.clients_file is None else self._folder / Path(self.clients_file).expanduser()
+        return None if self.clients_file is None else self._folder / expanded(self.clients_file, "data.clients_file")
 
     @property
     def _folder(self) -> Path:
-        return Path(self.folder).expanduser()
+        return expanded(self.folder, "data.folder")
 
     def _files(self) -> ClientFiles:
         return client_files(self._folder, self._about)
@@ -301,6 +314,8 @@ class Tables(DataRule):
                     if table.separator_hint is not None
                     else f"write it as {alike[0]!r}"
                     if alike
+                    else "correct what data names, or give the files this column"
+                    if table is first
                     else f"give all files the columns of {first.path}, or correct what data names",
                 )
         further = [column for column in names if column not in first.columns]
@@ -327,7 +342,7 @@ class Tables(DataRule):
                 f"{table.path}: each row has a missing value, and data.missing drops them all",
                 hint="leave the column that is always missing out of data.columns, or set data.missing: indicator",
             )
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which is refused by name
+        with np.errstate(over="ignore"):  # as in `_features`
             x = np.hstack(features).astype(np.float32)
         # Drawn from all rows, so that whether a row is complete does not decide what becomes of another one.
         return _Client(table, x, kept, self._draw_test(seed, client_id, table.num_rows))
@@ -341,7 +356,9 @@ class Tables(DataRule):
             feature = values[:, None] == np.arange(len(self.categories[column]))
         else:
             centre, scale = self.scale.get(column, (0.0, 1.0))
-            feature = (np.where(missing, centre, values)[:, None] - centre) / scale
+            # What float32 cannot hold becomes Inf or NaN, which is refused by its place.
+            with np.errstate(over="ignore", invalid="ignore"):
+                feature = (np.where(missing, centre, values)[:, None] - centre) / scale
         return [feature, missing[:, None]] if self._rule_for_missing(column) == "indicator" else [feature]
 
     def _values(self, table: Table, column: str) -> NDArray[np.float64]:
@@ -385,6 +402,8 @@ class Tables(DataRule):
             codes, words = client.table.values(self.label)
             values |= {words[code] for code in np.unique(codes[client.kept])}
             num_rows += int(client.kept.sum())
+        if values & {*TRUTH.values()}:  # true and false are 1 and 0
+            values = {TRUTH.get(value, value) for value in values}
         classes = sorted(values, key=_order)
         if len(classes) > MOST_CLASSES and all(map(is_number, classes)):
             raise DataError(
@@ -417,7 +436,10 @@ class Tables(DataRule):
         return chosen
 
     def _date(self, column: str, days: float) -> str:
-        return text(dt.datetime.combine(self.dates[column], dt.time()) + dt.timedelta(days=days))
+        try:
+            return text(dt.datetime.combine(self.dates[column], dt.time()) + dt.timedelta(days=days))
+        except OverflowError:  # the last microseconds of the year 9999, rounded up
+            return text(dt.datetime.max)
 
 
 def _order(value: str) -> tuple[int, float, str]:
@@ -438,7 +460,7 @@ def _attributes(file: Path, dialect: Dialect, client_ids: list[str]) -> Mapping[
             hint="give it a column client with the clients' ids, and one or more columns of what is known of them",
         )
     row_of: dict[str, int] = {}
-    for row, client_id in enumerate(_as_written(table.columns["client"])):
+    for row, client_id in enumerate(table.as_written("client")):
         if client_id not in client_ids or client_id in row_of:
             wrong = "is there twice" if client_id in row_of else "has no file"
             raise DataError(
@@ -451,8 +473,3 @@ def _attributes(file: Path, dialect: Dialect, client_ids: list[str]) -> Mapping[
         raise DataError(f"{file} says nothing about client {without[0]!r}", hint="add a row for every client")
     order = [row_of[client_id] for client_id in client_ids]
     return {column: np.array(table.texts(column))[order] for column in columns}
-
-
-def _as_written(chunks: Iterable[Any]) -> list[str]:
-    """Ids, not numbers: "1" and "01" are two clients."""
-    return [composed(str(cell)) for cells in chunks for cell in cells.to_pylist()]

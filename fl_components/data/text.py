@@ -47,12 +47,14 @@ def read_text(file: Path, encoding: str = "utf-8", field: str | None = None) -> 
         raise _other_encoding(file, f"{file} is {announced.upper()} text, not {_label(encoding)}", field, announced)
     try:
         text = content.decode(declared)
+        if not declared.startswith("utf-8") and not text.isascii():
+            text.encode()  # UTF-7 and Python's own encodings also have halves of surrogate pairs
     except UnicodeDecodeError as error:
         line = 1 + content[: error.start].count(b"\n")
         message = f"{file}, line {line}: the byte {content[error.start]:#04x} is not {_label(encoding)} text"
         guess = "cp1252" if declared.startswith("utf-8") else "utf-8"
         raise _other_encoding(file, message, field, guess) from error
-    except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark where they need one
+    except UnicodeError as error:  # also UTF-16 and UTF-32 without a byte order mark where they need one
         message = f"{file} is not {_label(encoding)} text: {error}"
         raise _other_encoding(file, message, field, "utf-8") from error
     if "\0" in text:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fl_components.data.folders import find_file, find_folder
-from fl_components.errors import DataError
+from fl_components.data.heart_disease import HeartDisease
+from fl_components.data.leaf import Leaf
+from fl_components.errors import ConfigError, DataError
 
 FILES = ["images", "labels"]
 
@@ -83,3 +85,27 @@ def test_the_file_itself_comes_before_the_compressed_one(tmp_path: Path) -> None
     assert find_file(tmp_path, "a") == tmp_path / "a.gz"
     put(tmp_path, "a")
     assert find_file(tmp_path, "a") == tmp_path / "a"
+
+
+@pytest.mark.usefixtures("places")
+def test_the_home_of_an_unknown_account_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDROUNDS_DATA", "~nosuch-account/x")
+    with pytest.raises(ConfigError, match="FEDROUNDS_DATA is '~nosuch-account/x'") as refused:
+        find_folder("mnist", FILES)
+    assert refused.value.hint == "write the whole path"
+    for rule in (Leaf(folder="~nosuch-account/x"), HeartDisease(folder="~nosuch-account/x")):
+        with pytest.raises(ConfigError, match=r"data\.folder is '~nosuch-account/x'"):
+            rule.load(0)
+
+
+def test_a_folder_that_cannot_be_looked_up_is_refused(tmp_path: Path) -> None:
+    too_long = str(tmp_path / ("x" * 300))
+    for load in (
+        lambda: find_folder("mnist", FILES, too_long),
+        lambda: Leaf(folder=too_long).load(0),
+        lambda: HeartDisease(folder=too_long).load(0),
+    ):
+        with pytest.raises(DataError, match="cannot be read: File name too long"):
+            load()
+    with pytest.raises(DataError, match="cannot be read: embedded null byte"):
+        HeartDisease(folder="a\0b").load(0)

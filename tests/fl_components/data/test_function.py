@@ -85,7 +85,14 @@ def test_some_clients_have_test_rows(load: Any) -> None:
         ("return {'a': ([], [])}", "client 'a' has no training rows"),
         ("return {'a': ([[1.0], [2.0]], [0, 1]), 'b': ([[1.0, 2.0]], [0])}", "'b' has rows of float32"),
         ("return {'a': ([[1.0], [2.0]], [0, 1]), 'b': ([[1]], [0])}", "'b' has rows of int64"),
-        ("return {'a': ([[1.0], [2.0]], [0, 1], [[1.0, 2.0]], [0])}", r"'a' has rows of float32 \[2\]"),
+        (
+            "return {'a': ([[1.0], [2.0]], [0, 1], [[1.0, 2.0]], [0])}",
+            r"'a' has test rows of float32 \[2\], and training",
+        ),
+        (
+            "return {'a': ([[1.0], [2.0]], [0, 1], [[1]], [0])}",
+            r"'a' has test rows of int64 \[1\], and training rows of",
+        ),
         ("return {'a': ([[1.0], [np.nan]], [0, 1])}", "client 'a', training row 1 .* nan"),
         ("return {'a': ([[1.0], [1e300]], [0, 1])}", "client 'a', training row 1 .* inf"),
         ("return {'a': ([[1.0], [2.0]], [0, 0])}", r"1 class\(es\)"),
@@ -157,6 +164,49 @@ def test_what_is_missing_or_no_array_is_refused_by_client_and_row(load: Any, bod
     with pytest.raises(DataError, match=words) as caught:
         load(body)
     assert caught.value.hint
+
+
+ODD = {
+    "array": ("def __array__(self, *args, **kwargs):", "raise KeyError('no such table')"),
+    "columns": ("def __getattr__(self, name):", "raise LookupError('no such table')"),
+    "str": ("def __init__(self):", "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()"),
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("array", "client 'a': x_train cannot be made an array: KeyError: 'no such table'"),
+        ("columns", "client 'a': x_train cannot be made an array: LookupError: no such table"),
+        ("str", "failed with data.arguments .*: Odd$"),
+        ("raise ValueError('K\\udcf6ln')", r"ValueError: K\\udcf6ln$"),
+        ("import pandas as pd\nreturn {'a': (pd.DataFrame(index=[0, 1]), [0, 1])}", r"the shape \[2, 0\]"),
+        (
+            "from decimal import Decimal\nreturn {'a': ([[Decimal('sNaN')], [1]], [0, 1])}",
+            "column 0 is sNaN: a missing",
+        ),
+        ("return {'a': ([[1.5], [10**400]], [0, 1])}", "x_train cannot be made an array: OverflowError"),
+        (
+            "from collections import UserDict\n"
+            "class Lazy(UserDict):\n    def __getitem__(self, key):\n        raise OSError('no such disk')\n"
+            "return Lazy(a=1)",
+            "returned cannot be read: OSError: no such disk",
+        ),
+        (
+            "name = type('Name', (str,), {'__repr__': lambda self: 1 / 0})('a')\n"
+            "return {name: ([[1.0], [2.0]], [0, 1])}",
+            "returned cannot be read: ZeroDivisionError",
+        ),
+    ],
+)
+def test_objects_that_fail_in_ways_of_their_own_are_refused(load: Any, body: str, words: str) -> None:
+    if body in ODD:
+        head, statement = ODD[body]
+        body = f"class Odd:\n    {head}\n        {statement}\nreturn {{'a': (Odd(), [0, 1])}}"
+    with pytest.raises(DataError, match=words) as caught:
+        load(body)
+    assert caught.value.hint
+    caught.value.message.encode()
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import gzip
+import os
 import tempfile
 import unicodedata
+import warnings
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +24,7 @@ from pydantic import ValidationError
 
 from fl_components.config import parse_config
 from fl_components.data import FederatedData, Tables
+from fl_components.data.fingerprints import Fingerprint, Fingerprints
 from fl_components.data.table import Dialect, read_table, text
 from fl_components.errors import ConfigError, DataError
 from fl_components.server.federation import assemble
@@ -162,6 +167,61 @@ def test_one_spark_table_as_the_folder_is_refused(tmp_path: Path) -> None:
     assert "holds the part files of a single table" in message(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (b"K\xf6ln.csv", r"the file name 'K\udcf6ln.csv' is not UTF-8 | rename the file"),
+        (b"ward (2).csv", "ward (2).csv: client id 'ward (2)' cannot be used | an id is text of 1 to 100 letters"),
+    ],
+)
+def test_a_file_name_that_cannot_be_an_id_is_refused_before_files_are_read(
+    tmp_path: Path, name: bytes, words: str
+) -> None:
+    write(tmp_path, a="no table")
+    (tmp_path / os.fsdecode(name)).touch()
+    assert words in message(tmp_path)
+
+
+def test_a_name_that_is_not_unicode_is_left_alone_and_can_be_shown(tmp_path: Path) -> None:
+    write(tmp_path, north=PLAIN)
+    (tmp_path / os.fsdecode(b"K\xf6ln.txt")).touch()
+    assert Tables(folder=str(tmp_path), label="ill").left_alone() == (r"K\udcf6ln.txt",)
+
+
+@pytest.mark.parametrize("field", ["folder", "clients_file"])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("locked/wards", "locked/wards cannot be read: Permission denied | check its permissions, and those of the"),
+        ("x" * 300, "cannot be read: File name too long | check the path"),
+        ("a\0b", "a\\x00b' cannot be read: embedded null byte | check the path"),
+    ],
+)
+def test_a_path_that_the_operating_system_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, path: str, words: str
+) -> None:
+    write(tmp_path, north=PLAIN)
+    stat = Path.stat
+
+    def without_permission(path: Path, **options: Any) -> os.stat_result:
+        # Tests may run as root, who may enter all folders.
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", without_permission)
+    fields = {"folder": str(tmp_path), "label": "ill"} | {field: str(tmp_path / path)}
+    with pytest.raises(DataError) as refused:
+        Tables.model_validate(fields).load(0)
+    shown = f"{refused.value.message} | {refused.value.hint}"
+    assert (words if (field, path) != ("folder", "a\0b") else "is not a folder") in shown
+
+
+def test_the_home_of_an_unknown_account_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.folder is '~nosuch-account/x'"):
+        Tables(folder="~nosuch-account/x", label="ill").load(0)
+
+
 # ------------------------------------------------------------------------------------------------ the dialect
 
 
@@ -204,12 +264,20 @@ def test_what_german_excel_writes_is_read(tmp_path: Path) -> None:
         ("age;ill\n3.5;0\n", {"separator": ";", "decimal": ","}, 'set data.decimal: "." for decimal points'),
         ("age;ill\n3,5;0\n", {"separator": ";"}, 'set data.decimal: "," for decimal commas'),
         ("age,ill\n1 234,0\n", {}, "without thousands separators, with '.'"),
+        ('age,ill\n"1,234",0\n', {}, "write numbers without thousands separators, with '.' before the decimals"),
+        (
+            "age;ill\n1,234;0\n",
+            {"separator": ";"},
+            "thousands separators, with '.' before the decimals, or set data.dec",
+        ),
         ("age,ill\n1'234.5,0\n", {}, "without thousands separators"),
         ("name,ill\nMüller,0\n".encode("cp1252"), {}, "the byte 0xfc is not UTF-8 text"),
         ("name,ill\nMüller,0\n".encode("cp1252"), {}, "or set data.encoding: cp1252 (Excel on Windows"),
         ("name,ill\nMüller,0\n", {"encoding": "cp1252"}, "a.csv is UTF-8 text, and data.encoding is cp1252"),
         (PLAIN.encode("utf-16"), {}, "a.csv is UTF-16 text, not UTF-8 | save the file as UTF-8 (Excel: CSV UTF-8), or"),
         (PLAIN.encode("utf-16-le"), {}, "a.csv holds NUL characters"),
+        (b"age,ill\n+2AA-,1\n", {"encoding": "utf-7"}, "a.csv is not UTF-7 text"),
+        (b"age,ill\n\\ud800,1\n", {"encoding": "unicode_escape"}, "a.csv is not unicode_escape text"),
     ],
 )
 def test_another_dialect_is_refused_with_the_field_to_set(
@@ -227,9 +295,17 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"separator": ";;"}, "one character"),
+        ({"separator": ";;"}, "one ASCII character"),
         ({"separator": "\\t"}, "tabs"),
         ({"separator": "."}, "stands in no number"),
+        ({"separator": "§"}, "one ASCII character"),
+        ({"separator": "\0"}, "one ASCII character"),
+        ({"classes": [float("nan"), 1]}, "list text, finite numbers"),
+        ({"categories": {"x": ["a", float("inf")]}}, "list text, finite numbers"),
+        ({"dates": {"x": 1577836800}}, "as YYYY-MM-DD"),
+        ({"dates": {"x": "1577836800"}}, "as YYYY-MM-DD"),
+        ({"dates": {"x": True}}, "as YYYY-MM-DD"),
+        ({"classes": [1, True]}, "the same value"),
         ({"decimal": ","}, "separator and decimal are both ','"),
         ({"encoding": "klingon"}, "not a text encoding"),
         ({"encoding": "base64"}, "not a text encoding"),
@@ -297,6 +373,148 @@ def test_numbers_of_any_type_in_parquet(tmp_path: Path, cells: Any) -> None:
     data = load(tmp_path)
     np.testing.assert_array_equal(data.x_train, np.float32([[40.3], [-1.25]]))
     assert data.class_names == ("0", "1")
+
+
+def parquet(folder: Path, name: str = "a", **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    return folder
+
+
+def of_table(columns: dict[str, Any]) -> Fingerprint:
+    return Fingerprints.of_tables({"a": columns}).clients["a"]
+
+
+CODES = [["I10", "E11"], ["J45"]]
+NEVER, FIRST = dt.datetime(9999, 12, 31, 23, 59, 59), dt.datetime(1, 1, 1)
+YEARS = "lies outside the years 1 to 9999 | correct it or, where it stands for a date that is not known, leave it empty"
+ZONE = "is in the time zone 'Foo/Bar', which is not known | write the time stamps with a zone such as Europe/Berlin"
+UNUSABLE = [
+    (pa.array(CODES), "is a list, which is neither a number nor text | write one value in each cell"),
+    (pa.array([[dt.date(2020, 1, 1)], []]), "is a list, which"),
+    (pa.array([[10**12], []], pa.list_(pa.timestamp("s"))), "is a list, which"),
+    (pa.array([{"x": 1, "y": [1]}, {"x": 2}]), "is a struct, which"),
+    (pa.array([{"x": 10**12}, None], pa.struct([("x", pa.timestamp("s"))])), "is a struct, which"),
+    (pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())), "is a map, which"),
+    (pa.array([b"\xff\0", b"no"]), "is not UTF-8 text | write the column as text (string) in UTF-8"),
+    (pa.array([10**12, 5], pa.timestamp("s")), YEARS),
+    (pa.array([10**8, 5], pa.date32()), YEARS),
+    (pa.array([-(10**6), 5], pa.date32()), YEARS),
+    (pa.array([NEVER, NEVER], pa.timestamp("us", "Asia/Tokyo")), YEARS),
+    (pa.array([FIRST, FIRST], pa.timestamp("us", "America/New_York")), YEARS),
+    (pa.array([10**9, 5], pa.timestamp("us", "Foo/Bar")), ZONE),
+    (pa.array([2**62, 5], pa.duration("s")), "is out of range (duration[s])"),
+]
+
+
+@pytest.mark.parametrize(("cells", "words"), UNUSABLE)
+def test_a_column_of_another_type_is_refused_where_it_is_used_and_harmless_elsewhere(
+    tmp_path: Path, cells: pa.Array, words: str
+) -> None:
+    parquet(tmp_path, age=[50.0, 61.0], odd=cells, ill=[0, 1])
+    assert ages(tmp_path, columns=["age"]) == [[50], [61]]
+    uses: list[dict[str, Any]] = [
+        {},
+        {"dates": {"odd": "2020-01-01"}},
+        {"categories": {"odd": ["a", "b"]}},
+        {"label": "odd", "columns": ["age"]},
+    ]
+    for fields in uses:
+        where = f"a.parquet, row 0 (from 0): the value in the column 'odd' {words}"
+        assert where in message(tmp_path, **fields)
+
+
+@pytest.mark.parametrize("cells", [each for each, _ in UNUSABLE] + [pa.array([1, 10**9 + 1], pa.time64("ns"))])
+def test_a_column_of_another_type_has_a_fingerprint_that_depends_on_its_cells(cells: pa.Array) -> None:
+    ages = pa.array([50.0, 61.0])
+    same, turned = (of_table({"age": ages, "odd": each}).whole["all"] for each in (cells, cells.take([1, 0])))
+    assert of_table({"age": [50.0, 61.0], "odd": [cells.slice(0, 1), cells.slice(1)]}).whole["all"] == same
+    assert (same == turned) == (cells[0] == cells[1])
+
+
+@pytest.mark.parametrize(
+    ("cells", "odd"),
+    [
+        (pa.array([dt.datetime(2020, 1, 2, 3)], pa.timestamp("us", "Asia/Tokyo")), NEVER),
+        (pa.array([dt.date(2020, 1, 2)]), 10**8),
+        (pa.array([10**9], pa.time64("ns")), 1),
+    ],
+)
+def test_a_cell_has_the_same_fingerprint_beside_one_that_python_cannot_hold(cells: pa.Array, odd: Any) -> None:
+    both = pa.concat_arrays([cells, pa.array([odd], cells.type)])
+    alone, beside = of_table({"x": cells}).views["all"].hashes, of_table({"x": both}).views["all"].hashes
+    assert len(beside) == 2 and set(alone) < set(beside)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(1), pa.binary_view()])
+def test_bytes_are_text(tmp_path: Path, kind: pa.DataType) -> None:
+    write(tmp_path, b="age,sex,ill\n5,m,n\n7,f,y\n")
+    sex, ill = pa.array([b"m", b"f"], kind), pa.array([b"n", b"y"], kind)
+    parquet(tmp_path, age=pa.array([b"5", b"7"], kind), sex=sex, ill=ill)
+    data = load(tmp_path, categories={"sex": ["m", "f"]})
+    assert data.class_names == ("n", "y")
+    assert data.train(0)[0].tolist() == data.train(1)[0].tolist() == [[5, 1, 0], [7, 0, 1]]
+    one, other = data.fingerprints().clients.values()
+    assert one.whole == other.whole
+
+
+def test_text_that_is_not_utf8_is_refused_by_its_row(tmp_path: Path) -> None:
+    buffers = pa.array([b"f", b"m\xe4nnlich"]).buffers()
+    parquet(tmp_path, sex=pa.Array.from_buffers(pa.string(), 2, buffers), age=[1, 2], ill=[0, 1])
+    assert ages(tmp_path, columns=["age"]) == [[1], [2]]
+    for fields in ({}, {"categories": {"sex": ["f", "m"]}}):
+        assert "row 1 (from 0): the value in the column 'sex' is not UTF-8 text" in message(tmp_path, **fields)
+
+
+def test_half_floats_are_numbers_categories_and_classes(tmp_path: Path) -> None:
+    parquet(tmp_path, x=pa.array(np.float16([0.1, 2])), ill=pa.array(np.float16([0, 1])))
+    assert ages(tmp_path) == [[np.float16(0.1)], [2]]
+    data = load(tmp_path, categories={"x": [0.1, 2]})
+    assert (data.x_train.tolist(), data.class_names) == ([[1, 0], [0, 1]], ("0", "1"))
+
+
+def test_a_column_of_empty_lists_is_one_of_missing_values(tmp_path: Path) -> None:
+    parquet(tmp_path, age=[1, 2], x=pa.nulls(2, pa.list_(pa.int64())), ill=[0, 1])
+    assert ages(tmp_path, missing="indicator") == [[1, 0, 0, 1], [2, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("1,4", "a.csv, line 3: 2 fields, and there are 3 columns | complete the line"),
+        ("1", "a.csv, line 3: 1 field, and there are 3 columns"),
+        ('"1,\n1",4', "a.csv, line 3: 2 fields"),
+        ('1,"a\nb",\n\n1,4', "a.csv, line 6: 2 fields"),
+        ("1,4\n1,4,5", "a.csv, line 3: 2 fields"),
+    ],
+)
+@pytest.mark.parametrize("missing", ["refuse", "indicator", "drop_row"])
+def test_a_line_cut_short_is_refused_whatever_is_done_with_missing_values(
+    tmp_path: Path, lines: str, words: str, missing: str
+) -> None:
+    write(tmp_path, a=f"ill,note,age\n0,3,4\n{lines}")
+    assert words in message(tmp_path, missing=missing, columns=["age"])
+    sep = lines.replace(",", ";")
+    write(tmp_path, a=f"sep=;\nill;note;age\n0;3;4\n{sep}")
+    moved = words.replace("line 3", "line 4").replace("line 6", "line 7")
+    assert moved in message(tmp_path, missing=missing, columns=["age"], separator=";")
+
+
+def test_an_empty_last_cell_is_no_line_cut_short(tmp_path: Path) -> None:
+    write(tmp_path, a='ill,note,age\n0,3,4\n1,"a,\nb",\n\n  \n0,"a ""b"" c",""\n')
+    assert ages(tmp_path, missing="indicator", columns=["age"]) == [[4, 0], [0, 1], [0, 1]]
+
+
+def test_huge_scaled_values_are_refused_without_a_warning(tmp_path: Path) -> None:
+    write(tmp_path, a="age,ill\n1e30,0\n3,1\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "training row 0 (from 0), has inf as feature 0" in message(tmp_path, scale={"age": [0, 1e-300]})
+        assert "has -inf as feature 0" in message(tmp_path, scale={"age": [1.7e308, 1e-300]})
+
+
+def test_a_label_that_no_file_has_is_not_blamed_on_the_other_files(tmp_path: Path) -> None:
+    write(tmp_path, a="age ill\n1 0\n", b="age ill\n1 1\n")
+    assert "a.csv has no column 'ill'; it has 'age ill' | correct what data names" in message(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +614,22 @@ def test_equal_numbers_are_one_category(tmp_path: Path) -> None:
     write(tmp_path, a="x,ill\n100000,0\n1e+05,1\n-0,1\n0,0\n")
     data = load(tmp_path, categories={"x": ["0", "1E5"]})
     assert data.x_train.argmax(1).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("classes", [None, [0, 1], [False, True], ["FALSE", "1"]])
+def test_true_and_false_are_one_and_zero(tmp_path: Path, classes: Any) -> None:
+    write(tmp_path, a="x,ill\nTRUE,true\nFalse,FALSE\n", b="x,ill\n1,1\n0,0\n")
+    parquet(tmp_path, "c", x=[True, False], ill=[True, False])
+    parquet(tmp_path, "d", x=[1.0, 0.0], ill=[1, 0])
+    for listed in ([0, 1], [False, True]):
+        data = load(tmp_path, classes=classes, categories={"x": listed})
+        assert (data.y_train.tolist(), data.num_classes) == ([1, 0] * 4, 2)
+        assert data.x_train.tolist() == [[0, 1], [1, 0]] * 4
+
+
+def test_the_words_true_and_false_are_classes_of_that_name(tmp_path: Path) -> None:
+    assert load(write(tmp_path, a="x,ill\n1,TRUE\n1,false\n")).class_names == ("false", "true")
+    assert load(write(tmp_path, a="x,ill\n1,TRUE\n1,0\n1,2\n")).class_names == ("0", "1", "2")
 
 
 def test_texts_that_differ_are_different_classes(tmp_path: Path) -> None:
@@ -506,6 +740,59 @@ def test_dates_are_days_since_a_public_date(tmp_path: Path) -> None:
     for cells, expected in typed:
         pd.DataFrame({"seen": cells, "ill": [0, 1, 0, 1]}).to_parquet(tmp_path / "b.parquet")
         assert load(tmp_path, dates={"seen": "2020-01-01"}).train(1)[0].tolist()[:3] == expected
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [20200102, 20200131],
+        [20200102.0, 20200131.0],
+        [Decimal(20200102), Decimal(20200131)],
+        ["20200102", "20200131"],
+        [b"20200102", b"20200131"],
+    ],
+)
+def test_dates_may_be_whole_numbers_in_parquet(tmp_path: Path, cells: Any) -> None:
+    parquet(tmp_path, seen=cells, ill=[0, 1])
+    assert ages(tmp_path, dates={"seen": "2020-01-01"}, date_format="%Y%m%d") == [[1], [30]]
+    assert "'20200102' in the column 'seen' is not a date" in message(tmp_path, dates={"seen": "2020-01-01"})
+
+
+@pytest.mark.parametrize(
+    ("cell", "form"),
+    [
+        (pa.scalar(2012020), "%d%m%Y"),  # 02012020, without the zero before it
+        (pa.scalar(20200102.5), "%Y%m%d"),
+        (pa.scalar(20200102.0, pa.float32()), "%Y%m%d"),  # float32 holds no odd numbers of this size
+        (pa.scalar(True), "%Y%m%d"),
+    ],
+)
+def test_a_number_that_may_be_another_date_is_refused(tmp_path: Path, cell: pa.Scalar[Any], form: str) -> None:
+    parquet(tmp_path, seen=pa.array([cell.as_py()], cell.type), ill=[0])
+    assert f"in the column 'seen' is not a date ({form})" in message(
+        tmp_path, dates={"seen": "2020-01-01"}, date_format=form
+    )
+
+
+def test_gaps_among_dates_that_are_numbers_are_missing(tmp_path: Path) -> None:
+    parquet(tmp_path, seen=[20200102.0, float("nan"), None], ill=[0, 1, 1])
+    fields: dict[str, Any] = {"dates": {"seen": "2020-01-01"}, "date_format": "%Y%m%d", "missing": "indicator"}
+    assert ages(tmp_path, **fields) == [[1, 0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_dates_may_be_counted_from_a_date_long_ago(tmp_path: Path, unit: str) -> None:
+    parquet(tmp_path, seen=pa.array([dt.datetime(2020, 1, 1, 12)], pa.timestamp(unit)), ill=[0])
+    table = read_table(tmp_path / "a.parquet", Dialect())
+    assert table.days("seen", dt.date(1, 1, 1)).tolist() == [(dt.date(2020, 1, 1) - dt.date(1, 1, 1)).days + 0.5]
+
+
+def test_the_last_microsecond_of_the_calendar_is_summarised(tmp_path: Path) -> None:
+    last = dt.datetime.max
+    parquet(tmp_path, seen=pa.array([last, last - dt.timedelta(days=1)], pa.timestamp("us")), ill=[0, 1])
+    tables = Tables.model_validate({"folder": str(tmp_path), "label": "ill", "dates": {"seen": "2020-01-01"}})
+    bounds = tables.columns_read()[0].range
+    assert bounds is not None and str(bounds[1]).startswith("9999-12-31 23:59:59.99999")
 
 
 @pytest.mark.parametrize(

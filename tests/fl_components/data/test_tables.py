@@ -159,7 +159,7 @@ HEADER = "ill,smoker,age\n"
         (HEADER + "1,yes,NA\n", "south.csv, line 2: the value of the column 'age' is missing"),
         (HEADER + "1,,66\n", "south.csv, line 2: the value of the column 'smoker' is missing"),
         (HEADER + ",no,66\n", "south.csv, line 2: the value of the column 'ill' is missing"),
-        (HEADER + "1,yes\n", "south.csv, line 2: the value of the column 'age' is missing"),
+        (HEADER + "1,yes\n", "south.csv, line 2: 2 fields, and there are 3 columns"),
         (HEADER + "1,maybe,66\n", "south.csv, line 2: 'maybe' in the column 'smoker' is not in data.categories.smoker"),
         (HEADER + "1,yes,66\n2,no,66\n", "south.csv, line 3: '2' in the column 'ill' is not in data.classes"),
         (HEADER + "1,yes,66,\n", "south.csv, line 2: 4 fields, and there are 3 columns"),
