@@ -60,9 +60,10 @@ from fl_components.store import (
     can_never_continue,
     check_run_id,
     closed,
-    destroy_by_id,
+    destroy_secrets,
     fresh_collection,
     home,
+    last_seen,
     opened,
     place_of_secrets,
 )
@@ -83,10 +84,14 @@ Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
 
 SEAL_BYTES: Final = 1 << 16
-"""What a round collected is sealed as a multiple of this, and of `BYTES_OF_CLIENT` for each client of the largest
-possible cohort."""
+"""Room in a seal for what a round collected, besides the sum and what is kept of each client."""
 
-BYTES_OF_CLIENT: Final = 512
+BYTES_OF_CLIENT: Final = 1536
+"""Room in a seal for each client of the largest possible cohort: an id of 100 characters and the reason why it was
+refused, escaped as JSON."""
+
+LONGEST_REASON: Final = 120
+"""Characters of a reason that are sealed."""
 
 LOOKED_AT: Final = 500
 """Clients whose budgets are read at a time."""
@@ -168,11 +173,18 @@ class Hub:
 
     def seal(self, plan: RoundPlan, collected: Collected) -> None:
         """Make what was collected durable, under a claim so that nobody can read it once the round's key is gone."""
-        data = collected.to_bytes()
-        if self.secret is not None:
-            # What is in it of each client must not show in its length.
+        if self.secret is None:
+            data = collected.to_bytes()
+        else:
+            reasons = {client_id: _cut(reason) for client_id, reason in collected.rejected.items()}
+            # Nothing of the cohort may show in the length, which is that of one whole piece.
             of_clients = self.federation.largest_cohort * BYTES_OF_CLIENT if self.federation.withholds_cohort else 0
-            data = closed(self.key(plan.round, "seal"), data, multiple=SEAL_BYTES + of_clients)
+            of_sum = sum(tensor.nbytes for tensor in collected.partial.tensors.values())
+            data = closed(
+                self.key(plan.round, "seal"),
+                replace(collected, rejected=reasons).to_bytes(),
+                multiple=of_sum + SEAL_BYTES + of_clients,
+            )
         self.lease.seal(plan.round, plan.collection, data)
 
     def source(self, round: int) -> int | bytes:
@@ -261,14 +273,11 @@ class Hub:
         was restored from a backup, and what came after it was released all the same.
         """
         folder, run = self.store.secrets_folder, self.run
-        for earlier in self.store.fresh_collections(self.run_id):
-            destroy_by_id(folder, self.run_id, earlier["was"])  # a process may have ended before it did
         sightings = [Sighting(each.where, anchor=each) for each in self.store.own_anchors()]
         reason, assumed = "requested", run.secret_id
         try:
             assert assumed is not None
             self.secret = RunSecret.open(folder, self.run_id, assumed)
-            sightings.append(Sighting("the run's secret", round=self.secret.round - 1))
         except StoreError as error:
             reason = "the secret is missing"
             if not fresh_collection:
@@ -281,8 +290,14 @@ class Hub:
             self._start_afresh(reason, sightings)
         else:
             self.check_history(sightings)
-            assert self.secret is not None
-            self.secret.advance(run.committed_round + 1)  # an earlier process may have ended before it did
+            self._settle_secrets()  # an earlier process may have ended before it did
+
+    def _settle_secrets(self) -> None:
+        """Bring the run's secret to the round in hand, remember in it what is charged, and destroy all others."""
+        assert self.secret is not None
+        self.secret.advance(self.refresh().committed_round + 1)
+        self.secret.count(self.store.num_spent(self.run_id), self.store.identity())
+        destroy_secrets(self.store.secrets_folder, self.run_id, database=self.secret.database, but=self.secret.id)
 
     def forget_keys(self) -> None:
         """Forget the keys of a run whose rounds are all committed: an earlier process may have ended before it did."""
@@ -300,22 +315,28 @@ class Hub:
         run = self.refresh()
         if not self.config.claims or run.committed_round == run.rounds:
             return
-        ahead = self._ahead(sightings)
-        if not ahead:
+        ahead, uncharged = self._ahead(sightings), self.store.uncharged_releases(self.run_id)
+        if not ahead and not uncharged:
             return
         if self._fresh_collection:
             self._start_afresh("the history was cut", sightings)
             return
-        evidence = "; ".join(
+        evidence = [
             f"{each.where} shows its round {each.round}"
             if each.anchor is None or each.round > run.committed_round
             else f"{each.where} has a row {each.anchor.rows} that this journal does not have"
             for each in ahead
-        )
+        ]
+        if uncharged:
+            releases, last = last_seen(self.store.secrets_folder, self.run_id, self.store.identity())
+            evidence.append(
+                f"the run's secret shows its round {last}, {releases} releases in all, of which {uncharged} "
+                f"{'is' if uncharged == 1 else 'are'} not charged"
+            )
         raise StoreError(
             f"the database is older than what was seen of run {self.run_id}, whose last committed round is "
-            f"{run.committed_round} here: {evidence}. It was restored from a backup, and what came after it was "
-            "released all the same",
+            f"{run.committed_round} here: {'; '.join(evidence)}. It was restored from a backup, and what came after it "
+            "was released all the same",
             hint=self._instead("put the newer database back, and check it with `fedrounds journal verify`"),
         )
 
@@ -333,12 +354,14 @@ class Hub:
 
     def _start_afresh(self, reason: str, sightings: Sequence[Sighting]) -> None:
         """Charge what may have been released of the run, and replace its secret."""
-        federation, ahead, old = self.federation, self._ahead(sightings), self.secret
+        federation, ahead = self.federation, self._ahead(sightings)
         known, released = self._accounted_round(), max([0, *(each.round for each in ahead)])
-        if released > known and federation.example_level is not None:
-            released += 1  # clients may have sent their updates of the next one
+        lost = max(released - known, self.store.uncharged_releases(self.run_id, of_any_database=True), 0)
+        if lost and federation.example_level is not None:
+            lost, released = lost + 1, released + 1  # clients may have sent their updates of the next one
+        _, last = last_seen(self.store.secrets_folder, self.run_id)
         event = self.config.privacy.event(federation.sampling) if federation.is_charged else Nothing()
-        secret = RunSecret.create(self.store.secrets_folder, self.run_id)
+        secret = RunSecret.create(self.store.secrets_folder, self.run_id, self.store.identity())
         settled = self.lease.start_afresh(
             secret_id=secret.id,
             secret_home=place_of_secrets(self.store.home),
@@ -346,14 +369,12 @@ class Hub:
             event=event.model_dump(),
             examples=self.example_charges(range(federation.data.num_clients)),
             is_charged=federation.is_charged,
-            lost=max(0, released - known),
-            released=max(released, known),
+            lost=lost,
+            released=max(released, known, last),
             sightings=ahead,
         )
-        if old is not None:
-            old.destroy()
-        secret.advance(self.refresh().committed_round + 1)
         self.secret = secret
+        self._settle_secrets()
         self.store.anchor()
         self.say(
             f"round {self.run.committed_round + 1} of run {self.run_id} is collected afresh, with a new secret; "
@@ -525,6 +546,11 @@ class Hub:
         self.close()
 
 
+def _cut(reason: str) -> str:
+    """A reason in so few characters of ASCII that they have room in a seal."""
+    return reason.encode("ascii", "backslashreplace").decode()[:LONGEST_REASON]
+
+
 def start_fresh_or_latest(store: Store) -> Start:
     """Resolves `model.start_from` as far as the store alone can: `fresh`, and `latest` of this experiment."""
 
@@ -632,7 +658,7 @@ def _create_run(
     config = federation.config
     params_D, ancestor = (start or start_fresh_or_latest(store))(federation)
     state = federation.initial_state(params_D)
-    secret = RunSecret.create(store.secrets_folder, run_id) if config.claims else None
+    secret = RunSecret.create(store.secrets_folder, run_id, store.identity()) if config.claims else None
     run = None
     try:
         run = store.create_run(

@@ -29,7 +29,7 @@ from fl_components.store.records import (
     is_unfinished,
 )
 from fl_components.store.sealing import closed, opened
-from fl_components.store.secrets import RunSecret, derived_key, destroy_by_id, place_of_secrets
+from fl_components.store.secrets import RunSecret, derived_key, destroy_secrets, last_seen, place_of_secrets
 from fl_components.store.store import Store, check_run_id, check_sweep_id
 
 __all__ = [
@@ -59,10 +59,11 @@ __all__ = [
     "check_sweep_id",
     "closed",
     "derived_key",
-    "destroy_by_id",
+    "destroy_secrets",
     "fresh_collection",
     "home",
     "is_unfinished",
+    "last_seen",
     "opened",
     "place_of_secrets",
 ]

@@ -417,6 +417,7 @@ class Lease:
         that noise may have been drawn, or the run has failed in it, which is seen; or clients pay for their examples,
         and some may have sent an update. A later attempt reserves afresh.
         """
+        released = self._was_released()
         with self._fenced() as connection:
             run = self._run(connection)
             round = run.committed_round + 1
@@ -424,7 +425,9 @@ class Lease:
             if charge is None:
                 return None
             why = None
-            if self._seal_key(connection, round) is not None:
+            if released is not None:
+                why = f"may have been released: {released}"
+            elif self._seal_key(connection, round) is not None:
                 why = "is sealed: something of it may be known"
             elif ledger.failed_since(connection, charge):
                 why = "has failed: something of it may be known"
@@ -443,6 +446,17 @@ class Lease:
             row = self._append(connection, "charge.voided", content)
             ledger.settle(connection, charge, "voided", row.at)
         return int(round)
+
+    def _was_released(self) -> str | None:
+        """Why the round in hand may have been released although the database shows nothing of it."""
+        store, run = self._store, self._store.run(self.run_id)
+        if run.secret_id is None:
+            return None
+        if not store.secret_file(run).exists():
+            return "the run's secret is missing in this home, and with it the count of its releases"
+        if store.uncharged_releases(self.run_id) or store.lost(store.own_anchors(), self.run_id):
+            return "the database is older than what this home has seen of the run"
+        return None
 
     def seal(self, round: int, collection: int, data: bytes) -> None:
         """Makes what the round admitted durable. A round that is sealed already keeps its first seal."""
@@ -582,13 +596,13 @@ class Lease:
                 query = select(seals.c.round, seals.c.collection, seals.c.blob_key)
                 sealed = connection.execute(query.where(seals.c.run_id == self.run_id)).all()
             if run.state == DELETED:
-                erase(store.secret_file(run))
+                store.destroy_secrets(self.run_id)
                 erase(store.home / "withheld" / f"{self.run_id}.log")
                 store._blobs.erase_run(self.run_id)
                 with self._fenced() as connection:
                     self._update_run(connection, initial_state_key="")
             elif can_never_continue(run.state, run.error):
-                erase(store.secret_file(run))
+                store.destroy_secrets(self.run_id)
                 store._blobs.erase(row.blob_key for row in sealed)
                 with self._fenced() as connection:
                     for row in sealed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Final, TypeAlias
 
@@ -285,6 +285,17 @@ def _told(connection: Connection) -> dict[str, Book]:
     return told.books
 
 
+def _by_sequence(rows: Iterable[AnyRow], value_of: Callable[[AnyRow], Any]) -> Book:
+    """Rows by the journal's row that made each; a second one of the same is in no journal."""
+    book: Book = {}
+    for row in rows:
+        name = f"row {row.journal_sequence}"
+        while name in book:
+            name += " again"
+        book[name] = value_of(row)
+    return book
+
+
 def _stored(connection: Connection) -> dict[str, Book]:
     """By the other tables."""
     budgets = list(connection.execute(select(populations)))
@@ -294,17 +305,14 @@ def _stored(connection: Connection) -> dict[str, Book]:
     return {
         "budgets": {row.population: {name: getattr(row, name) for name in terms} for row in budgets},
         "data": dict(bindings_.ids_by_content(connection)),
-        "bindings": {
-            f"row {row.journal_sequence}": (row.population, row.data_id) for row in connection.execute(select(bindings))
-        },
-        "uses of data": {
-            f"row {row.journal_sequence}": _values(row, "data_uses", but=("journal_sequence",))
-            for row in connection.execute(select(data_uses))
-        },
-        "keys of fingerprints": {
-            f"row {row.journal_sequence}": _values(row, "fingerprint_key", but=("journal_sequence",))
-            for row in connection.execute(select(fingerprint_key))
-        },
+        "bindings": _by_sequence(connection.execute(select(bindings)), lambda row: (row.population, row.data_id)),
+        "uses of data": _by_sequence(
+            connection.execute(select(data_uses)), lambda row: _values(row, "data_uses", but=("journal_sequence",))
+        ),
+        "keys of fingerprints": _by_sequence(
+            connection.execute(select(fingerprint_key)),
+            lambda row: _values(row, "fingerprint_key", but=("journal_sequence",)),
+        ),
         "sweeps": {
             row.sweep_id: _values(row, "sweeps", but=("sweep_id",)) for row in connection.execute(select(sweeps))
         },

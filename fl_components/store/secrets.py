@@ -31,6 +31,7 @@ from __future__ import annotations
 import json
 import platform
 import secrets as entropy
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,9 @@ ID_DIGITS: Final = 32
 class RunSecret:
     """The round keys of one run, the current one in a file of `folder` that is named by the run and the secret's id.
 
+    `releases` counts the rounds that were released of the run, under this secret and those that it replaced: a database
+    that has fewer charges than this was restored from a backup. `database` names the database that has the run.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     secret = RunSecret.create(Path(folder), "r")
@@ -57,11 +61,12 @@ class RunSecret:
     (True, True, 32)
     """
 
-    def __init__(self, file: Path, id: str, round: int, key: bytes) -> None:
+    def __init__(self, file: Path, id: str, round: int, key: bytes, releases: int, database: str) -> None:
         self._file, self.id, self._round, self._key = file, id, round, key
+        self.releases, self.database = releases, database
 
     @classmethod
-    def create(cls, folder: Path, run_id: str) -> RunSecret:
+    def create(cls, folder: Path, run_id: str, database: str = "") -> RunSecret:
         """Return a new secret, from the operating system's entropy, durable before this returns.
 
         Its id is a commitment to the first key: it gives nothing of the key away, and no other key has it.
@@ -70,7 +75,7 @@ class RunSecret:
         id = _identity(key)
         file = secret_file(folder, run_id, id)
         if not file.exists():  # as it always is, unless the entropy is replaced in a test
-            _write(file, id, 1, key)
+            cls(file, id, 1, key, 0, database)._write()
         return cls.open(folder, run_id, id)
 
     @classmethod
@@ -80,7 +85,9 @@ class RunSecret:
         try:
             remove_leftovers(file)  # one day an old key would be in them
             fields = json.loads(file.read_text())
-            secret = cls(file, str(fields["id"]), int(fields["round"]), bytes.fromhex(fields["key"]))
+            key = bytes.fromhex(fields["key"])
+            counted = int(fields["releases"]), str(fields["database"])
+            secret = cls(file, str(fields["id"]), int(fields["round"]), key, *counted)
         except FileNotFoundError as error:
             raise StoreError(f"the secret of run {run_id}, {file.name}, is missing in {folder}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,14 +102,26 @@ class RunSecret:
         return self._round
 
     def advance(self, round: int) -> None:
-        """Forget the keys of all rounds before `round`. A second call changes nothing."""
+        """Forget the keys of all rounds before `round`, which were released. A second call changes nothing."""
         if round <= self._round:
             return
         key = self._key
         for _ in range(self._round, round):
             key = derived_key(key, "the next round")
-        _write(self._file, self.id, round, key)
-        self._round, self._key = round, key
+        releases = self.releases + round - self._round
+        RunSecret(self._file, self.id, round, key, releases, self.database)._write()
+        self._round, self._key, self.releases = round, key, releases
+
+    def count(self, releases: int, database: str) -> None:
+        """Remember that at least so many rounds were released of the run, and which database has it."""
+        if releases > self.releases or database != self.database:
+            self.releases, self.database = max(releases, self.releases), database
+            self._write()
+
+    def _write(self) -> None:
+        fields = {"id": self.id, "round": self._round, "key": self._key.hex()}
+        fields |= {"releases": self.releases, "database": self.database}
+        write_durably(self._file, json.dumps(fields).encode(), private=True)
 
     def key(self, round: int, purpose: str, *context: str | int) -> bytes:
         """Return the key, 32 bytes, of one purpose and context in a round.
@@ -128,9 +147,33 @@ def destroy_secret(file: Path) -> None:
     erase(file)
 
 
-def destroy_by_id(folder: Path, run_id: str, id: str) -> None:
-    """The same for the secret of this id."""
-    destroy_secret(secret_file(folder, run_id, id))
+def destroy_secrets(folder: Path, run_id: str, *, database: str, but: str = "") -> None:
+    """The same for all secrets that a run of a database had in this home, but for the one of this id."""
+    for file in _files(folder, run_id):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if file != secret_file(folder, run_id, but) and json.loads(file.read_text())["database"] == database:
+                destroy_secret(file)
+
+
+def last_seen(folder: Path, run_id: str, database: str | None = None) -> tuple[int, int]:
+    """Return how many rounds were released of a run, and the last of them, as far as its secrets in this home tell.
+
+    Args:
+      database: the one whose run it is; None: any, since a lost database had other names for its rows.
+
+    Secrets that the database does not name count as well: it may be older than they are.
+    """
+    releases, last = 0, 0
+    for file in _files(folder, run_id):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            fields = json.loads(file.read_text())
+            if database is None or fields["database"] == database:
+                releases, last = max(releases, int(fields["releases"])), max(last, int(fields["round"]) - 1)
+    return releases, last
+
+
+def _files(folder: Path, run_id: str) -> list[Path]:
+    return sorted(folder.glob(f"{run_id}@{'[0-9a-f]' * ID_DIGITS}"))
 
 
 def place_of_secrets(home: Path) -> str:
@@ -158,7 +201,3 @@ def _identity(key: bytes) -> str:
 def secret_file(folder: Path, run_id: str, id: str) -> Path:
     """The file of a run's secret. Its name is this run's alone: another database may hold another run of that id."""
     return folder / f"{run_id}@{id}"
-
-
-def _write(file: Path, id: str, round: int, key: bytes) -> None:
-    write_durably(file, json.dumps({"id": id, "round": round, "key": key.hex()}).encode(), private=True)

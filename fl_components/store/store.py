@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,7 @@ from fl_components.store.records import (
     RunRecord,
     Seal,
     SweepRecord,
+    can_never_continue,
 )
 from fl_components.store.schema import (
     AnyRow,
@@ -69,7 +70,7 @@ from fl_components.store.schema import (
     seals,
     sweeps,
 )
-from fl_components.store.secrets import secret_file
+from fl_components.store.secrets import RunSecret, destroy_secret, destroy_secrets, last_seen, secret_file
 
 _logger = logging.getLogger(__name__)
 
@@ -351,20 +352,39 @@ class Store:
         """The file of a run's secret, which exists in the home that created it."""
         return secret_file(self.secrets_folder, run.run_id, run.secret_id or "")
 
+    def destroy_secrets(self, run_id: str) -> None:
+        """Overwrite and remove all secrets of a run in this home: also one that a fresh collection has replaced."""
+        destroy_secret(self.secret_file(self.run(run_id)))
+        destroy_secrets(self.secrets_folder, run_id, database=self.identity())
+
     def finish_erasures(self) -> None:
         """Erase what a process that was killed, or a place that could not be written, left of runs that are deleted or
-        can never continue. A run that another process holds is left to it."""
+        can never continue, and the keys of committed rounds. A run that another process holds is left to it."""
         diverged = and_(runs.c.state == "Failed", cast(runs.c.error, Text).like(f'%"code":"{Diverged.code}"%'))
-        secrets = {file.name for file in self.secrets_folder.glob("*@*")}
+        with_secrets = {file.name.partition("@")[0] for file in self.secrets_folder.glob("*@*")}
         sealed = {row.run_id for row in self._rows(select(seals.c.run_id).distinct())}
         for run in self._rows(select(runs).where(or_(runs.c.state == DELETED, diverged))):
             left = run.state == DELETED and run.initial_state_key
-            if left or run.run_id in sealed or self.secret_file(run).name in secrets:
+            if left or run.run_id in sealed or run.run_id in with_secrets:
                 try:
                     with lease_.acquire(self, run.run_id, _refuse_to_wait) as lease:
                         lease.erase()
                 except (StoreError, RunNotFound) as problem:
                     _logger.warning("what is left of run %s could not be erased: %s", run.run_id, problem.message)
+        for run_id in with_secrets:
+            with suppress(StoreError, RunNotFound):  # another process commits its round, or resumes it
+                self._forget_committed_rounds(run_id)
+
+    def _forget_committed_rounds(self, run_id: str) -> None:
+        """Advance a run's secret past its committed rounds, and collect their seals."""
+        run = self.run(run_id)
+        if run.secret_id is None or run.state == DELETED or can_never_continue(run.state, run.error):
+            return
+        secret = RunSecret.open(self.secrets_folder, run_id, run.secret_id)
+        if secret.round <= run.committed_round:
+            with lease_.acquire(self, run_id, _refuse_to_wait) as lease:
+                secret.advance(self.run(run_id).committed_round + 1)
+                lease.collect_garbage()
 
     # --- sweeps ---
 
@@ -692,6 +712,24 @@ class Store:
         """What the journal says of each fresh collection of a run, in order."""
         with self._database.snapshot() as connection:
             return journal_.read_kind(connection, run_id, journal_.SECRET_REPLACED)
+
+    def num_spent(self, run_id: str) -> int:
+        """How many rounds of a run are charged for good."""
+        return sum(each.state == "spent" for each in self.charges(run_id=run_id))
+
+    def identity(self) -> str:
+        """The hash of the journal's first row, which a backup of the database has, too; empty before there is one."""
+        with self._database.snapshot() as connection:
+            return journal_.hash_of(connection, 1) or ""
+
+    def uncharged_releases(self, run_id: str, *, of_any_database: bool = False) -> int:
+        """How many releases of a run its secrets in this home count that are not charged: the database was restored.
+
+        Secrets of a run of this id in another database count only where that is asked for: it may be this one, which
+        was lost.
+        """
+        releases, _ = last_seen(self.secrets_folder, run_id, None if of_any_database else self.identity())
+        return max(0, releases - self.num_spent(run_id))
 
     def own_anchors(self) -> list[Anchor]:
         """The anchor that this home keeps, if it has one yet."""

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_components.config import parse_config
+from fl_components.server import hub as hub_module
 from fl_components.server import stages
 from fl_components.server.hub import Hub, open_hub
-from fl_components.store import Store
+from fl_components.store import Lease, Store
 from fl_components.training import LocalExecution
+from fl_components.values import Collected, Partial, Weighted
 from flows.round import walk
-from tests.fl_components.server.wards import FIELDS, TERMS
+from tests.fl_components.server.wards import FIELDS, TERMS, WARDS
 
 NUM_CLIENTS, FEATURES = 20, 5000
 
@@ -99,3 +101,24 @@ def test_the_largest_cohort_follows_from_public_values(store: Store, rate: float
     }
     with open_hub(store, "r", config=parse_config(FIELDS | changes)) as hub:
         assert hub.federation.largest_cohort == most
+
+
+@pytest.mark.parametrize("beyond", [-40, -8, 0, 8, 40])
+def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.MonkeyPatch, beyond: int) -> None:
+    """Of a sum whose length is about a multiple of anything that it might be padded to; and of refused clients with
+    the longest names and reasons."""
+    store.set_budget("wards", replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
+    lengths = set[int]()
+    with open_hub(store, "r", config=parse_config(FIELDS | {"data": WARDS})) as hub:
+        state = stages.load(hub, 1)
+        plan = stages.authorise(hub, stages.select(hub, state))
+        tensors = {"sum": np.zeros((hub_module.SEAL_BYTES + beyond) // 8)}
+        monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data: lengths.add(len(data)))
+        long = {"\U00020000" * 99 + str(row): "undecodable: " + "\u20ac" * 300 for row in range(9)}
+        for collected in (
+            Collected(Partial(tensors)),
+            Collected(Partial(tensors, 9), Weighted(1 / 3, 2 / 3), selected=9, upload_bytes=2**40, slowest_s=1 / 7),
+            Collected(Partial(tensors, 9), rejected=long, seconds=dict.fromkeys("abcdefghi", 1 / 3)),
+        ):
+            hub.seal(plan, collected)
+    assert len(lengths) == 1

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_components.config import parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
+from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, RunFailed, StoreError
 from fl_components.server import hub as hub_module
 from fl_components.server import stages
 from fl_components.server.federation import Federation, assemble
@@ -391,6 +391,128 @@ def test_a_restored_database_is_noticed_and_what_came_after_it_charged(
     whose = "wards" if claim == "central" else "wards/ward-0"
     assert sum(store.find_budget(whose).spent.values()) == 3 + len(lost)  # type: ignore[union-attr]
     store.verify_journal()
+
+
+def rounds(run: Attempts, *numbers: int, **options: Any) -> None:
+    """Release these rounds, in a process of their own."""
+    hub = run.open(**options)
+    for number in numbers:
+        walk(stages, hub, number)
+        hub.store.anchor()
+    hub.close()
+
+
+@pytest.mark.parametrize("claim", BOTH)
+def test_a_backup_that_is_restored_twice_is_paid_for_twice(
+    attempts: Callable[..., Attempts], claim: str, tmp_path: Path
+) -> None:
+    """Whatever was released between is in no book: the secret that the fresh collection made counts it."""
+    run, released = attempts(claim), 3
+    rounds(run, 1)
+    copy_database(run.home, tmp_path / "backup")
+    rounds(run, 2, 3)
+    for _ in range(2):
+        copy_database(tmp_path / "backup", run.home)
+        with pytest.raises(StoreError):
+            run.open()
+        rounds(run, 2, fresh_collection=True)
+        released += 1
+        assert len(run.charges()) >= released and {state for *_, state in run.charges()} == {"spent"}
+    if claim == "central":
+        assert len(run.charges()) == released
+    whose = "wards" if claim == "central" else "wards/ward-0"
+    store = run.store()
+    assert sum(store.find_budget(whose).spent.values()) == len(run.charges())  # type: ignore[union-attr]
+    store.verify_journal()
+
+
+@pytest.mark.parametrize("claim", BOTH)
+def test_a_restore_after_a_fresh_collection_is_noticed(
+    attempts: Callable[..., Attempts], claim: str, tmp_path: Path
+) -> None:
+    """That the earlier secret had come further hides nothing of the new one."""
+    run = attempts(claim)
+    rounds(run, 1)
+    copy_database(run.home, tmp_path / "first")
+    rounds(run, 2, 3)
+    copy_database(tmp_path / "first", run.home)
+    run.open(fresh_collection=True).close()
+    copy_database(run.home, tmp_path / "second")
+    charged = len(run.charges())
+    rounds(run, 2)
+    copy_database(tmp_path / "second", run.home)
+    with pytest.raises(StoreError, match=r"the run's secret shows its round 2, .* of which 1 is not charged"):
+        run.open()
+    run.open(fresh_collection=True).close()
+    assert len(run.charges()) == charged + (1 if claim == "central" else 2)
+
+
+def test_a_run_whose_database_was_lost_is_paid_for(attempts: Callable[..., Attempts]) -> None:
+    run = attempts()
+    rounds(run, 1, 2)
+    for file in run.home.glob("fedrounds.db*"):
+        file.unlink()
+    run.store().set_budget("wards", TERMS, reason="a test", by="ada")
+    with pytest.raises(StoreError, match="the database is older"):
+        run.open()
+    run.open(fresh_collection=True).close()
+    assert run.charges() == [(1, 1, "spent"), (1, 2, "spent")]
+
+
+@pytest.mark.parametrize("evidence", ["the secret", "the anchor", "the secret is missing"])
+def test_nothing_is_given_back_on_a_restored_database(
+    attempts: Callable[..., Attempts], evidence: str, tmp_path: Path
+) -> None:
+    """The reservation is there, and the round that it paid for was released."""
+    run = attempts()
+    rounds(run, 1)
+    hub = run.open()
+    stages.authorise(hub, stages.select(hub, stages.load(hub, 2)))
+    hub.close()
+    copy_database(run.home, tmp_path / "backup")
+    secret, anchor = secret_file(run.store()), run.home / "secrets" / "journal.anchor"
+    before = secret.read_text(), anchor.read_text()
+    rounds(run, 2)
+    copy_database(tmp_path / "backup", run.home)
+    if evidence == "the secret":
+        anchor.write_text(before[1])
+    elif evidence == "the anchor":
+        secret.write_text(before[0])
+    else:
+        anchor.write_text(before[1])
+        secret.unlink()
+    store = run.store()
+    with store.acquire("r") as lease, pytest.raises(StoreError, match="round 2 of run r may have been released"):
+        lease.void("a test", by="ada")
+    assert run.charges() == [(1, 1, "spent"), (2, 1, "reserved")]
+
+
+def test_the_key_of_a_committed_round_goes_when_the_store_is_opened(
+    attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was killed between the commit and the forgetting: nobody need resume the run."""
+    run = attempts()
+    rounds(run, 1)
+    hub, file = run.open(), secret_file(run.store())
+    with monkeypatch.context() as patched:
+        patched.setattr(RunSecret, "advance", lambda *_: 1 / 0)
+        with pytest.raises(RunFailed):
+            walk(stages, hub, 2)
+    hub.close()
+    assert '"round": 2' in file.read_text()
+    run.store()
+    assert '"round": 3' in file.read_text() and '"releases": 2' in file.read_text()
+
+
+def test_a_replaced_secret_goes_with_the_run(attempts: Callable[..., Attempts]) -> None:
+    run = attempts()
+    run.open().close()
+    file = secret_file(run.store())
+    text = file.read_text()
+    run.open(fresh_collection=True).close()
+    file.write_text(text)  # as if the process had been killed before it removed the file
+    run.store().delete_run("r", by="ada")
+    assert list((run.home / "secrets" / "runs").iterdir()) == []
 
 
 def test_a_view_that_is_ahead_is_an_anchor(attempts: Callable[..., Attempts]) -> None:

@@ -111,7 +111,7 @@ class TestARunThatCanNeverContinue:
 
         with sealed.acquire("r") as lease, monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             if moment == "secret":
-                patch.setattr("fl_components.store.lease.erase", killed)
+                patch.setattr("fl_components.store.secrets.erase", killed)
             elif moment == "blob":
                 patch.setattr(Blobs, "erase", killed)
             else:
@@ -216,7 +216,7 @@ class TestDeleting:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             match moment:
                 case "secret":
-                    patch.setattr("fl_components.store.lease.erase", killed)
+                    patch.setattr("fl_components.store.secrets.erase", killed)
                 case "blobs":
                     patch.setattr(Blobs, "erase_run", killed)
                 case "row":

@@ -163,3 +163,23 @@ def test_a_kind_of_row_that_nothing_writes_is_refused(full: Store) -> None:
     with pytest.raises(JournalBroken, match="is of a kind, 'round"), full._transaction() as connection:
         full._append(connection, "r", "round.forged", {})
         reconcile(connection)
+
+
+@pytest.mark.parametrize(
+    ("table", "changed"),
+    [
+        ("bindings", {"population": "another"}),
+        ("data_uses", {"run_id": "another"}),
+        ("fingerprint_key", {"id": 7}),
+    ],
+)
+def test_a_further_row_that_names_a_row_of_the_journal_is_noticed(
+    full: Store, table: str, changed: dict[str, Any]
+) -> None:
+    with full._transaction() as connection:
+        columns = metadata.tables[table]
+        row = connection.execute(select(columns)).first()
+        assert row is not None
+        connection.execute(columns.insert().values(**{**row._mapping, **changed}))
+    with pytest.raises(JournalBroken, match="again"):
+        full.verify_journal()
