@@ -323,6 +323,7 @@ class TestPlan:
             with pytest.raises(ConfigError, match=f"epsilon is {epsilon:g}"):
                 plan(config, epsilon=epsilon)
 
+    @pytest.mark.ci
     def test_people_see_a_table(
         self, config: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -474,7 +474,9 @@ def main() -> int:
     cases: list[tuple[str, Case]]
     if options.mode == "kills":
         last = {name: number for number, name in instants}
-        chosen = [(last[name], name) for name in last] if options.each_kind else instants[:: options.every]
+        # A kill before a transaction's commit leaves what the write before it left: one method stands for all.
+        kinds = [name for name in last if name.startswith("commit: ") or not name.endswith("before the commit")]
+        chosen = [(last[name], name) for name in kinds] if options.each_kind else instants[:: options.every]
         cases = [(f"{number} {name}", killed_at(number)) for number, name in chosen]
     elif options.mode == "double-kills":
         cases = [

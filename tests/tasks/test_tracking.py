@@ -494,6 +494,7 @@ def test_the_server_is_killed_and_started_again_between_rounds(store: Store, mlf
     assert np.array_equal(params_D, flatten(make_model().module))
 
 
+@pytest.mark.ci
 def test_an_mlflow_that_is_down_is_given_up_and_caught_up_with(store: Store) -> None:
     uri = unused_uri()
     make_run(store)

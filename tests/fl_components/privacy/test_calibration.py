@@ -35,6 +35,7 @@ def test_rounds(epsilon: float, noise: float) -> None:
     assert rdp_epsilon(spent(0.05, noise, rounds + 1), "add_or_remove", DELTA) > epsilon
 
 
+@pytest.mark.ci
 @settings(max_examples=cases(4), deadline=None)
 @given(epsilon=st.floats(0.5, 20), noise=st.floats(0.6, 5))
 def test_rate(epsilon: float, noise: float) -> None:

@@ -126,6 +126,7 @@ class TestLease:
         open_hub(store, "r").close()
 
 
+@pytest.mark.ci
 def test_what_trains_ends_with_it(open_run: OpenRun) -> None:
     """Its processes, and the examples that it holds: a sweep opens many, one after the other."""
     hub, before = open_run(execution={"shard_size": 2, "processes": 2}), set(psutil.Process().children())

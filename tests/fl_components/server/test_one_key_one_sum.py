@@ -402,7 +402,7 @@ def rounds(run: Attempts, *numbers: int, **options: Any) -> None:
     hub.close()
 
 
-@pytest.mark.parametrize("claim", BOTH)
+@pytest.mark.parametrize("claim", ["central", pytest.param("examples", marks=pytest.mark.ci)])
 def test_a_backup_that_is_restored_twice_is_paid_for_twice(
     attempts: Callable[..., Attempts], claim: str, tmp_path: Path
 ) -> None:
@@ -426,7 +426,7 @@ def test_a_backup_that_is_restored_twice_is_paid_for_twice(
     store.verify_journal()
 
 
-@pytest.mark.parametrize("claim", BOTH)
+@pytest.mark.parametrize("claim", ["central", pytest.param("examples", marks=pytest.mark.ci)])
 def test_a_restore_after_a_fresh_collection_is_noticed(
     attempts: Callable[..., Attempts], claim: str, tmp_path: Path
 ) -> None:
