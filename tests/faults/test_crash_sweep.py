@@ -142,8 +142,10 @@ def check_mishaps(cases: Cases) -> None:
                 continue
             assert "--fresh-collection" in resumed["hint"], (name, resumed)
             check_paid(name, afresh)
-        else:  # killed before there was anything to lose
-            assert resumed == expected, name
+        else:  # killed before there was anything to lose, or after the last commit: then a secret is not missed
+            secrets = "rounds of secrets"
+            assert {**resumed, secrets: expected[secrets]} == expected, name
+            assert resumed[secrets] in ([], expected[secrets]), name
     assert set(refused) == set(REFUSALS)
 
 
