@@ -167,5 +167,5 @@ _LONG_WORD = re.compile(r"\S{2001,}")
 
 
 def _shortened(word: re.Match[str]) -> str:
-    """A word that nobody would read, such as the bytes of a file in hexadecimal digits."""
+    """The beginning of a long word, such as the bytes of a file in hexadecimal digits, and its length."""
     return f"{word[0][:100]}... ({len(word[0])} characters)"

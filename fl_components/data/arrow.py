@@ -27,7 +27,7 @@ class Unusable:
         return self.text
 
 
-def plain(cells: Any) -> pa.Array:
+def plain_array(cells: Any) -> pa.Array:
     """Return the column of a Parquet file as one array without extension types and dictionaries.
 
     Bytes become text where all of them are UTF-8: Impala, Hive and old versions of Spark do not mark text as such.

@@ -223,7 +223,7 @@ class _Table:
         if not calendars:
             return of_columns
         sketches = dict(of_columns.views)
-        for group, cells in groups.items():  # rows of which a calendar alone tells one from another
+        for group, cells in groups.items():  # rows that differ by a calendar alone count once
             rest = total - calendar - cells * np.uint64(group not in calendars)
             view = f"without {group}"
             sketches[view] = replace(sketches[view], distinct=min(sketches[view].distinct, len(_counted(rest)[0])))
@@ -518,10 +518,10 @@ def _serials(texts: list[str]) -> list[float] | None:
     """
     with suppress(ValueError):
         return [float(date.fromisoformat(text).toordinal()) for text in texts]
-    found = [_SERIAL.fullmatch(text) for text in texts]
-    if len({(each[1], each[3]) if each else None for each in found}) != 1 or found[0] is None:
+    matches = [_SERIAL.fullmatch(text) for text in texts]
+    if len({(match[1], match[3]) if match else None for match in matches}) != 1 or matches[0] is None:
         return None
-    return [float(each[2]) for each in found if each]
+    return [float(match[2]) for match in matches if match]
 
 
 def _text(value: Any) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.arrow import Unusable, as_python, is_binary, is_text, plain
+from fl_components.data.arrow import Unusable, as_python, is_binary, is_text, plain_array
 from fl_components.data.files import entries_of, is_file, is_folder, unreadable
 from fl_components.data.text import read_text
 from fl_components.errors import DataError, one_line
@@ -399,7 +399,7 @@ def _read_csv(file: Path, dialect: Dialect) -> _Read | None:
             raise _other_separator(file, 1 + skipped, other, content, dialect) from error
         raise _not_csv(file, one_line(error), skipped, dialect.separator) from error
     # pandas leaves empty what a short line lacks.
-    cells = [pc.fill_null(plain(pa.array(frame[place], from_pandas=True)), "") for place in frame.columns]
+    cells = [pc.fill_null(plain_array(pa.array(frame[place], from_pandas=True)), "") for place in frame.columns]
     names = _checked_names(file, [column[0].as_py() for column in cells])
     hint = None if other is None else _separator_hint(other, content, dialect)
     breaks = np.zeros(len(frame) + 1, np.int64)  # line breaks within quoted cells of the records before
@@ -465,7 +465,7 @@ def _read_parquet(file: Path) -> _Read:
     index = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
     named = [(place, name) for place, name in enumerate(names) if name not in index]
     checked = _checked_names(file, [name for _, name in named])
-    columns = {name: plain(read.column(place)) for (place, _), name in zip(named, checked, strict=True)}
+    columns = {name: plain_array(read.column(place)) for (place, _), name in zip(named, checked, strict=True)}
     return columns, _Part(file, read.num_rows, None), None
 
 

@@ -3,49 +3,17 @@ them."""
 
 from __future__ import annotations
 
-import array
-import dis
-import functools
-import gc
-import io
-import mmap
-import random
-import sys
-import threading
-import types
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fl_components.errors import ModelError
-
-LARGE: Final = 1 << 16
-"""Tensors of more numbers than this are compared by storage and version where a comparison has to be fast."""
-
-_SCALARS: Final = (bool, int, float, complex, str, bytes, type(None))
-_CODE: Final = (types.CodeType, torch.dtype, torch.device, torch.layout)
-_BUFFERS: Final = (bytearray, memoryview, array.array, mmap.mmap)
-_NAMESPACES: Final = (types.SimpleNamespace, threading.local)
-_CONTAINERS: Final = (list, tuple, deque)
-
-_LIBRARY_GENERATORS: Final = (random.random.__self__, np.random.random.__self__)  # type: ignore[attr-defined]
-
-_NO_STATE: Final = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl"}
-)
-"""Entries of a class that hold nothing of the user's."""
+from fl_components.models.frozen import Freezer, bits, is_users
 
 _VIEWS_OF_PARAMETERS: Final = frozenset({"_flat_weights", "_flat_weight_refs"})
 """Attributes of torch's recurrent layers, which follow their parameters."""
-
-_BY_NAME: Final = frozenset({"globals", "vars", "eval", "exec"})
-"""Functions by which code reaches globals whose names it does not spell."""
 
 
 class ModuleState:
@@ -70,7 +38,6 @@ class ModuleState:
 
     def __init__(self, module: nn.Module, *, without: Set[int] = frozenset(), fast: bool = False) -> None:
         self._without, self._fast = without, fast
-        self._layers: Set[int] = frozenset()
         self._values = dict(self._walk(module))
 
     def changes(self, module: nn.Module) -> list[str]:
@@ -81,158 +48,24 @@ class ModuleState:
         return sorted({_where(layers, *name) for name in names})
 
     def _walk(self, module: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
-        """(layer, attribute) and what it holds."""
-        seen: dict[int, Any] = {}
-        self._layers = frozenset(map(id, module.modules()))
+        """(layer, attribute) and a copy of what it holds."""
+        freezer = Freezer(self._without | {*map(id, module.modules())}, fast=self._fast)
         for layer_name, layer in module.named_modules():
             for kind, entries in (("parameter", layer._parameters), ("buffer", layer._buffers)):
                 for name, tensor in entries.items():
-                    key = (layer_name, f"{kind} {name!r}")
-                    if tensor is not None and id(tensor) in self._without:
-                        yield key, self._freeze_attributes_of_tensor(tensor, seen)
-                    else:
-                        yield key, self._freeze(tensor, seen)
-            skipped = _VIEWS_OF_PARAMETERS if isinstance(layer, nn.RNNBase) else frozenset[str]()
+                    is_watched = tensor is not None and id(tensor) in self._without
+                    copy_of = freezer.attributes_of_tensor if is_watched else freezer.freeze
+                    yield (layer_name, f"{kind} {name!r}"), copy_of(tensor)
+            skipped = {"_parameters", "_buffers", "_modules"}
+            if isinstance(layer, nn.RNNBase):
+                skipped |= _VIEWS_OF_PARAMETERS
             for name, value in vars(layer).items():
-                if name not in ("_parameters", "_buffers", "_modules") and name not in skipped:
-                    yield (layer_name, f"attribute {name!r}"), self._freeze(value, seen)
+                if name not in skipped:
+                    yield (layer_name, f"attribute {name!r}"), freezer.freeze(value)
             yield (layer_name, "layers"), [(name, id(each)) for name, each in layer._modules.items()]
             for kind_of in type(layer).__mro__:
-                if _is_users(kind_of.__module__):
-                    yield (layer_name, f"class {kind_of.__name__}"), self._freeze(kind_of, seen)
-
-    def _freeze(self, value: Any, seen: dict[int, Any]) -> Any:
-        """A copy of `value` that compares equal where it has not changed."""
-        if type(value) in _SCALARS:
-            return (type(value).__name__, repr(value))
-        if isinstance(value, _CODE) or id(value) in self._without or id(value) in self._layers:
-            return id(value)
-        if id(value) in seen:
-            return ("again", id(value) if isinstance(value, Tensor) else None)
-        seen[id(value)] = value
-        if isinstance(value, Tensor):
-            return self._freeze_tensor(value, seen)
-        if isinstance(value, np.ndarray):
-            return (str(value.dtype), value.shape, value.tobytes() if value.dtype != object else repr(value))
-        if isinstance(value, types.ModuleType):
-            return id(value)  # the code that refers to it names what it takes from it
-        if any(value is each for each in _LIBRARY_GENERATORS):
-            return id(value)  # `check_fits` has an error of its own for those who draw from them
-        if isinstance(value, type):
-            return self._freeze_class(value, seen) if _is_users(value.__module__) else id(value)
-        if isinstance(value, types.FunctionType):
-            return self._freeze_function(value, seen)
-        if isinstance(value, (staticmethod, classmethod, types.MethodType)):
-            return [self._freeze(each, seen) for each in (value.__func__, getattr(value, "__self__", None))]
-        return (self._freeze_content(value, seen), self._freeze_attributes(value, seen))
-
-    def _freeze_content(self, value: Any, seen: dict[int, Any]) -> Any:
-        """What an object holds besides its attributes."""
-        if isinstance(value, Mapping):
-            return [(self._freeze(key, seen), self._freeze(each, seen)) for key, each in value.items()]
-        if isinstance(value, _CONTAINERS):
-            return (type(value).__name__, [self._freeze(each, seen) for each in value])
-        if isinstance(value, Set):
-            return (type(value).__name__, sorted(map(repr, value)))
-        if isinstance(value, _SCALARS):  # of a subclass
-            return repr(value)
-        if isinstance(value, _BUFFERS):
-            return bytes(value)
-        if isinstance(value, (io.BytesIO, io.StringIO)):
-            return (value.getvalue(), value.tell())
-        if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState)):
-            return _generator_state(value)
-        if isinstance(value, property):
-            return [self._freeze(each, seen) for each in (value.fget, value.fset)]
-        if isinstance(value, partial):
-            return [self._freeze(each, seen) for each in (value.func, value.args, value.keywords)]
-        if isinstance(value, functools._lru_cache_wrapper):
-            held = [each for each in gc.get_referents(value) if each is not value.__wrapped__]
-            return (self._freeze(value.__wrapped__, seen), self._freeze_links(held, seen))
-        if isinstance(value, weakref.ref):
-            return self._freeze(value(), seen)
-        if isinstance(value, types.BuiltinFunctionType):
-            owner = value.__self__
-            return id(value) if isinstance(owner, types.ModuleType) else self._freeze(owner, seen)
-        if isinstance(value, types.GeneratorType):
-            frame = value.gi_frame
-            return None if frame is None else (frame.f_lasti, self._freeze(frame.f_locals, seen))
-        if hasattr(value, "getstate"):  # random.Random
-            return repr(value.getstate())
-        if hasattr(value, "__next__"):
-            return (id(value), _position(value))
-        return None if _has_users_class(value) else (id(value), repr(value))
-
-    def _freeze_attributes(self, value: Any, seen: dict[int, Any]) -> Any:
-        """The class and the attributes of an object of the user's, or of a namespace."""
-        if _has_users_class(value):
-            slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
-            in_slots = [(name, self._freeze(getattr(value, name), seen)) for name in slots if hasattr(value, name)]
-            kinds = [self._freeze(kind, seen) for kind in type(value).__mro__]
-            return (kinds, self._freeze(getattr(value, "__dict__", None), seen), in_slots)
-        return self._freeze(value.__dict__, seen) if isinstance(value, _NAMESPACES) else None
-
-    def _freeze_links(self, values: Iterable[Any], seen: dict[int, Any]) -> Any:
-        """What a cache holds, which keeps its results in links."""
-        results: list[Any] = []
-        for each in values:
-            if type(each).__name__ == "_lru_list_elem":
-                if id(each) not in seen:
-                    seen[id(each)] = each
-                    results.append(self._freeze_links(gc.get_referents(each), seen))
-            elif isinstance(each, dict):
-                results.append(self._freeze_links([*each.keys(), *each.values()], seen))
-            else:
-                results.append(self._freeze(each, seen))
-        return results
-
-    def _freeze_class(self, kind: type, seen: dict[int, Any]) -> Any:
-        return [(name, self._freeze(value, seen)) for name, value in vars(kind).items() if name not in _NO_STATE]
-
-    def _freeze_tensor(self, tensor: Tensor, seen: dict[int, Any]) -> Any:
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return ("a tensor of one call", id(tensor))
-        attributes = self._freeze_attributes_of_tensor(tensor, seen)
-        if torch.nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided:
-            return (id(tensor), tensor._version, attributes)
-        facts = (str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad, attributes)
-        if self._fast and tensor.numel() > LARGE:
-            return (*facts, tensor.data_ptr(), tensor._version)
-        return (*facts, bits(tensor.detach()).cpu().numpy().tobytes())
-
-    def _freeze_attributes_of_tensor(self, tensor: Tensor, seen: dict[int, Any]) -> Any:
-        gradient = tensor.grad if tensor.is_leaf else None
-        return (self._freeze(vars(tensor), seen) if vars(tensor) else None, self._freeze(gradient, seen))
-
-    def _freeze_function(self, function: types.FunctionType, seen: dict[int, Any]) -> Any:
-        """The function, what it keeps, and what the user's code in it refers to."""
-        if not _is_users(function.__module__):
-            return id(function)
-        kept = (
-            [_cell(cell) for cell in function.__closure__ or ()],
-            function.__defaults__,
-            function.__kwdefaults__,
-            function.__dict__,
-        )
-        names, attributes, imported = _references(function.__code__)
-        if names & _BY_NAME:
-            names = names | {name for name in function.__globals__ if not name.startswith("__")}
-        referred = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
-        modules = deque([*referred.values(), *(sys.modules.get(name) for name in sorted(imported))])
-        while modules:
-            module = modules.popleft()
-            if not isinstance(module, types.ModuleType) or not _is_users(module.__name__):
-                continue
-            for name in sorted(attributes & vars(module).keys()):
-                path = f"{module.__name__}.{name}"
-                if path not in referred and not name.startswith("__"):
-                    referred[path] = vars(module)[name]
-                    modules.append(referred[path])
-        return (
-            id(function.__code__),
-            [self._freeze(each, seen) for each in kept],
-            [(name, self._freeze(each, seen)) for name, each in referred.items()],
-        )
+                if is_users(kind_of.__module__):
+                    yield (layer_name, f"class {kind_of.__name__}"), freezer.freeze(kind_of)
 
 
 class Watch:
@@ -273,12 +106,6 @@ def refuse_changes(changes: list[str]) -> None:
         )
 
 
-def bits(tensor: Tensor) -> Tensor:
-    """The tensor's numbers as whole numbers, so that what is not a number equals itself."""
-    flat = tensor.contiguous().flatten()
-    return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
-
-
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape hold the same bits."""
     return torch.equal(bits(one.detach()), bits(other.detach()))
@@ -295,61 +122,3 @@ def _where(layers: Mapping[str, nn.Module], layer_name: str, what: str) -> str:
 def _split(parameter_name: str) -> tuple[str, str]:
     layer_name, _, name = parameter_name.rpartition(".")
     return layer_name, f"parameter {name!r}"
-
-
-@cache
-def _is_users(module_name: str | None) -> bool:
-    """Whether a module's code is the user's own: installed packages may keep caches."""
-    root = (module_name or "builtins").partition(".")[0]
-    file = getattr(sys.modules.get(module_name or ""), "__file__", None) or ""
-    installed = "site-packages" in file or "dist-packages" in file
-    return not (installed or root == "fl_components" or root in sys.stdlib_module_names)
-
-
-@cache
-def _references(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """The globals that code names, the attributes that it may take from one, and the modules that it imports."""
-    names, attributes, imported = set[str](), set[str](), set[str]()
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
-            names.add(step.argval)
-        elif step.opname == "IMPORT_NAME":
-            imported.add(step.argval)
-    for each in code.co_consts:
-        if isinstance(each, str):  # such as globals()["total"], or getattr(helper, "total")
-            names.add(each)
-            attributes.add(each)
-        elif isinstance(each, types.CodeType):
-            inner = _references(each)
-            names, attributes, imported = names | inner[0], attributes | inner[1], imported | inner[2]
-    return frozenset(names), frozenset(attributes.union(code.co_names)), frozenset(imported)
-
-
-def _has_users_class(value: Any) -> bool:
-    return _is_users(type(value).__module__)
-
-
-def _slots(kind: type) -> list[str]:
-    slots = vars(kind).get("__slots__", ())
-    return [slots] if isinstance(slots, str) else [name for name in slots if name not in ("__dict__", "__weakref__")]
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _position(iterator: Any) -> str:
-    try:
-        return repr(iterator.__reduce__())
-    except TypeError:
-        return ""
-
-
-def _generator_state(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state().numpy().tobytes()
-    state: Callable[[], Any] = getattr(generator, "get_state", None) or (lambda: generator.bit_generator.state)
-    return repr(state())

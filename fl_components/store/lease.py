@@ -453,7 +453,7 @@ class Lease:
         if run.secret_id is None:
             return None
         if not store.secret_file(run).exists():
-            return "the run's secret is missing in this home, and with it the count of its releases"
+            return f"the run's secret, which counts its releases, is not in this home but in {run.secret_home}"
         if store.uncharged_releases(self.run_id) or store.lost(store.own_anchors(), self.run_id):
             return "the database is older than what this home has seen of the run"
         return None

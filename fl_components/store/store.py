@@ -54,7 +54,6 @@ from fl_components.store.records import (
     RunRecord,
     Seal,
     SweepRecord,
-    can_never_continue,
 )
 from fl_components.store.schema import (
     AnyRow,
@@ -371,19 +370,19 @@ class Store:
                         lease.erase()
                 except (StoreError, RunNotFound) as problem:
                     _logger.warning("what is left of run %s could not be erased: %s", run.run_id, problem.message)
-        for run_id in with_secrets:
-            with suppress(StoreError, RunNotFound):  # another process commits its round, or resumes it
-                self._forget_committed_rounds(run_id)
+        if with_secrets:
+            query = select(runs.c.run_id, runs.c.secret_id, runs.c.committed_round)
+            for row in self._rows(query.where(runs.c.secret_id.is_not(None), runs.c.state != DELETED)):
+                if row.run_id in with_secrets:
+                    with suppress(StoreError):  # another process commits its round, or resumes it
+                        self._forget_committed_rounds(row)
 
-    def _forget_committed_rounds(self, run_id: str) -> None:
+    def _forget_committed_rounds(self, run: AnyRow) -> None:
         """Advance a run's secret past its committed rounds, and collect their seals."""
-        run = self.run(run_id)
-        if run.secret_id is None or run.state == DELETED or can_never_continue(run.state, run.error):
-            return
-        secret = RunSecret.open(self.secrets_folder, run_id, run.secret_id)
+        secret = RunSecret.open(self.secrets_folder, run.run_id, run.secret_id)
         if secret.round <= run.committed_round:
-            with lease_.acquire(self, run_id, _refuse_to_wait) as lease:
-                secret.advance(self.run(run_id).committed_round + 1)
+            with lease_.acquire(self, run.run_id, _refuse_to_wait) as lease:
+                secret.advance(self.run(run.run_id).committed_round + 1)
                 lease.collect_garbage()
 
     # --- sweeps ---

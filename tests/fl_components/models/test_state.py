@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextvars
+import datetime as dt
 import functools
+import itertools
 import logging
+import queue
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fl_components.errors import ModelError
 from fl_components.models import RowFormat, check_fits
@@ -75,11 +84,38 @@ class Values(list[float]):
     total = 0.0
 
 
+class Derived(Namespace):
+    pass
+
+
+class Hidden:
+    """With a slot whose name Python mangles."""
+
+    __slots__ = ("__total",)
+
+    def __init__(self) -> None:
+        self.__total = 0.0
+
+    def add(self, value: float) -> float:
+        self.__total += value
+        return self.__total
+
+
+class Mutable:
+    total = 0.0
+
+
 LOCAL = threading.local()
 LOCAL.total = 0.0
 PLAIN = SimpleNamespace(total=0.0)
 UNREGISTERED = [Model()]
 BUFFER = bytearray(1)
+OBJECTS = {Mutable()}
+ARRAY = np.array([[0.0], None], object)
+QUEUE: queue.Queue[float] = queue.Queue()
+VARIABLE: contextvars.ContextVar[float] = contextvars.ContextVar("total", default=0.0)
+FRAME = pd.DataFrame({"total": np.zeros(100)})
+CYCLE = itertools.cycle(range(1000))
 APPEND = list[float]().append
 
 
@@ -192,6 +228,59 @@ def in_a_buffer(_: Any, x: Tensor) -> float:
     return BUFFER[0] / 256
 
 
+def in_a_base_class(_: Any, x: Tensor) -> float:
+    Derived.__base__.total += x.mean().item()  # type: ignore[union-attr]
+    return Derived.total
+
+
+def in_an_object_of_a_set(_: Any, x: Tensor) -> float:
+    (only,) = OBJECTS
+    only.total += x.mean().item()
+    return only.total
+
+
+def in_an_array_of_objects(_: Any, x: Tensor) -> float:
+    ARRAY[0][0] += x.mean().item()
+    return float(ARRAY[0][0])
+
+
+def in_a_queue(_: Any, x: Tensor) -> float:
+    QUEUE.put(x.mean().item())
+    return 0.0
+
+
+def in_a_context(_: Any, x: Tensor) -> float:
+    VARIABLE.set(VARIABLE.get() + x.mean().item())
+    return VARIABLE.get()
+
+
+def in_a_data_frame(_: Any, x: Tensor) -> float:
+    FRAME.loc[50, "total"] += x.mean().item()
+    return float(FRAME["total"].sum())
+
+
+def in_an_iterator(_: Any, x: Tensor) -> float:
+    return next(CYCLE) * 0.001
+
+
+def in_an_attribute_of_a_cached_function(_: Any, x: Tensor) -> float:
+    cached: Any = table
+    cached.total = getattr(cached, "total", 0.0) + x.mean().item()
+    return float(cached.total)
+
+
+def in_another_module_by_a_computed_name(_: Any, x: Tensor) -> float:
+    name = "".join(["to", "tal"])
+    setattr(hidden_state, name, getattr(hidden_state, name) + x.mean().item())
+    return hidden_state.total
+
+
+def in_a_module_by_its_name(_: Any, x: Tensor) -> float:
+    module = sys.modules["tests.fl_components.models.hidden_state"]
+    module.total += x.mean().item()
+    return float(module.total)
+
+
 def through_a_bound_method(_: Any, x: Tensor) -> float:
     APPEND(x.mean().item())
     return 0.0
@@ -227,11 +316,22 @@ PLACES: dict[str, Callable[[], nn.Module]] = {
         in_a_global_by_a_computed_name,
         in_a_layer_that_is_not_registered,
         in_a_buffer,
+        in_a_base_class,
+        in_an_object_of_a_set,
+        in_an_array_of_objects,
+        in_a_queue,
+        in_a_context,
+        in_a_data_frame,
+        in_an_iterator,
+        in_an_attribute_of_a_cached_function,
+        in_another_module_by_a_computed_name,
+        in_a_module_by_its_name,
         through_a_bound_method,
     )
 } | {
     "in an attribute of a list": lambda: Model(in_an_attribute_of_a_list, values=Values()),
     "in slots": lambda: Model(lambda model, x: model.helper.add(x.mean().item()), helper=Slotted()),
+    "in a mangled slot": lambda: Model(lambda model, x: model.helper.add(x.mean().item()), helper=Hidden()),
     "in a helper's class": lambda: Model(lambda model, x: model.helper.add(x.mean().item()), helper=Counts()),
     "in a hook's default": _with_hook,
 }
@@ -267,12 +367,15 @@ class Kind(Enum):
 
 logger = logging.getLogger(__name__)
 SCALE = torch.full((1,), 0.5)
+PATTERN, HERE, STARTED, LOCK = re.compile("a+"), Path(__file__), dt.datetime(2026, 1, 1), threading.Lock()
+NORMAL = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
 unrelated = {"count": 0}
 
 
 def _is_constant(model: Any, x: Tensor) -> float:
     logger.debug("called")
     unrelated["count"] += 0
+    _ = PATTERN.match("a"), HERE.name, STARTED.year, LOCK.locked(), functional.tanh(x), NORMAL.mean
     return float(SCALE) * model.helper.total * (Kind.PLAIN.value == "plain") * min(1.0, len(x))
 
 
