@@ -11,6 +11,8 @@ CONFIG ?= examples/heart_disease.yaml
 # By file, so that a server or a model that tests of a file share is made once; conftest.py puts the longest first.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?=
+# With a thread for each core in each of two processes, the threads wait for each other, which costs 8 %.
+test test-ci test-all: export OMP_NUM_THREADS := 1
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -67,9 +67,9 @@ def main() -> None:
         target, published = PUBLISHED[example]
         reached = next((round for round, accuracy in points if accuracy >= target), None)
         best = max(accuracy for _, accuracy in points)
-        told = f"in round {reached}" if reached else "not reached"
+        outcome = f"in round {reached}" if reached else "not reached"
         beside = f" (published {published}; allowed {FACTOR:g} times that)" if published else ""
-        print(f"{example}: {target:.0%} {told}{beside}; best {best:.4f}")
+        print(f"{example}: {target:.0%} {outcome}{beside}; best {best:.4f}")
     if arguments.picture:
         draw(curves, arguments.picture)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,6 +68,11 @@ def cases(in_full: int) -> int:
     A property test without a number of its own follows the profile by itself.
     """
     return max(min(in_full, 2), in_full * settings().max_examples // FULL_EXAMPLES)
+
+
+def parameters(values: Iterable[Any], *, quick: Container[Any]) -> list[Any]:
+    """Parameters of a test, of which those that are not among `quick` are left to continuous integration."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.ci) for value in values]
 
 
 def clean_environment(home: Path) -> dict[str, str]:

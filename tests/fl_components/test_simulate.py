@@ -15,6 +15,7 @@ from fl_components.server.hub import open_hub
 from fl_components.simulate import simulate
 from fl_components.store import Store
 from flows.round import walk
+from tests.support import parameters
 
 HEART = {"data": {"kind": "heart_disease"}, "model": {"kind": "logistic_regression"}}
 DIGITS = {
@@ -23,90 +24,79 @@ DIGITS = {
 }
 
 
+WALKS: dict[str, dict[str, Any]] = {
+    "all": HEART,
+    "all-fedadam": HEART | {"server_optimizer": {"kind": "fedadam", "learning_rate": 0.05}},
+    "cohort-uniform-waves": DIGITS
+    | {
+        "selection": {"cohort_size": 5},
+        "aggregation": {"weights": "uniform"},
+        "execution": {"shard_size": 2, "memory_mb": 1},
+    },
+    "cohort-fedadam-steps": DIGITS
+    | {
+        "selection": {"cohort_size": 7},
+        "server_optimizer": {"kind": "fedadam"},
+        "execution": {"shard_size": 1},
+        "training": {"learning_rate": 0.1, "batch_size": 10, "steps": 3},
+    },
+    "rate-uniform": DIGITS
+    | {"server_optimizer": {"kind": "fedavg", "learning_rate": 0.5}, "aggregation": {"weights": "uniform"}},
+    "error feedback": DIGITS
+    | {
+        "compression": {"kind": "top_k", "fraction": 0.1, "values": {"kind": "sign"}, "error_feedback": True},
+        "broadcast": {"values": {"kind": "uniform", "bits": 8}, "against": "previous"},
+    },
+    "shared mask": DIGITS
+    | {
+        "selection": {"cohort_size": 5},
+        "compression": {
+            "kind": "random_k",
+            "fraction": 0.5,
+            "mask": "shared",
+            "values": {"kind": "qsgd", "bits": 6},
+        },
+        "broadcast": {"values": {"kind": "uniform", "bits": 12}},
+    },
+    "fair": DIGITS
+    | {
+        "rounds": 6,
+        "selection": {
+            "kind": "fair",
+            "cohort_size": 4,
+            "availability": {"kind": "bernoulli", "probability": 0.6},
+        },
+        "server_optimizer": {"kind": "fedyogi"},
+    },
+    "poisson": DIGITS
+    | {
+        "rounds": 8,
+        "selection": {"kind": "poisson", "sampling_rate": 0.12},
+        "server_optimizer": {"kind": "fedavgm"},
+    },
+    "stragglers": DIGITS
+    | {
+        "rounds": 4,
+        "training": {
+            "learning_rate": 0.1,
+            "epochs": 3,
+            "straggler_fraction": 0.5,
+            "drop_stragglers": True,
+            "proximal": 0.1,
+            "schedule": {"kind": "step", "every": 2},
+        },
+    },
+}
+
+
 def configured(changes: dict[str, Any]) -> Any:
     training = {"learning_rate": 0.1, "momentum": 0.5, "batch_size": 16, "epochs": 1}
     return parse_config({"name": "reference", "rounds": 3, "seed": 4, "training": training, **changes})
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        HEART,
-        HEART | {"server_optimizer": {"kind": "fedadam", "learning_rate": 0.05}},
-        DIGITS
-        | {
-            "selection": {"cohort_size": 5},
-            "aggregation": {"weights": "uniform"},
-            "execution": {"shard_size": 2, "memory_mb": 1},
-        },
-        DIGITS
-        | {
-            "selection": {"cohort_size": 7},
-            "server_optimizer": {"kind": "fedadam"},
-            "execution": {"shard_size": 1},
-            "training": {"learning_rate": 0.1, "batch_size": 10, "steps": 3},
-        },
-        DIGITS | {"server_optimizer": {"kind": "fedavg", "learning_rate": 0.5}, "aggregation": {"weights": "uniform"}},
-        DIGITS
-        | {
-            "compression": {"kind": "top_k", "fraction": 0.1, "values": {"kind": "sign"}, "error_feedback": True},
-            "broadcast": {"values": {"kind": "uniform", "bits": 8}, "against": "previous"},
-        },
-        DIGITS
-        | {
-            "selection": {"cohort_size": 5},
-            "compression": {
-                "kind": "random_k",
-                "fraction": 0.5,
-                "mask": "shared",
-                "values": {"kind": "qsgd", "bits": 6},
-            },
-            "broadcast": {"values": {"kind": "uniform", "bits": 12}},
-        },
-        DIGITS
-        | {
-            "rounds": 6,
-            "selection": {
-                "kind": "fair",
-                "cohort_size": 4,
-                "availability": {"kind": "bernoulli", "probability": 0.6},
-            },
-            "server_optimizer": {"kind": "fedyogi"},
-        },
-        DIGITS
-        | {
-            "rounds": 8,
-            "selection": {"kind": "poisson", "sampling_rate": 0.12},
-            "server_optimizer": {"kind": "fedavgm"},
-        },
-        DIGITS
-        | {
-            "rounds": 4,
-            "training": {
-                "learning_rate": 0.1,
-                "epochs": 3,
-                "straggler_fraction": 0.5,
-                "drop_stragglers": True,
-                "proximal": 0.1,
-                "schedule": {"kind": "step", "every": 2},
-            },
-        },
-    ],
-    ids=[
-        "all",
-        "all-fedadam",
-        "cohort-uniform-waves",
-        "cohort-fedadam-steps",
-        "rate-uniform",
-        "error feedback",
-        "shared mask",
-        "fair",
-        "poisson",
-        "stragglers",
-    ],
-)
-def test_the_walk_is_what_the_loops_say(home: Path, changes: dict[str, Any]) -> None:
-    config = configured(changes)
+@pytest.mark.parametrize("walked", parameters(WALKS, quick=("all", "error feedback", "poisson", "stragglers")))
+def test_the_walk_is_what_the_loops_say(home: Path, walked: str) -> None:
+    config = configured(WALKS[walked])
     with Store.open() as store, open_hub(store, "r", config=config) as hub:
         for expected in simulate(config):
             plan = stages.select(hub, stages.load(hub, expected.round))
@@ -198,6 +188,7 @@ def test_after_twenty_rounds_the_engine_is_where_the_loops_are(home: Path, train
     assert np.abs(params_D - hub.federation.initial_params_D).max() > 0.1
 
 
+@pytest.mark.ci
 def test_clients_that_answer_for_their_examples_draw_from_the_seed_here() -> None:
     """The same each time, and not what they come to without noise."""
     privacy = {"kind": "example_level", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "sampling_rate": 0.5}

@@ -31,6 +31,7 @@ from fl_components.privacy.clipping import UNITS
 from fl_components.privacy.events import Gaussian
 from fl_components.training import one_thread
 from fl_components.values import Float64, Sampling
+from tests.support import parameters
 
 NOISE = {1: 3.730632, 2: 1.993812, 4: 1.081162, 8: 0.600229}
 """By epsilon: the noise multiplier of the exact Gaussian mechanism at a delta of 1e-5."""
@@ -97,7 +98,7 @@ def audited(rule: type[CentralPrivacy], noise: float, seed: object, size: int = 
 
 
 class TestVerdict:
-    @pytest.mark.parametrize("epsilon", NOISE)
+    @pytest.mark.parametrize("epsilon", parameters(NOISE, quick=(2,)))
     def test_half_the_noise_is_caught_and_all_of_it_is_not(self, epsilon: int) -> None:
         honest, half = (audited(rule, NOISE[epsilon], seed=1) for rule in (CentralPrivacy, HalfNoise))
         assert not accuses(honest) and honest.verdict.startswith("not accused: ")
@@ -222,6 +223,7 @@ class TestGaussianModel:
         assert cosines(joined_KD, sum_D).mean() > 3 * report.mean_cosine
         assert report.mean_cosine_interval[0] < report.mean_cosine < report.mean_cosine_interval[1]
 
+    @pytest.mark.ci
     def test_it_is_a_noncentral_t_over_the_keys_of_the_noise(self) -> None:
         """The same canaries: every noise gives other numbers, of the known distribution; and so the mean cosine."""
         reports = [
@@ -240,6 +242,7 @@ class TestGaussianModel:
         assert mean == pytest.approx(1 / math.sqrt(k + 2_000 * 2.0**2), abs=4 * deviation / math.sqrt(60))
         assert np.std([report.mean_cosine for report in reports]) == pytest.approx(deviation, rel=0.3)
 
+    @pytest.mark.ci
     def test_the_known_mean_over_the_keys_of_the_canaries(self) -> None:
         """Nothing but the seed is fixed: 1 / sqrt(k + D z^2)."""
         reports = [audited(CentralPrivacy, 0.2, seed, size=2_000, num_canaries=100) for seed in range(30)]

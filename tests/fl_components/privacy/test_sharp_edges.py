@@ -199,6 +199,7 @@ class TestFinitePrecisionNumericalError:
         contributions([deltas_CD], torch.ones(200, dtype=torch.float64), Clip(0.5))
         assert all(sum(int(each) ** 2 for each in row) <= UNITS**2 for row in deltas_CD.tolist())
 
+    @pytest.mark.ci
     def test_calibration_errs_towards_more_noise(self) -> None:
         for epsilon in (0.3, 1.0, 7.7):
             noise = least_noise(

@@ -72,9 +72,10 @@ class TestAnyConfiguration:
             {"scale": {"age": [50, 10], "pressure": [131, 20]}},
             {"columns": ["pressure", "age"]},
             {"columns": ["age"], "scale": {}},
-            {"test_fraction": 0.1},
-            {"seed": 1},
-            {"seed": 1, "public": True},
+            *(
+                pytest.param(changes, marks=pytest.mark.ci)
+                for changes in ({"test_fraction": 0.1}, {"seed": 1}, {"seed": 1, "public": True})
+            ),
         ],
     )
     def test_no_run_without_a_claim_gets_them(

@@ -207,8 +207,8 @@ class Bounded(nn.Module):
     "changes",
     [
         {"compression": FEEDBACK},
-        {"broadcast": DELTAS},
-        {"compression": {"kind": "eden"}},
+        pytest.param({"broadcast": DELTAS}, marks=pytest.mark.ci),
+        pytest.param({"compression": {"kind": "eden"}}, marks=pytest.mark.ci),
         {"model": {"kind": "module", "path": f"{__name__}:Bounded"}},
     ],
 )
@@ -307,6 +307,7 @@ def test_a_round_takes_as_long_as_its_slowest_client(open_run: OpenRun) -> None:
     assert each_N.max() > 1.5 * np.median(each_N)
 
 
+@pytest.mark.ci
 def test_the_simulated_time_to_an_accuracy_is_told(open_run: OpenRun, store: Store) -> None:
     """In `train --json` and `show --json`: the seconds of the rounds up to the first that came to it."""
     quick = {"learning_rate": 0.5, "batch_size": 10, "epochs": 5}

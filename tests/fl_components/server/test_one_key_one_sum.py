@@ -29,6 +29,7 @@ from tests.fl_components.server import wards
 from tests.fl_components.server.test_example_claim import EVERYONE
 from tests.fl_components.server.test_example_claim import TERMS as OF_EXAMPLES
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS, collect, secret_file
+from tests.support import parameters
 
 CENTRAL = FIELDS | {"data": WARDS}
 BOTH = {"central": CENTRAL, "examples": FIELDS | EVERYONE}
@@ -248,7 +249,7 @@ def test_another_engine_pays_again(attempts: Callable[..., Attempts], monkeypatc
 # --- what was lost ---
 
 
-@pytest.mark.parametrize("claim", BOTH)
+@pytest.mark.parametrize("claim", parameters(BOTH, quick=("central",)))
 def test_a_lost_secret_is_never_made_anew_silently(attempts: Callable[..., Attempts], claim: str) -> None:
     run = attempts(claim)
     hub = run.open()
@@ -356,7 +357,7 @@ def copy_database(home: Path, folder: Path) -> None:
     shutil.copytree(home / "blobs", folder / "blobs", dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("claim", BOTH)
+@pytest.mark.parametrize("claim", parameters(BOTH, quick=("central",)))
 def test_a_restored_database_is_noticed_and_what_came_after_it_charged(
     attempts: Callable[..., Attempts], claim: str, tmp_path: Path
 ) -> None:

@@ -365,6 +365,7 @@ def test_a_damaged_or_missing_blob_is_named(home: Path, store: Store, new_run: N
             store.sealed("r", 1)
 
 
+@pytest.mark.ci
 def test_a_reader_keeps_up_with_a_run_that_prunes(
     open_store: Callable[..., Store], store: Store, new_run: NewRun, do_round: DoRound
 ) -> None:

@@ -31,7 +31,7 @@ from fl_components.training.opacus_way import OpacusWay
 from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
 from fl_components.training.sgd import OneByOne
 from fl_components.values import IGNORED, ClientTask
-from tests.support import cases
+from tests.support import cases, parameters
 
 PRIVACY: dict[str, Any] = {
     "kind": "example_level",
@@ -231,7 +231,7 @@ class TestThreeWays:
                 torch.testing.assert_close(found, loop, rtol=0, atol=1e-6 * max(norm, float(loop.abs().max())))
             assert float(loop.norm()) > 0.01
 
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("case", parameters(CASES, quick=("mlp", "gru", "careful")))
     def test_clients_together_come_to_what_each_comes_to_alone(self, case: str) -> None:
         """With the same noise: next to it the differences are those of sums and of a unit here and there."""
         make, x_of, labels, way = CASES[case]
@@ -248,7 +248,9 @@ class TestThreeWays:
             assert [loss.total for loss in report.losses] == pytest.approx([loss.total for loss in losses], rel=1e-4)
         assert any(len(rows) == 0 for rows in private_batches(each.privacy, data.tasks[1].key, 1, 4))  # type: ignore
 
-    @pytest.mark.parametrize("case", ["mlp", "cnn", "careful", "dropout", "layer-norm-and-dropout"])
+    @pytest.mark.parametrize(
+        "case", parameters(["mlp", "cnn", "careful", "dropout", "layer-norm-and-dropout"], quick=("mlp", "careful"))
+    )
     def test_batches_of_several_pieces(self, case: str) -> None:
         """Each example with draws of its own: those of a piece are not those of the piece before."""
         make, x_of, labels, _ = CASES[case]
