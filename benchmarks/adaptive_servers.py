@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 from statistics import mean, pstdev
 
-from fl_components.config import load_config
-from fl_components.simulate import simulate
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.simulate import simulate
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist_2nn_two_shard.yaml"
 LINES = [

@@ -16,11 +16,11 @@ import numpy as np
 import zstandard
 
 from benchmarks.peers.tables import aligned
-from fl_components.aggregation import Mean
-from fl_components.server.encoding import Codec
-from fl_components.values import ClientTask, Float32, RoundPlan
-from fl_components.wire import Update, decode_update, encode_update, max_update_bytes
-from fl_components.wire.frames import (
+from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.server.encoding import Codec
+from fedrounds.fl_components.values import ClientTask, Float32, RoundPlan
+from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes
+from fedrounds.fl_components.wire.frames import (
     ALIGNMENT_BYTES,
     CANONICAL,
     CHECKSUM_BYTES,

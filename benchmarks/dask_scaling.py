@@ -28,17 +28,17 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fl_components.config import parse_config
-from fl_components.errors import DataError
-from fl_components.server.federation import Federation, assemble
-from fl_components.training import DaskExecution, LocalExecution, Summing, Trainer
-from fl_components.values import ClientTask
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.training import DaskExecution, LocalExecution, Summing, Trainer
+from fedrounds.fl_components.values import ClientTask
 
 NUM_CLIENTS, NUM_EXAMPLES = 1_000, 60
 TARGET = 0.85
 MNIST = {"kind": "mnist", "partition": {"kind": "iid", "num_clients": NUM_CLIENTS}}
 NOISE = {"kind": "function", "path": f"{Path(__file__).stem}:noise"}
-PRELOAD = ("--preload", "fl_components.training.dask")
+PRELOAD = ("--preload", "fedrounds.fl_components.training.dask")
 
 
 def noise() -> dict[str, tuple[Any, ...]]:

@@ -30,13 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.measure import WORKLOAD, Task  # noqa: E402
 from benchmarks.peers.torch_models import load  # noqa: E402
-from fl_components.aggregation import Mean  # noqa: E402
-from fl_components.data.folders import find_folder  # noqa: E402
-from fl_components.models import Mlp, build_seeded  # noqa: E402
-from fl_components.parameters import constants_digest, flatten  # noqa: E402
-from fl_components.privacy.noise import WholeNormals  # noqa: E402
-from fl_components.shared_memory import SharedMemory  # noqa: E402
-from fl_components.training import (  # noqa: E402
+from fedrounds.fl_components.aggregation import Mean  # noqa: E402
+from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
+from fedrounds.fl_components.models import Mlp, build_seeded  # noqa: E402
+from fedrounds.fl_components.parameters import constants_digest, flatten  # noqa: E402
+from fedrounds.fl_components.privacy.noise import WholeNormals  # noqa: E402
+from fedrounds.fl_components.shared_memory import SharedMemory  # noqa: E402
+from fedrounds.fl_components.training import (  # noqa: E402
     SGD,
     LocalExecution,
     ModelSpec,
@@ -45,8 +45,8 @@ from fl_components.training import (  # noqa: E402
     example_way,
     one_thread,
 )
-from fl_components.training.chunk import Examples  # noqa: E402
-from fl_components.values import ClientTask  # noqa: E402
+from fedrounds.fl_components.training.chunk import Examples  # noqa: E402
+from fedrounds.fl_components.values import ClientTask  # noqa: E402
 
 FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 PRIVACY = {"kind": "example_level", "noise_multiplier": 1.0, "max_grad_norm": 1.0}

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fl_components.config import load_config
-from fl_components.data import HeartDisease
-from fl_components.randomness import generator
-from fl_components.simulate import simulate
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.data import HeartDisease
+from fedrounds.fl_components.randomness import generator
+from fedrounds.fl_components.simulate import simulate
 
 CONFIG = Path(__file__).parents[1] / "examples" / "heart_disease.yaml"
 FOLDS = 5

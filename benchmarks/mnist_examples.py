@@ -19,13 +19,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fl_components.config import parse_config
-from fl_components.server import stages
-from fl_components.server.claim import events_of
-from fl_components.server.hub import open_hub
-from fl_components.server.statement import tightest_epsilon
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.claim import events_of
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.statement import tightest_epsilon
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 
 MODELS: dict[str, dict[str, Any]] = {
     "2nn": {"kind": "mlp", "hidden": [200, 200]},

@@ -76,8 +76,8 @@ class Turns:
 
 
 def fedrounds(size: str, rounds: int) -> None:
-    from deployments.api import train
-    from tasks.progress import Progress
+    from fedrounds.deployments.api import train
+    from fedrounds.tasks.progress import Progress
 
     features, *hidden, classes = WIDTHS[size]
     model: dict[str, Any] = {"kind": "mlp", "hidden": hidden} if hidden else {"kind": "logistic_regression"}
@@ -105,8 +105,8 @@ def bare(size: str, rounds: int) -> None:
     from prefect.cache_policies import NO_CACHE
     from prefect.utilities.annotations import opaque
 
-    from deployments.stack.connection import client_settings, connect
-    from flows.prefect_runs import without_heartbeat
+    from fedrounds.deployments.stack.connection import client_settings, connect
+    from fedrounds.flows.prefect_runs import without_heartbeat
 
     options: dict[str, Any] = {"persist_result": False, "validate_parameters": False}
     value_D = np.zeros(sum((wide + 1) * narrow for wide, narrow in pairwise(WIDTHS[size])), np.float32)
@@ -191,7 +191,7 @@ def main() -> None:
         LINES[arguments.line](arguments.sizes[0], arguments.rounds)
         return
 
-    from deployments.stack.connection import connect
+    from fedrounds.deployments.stack.connection import connect
 
     turns = math.ceil(arguments.rounds / arguments.block)
     rounds = WARM_UP_ROUNDS + turns * arguments.block

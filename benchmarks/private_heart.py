@@ -26,17 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from fl_components.config import FederationConfig, parse_config
-from fl_components.data.heart_disease import HeartDisease
-from fl_components.parameters import load_into
-from fl_components.server import stages
-from fl_components.server.federation import assemble
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from fl_components.training import Examples
-from fl_components.training.engine import Engine
-from fl_components.values import ClientTask
-from flows.round import walk
+from fedrounds.fl_components.config import FederationConfig, parse_config
+from fedrounds.fl_components.data.heart_disease import HeartDisease
+from fedrounds.fl_components.parameters import load_into
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.training import Examples
+from fedrounds.fl_components.training.engine import Engine
+from fedrounds.fl_components.values import ClientTask
+from fedrounds.flows.round import walk
 
 DELTA = 1e-3
 FOLDS = 5

@@ -20,13 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fl_components.config import FederationConfig, parse_config
-from fl_components.privacy import CentralPrivacy, neighbouring_of
-from fl_components.privacy.calibration import least_noise
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.config import FederationConfig, parse_config
+from fedrounds.fl_components.privacy import CentralPrivacy, neighbouring_of
+from fedrounds.fl_components.privacy.calibration import least_noise
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 
 NUM_CLIENTS = 1000
 MODELS: dict[str, dict[str, Any]] = {

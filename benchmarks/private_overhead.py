@@ -24,13 +24,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.federated import configuration  # noqa: E402
 from benchmarks.peers.measure import WORKLOAD, Task  # noqa: E402
-from fl_components.config import parse_config  # noqa: E402
-from fl_components.data.folders import find_folder  # noqa: E402
-from fl_components.privacy.noise import gaussian  # noqa: E402
-from fl_components.server import stages  # noqa: E402
-from fl_components.server.hub import open_hub  # noqa: E402
-from fl_components.store import Store  # noqa: E402
-from flows.round import walk  # noqa: E402
+from fedrounds.fl_components.config import parse_config  # noqa: E402
+from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
+from fedrounds.fl_components.privacy.noise import gaussian  # noqa: E402
+from fedrounds.fl_components.server import stages  # noqa: E402
+from fedrounds.fl_components.server.hub import open_hub  # noqa: E402
+from fedrounds.fl_components.store import Store  # noqa: E402
+from fedrounds.flows.round import walk  # noqa: E402
 
 FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 PRIVATE: dict[str, Any] = {

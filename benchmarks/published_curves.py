@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deployments.api import show, train
+from fedrounds.deployments.api import show, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

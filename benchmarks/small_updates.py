@@ -29,11 +29,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fl_components.config import parse_config
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 
 LAST = 5  # rounds, of which accuracy is the mean
 TARGET = 0.95  # accuracy, for the time that it takes

@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))  # `benchmarks` is a package of this repository, n
 
 from benchmarks.peers.federated import configuration  # noqa: E402
 from benchmarks.peers.measure import WORKLOAD, Task  # noqa: E402
-from deployments.stack.files import server_files  # noqa: E402
-from fl_components.data.folders import find_folder  # noqa: E402
-from fl_components.store import Store  # noqa: E402
+from fedrounds.deployments.stack.files import server_files  # noqa: E402
+from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
+from fedrounds.fl_components.store import Store  # noqa: E402
 
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")
 FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from statistics import mean, pstdev
 
-from fl_components.config import parse_config
-from fl_components.simulate import simulate
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.simulate import simulate
 
 LINES = {
     "FedAvg (stragglers dropped)": {"drop_stragglers": True},

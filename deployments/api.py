@@ -1,6 +1,6 @@
 """fedrounds from Python: the functions behind the commands. They return plain data and raise the tree of errors.py.
 
-    from deployments.api import train
+    from fedrounds.deployments.api import train
     data = train("examples/heart_disease.yaml", overrides=["rounds=5"])
     data["metrics"]["eval/accuracy"]
 
@@ -23,15 +23,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fl_components.errors import ConfigError, RunNotFound
-from fl_components.store import DELETED, RoundRecord, RunRecord, Store, SweepRecord, check_run_id, check_sweep_id
+from fedrounds.fl_components.errors import ConfigError, RunNotFound
+from fedrounds.fl_components.store import (
+    DELETED,
+    RoundRecord,
+    RunRecord,
+    Store,
+    SweepRecord,
+    check_run_id,
+    check_sweep_id,
+)
 
 if TYPE_CHECKING:
-    from deployments.stack.connection import Connection
-    from fl_components.config import FederationConfig
-    from tasks.progress import Progress
-    from tasks.session import Session
-    from tasks.sweep import SweepSession
+    from fedrounds.deployments.stack.connection import Connection
+    from fedrounds.fl_components.config import FederationConfig
+    from fedrounds.tasks.progress import Progress
+    from fedrounds.tasks.session import Session
+    from fedrounds.tasks.sweep import SweepSession
 
 T = TypeVar("T")
 OnProgress = Callable[["Progress"], None]
@@ -57,7 +65,7 @@ def train(
         config: the path of a configuration file, its fields as a tree, or a `FederationConfig`.
         overrides: changes to it, each of the form `training.learning_rate=0.1`.
         run_id: the run's id; a fresh one by default.
-        on_progress: called with each piece of news (`tasks.progress.Progress`) while it runs.
+        on_progress: called with each piece of news (`fedrounds.tasks.progress.Progress`) while it runs.
         profile: a file to which a trace of all stages and shards is written, for https://ui.perfetto.dev.
 
     Returns the run's data, as `show` does. Raises what `errors.py` draws; the run can then be resumed.
@@ -138,7 +146,7 @@ def resume(
 def runs(limit: int | None = 50, *, deleted: bool = False) -> list[dict[str, Any]]:
     """The `limit` newest runs of this store, the newest first; all of them for None; with `deleted` also those that
     were deleted. Raises `ConfigError` for a limit below 1."""
-    from tasks.tracking.results import recent_rounds
+    from fedrounds.tasks.tracking.results import recent_rounds
 
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}: no run would be listed", hint="give 1 or more")
@@ -162,7 +170,7 @@ def delete_runs(runs: Sequence[str], *, mlflow: bool = False, unfinished: bool =
 
     Raises `RunNotFound`, `ConfigError` for an unfinished run, and `LeaseHeld`, before anything is deleted.
     """
-    from deployments import deletion
+    from fedrounds.deployments import deletion
 
     return _outside_a_loop(lambda: deletion.delete_runs(runs, mlflow=mlflow, unfinished=unfinished))
 
@@ -187,7 +195,7 @@ def prune(
 
     A run that a process works on stays. Raises `ConfigError` where neither `older_than` nor `keep` is given.
     """
-    from deployments import deletion
+    from fedrounds.deployments import deletion
 
     return _outside_a_loop(
         lambda: deletion.prune(
@@ -221,11 +229,11 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
     With `data`, its data is loaded and its model built and tried as well; twice, where they are the user's own code:
     `not_reproducible` says what differs then, so that a resume would be refused or end with another model. `clients`
     lists how many rows each one has, `classes` which clients have rows of each class, `columns` what each column of a
-    table holds, `partition` what clients were dealt (`fl_components.data.summary`), and `left_alone` names the files
+    table holds, `partition` what clients were dealt (`data.summary`), and `left_alone` names the files
     beside the clients' that are not read. A claim about private data withholds what is computed from the rows, and how
     many rows each client has, unless its statement takes these as public.
     """
-    from fl_components.config import config_digest, load_config, source_folder
+    from fedrounds.fl_components.config import config_digest, load_config, source_folder
 
     resolved = load_config(config, overrides)
     found: dict[str, Any] = {
@@ -236,11 +244,11 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         "num_clients": resolved.data.known_num_clients(),
     }
     if data:
-        from fl_components.data.summary import classes, look_alikes, summary
-        from fl_components.server.claim import delta_warnings
-        from fl_components.server.encoding import expected_bytes
-        from fl_components.server.hub import assembled_for_a_look
-        from fl_components.server.reproducibility import second_load
+        from fedrounds.fl_components.data.summary import classes, look_alikes, summary
+        from fedrounds.fl_components.server.claim import delta_warnings
+        from fedrounds.fl_components.server.encoding import expected_bytes
+        from fedrounds.fl_components.server.hub import assembled_for_a_look
+        from fedrounds.fl_components.server.reproducibility import second_load
 
         folder = str(source_folder(config))
         with second_load(resolved, folder) as differences:
@@ -280,7 +288,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
 
 def resolve_config(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The whole configuration, defaults and overrides included, as a tree of plain values."""
-    from fl_components.config import load_config
+    from fedrounds.fl_components.config import load_config
 
     resolved: dict[str, Any] = json.loads(load_config(config, overrides).model_dump_json())
     return resolved
@@ -288,7 +296,7 @@ def resolve_config(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 def config_schema() -> dict[str, Any]:
     """The JSON schema of a configuration file."""
-    from fl_components.config import schema
+    from fedrounds.fl_components.config import schema
 
     return schema()
 
@@ -326,8 +334,8 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
 
 def _spent(store: Store, run: RunRecord) -> tuple[float | None, float | None]:
     """A run's epsilons about clients and about their examples, by its charges alone."""
-    from fl_components.server.claim import epsilon_of, example_spending
-    from fl_components.store.ledger import from_pairs
+    from fedrounds.fl_components.server.claim import epsilon_of, example_spending
+    from fedrounds.fl_components.store.ledger import from_pairs
 
     budget, of_examples = store.find_budget(run.population), example_spending(store, run)
     about_clients = epsilon_of(from_pairs(run.spent), budget) if budget is not None and run.spent else None
@@ -335,8 +343,8 @@ def _spent(store: Store, run: RunRecord) -> tuple[float | None, float | None]:
 
 
 def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
-    from fl_components.server.statement import tightest_epsilon
-    from fl_components.store.ledger import from_pairs
+    from fedrounds.fl_components.server.statement import tightest_epsilon
+    from fedrounds.fl_components.store.ledger import from_pairs
 
     budget = store.find_budget(run.population)
     assert budget is not None
@@ -349,9 +357,9 @@ def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
 
 def _of_examples(store: Store, run: RunRecord, epsilon: float, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """`epsilon` is the largest of any client's."""
-    from fl_components.server.claim import example_spending
-    from fl_components.server.statement import left_out
-    from fl_components.store.ledger import EACH_CLIENT
+    from fedrounds.fl_components.server.claim import example_spending
+    from fedrounds.fl_components.server.statement import left_out
+    from fedrounds.fl_components.store.ledger import EACH_CLIENT
 
     told, terms = example_spending(store, run), store.find_budget(run.population + EACH_CLIENT)
     assert told is not None and terms is not None
@@ -393,8 +401,8 @@ def sweep_data(
 
     `shown` says where it is in Prefect and MLflow, which only the process that trains it knows.
     """
-    from tasks.tracking.results import recent_rounds
-    from tasks.tracking.sweep_view import best_cell, sweep_state
+    from fedrounds.tasks.tracking.results import recent_rounds
+    from fedrounds.tasks.tracking.sweep_view import best_cell, sweep_state
 
     runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id, deleted=True)}
     cells: list[dict[str, Any]] = []
@@ -418,7 +426,7 @@ def sweep_data(
 
 def _plain(config: str | Path | Mapping[str, Any] | FederationConfig) -> str | dict[str, Any]:
     """A path or a tree of plain values: what a flow's parameter can be."""
-    from fl_components.rules import Rule
+    from fedrounds.fl_components.rules import Rule
 
     source = config.model_dump(mode="json") if isinstance(config, Rule) else config
     return dict(source) if isinstance(source, Mapping) else str(Path(source).absolute())
@@ -426,8 +434,8 @@ def _plain(config: str | Path | Mapping[str, Any] | FederationConfig) -> str | d
 
 def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     """What `runs` lists of a run. `rounds` are its last ones: as far back as an evaluation."""
-    from tasks.tracking.results import evaluated
-    from tasks.tracking.server import run_url, tracking_uri
+    from fedrounds.tasks.tracking.results import evaluated
+    from fedrounds.tasks.tracking.server import run_url, tracking_uri
 
     last: dict[str, float] = rounds[-1].result["metrics"] if rounds else {}
     latest = {name: value for name, value in last.items() if not name.startswith("eval/")}
@@ -483,16 +491,16 @@ def _train(
     accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     if profile is not None:
-        from fl_components.server.profile import check_writable
+        from fedrounds.fl_components.server.profile import check_writable
 
         check_writable(profile)
     if run_id is not None:
         check_run_id(run_id)
     _check_configuration(config, overrides)
     with _connected(on_progress) as connection:
-        from flows.training import federated_training
-        from tasks.progress import nobody_listens
-        from tasks.session import new_run_id, session
+        from fedrounds.flows.training import federated_training
+        from fedrounds.tasks.progress import nobody_listens
+        from fedrounds.tasks.session import new_run_id, session
 
         run_id = run_id or new_run_id()
         listener = on_progress or nobody_listens
@@ -528,8 +536,8 @@ def _profiled(running: Session, file: Path | None, listener: OnProgress) -> Iter
     if file is None:
         yield
         return
-    from fl_components.server.profile import Profile
-    from tasks.progress import Progress
+    from fedrounds.fl_components.server.profile import Profile
+    from fedrounds.tasks.progress import Progress
 
     running.hub.profile = profile = Profile()
     try:
@@ -550,14 +558,14 @@ def _sweep(
     if sweep_id is not None:
         check_sweep_id(sweep_id)
     if config is not None:
-        from tasks.sweep import plan
+        from fedrounds.tasks.sweep import plan
 
         plan(sweep_id or "new", config, over, overrides)  # before a server is started for what makes no sense
     with _connected(on_progress) as connection:
-        from flows.sweep import federated_sweep
-        from tasks.progress import nobody_listens
-        from tasks.session import new_run_id
-        from tasks.sweep import sweep_session
+        from fedrounds.flows.sweep import federated_sweep
+        from fedrounds.tasks.progress import nobody_listens
+        from fedrounds.tasks.session import new_run_id
+        from fedrounds.tasks.sweep import sweep_session
 
         sweep_id = sweep_id or new_run_id()
         with sweep_session(sweep_id, config, over, overrides, on_progress or nobody_listens) as sweep:
@@ -575,7 +583,7 @@ def _sweep(
 def _check_configuration(config: str | dict[str, Any] | None, overrides: list[str]) -> None:
     """Raise `ConfigError` for a configuration that makes no sense, before a server is started for it."""
     if config is not None:
-        from fl_components.config import load_config
+        from fedrounds.fl_components.config import load_config
 
         load_config(config, overrides)
 
@@ -587,7 +595,7 @@ def _check_enclosing_flow() -> None:
         return
     from prefect.settings import PREFECT_API_URL
 
-    from deployments.stack.connection import configured_api_url
+    from fedrounds.deployments.stack.connection import configured_api_url
 
     server = configured_api_url()
     if server is None or server != (PREFECT_API_URL.value() or "").rstrip("/"):
@@ -600,14 +608,14 @@ def _check_enclosing_flow() -> None:
 @contextmanager
 def _connected(on_progress: OnProgress | None) -> Iterator[Connection]:
     """A Prefect server, which boots while what a training needs is imported."""
-    from deployments.stack.connection import ConfiguredServer, connect
-    from tasks.tracking.server import check_tracking_uri
+    from fedrounds.deployments.stack.connection import ConfiguredServer, connect
+    from fedrounds.tasks.tracking.server import check_tracking_uri
 
     check_tracking_uri()
     _check_enclosing_flow()
     with connect(say=lambda text: _tell(on_progress, text)) as connection:
         _tell(on_progress, "loading PyTorch, Prefect and the data")
-        import flows.training  # noqa: F401
+        import fedrounds.flows.training  # noqa: F401
 
         if isinstance(connection, ConfiguredServer):  # one that is away is told before anything is written
             connection.wait()
@@ -625,8 +633,8 @@ def _run(
     """Run a flow on what this process holds. Raises what ended it."""
     from prefect import tags
 
-    from deployments.stack.connection import client_settings
-    from flows.prefect_runs import in_our_words
+    from fedrounds.deployments.stack.connection import client_settings
+    from fedrounds.flows.prefect_runs import in_our_words
 
     connection.wait()
     with client_settings(connection), tags(tag), _first_interrupt_stops(cancelled) as interrupted:
@@ -662,7 +670,7 @@ def _first_interrupt_stops(cancelled: threading.Event) -> Iterator[threading.Eve
 
 def _tell(on_progress: OnProgress | None, text: str) -> None:
     if on_progress is not None:
-        from tasks.progress import Progress
+        from fedrounds.tasks.progress import Progress
 
         on_progress(Progress("message", text))
 
@@ -676,7 +684,7 @@ def _outside_a_loop(work: Callable[[], T]) -> T:
         try:
             return future.result()
         except KeyboardInterrupt:
-            from tasks.session import cancel_open_sessions
+            from fedrounds.tasks.session import cancel_open_sessions
 
             cancel_open_sessions()  # each stops before its next stage, and the executor waits for that
             raise

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any, Final
 
-from deployments.account import account_name
-from fl_components.errors import ConfigError, LeaseHeld, RunNotFound, Unreachable
-from fl_components.store import FINISHED_STATES, RunRecord, Store, is_unfinished
+from fedrounds.deployments.account import account_name
+from fedrounds.fl_components.errors import ConfigError, LeaseHeld, RunNotFound, Unreachable
+from fedrounds.fl_components.store import FINISHED_STATES, RunRecord, Store, is_unfinished
 
 SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def delete_runs(runs: Sequence[str], *, mlflow: bool, unfinished: bool) -> dict[str, Any]:
-    """See `deployments.api.delete_runs`."""
+    """See `fedrounds.deployments.api.delete_runs`."""
     with Store.open() as store:
         chosen = {run.run_id: run for name in runs for run in _runs_of(store, name)}
         held = [run_id for run_id in chosen if store.is_held(run_id)]
@@ -42,7 +42,7 @@ def prune(
     mlflow: bool,
     dry_run: bool,
 ) -> dict[str, Any]:
-    """See `deployments.api.prune`."""
+    """See `fedrounds.deployments.api.prune`."""
     if older_than is None and keep is None:
         raise ConfigError("nothing says which runs to prune", hint="give --older-than 90d, --keep 10, or both")
     if keep is not None and keep < 0:
@@ -104,7 +104,7 @@ def _delete(
         store.anchor()
     of_mlflow = None
     if mlflow and deleted:
-        from tasks.tracking.deletion import delete_from_mlflow
+        from fedrounds.tasks.tracking.deletion import delete_from_mlflow
 
         of_mlflow = asdict(delete_from_mlflow(store, deleted))
     return _answer(deleted, kept) | {
@@ -123,8 +123,8 @@ def _delete_from_prefect(store: Store, runs: Sequence[RunRecord]) -> dict[str, A
     """{flow_runs, problem}: how many flow runs were deleted, and why others could not be."""
     if not runs or find_spec("prefect") is None:
         return {"flow_runs": 0, "problem": None}
-    from deployments.stack.connection import client_settings, configured_api_url, connect
-    from deployments.stack.files import server_files
+    from fedrounds.deployments.stack.connection import client_settings, configured_api_url, connect
+    from fedrounds.deployments.stack.files import server_files
 
     if configured_api_url() is None and not server_files(store.home).database.exists():
         return {"flow_runs": 0, "problem": None}
@@ -136,7 +136,7 @@ def _delete_from_prefect(store: Store, runs: Sequence[RunRecord]) -> dict[str, A
             connection.wait()
             from prefect.client.orchestration import get_client
 
-            from flows.prefect_runs import delete_flow_runs, run_tag
+            from fedrounds.flows.prefect_runs import delete_flow_runs, run_tag
 
             with client_settings(connection), get_client(sync_client=True) as client:
                 for run in runs:

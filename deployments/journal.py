@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fl_components.errors import Unreachable
-from fl_components.store import Anchor, Store
+from fedrounds.fl_components.errors import Unreachable
+from fedrounds.fl_components.store import Anchor, Store
 
 
 def verify() -> dict[str, Any]:
@@ -15,7 +15,7 @@ def verify() -> dict[str, Any]:
     {rows, head, anchors, not_reached}: how many anchors agree, and why others could not be asked. Raises
     `JournalBroken`, naming the first row that is wrong.
     """
-    from tasks.anchors import anchors_in_mlflow
+    from fedrounds.tasks.anchors import anchors_in_mlflow
 
     with Store.open() as store:
         in_mlflow, mlflow_problem = anchors_in_mlflow(store)
@@ -42,14 +42,14 @@ def trust(key: str) -> dict[str, Any]:
 
 
 def _anchors_in_prefect(store: Store) -> tuple[list[Anchor], str | None]:
-    from deployments.stack.connection import client_settings, connect, is_running
+    from fedrounds.deployments.stack.connection import client_settings, connect, is_running
 
     if not is_running(store.home):
         return [], "Prefect was not asked: no server runs (`fedrounds ui` starts one)"
     import httpx
     from prefect.client.orchestration import get_client
 
-    from tasks.anchors import anchors_in_prefect
+    from fedrounds.tasks.anchors import anchors_in_prefect
 
     try:
         with connect(store.home) as connection, client_settings(connection), get_client(sync_client=True) as client:

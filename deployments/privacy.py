@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from deployments.account import account_name
-from fl_components.errors import BudgetNotSet, ConfigError
-from fl_components.store import DELETED, Budget, BudgetTerms, Store
+from fedrounds.deployments.account import account_name
+from fedrounds.fl_components.errors import BudgetNotSet, ConfigError
+from fedrounds.fl_components.store import DELETED, Budget, BudgetTerms, Store
 
 POINTS: Final = 60  # of a curve
 REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
@@ -27,7 +27,7 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
     POPULATION/CLIENT is the budget of one client's examples, and POPULATION/* lists all clients'; without a name all
     clients of a population are one entry, with the largest epsilon of any. Raises `BudgetNotSet` for one that has none.
     """
-    from fl_components.store.ledger import EACH_CLIENT
+    from fedrounds.fl_components.store.ledger import EACH_CLIENT
 
     with Store.open() as store:
         budgets = {each.population: each for each in store.budgets()}
@@ -48,7 +48,7 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
 
 def _check_known(store: Store, population: str) -> None:
     """Raises `BudgetNotSet` for a population, or a client, that has no budget."""
-    from fl_components.store.ledger import EACH_CLIENT, unregistered
+    from fedrounds.fl_components.store.ledger import EACH_CLIENT, unregistered
 
     if store.find_budget(population) is not None:
         return
@@ -71,7 +71,7 @@ def _clients_of(budgets: Mapping[str, Budget], population: str) -> list[Budget]:
 def _all_clients(store: Store, terms: Budget, clients: Sequence[Budget]) -> dict[str, Any]:
     """The one that has spent most, for all, and beside it the one that has the least left. The limit is that of clients
     that have none of their own."""
-    from fl_components.server.statement import unclaimed_runs
+    from fedrounds.fl_components.server.statement import unclaimed_runs
 
     told = [_terms(each) for each in clients]
     most = max(told, key=lambda each: each["epsilon"], default=_terms(terms))
@@ -90,9 +90,9 @@ def _all_clients(store: Store, terms: Budget, clients: Sequence[Budget]) -> dict
 
 
 def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str, Any]:
-    from fl_components.server.claim import epsilon_of
-    from fl_components.server.statement import tightest_epsilon, unclaimed_runs
-    from fl_components.store.ledger import from_pairs
+    from fedrounds.fl_components.server.claim import epsilon_of
+    from fedrounds.fl_components.server.statement import tightest_epsilon, unclaimed_runs
+    from fedrounds.fl_components.store.ledger import from_pairs
 
     of_client = store.spending_on(budget.population) if "/" in budget.population else None
     spent = {
@@ -120,7 +120,7 @@ def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str
 
 
 def _terms(budget: Budget) -> dict[str, Any]:
-    from fl_components.server.claim import spending
+    from fedrounds.fl_components.server.claim import spending
 
     told = spending(budget, {})
     return {
@@ -153,10 +153,10 @@ def set_budget(
     stays on its account. The reason and the account that gave it are journalled. Raises `ConfigError`, for instance for
     a client that none of the population's runs has had; before its first run any name is taken.
     """
-    from fl_components.privacy.accountants import NAME
-    from fl_components.privacy.example_level import NEIGHBOURING, UNIT
-    from fl_components.server.statement import RELATIONS_IN_WORDS, UNITS_IN_WORDS
-    from fl_components.store.ledger import EACH_CLIENT
+    from fedrounds.fl_components.privacy.accountants import NAME
+    from fedrounds.fl_components.privacy.example_level import NEIGHBOURING, UNIT
+    from fedrounds.fl_components.server.statement import RELATIONS_IN_WORDS, UNITS_IN_WORDS
+    from fedrounds.fl_components.store.ledger import EACH_CLIENT
 
     if not reason.strip():
         raise ConfigError("no reason is given", hint=REASON)
@@ -234,8 +234,8 @@ def _check_client(store: Store, population: str, of_each: Budget | None) -> None
 
 def _check_name(population: str) -> None:
     """Raises `ConfigError` for what can be no population's name, nor that of one client's or each client's examples."""
-    from fl_components.config import NAME
-    from fl_components.data.federated import CLIENT_ID
+    from fedrounds.fl_components.config import NAME
+    from fedrounds.fl_components.data.federated import CLIENT_ID
 
     base, slash, client = population.partition("/")
     if not re.fullmatch(NAME, base) or len(base) > 100:
@@ -257,9 +257,9 @@ def ledger(population: str) -> list[dict[str, Any]]:
     many rounds they have committed. Raises `BudgetNotSet` for a population that has no budget, and `ConfigError` for
     POPULATION/*, since each client has a ledger of its own.
     """
-    from fl_components.privacy.example_level import UNIT
-    from fl_components.server.statement import unclaimed_runs
-    from fl_components.store.ledger import EACH_CLIENT
+    from fedrounds.fl_components.privacy.example_level import UNIT
+    from fedrounds.fl_components.server.statement import unclaimed_runs
+    from fedrounds.fl_components.store.ledger import EACH_CLIENT
 
     with Store.open() as store:
         _check_known(store, population)
@@ -301,7 +301,7 @@ def ledger(population: str) -> list[dict[str, Any]]:
 
 def statement(run: str) -> dict[str, Any]:
     """The privacy statement of a run. Raises `RunNotFound`."""
-    from fl_components.server.statement import markdown, statement
+    from fedrounds.fl_components.server.statement import markdown, statement
 
     with Store.open() as store:
         found = statement(store, store.run(run))
@@ -332,22 +332,22 @@ def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = No
     No training example of the run's clients takes part, and nothing is charged. Raises `RunNotFound`, `ConfigError` for
     a run without a claim and for too few canaries (in both cases before a flow run starts), `Unreachable`.
     """
-    from deployments.stack.connection import client_settings, connect
-    from tasks.audit import auditable_run
+    from fedrounds.deployments.stack.connection import client_settings, connect
+    from fedrounds.tasks.audit import auditable_run
 
     with Store.open() as store:
         auditable_run(store, run, num_canaries)
     with connect() as connection:
-        from fl_components.privacy.audit import AuditReport
-        from fl_components.privacy.example_audit import ExampleAuditReport
-        from flows.audit import privacy_audit
+        from fedrounds.fl_components.privacy.audit import AuditReport
+        from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport
+        from fedrounds.flows.audit import privacy_audit
 
         connection.wait()
         with client_settings(connection):
             state = privacy_audit(run, num_canaries, return_state=True)
             found: Any = state.result(raise_on_failure=state.name != "Accused")
     if picture is not None:
-        from deployments.cli.picture import draw_audit
+        from fedrounds.deployments.cli.picture import draw_audit
 
         kind = AuditReport if "epsilon_interval" in found else ExampleAuditReport
         draw_audit([kind(**{name: found[name] for name in kind.__slots__})], Path(picture))
@@ -364,14 +364,14 @@ def plan(
     Each choice has the curve of epsilon by round, and the noise on a coordinate of the mean in clipping norms. Raises
     `ConfigError`.
     """
-    from fl_components.config import load_config, source_folder
-    from fl_components.privacy import CentralPrivacy, neighbouring_of
-    from fl_components.privacy.accountants import rdp_epsilon
-    from fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
-    from fl_components.privacy.central import LEAST_NOISE
-    from fl_components.privacy.events import Event
-    from fl_components.server.hub import assembled_for_a_look
-    from fl_components.values import Sampling
+    from fedrounds.fl_components.config import load_config, source_folder
+    from fedrounds.fl_components.privacy import CentralPrivacy, neighbouring_of
+    from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+    from fedrounds.fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
+    from fedrounds.fl_components.privacy.central import LEAST_NOISE
+    from fedrounds.fl_components.privacy.events import Event
+    from fedrounds.fl_components.server.hub import assembled_for_a_look
+    from fedrounds.fl_components.values import Sampling
 
     _check_epsilon(epsilon)
     resolved = load_config(config, overrides)
@@ -429,7 +429,7 @@ def plan(
         "choices": choices,
     }
     if picture is not None:
-        from deployments.cli.picture import draw_plan
+        from fedrounds.deployments.cli.picture import draw_plan
 
         draw_plan(found, Path(picture))
     return found
@@ -449,12 +449,12 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     The clients with the fewest rows come first, at most `MOST_SHOWN`: the same noise weighs more on a smaller batch.
     Raises `ConfigError`.
     """
-    from fl_components.config import load_config, source_folder
-    from fl_components.privacy.accountants import rdp_epsilon
-    from fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
-    from fl_components.privacy.example_level import NEIGHBOURING
-    from fl_components.server.claim import MOST_SHOWN
-    from fl_components.server.hub import assembled_for_a_look
+    from fedrounds.fl_components.config import load_config, source_folder
+    from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+    from fedrounds.fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
+    from fedrounds.fl_components.privacy.example_level import NEIGHBOURING
+    from fedrounds.fl_components.server.claim import MOST_SHOWN
+    from fedrounds.fl_components.server.hub import assembled_for_a_look
 
     _check_epsilon(epsilon)
     resolved = load_config(config, overrides)

@@ -22,16 +22,16 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fl_components.aggregation import AdditiveRule, Aggregation, Mean
-from fl_components.clients import Always, Network, Selection, Uniform
-from fl_components.compression import Broadcast, Compression, NoCompression
-from fl_components.data import Data
-from fl_components.errors import ConfigError
-from fl_components.models import Model
-from fl_components.privacy import NoPrivacy, Privacy
-from fl_components.rules import MOST_WHOLE, Added, Rule
-from fl_components.server_optimizers import FedAvg, ServerOptimizer
-from fl_components.training import Evaluation, Execution, LocalExecution, Training
+from fedrounds.fl_components.aggregation import AdditiveRule, Aggregation, Mean
+from fedrounds.fl_components.clients import Always, Network, Selection, Uniform
+from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
+from fedrounds.fl_components.data import Data
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.models import Model
+from fedrounds.fl_components.privacy import NoPrivacy, Privacy
+from fedrounds.fl_components.rules import MOST_WHOLE, Added, Rule
+from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
+from fedrounds.fl_components.training import Evaluation, Execution, LocalExecution, Training
 
 MANY = 10**9
 """Clients, where their number is not known."""

@@ -30,7 +30,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from fl_components.redaction import redact
+from fedrounds.fl_components.redaction import redact
 
 
 class FedroundsError(Exception):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
-from fl_components.errors import ModelError
+from fedrounds.fl_components.errors import ModelError
 
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PydanticUserError, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fl_components.errors import ConfigError, LeftOut, one_line
+from fedrounds.fl_components.errors import ConfigError, LeftOut, one_line
 
 
 class Rule(BaseModel):

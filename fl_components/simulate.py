@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_components.compression import Known
-from fl_components.config import FederationConfig
-from fl_components.randomness import derive_key
-from fl_components.server.federation import assemble
-from fl_components.training import one_thread
-from fl_components.values import Float32
+from fedrounds.fl_components.compression import Known
+from fedrounds.fl_components.config import FederationConfig
+from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.training import one_thread
+from fedrounds.fl_components.values import Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class SimulatedRound:
 def simulate(config: FederationConfig, source_folder: str | None = None) -> Iterator[SimulatedRound]:
     """The rounds of `config`, one after the other, from fresh parameters.
 
-    >>> from fl_components.config import parse_config
+    >>> from fedrounds.fl_components.config import parse_config
     >>> config = parse_config({
     ...     "name": "heart", "rounds": 3, "data": {"kind": "heart_disease"},
     ...     "model": {"kind": "logistic_regression"}, "training": {"learning_rate": 0.1, "epochs": 1},

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fl_components.errors import StoreError
-from fl_components.parameters import params_digest
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.parameters import params_digest
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -8,8 +8,8 @@ from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from fl_components.store import Store
-from tasks.audit import audit_mechanism, auditable_run, show_audit
+from fedrounds.fl_components.store import Store
+from fedrounds.tasks.audit import audit_mechanism, auditable_run, show_audit
 
 
 @flow(name="privacy-audit", flow_run_name="audit of {run}", persist_result=False, validate_parameters=False)

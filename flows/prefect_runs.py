@@ -33,8 +33,15 @@ from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
-from fl_components.errors import BudgetExhausted, FedroundsError, RunCancelled, RunFailed, TooFewClients, Unreachable
-from tasks.progress import Listener, Progress
+from fedrounds.fl_components.errors import (
+    BudgetExhausted,
+    FedroundsError,
+    RunCancelled,
+    RunFailed,
+    TooFewClients,
+    Unreachable,
+)
+from fedrounds.tasks.progress import Listener, Progress
 
 METRICS_LOGGED = {
     "train/loss": ".4f",

@@ -7,16 +7,16 @@ from typing import Any
 from prefect import State, flow
 from prefect.states import Cancelled
 
-from fl_components.errors import RunCancelled
-from fl_components.server.hub import Hub
-from fl_components.values import RoundResult
-from tasks import stages as prefect_stages
-from tasks.session import running_session
-from tasks.views import track
+from fedrounds.fl_components.errors import RunCancelled
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.values import RoundResult
+from fedrounds.tasks import stages as prefect_stages
+from fedrounds.tasks.session import running_session
+from fedrounds.tasks.views import track
 
 
 def walk(stages: Any, hub: Hub, round: int) -> RoundResult:
-    """A round, forward only. `stages` holds the functions of fl_components.server.stages, as they are or as tasks."""
+    """A round, forward only. `stages` holds the functions of `fl_components.server.stages`, as they are or as tasks."""
     result: RoundResult | None = hub.committed(round)
     if result is not None:
         return result

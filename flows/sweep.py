@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.context import TagsContext
 from prefect.settings import PREFECT_UI_URL
 
-from fl_components.errors import (
+from fedrounds.fl_components.errors import (
     BudgetExhausted,
     ConfigError,
     DataError,
@@ -22,8 +22,8 @@ from fl_components.errors import (
     RunFailed,
     TooFewClients,
 )
-from fl_components.store import cell_name
-from flows.prefect_runs import (
+from fedrounds.fl_components.store import cell_name
+from fedrounds.flows.prefect_runs import (
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
@@ -34,10 +34,10 @@ from flows.prefect_runs import (
     sweep_tag,
     without_heartbeat,
 )
-from flows.training import federated_training
-from tasks.session import run_id_of_flow_run, session
-from tasks.sweep import SweepSession, sweep_session
-from tasks.tracking.sweep_view import end_sweep
+from fedrounds.flows.training import federated_training
+from fedrounds.tasks.session import run_id_of_flow_run, session
+from fedrounds.tasks.sweep import SweepSession, sweep_session
+from fedrounds.tasks.tracking.sweep_view import end_sweep
 
 OF_ONE_CELL = (ConfigError, DataError, ModelError, RunConflict, RunFailed, TooFewClients, BudgetExhausted)
 """What ends a cell and says nothing about the next one."""

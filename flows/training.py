@@ -10,8 +10,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
 
-from fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, one_line
-from flows.prefect_runs import (
+from fedrounds.fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, one_line
+from fedrounds.flows.prefect_runs import (
     Children,
     cancellation_watched,
     crash_stale_runs,
@@ -25,11 +25,11 @@ from flows.prefect_runs import (
     was_stopped,
     without_heartbeat,
 )
-from flows.round import federated_round
-from tasks.anchors import sightings
-from tasks.session import Session, loggable_model, run_id_of_flow_run, session
-from tasks.tracking.tracker import Tracker, catch_up
-from tasks.views import RunArtifact
+from fedrounds.flows.round import federated_round
+from fedrounds.tasks.anchors import sightings
+from fedrounds.tasks.session import Session, loggable_model, run_id_of_flow_run, session
+from fedrounds.tasks.tracking.tracker import Tracker, catch_up
+from fedrounds.tasks.views import RunArtifact
 
 TRACKING_TIMEOUT_S = 20.0
 

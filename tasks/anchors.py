@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from fl_components.errors import JournalBroken
-from fl_components.store import Anchor, RunRecord, Sighting, Store
-from tasks.tracking import server
-from tasks.tracking.run_view import ANCHOR_TAG, RUN_ID_TAG
-from tasks.tracking.sweep_view import CREATED_TAG
+from fedrounds.fl_components.errors import JournalBroken
+from fedrounds.fl_components.store import Anchor, RunRecord, Sighting, Store
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.run_view import ANCHOR_TAG, RUN_ID_TAG
+from fedrounds.tasks.tracking.sweep_view import CREATED_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,19 +12,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, RunNotFound
-from fl_components.privacy import CentralPrivacy
-from fl_components.privacy.audit import LEAST_CANARIES, AuditReport, accuses, audit
-from fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
-from fl_components.privacy.example_audit import accuses as accuses_examples
-from fl_components.server.federation import Federation
-from fl_components.server.hub import federation_of
-from fl_components.store import DELETED, RunRecord, Store, derived_key
-from fl_components.training import Shadow, one_thread
-from fl_components.values import Float32
-from tasks.tracking import server
-from tasks.tracking.run_view import experiment_of
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, RunNotFound
+from fedrounds.fl_components.privacy import CentralPrivacy
+from fedrounds.fl_components.privacy.audit import LEAST_CANARIES, AuditReport, accuses, audit
+from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
+from fedrounds.fl_components.privacy.example_audit import accuses as accuses_examples
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.hub import federation_of
+from fedrounds.fl_components.store import DELETED, RunRecord, Store, derived_key
+from fedrounds.fl_components.training import Shadow, one_thread
+from fedrounds.fl_components.values import Float32
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.run_view import experiment_of
 
 AUDIT_TAG: Final = "fedrounds.audit_of"
 

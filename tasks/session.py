@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_components.config import load_config, source_folder
-from fl_components.errors import ConfigError
-from fl_components.redaction import redact
-from fl_components.server.federation import Federation
-from fl_components.server.hub import Hub, Start, federation_of, open_hub, start_fresh_or_latest
-from fl_components.store import RunRecord, Store, SweepRecord
-from fl_components.values import Float32, ServerState
-from tasks.progress import Listener, Progress, nobody_listens
-from tasks.tracking.model import LoggableModel, load_start_parameters
-from tasks.tracking.server import check_tracking_uri
-from tasks.tracking.tracker import Tracker
+from fedrounds.fl_components.config import load_config, source_folder
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.redaction import redact
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.hub import Hub, Start, federation_of, open_hub, start_fresh_or_latest
+from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
+from fedrounds.fl_components.values import Float32, ServerState
+from fedrounds.tasks.progress import Listener, Progress, nobody_listens
+from fedrounds.tasks.tracking.model import LoggableModel, load_start_parameters
+from fedrounds.tasks.tracking.server import check_tracking_uri
+from fedrounds.tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from tasks.views import RunArtifact
+    from fedrounds.tasks.views import RunArtifact
 
 ConfigSource = str | Mapping[str, Any] | None
 

@@ -13,8 +13,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
-from fl_components.server import stages
-from fl_components.server.hub import Hub
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import Hub
 
 P = ParamSpec("P")
 T = TypeVar("T")

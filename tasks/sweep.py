@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl_components.config import (
+from fedrounds.fl_components.config import (
     FederationConfig,
     config_digest,
     load_fields,
@@ -21,12 +21,12 @@ from fl_components.config import (
     with_absolute_paths,
     with_value,
 )
-from fl_components.errors import ConfigError, FedroundsError, RunCancelled
-from fl_components.models.base import REGISTERED_MODEL
-from fl_components.store import Store, SweepRecord, cell_name
-from fl_components.store.schema import canonical_json
-from tasks.progress import Listener, Progress, nobody_listens
-from tasks.session import ConfigSource
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunCancelled
+from fedrounds.fl_components.models.base import REGISTERED_MODEL
+from fedrounds.fl_components.store import Store, SweepRecord, cell_name
+from fedrounds.fl_components.store.schema import canonical_json
+from fedrounds.tasks.progress import Listener, Progress, nobody_listens
+from fedrounds.tasks.session import ConfigSource
 
 Over = Sequence[str] | Mapping[str, Sequence[Any]]
 """The axes of a grid: each of the form `a.b=1,2,3`, or fields and their values."""

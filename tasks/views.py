@@ -15,15 +15,15 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.utilities.annotations import quote
 
-from fl_components.server.claim import example_spending, spending
-from fl_components.server.hub import Hub
-from fl_components.server.statement import left_out, left_out_in_words
-from fl_components.store import Budget, RoundRecord, RunRecord, Store
-from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
-from fl_components.values import RoundResult
-from tasks.anchors import anchor_line, page_key
-from tasks.session import Session
-from tasks.tracking.server import run_url, tracking_uri
+from fedrounds.fl_components.server.claim import example_spending, spending
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.statement import left_out, left_out_in_words
+from fedrounds.fl_components.store import Budget, RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
+from fedrounds.fl_components.values import RoundResult
+from fedrounds.tasks.anchors import anchor_line, page_key
+from fedrounds.tasks.session import Session
+from fedrounds.tasks.tracking.server import run_url, tracking_uri
 
 ROUNDS_SHOWN = 20
 BAR_WIDTH = 30

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from fl_components.store import Store
+from fedrounds.fl_components.store import Store
 from tests.support import FULL_EXAMPLES, QUICK_EXAMPLES, copy_home, make_template_home, missing, use_home
 
 settings.register_profile("full", deadline=None, max_examples=FULL_EXAMPLES)  # the machine may be busy

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import settings
 
-from fl_components.errors import DataError
+from fedrounds.fl_components.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")
@@ -31,9 +31,9 @@ FULL_EXAMPLES, QUICK_EXAMPLES = 100, 10  # of each property
 MAKE_HOME = """
 import os
 from pathlib import Path
-from deployments.stack.connection import connect
-from fl_components.store import Store
-from tasks.tracking import server
+from fedrounds.deployments.stack.connection import connect
+from fedrounds.fl_components.store import Store
+from fedrounds.tasks.tracking import server
 home = Path(os.environ["FEDROUNDS_HOME"])
 with connect(idle_s=0.5) as connection:
     Store.open().close()
@@ -193,7 +193,7 @@ def public_data() -> Iterator[None]:
 @contextmanager
 def server_stays(home: Path) -> Iterator[None]:
     """Prefect's server that a command starts in `home` goes on after it: all that it was sent is written."""
-    from deployments.stack.files import server_files, try_lock
+    from fedrounds.deployments.stack.files import server_files, try_lock
 
     interest = try_lock(server_files(home).clients_lock, exclusive=False)
     assert interest is not None
@@ -204,7 +204,7 @@ def server_stays(home: Path) -> Iterator[None]:
 
 
 def server_is_up(home: Path) -> bool:
-    from deployments.stack.files import is_locked, server_files
+    from fedrounds.deployments.stack.files import is_locked, server_files
 
     return is_locked(server_files(home).server_lock)
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from benchmarks import codecs
-from fl_components.config import load_config
-from fl_components.simulate import simulate
-from fl_components.wire import Update, encode_update
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.simulate import simulate
+from fedrounds.fl_components.wire import Update, encode_update
 from tests.support import missing, public_data
 
 ROOT = Path(__file__).resolve().parents[1]

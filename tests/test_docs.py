@@ -11,21 +11,21 @@ import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from fl_components.clients import Availability, Network, Selection
-from fl_components.compression import Compression
-from fl_components.compression.sparse import Values
-from fl_components.config import FederationConfig, load_config, parse_config
-from fl_components.data import Data
-from fl_components.data.partition import Partition
-from fl_components.models import Model
-from fl_components.privacy import AnyClipping, ExamplePrivacy, Privacy
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.server_optimizers import ServerOptimizer
-from fl_components.simulate import simulate
-from fl_components.store import Store
-from fl_components.training import Execution
-from fl_components.training.schedules import Schedule
+from fedrounds.fl_components.clients import Availability, Network, Selection
+from fedrounds.fl_components.compression import Compression
+from fedrounds.fl_components.compression.sparse import Values
+from fedrounds.fl_components.config import FederationConfig, load_config, parse_config
+from fedrounds.fl_components.data import Data
+from fedrounds.fl_components.data.partition import Partition
+from fedrounds.fl_components.models import Model
+from fedrounds.fl_components.privacy import AnyClipping, ExamplePrivacy, Privacy
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server_optimizers import ServerOptimizer
+from fedrounds.fl_components.simulate import simulate
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.training import Execution
+from fedrounds.fl_components.training.schedules import Schedule
 from tests.support import ROOT, parameters, public_data
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -125,7 +125,7 @@ def test_python_on_a_page_compiles(text: str) -> None:
 
 @pytest.mark.parametrize("name", parameters(EXAMPLES, quick=("heart_disease", "compressed", "heart_disease_private")))
 def test_an_example_loads_its_data_and_fits_its_model(name: str) -> None:
-    from deployments import api
+    from fedrounds.deployments import api
 
     with public_data():
         checked = api.check_config(str(ROOT / "examples" / f"{name}.yaml"), data=True)
@@ -155,7 +155,7 @@ def test_the_rules_of_the_extension_s_page_are_those_of_the_example() -> None:
 
 
 def test_the_rule_on_the_page_trains_through_the_stages(home: Path) -> None:
-    from flows.round import walk
+    from fedrounds.flows.round import walk
 
     config = parse_config(BASE | {"rounds": 3, "server_optimizer": {"kind": "fedavgm", "momentum": 0.8}})
     with Store.open() as store, open_hub(store, "r", config=config) as hub:

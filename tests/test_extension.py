@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from fl_components.errors import LeftOut
-from fl_components.models import LogisticRegression, Mlp
-from fl_components.rules import union
+from fedrounds.fl_components.errors import LeftOut
+from fedrounds.fl_components.models import LogisticRegression, Mlp
+from fedrounds.fl_components.rules import union
 from tests.support import FEDROUNDS, ROOT, clean_environment, data_of
 
 EXTENSION = ROOT / "examples" / "extension"
@@ -65,8 +65,8 @@ def test_its_kinds_are_unknown_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.ci
 def test_its_four_rules_train(installed: Path) -> None:
     code = f"""
-from fl_components.config import load_config
-from fl_components.simulate import simulate
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.simulate import simulate
 for step in simulate(load_config({str(CONFIG)!r})):
     if step.round <= 2:
         print(*step.cohort)
@@ -95,19 +95,19 @@ BROKEN: list[Any] = [
     ("[fedrounds.models]\nnet = broken_rules:Net\n", "class Net: pass", "it is no ModelRule"),
     (
         "[fedrounds.models]\nnet = broken_rules:Net\n",
-        "from typing import Literal\nfrom fl_components.models import ModelRule\n"
+        "from typing import Literal\nfrom fedrounds.fl_components.models import ModelRule\n"
         "class Net(ModelRule):\n    kind: Literal['net'] = 'net'\n",
         "it has no build",
     ),
     (
         "[fedrounds.models]\nnet = broken_rules:Net\n",
-        "from typing import Literal\nfrom fl_components.models import Mlp\n"
+        "from typing import Literal\nfrom fedrounds.fl_components.models import Mlp\n"
         "class Net(Mlp):\n    kind: Literal['net'] = 'net'\n    of: memoryview\n",
         "Unable to generate pydantic-core schema for <class 'memoryview'>",
     ),
     (
         "[fedrounds.models]\nnet = broken_rules:Net\n",
-        "from fl_components.models import Mlp\n\nclass Net(Mlp):\n    pass\n",
+        "from fedrounds.fl_components.models import Mlp\n\nclass Net(Mlp):\n    pass\n",
         "the kind 'mlp' exists already, as Mlp",
     ),
 ]
@@ -154,7 +154,7 @@ def test_the_command_says_what_is_left_out_and_a_configuration_why(tmp_path: Pat
 def test_a_rule_may_hold_another_of_its_family(tmp_path: Path) -> None:
     module = """
 from typing import Literal
-from fl_components.data.partition import Iid, Partition
+from fedrounds.fl_components.data.partition import Iid, Partition
 
 class Within(Iid):
     kind: Literal["within"] = "within"
@@ -163,7 +163,7 @@ class Within(Iid):
     folder = broken(tmp_path, "[fedrounds.partitions]\nwithin = broken_rules:Within\n", module)
     code = """
 import warnings; warnings.simplefilter("error")
-from fl_components.data import Digits
+from fedrounds.fl_components.data import Digits
 inner = {"kind": "within", "num_clients": 2, "inner": {"kind": "iid", "num_clients": 3}}
 print(Digits(partition={"kind": "within", "num_clients": 1, "inner": inner}).partition.inner.inner.num_clients)
 """
@@ -171,7 +171,7 @@ print(Digits(partition={"kind": "within", "num_clients": 1, "inner": inner}).par
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["one_module", "fl_components.data", "fl_components.config"])
+@pytest.mark.parametrize("first", ["one_module", "fedrounds.fl_components.data", "fedrounds.fl_components.config"])
 def test_rules_of_several_families_may_share_a_module(first: str, tmp_path: Path) -> None:
     """Whatever is imported first: the module needs the families, and the families name its rules."""
     rules = {"data": "Wards", "models": "Quadratic", "aggregation": "CappedMean", "selection": "RoundRobin"}
@@ -185,7 +185,7 @@ def test_rules_of_several_families_may_share_a_module(first: str, tmp_path: Path
     code = f"""
 import warnings; warnings.simplefilter("error")
 import {first}
-from fl_components.config import load_config
+from fedrounds.fl_components.config import load_config
 config = load_config({str(CONFIG)!r})
 print(*[type(each).__name__ for each in (config.data, config.model, config.aggregation, config.selection)])
 """

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from fl_components.config import load_config
-from fl_components.data import Tables
-from fl_components.errors import DataError
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.data import Tables
+from fedrounds.fl_components.errors import DataError
 from tests.support import ROOT, data_of, run_fedrounds
 
 PAGE = (ROOT / "docs" / "own_data.md").read_text()

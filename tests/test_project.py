@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"fl_components", "tasks", "flows", "deployments"}
+PACKAGES = ("fl_components", "tasks", "flows", "deployments")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -29,21 +29,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_the_four_packages_and_no_tests(wheel: Path) -> None:
+def test_the_wheel_holds_one_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"fedrounds"}
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
-    expected = {str(path.relative_to(ROOT)) for path in files if path.parent.name != "__pycache__"}
+    expected = {f"fedrounds/{path.relative_to(ROOT)}" for path in files if path.parent.name != "__pycache__"}
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     assert expected - packed == set()
-    for name in ("fl_components/data/heart_disease/processed.cleveland.data", "deployments/prefect.yaml"):
-        assert name in packed
-    assert any(name.startswith("fl_components/store/migrations/versions/") for name in packed)
+    for name in ("fl_components/data/heart_disease/processed.cleveland.data", "deployments/prefect.yaml", "py.typed"):
+        assert f"fedrounds/{name}" in packed
+    assert any(name.startswith("fedrounds/fl_components/store/migrations/versions/") for name in packed)
 
 
 @pytest.mark.ci
@@ -52,10 +52,10 @@ def test_the_wheel_works_away_from_the_source_tree(wheel: Path, tmp_path: Path) 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     program = (
-        "import pathlib, fl_components\n"
-        "from fl_components.data.heart_disease import HeartDisease\n"
-        "from fl_components.store import Store\n"
-        f"assert pathlib.Path(fl_components.__file__).is_relative_to({str(site)!r}), fl_components.__file__\n"
+        "import pathlib, fedrounds\n"
+        "from fedrounds.fl_components.data.heart_disease import HeartDisease\n"
+        "from fedrounds.fl_components.store import Store\n"
+        f"assert pathlib.Path(fedrounds.__file__).is_relative_to({str(site)!r}), fedrounds.__file__\n"
         f"with Store.open(pathlib.Path({str(tmp_path / 'home')!r})) as store:\n"
         "    assert store.runs() == []\n"
         "print(HeartDisease().load(0).num_clients)\n"
@@ -72,7 +72,7 @@ def test_the_wheel_works_away_from_the_source_tree(wheel: Path, tmp_path: Path) 
 
 
 def test_the_command_is_called_fedrounds() -> None:
-    assert PROJECT["scripts"] == {"fedrounds": "deployments.cli:main"}
+    assert PROJECT["scripts"] == {"fedrounds": "fedrounds.deployments.cli:main"}
     (script,) = entry_points(group="console_scripts", name="fedrounds")
     assert callable(script.load())
 

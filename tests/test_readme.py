@@ -49,7 +49,7 @@ def test_every_picture_and_page_that_is_linked_to_is_there() -> None:
 
 
 def test_the_table_of_commands_names_all_that_there_are() -> None:
-    from deployments.cli.app import build
+    from fedrounds.deployments.cli.app import build
 
     app = build()
     commands = {name for name in app if not name.startswith("-")}

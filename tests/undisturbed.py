@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_components.config import FederationConfig
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.config import FederationConfig
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 
 
 def undisturbed_digest(config: FederationConfig, home: Path) -> str:

@@ -26,8 +26,8 @@ import psutil
 from benchmarks.peers.environments import NotInstalled, python_of
 from benchmarks.peers.measure import WORKLOAD, WORKLOADS, Task
 from benchmarks.peers.tables import Row, table
-from fl_components.data.folders import find_folder
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.folders import find_folder
+from fedrounds.fl_components.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_WORKLOAD = ROOT.parent / "shared" / "bench" / "workload.py"

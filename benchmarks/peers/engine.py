@@ -11,11 +11,11 @@ from benchmarks.peers.measure import Task, main
 
 
 def run(task: Task, rounds: int, setting: str) -> tuple[list[float], float]:
-    from fl_components.config import parse_config
-    from fl_components.server import stages
-    from fl_components.server.hub import open_hub
-    from fl_components.store import Store
-    from flows.round import walk
+    from fedrounds.fl_components.config import parse_config
+    from fedrounds.fl_components.server import stages
+    from fedrounds.fl_components.server.hub import open_hub
+    from fedrounds.fl_components.store import Store
+    from fedrounds.flows.round import walk
 
     processes = len(os.sched_getaffinity(0))
     config = parse_config(configuration(task, rounds) | {"execution": {"processes": processes}})

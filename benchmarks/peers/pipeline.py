@@ -23,8 +23,8 @@ FEDROUNDS = Path(sys.executable).with_name("fedrounds")
 
 
 def run(task: Task, rounds: int, setting: str) -> tuple[list[float], float]:
-    from deployments.stack.files import server_files
-    from fl_components.store import Store
+    from fedrounds.deployments.stack.files import server_files
+    from fedrounds.fl_components.store import Store
 
     with tempfile.TemporaryDirectory(prefix="fedrounds-pipeline-", ignore_cleanup_errors=True) as folder:
         home, config = Path(folder) / "home", Path(folder) / "workload.yaml"

@@ -13,8 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 the run failed, 2 usage or configuration, 3 unreachable or not allowed, 4 too few clients, 5 budget
     exhausted, 70 a bug, 130 stopped by Ctrl-C.
     """
-    from deployments.cli.layout import misplaced_package
-    from deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line, use_utf8
+    from fedrounds.deployments.cli.screen import Screen, make_streams_writable, show_left_out_as_a_line, use_utf8
 
     if argv is None:
         use_utf8()
@@ -23,10 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_left_out_as_a_line()
     tokens = list(sys.argv[1:] if argv is None else argv)
     with Screen(as_json="--json" in tokens) as screen:
-        misplaced = misplaced_package()
-        if misplaced is not None:
-            return screen.fail("shadowed", misplaced.message, misplaced.hint, exit_code=2)
-
-        from deployments.cli.app import run
+        from fedrounds.deployments.cli.app import run
 
         return run([token for token in tokens if token != "--json"], screen)

@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError, Group
 
-from deployments.cli import commands
-from deployments.cli.screen import Answer, Screen
-from fl_components.errors import FedroundsError
-from fl_components.redaction import redact
+from fedrounds.deployments.cli import commands
+from fedrounds.deployments.cli.screen import Answer, Screen
+from fedrounds.fl_components.errors import FedroundsError
+from fedrounds.fl_components.redaction import redact
 
 TRAINING = Group("Training", sort_key=1)
 CONFIGURATION = Group("Configuration", sort_key=2)

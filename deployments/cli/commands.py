@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Group
 
-from deployments.cli.progress import display
-from deployments.cli.screen import Answer, Screen
-from fl_components.errors import ConfigError, NotInstalled
+from fedrounds.deployments.cli.progress import display
+from fedrounds.deployments.cli.screen import Answer, Screen
+from fedrounds.fl_components.errors import ConfigError, NotInstalled
 
 if TYPE_CHECKING:
-    from tasks.progress import Progress
+    from fedrounds.tasks.progress import Progress
 
 Config = Annotated[str, Parameter(help="A YAML file.")]
 Overrides = Annotated[
@@ -47,7 +47,7 @@ def train(
     """Train a model by federated rounds."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
-        from deployments import api
+        from fedrounds.deployments import api
 
         return api.train(config, overrides=overrides or (), run_id=run_id, on_progress=on_progress, profile=profile)
 
@@ -69,7 +69,7 @@ def sweep(
     """Train once for each cell of a grid of settings, and compare them in MLflow."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
-        from deployments import api
+        from fedrounds.deployments import api
 
         return api.sweep(config, over, overrides=overrides or (), sweep_id=sweep_id, on_progress=on_progress)
 
@@ -97,7 +97,7 @@ def resume(
     """Go on with a stopped run or sweep, after the last committed round."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
-        from deployments import api
+        from fedrounds.deployments import api
 
         return api.resume(
             run,
@@ -115,8 +115,8 @@ def runs(
     all: Annotated[bool, Parameter(negative=(), help="List runs that were deleted, too.")] = False,
 ) -> Answer:
     """List the runs, newest first, or delete some."""
-    from deployments import api
-    from deployments.cli import tables
+    from fedrounds.deployments import api
+    from fedrounds.deployments.cli import tables
 
     rows = api.runs(limit, deleted=all)
     return Answer(rows, tables.runs(rows))
@@ -132,8 +132,8 @@ def runs_delete(
     screen: OnScreen,
 ) -> Answer:
     """Delete runs for good: rounds, models, and what Prefect shows. Charges and the journal stay."""
-    from deployments import api
-    from deployments.cli import tables
+    from fedrounds.deployments import api
+    from fedrounds.deployments.cli import tables
 
     _confirm(f"Delete {', '.join(runs)} for good?", yes, screen)
     found = api.delete_runs(runs, mlflow=mlflow, unfinished=unfinished)
@@ -156,8 +156,8 @@ def prune(
     screen: OnScreen,
 ) -> Answer:
     """Delete old runs, as `runs delete` does: by age, by count, or both."""
-    from deployments import api
-    from deployments.cli import tables
+    from fedrounds.deployments import api
+    from fedrounds.deployments.cli import tables
 
     chosen: dict[str, Any] = {
         "older_than": older_than,
@@ -186,8 +186,8 @@ def _confirm(question: str, yes: bool, screen: Screen) -> None:
 
 def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) -> Answer:
     """Show one run: results, privacy, traffic, rounds, and where to look next; or a sweep's cells."""
-    from deployments import api
-    from deployments.cli import tables
+    from fedrounds.deployments import api
+    from fedrounds.deployments.cli import tables
 
     data = api.show(run)
     return Answer(data, tables.sweep(data) if "cells" in data else tables.details(data))
@@ -195,8 +195,8 @@ def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) 
 
 def data_list() -> Answer:
     """List the public data sets, and where their files are."""
-    from deployments.cli import tables
-    from fl_components.data.downloads import statuses
+    from fedrounds.deployments.cli import tables
+    from fedrounds.fl_components.data.downloads import statuses
 
     found = statuses()
     return Answer(found, tables.data_sets(found))
@@ -212,8 +212,8 @@ def data_get(
     screen: OnScreen,
 ) -> Answer:
     """Download the files of a public data set into FEDROUNDS_DATA, and check that they are the published ones."""
-    from deployments.cli import tables
-    from fl_components.data.downloads import download
+    from fedrounds.deployments.cli import tables
+    from fedrounds.fl_components.data.downloads import download
 
     found = download(name, url, say=screen.show)
     return Answer(found, tables.downloaded(found))
@@ -228,8 +228,8 @@ def config_check(
     picture: Annotated[Path | None, Parameter(help="With --data: draw what clients have into this PNG file.")] = None,
 ) -> Answer:
     """Say whether a configuration makes sense, and what it would run."""
-    from deployments import api
-    from deployments.cli import tables
+    from fedrounds.deployments import api
+    from fedrounds.deployments.cli import tables
 
     if picture is not None and not data:
         raise ConfigError("--picture is given without --data: there would be nothing to draw", hint="add --data")
@@ -239,7 +239,7 @@ def config_check(
             raise ConfigError(
                 f"--picture draws what the privacy claim withholds: {found['withheld']}", hint="leave it out"
             )
-        from deployments.cli.picture import draw_partition
+        from fedrounds.deployments.cli.picture import draw_partition
 
         draw_partition(found["partition"], found["name"], picture)
     warnings = [f"Warning: {warning}" for warning in found.get("warnings", ())]
@@ -250,7 +250,7 @@ def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:
     """Print a configuration with every default filled in."""
     import yaml
 
-    from deployments import api
+    from fedrounds.deployments import api
 
     found = api.resolve_config(config, overrides=overrides or ())
     as_written = (sys.stdout.encoding or "").lower().startswith("utf")  # else escaped, so that it reads as the same
@@ -259,7 +259,7 @@ def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:
 
 def config_schema() -> Answer:
     """Print the JSON schema of a configuration, for editors."""
-    from deployments import api
+    from fedrounds.deployments import api
 
     schema = api.config_schema()
     return Answer(schema, json.dumps(schema, indent=2))
@@ -268,7 +268,7 @@ def config_schema() -> Answer:
 def up(*, screen: OnScreen) -> Answer:
     """Serve the Prefect and MLflow pages and run the scheduled trainings, until Ctrl-C."""
     _need_server("up")
-    from deployments.stack import up as stack
+    from fedrounds.deployments.stack import up as stack
 
     stack.up(screen.show)
     return Answer(None, "Stopped.")
@@ -277,7 +277,7 @@ def up(*, screen: OnScreen) -> Answer:
 def ui(*, screen: OnScreen) -> Answer:
     """Serve the Prefect and MLflow pages, until Ctrl-C."""
     _need_server("ui")
-    from deployments.stack import up as stack
+    from fedrounds.deployments.stack import up as stack
 
     stack.ui(screen.show)
     return Answer(None, "Stopped.")
@@ -300,8 +300,8 @@ def deploy(
 ) -> Answer:
     """Register a scheduled training with Prefect; each goes on from the latest model."""
     _need_server("deploy")
-    from deployments.cli import tables
-    from deployments.stack.deploy import deploy
+    from fedrounds.deployments.cli import tables
+    from fedrounds.deployments.stack.deploy import deploy
 
     data = deploy(config, overrides=overrides or (), cron=cron, audit=audit, active=active, name=name, say=screen.show)
     return Answer(data, tables.deployment(data))
@@ -316,8 +316,8 @@ def audit(
 ) -> Answer:
     """Measure how much noise a run's mechanisms really add, with canaries."""
     _need_server("audit")
-    from deployments import privacy
-    from deployments.cli import tables
+    from fedrounds.deployments import privacy
+    from fedrounds.deployments.cli import tables
 
     found = privacy.audit(run, num_canaries=canaries, picture=picture)
     return Answer(found, tables.audit(found))
@@ -325,8 +325,8 @@ def audit(
 
 def privacy_status(population: Annotated[str | None, Parameter(help="Without it: all of them.")] = None, /) -> Answer:
     """Show what each population may spend, has spent, and has left."""
-    from deployments import privacy
-    from deployments.cli import tables
+    from fedrounds.deployments import privacy
+    from fedrounds.deployments.cli import tables
 
     found = privacy.status(population)
     return Answer(found, tables.budgets(found))
@@ -342,8 +342,8 @@ def privacy_plan(
     picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
 ) -> Answer:
     """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
-    from deployments import privacy
-    from deployments.cli import tables
+    from fedrounds.deployments import privacy
+    from fedrounds.deployments.cli import tables
 
     if example_level:
         if picture is not None:
@@ -356,8 +356,8 @@ def privacy_plan(
 
 def privacy_ledger(population: str, /) -> Answer:
     """List the charges of a population."""
-    from deployments import privacy
-    from deployments.cli import tables
+    from fedrounds.deployments import privacy
+    from fedrounds.deployments.cli import tables
 
     rows = privacy.ledger(population)
     return Answer(rows, tables.ledger(rows))
@@ -365,7 +365,7 @@ def privacy_ledger(population: str, /) -> Answer:
 
 def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /) -> Answer:
     """Print the privacy statement of a run, in Markdown."""
-    from deployments import privacy
+    from fedrounds.deployments import privacy
 
     found = privacy.statement(run)
     return Answer(found, found["markdown"].rstrip())
@@ -378,7 +378,7 @@ def privacy_void(
     reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
 ) -> Answer:
     """Give back what is reserved for a round of which nothing came; an act of an administrator."""
-    from deployments import privacy
+    from fedrounds.deployments import privacy
 
     found = privacy.void(run, reason=reason)
     return Answer(found, f"What round {found['round']} of run {run} had reserved is {found['population']}'s again.")
@@ -397,8 +397,8 @@ def privacy_budget_set(
     ] = None,
 ) -> Answer:
     """Let a population of private data spend; an act of an administrator."""
-    from deployments import privacy
-    from deployments.cli import tables
+    from fedrounds.deployments import privacy
+    from fedrounds.deployments.cli import tables
 
     found = privacy.set_budget(
         population, epsilon=epsilon, reason=reason, delta=delta, unit=unit, neighbouring=neighbouring
@@ -408,7 +408,7 @@ def privacy_budget_set(
 
 def journal_key() -> Answer:
     """Print the public key with which this hub signs its journal."""
-    from deployments import journal
+    from fedrounds.deployments import journal
 
     found = journal.key()
     return Answer(found, found["key"])
@@ -416,7 +416,7 @@ def journal_key() -> Answer:
 
 def journal_trust(key: Annotated[str, Parameter(help="What `fedrounds journal key` prints there.")], /) -> Answer:
     """Trust the journal rows of another hub that shares this database."""
-    from deployments import journal
+    from fedrounds.deployments import journal
 
     found = journal.trust(key)
     return Answer(found, f"Rows signed by {found['key_id']} count from now on.")
@@ -424,8 +424,8 @@ def journal_trust(key: Annotated[str, Parameter(help="What `fedrounds journal ke
 
 def journal_verify() -> Answer:
     """Check that no row of the journal was changed, removed, put in or made anew."""
-    from deployments import journal
-    from deployments.cli import tables
+    from fedrounds.deployments import journal
+    from fedrounds.deployments.cli import tables
 
     report = journal.verify()
     return Answer(report, tables.journal(report))
@@ -437,7 +437,7 @@ def _train(
     call: Callable[[Callable[[Progress], None]], dict[str, Any]],
     screen: Screen,
 ) -> Answer:
-    from deployments.cli import tables
+    from fedrounds.deployments.cli import tables
 
     _need_server(command)
     with display(screen.console, title) as shown:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_components.errors import ConfigError
-from fl_components.privacy.audit import AuditReport, accuses
-from fl_components.privacy.example_audit import ExampleAuditReport
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.privacy.audit import AuditReport, accuses
+from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport
 
 MAX_COLOURS = 20
 
@@ -164,7 +164,7 @@ def _save(figure: Any, file: Path) -> None:
 def _labels(axis: Any, partition: Mapping[str, Any]) -> None:
     from matplotlib import colormaps
 
-    from deployments.cli.words import shown_class
+    from fedrounds.deployments.cli.words import shown_class
 
     clients, names = partition["client_labels"], partition["class_names"]
     num_labels = len(partition["labels"])

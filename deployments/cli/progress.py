@@ -22,10 +22,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.words import UNKNOWN, duration, number, size, whole_duration
+from fedrounds.deployments.cli.words import UNKNOWN, duration, number, size, whole_duration
 
 if TYPE_CHECKING:
-    from tasks.progress import Progress
+    from fedrounds.tasks.progress import Progress
 
 ROUNDS_SHOWN = 8
 COLUMNS: dict[str, Callable[[float | None], str]] = {

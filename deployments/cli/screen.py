@@ -37,7 +37,9 @@ def show_left_out_as_a_line() -> None:
     in_full = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
-        from fl_components.errors import LeftOut  # not before the command has looked at what shadows our packages
+        from fedrounds.fl_components.errors import (
+            LeftOut,  # not before the command has looked at what shadows our packages
+        )
 
         plain = issubclass(category, LeftOut)
         return f"Warning: {message}\n" if plain else in_full(message, category, *where, **line)
@@ -162,7 +164,7 @@ class Screen:
         try:
             self.console.print(view, soft_wrap=True)
         except OSError as error:
-            from fl_components.errors import StoreError
+            from fedrounds.fl_components.errors import StoreError
 
             raise StoreError(f"the output cannot be written: {error.strerror}") from error
 
@@ -184,8 +186,8 @@ class Screen:
 
     def bug(self, error: Exception) -> int:
         """An exception that nobody foresaw: the traceback goes to a file, its place to the reader."""
-        from fl_components.errors import one_line
-        from fl_components.redaction import redact
+        from fedrounds.fl_components.errors import one_line
+        from fedrounds.fl_components.redaction import redact
 
         path = _write_traceback(redact("".join(traceback.format_exception(error))))
         return self.fail(
@@ -199,7 +201,7 @@ class Screen:
 def _write_traceback(text: str) -> Path:
     name = f"bug-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
     try:
-        from fl_components.store.home import home
+        from fedrounds.fl_components.store.home import home
 
         folder = home() / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -12,8 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deployments.cli.progress import FirstThatFits, RoundLine, RoundsTable, withholds
-from deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
+from fedrounds.deployments.cli.progress import FirstThatFits, RoundLine, RoundsTable, withholds
+from fedrounds.deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
 
 CLIENTS_SHOWN = 12
 UNCLAIMED_SHOWN = 10
@@ -601,7 +601,7 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
     facts.add_row("privacy", _privacy(privacy))
     left_out = privacy.get("left_out") or (privacy.get("examples") or {}).get("left_out")
     if left_out:
-        from fl_components.server.statement import left_out_in_words
+        from fedrounds.fl_components.server.statement import left_out_in_words
 
         facts.add_row("left out", f"{left_out_in_words(left_out)}: their budgets are spent")
     if data.get("seconds"):

@@ -18,7 +18,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def event(fields: Mapping[str, Any]) -> str:
-    """An event of the ledger (fl_components.privacy.events).
+    """An event of the ledger (fedrounds.fl_components.privacy.events).
 
     >>> gaussian = {"kind": "gaussian", "noise_multiplier": 1.5}
     >>> event({"kind": "self_composed", "event": gaussian, "count": 3})

@@ -30,11 +30,12 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
-from fl_components.errors import ConfigError, FedroundsError, Unreachable, one_line
-from fl_components.redaction import redact_url
-from fl_components.store.home import home as default_home
-from tasks.proxies import bypassing_loopback, check_usable, direct_prefect_clients, is_loopback
+import fedrounds
+from fedrounds.deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, Unreachable, one_line
+from fedrounds.fl_components.redaction import redact_url
+from fedrounds.fl_components.store.home import home as default_home
+from fedrounds.tasks.proxies import bypassing_loopback, check_usable, direct_prefect_clients, is_loopback
 
 Say = Callable[[str], None]
 
@@ -317,13 +318,13 @@ class EmbeddedServer(Connection):
 # The folder that holds the packages goes last on the path: an installed package is on it already.
 _SERVE = """import sys
 sys.path.append(sys.argv[1])
-from deployments.stack.server import serve
+from fedrounds.deployments.stack.server import serve
 serve(sys.argv[2], float(sys.argv[3]))
 """
 
 
 def _root() -> str:
-    return str(Path(__file__).resolve().parents[2])
+    return str(Path(fedrounds.__file__).parents[1])
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deployments.stack.connection import Connection, Say, client_settings, connect, silent
-from fl_components.errors import ConfigError, Unreachable
-from fl_components.store.home import home as default_home
+from fedrounds.deployments.stack.connection import Connection, Say, client_settings, connect, silent
+from fedrounds.fl_components.errors import ConfigError, Unreachable
+from fedrounds.fl_components.store.home import home as default_home
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -69,7 +69,7 @@ def deploy(
 
 
 def _experiment_under_a_claim(config: Path, overrides: Sequence[str]) -> str:
-    from fl_components.config import load_config  # with which PyTorch comes
+    from fedrounds.fl_components.config import load_config  # with which PyTorch comes
 
     resolved = load_config(config, overrides)
     simulated = getattr(resolved.privacy, "simulate_noise_cohort", None) is not None

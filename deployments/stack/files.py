@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fl_components.errors import StoreError
-from fl_components.store.durable_files import make_folder
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store.durable_files import make_folder
 
 TOKEN_PATH = "/fedrounds"
 """The server answers its token here, so that a client knows it from whatever else may listen on that port."""

@@ -18,8 +18,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployments.stack.files import TOKEN_PATH, ServerFiles, ServerRecord, try_lock
-from deployments.stack.replay import App, Receive, ReplayBusy, Scope, Send
+from fedrounds.deployments.stack.files import TOKEN_PATH, ServerFiles, ServerRecord, try_lock
+from fedrounds.deployments.stack.replay import App, Receive, ReplayBusy, Scope, Send
 
 if TYPE_CHECKING:
     import uvicorn

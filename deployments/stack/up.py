@@ -16,12 +16,12 @@ from types import FrameType
 
 import psutil
 
-from deployments.stack.connection import Connection, Say, connect
-from deployments.stack.deploy import WORK_POOL
-from deployments.stack.files import last_lines, refusals_in, server_files
-from fl_components.errors import Unreachable
-from tasks.proxies import unusable_proxies
-from tasks.tracking.server import make_database, quiet, tracking_uri
+from fedrounds.deployments.stack.connection import Connection, Say, connect
+from fedrounds.deployments.stack.deploy import WORK_POOL
+from fedrounds.deployments.stack.files import last_lines, refusals_in, server_files
+from fedrounds.fl_components.errors import Unreachable
+from fedrounds.tasks.proxies import unusable_proxies
+from fedrounds.tasks.tracking.server import make_database, quiet, tracking_uri
 
 MLFLOW_PORT = 5000
 MLFLOW_START_LIMIT_S = 90.0

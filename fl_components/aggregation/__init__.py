@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.aggregation.base import AdditiveRule, AggregationRule
-from fl_components.aggregation.mean import Mean
-from fl_components.rules import union
+from fedrounds.fl_components.aggregation.base import AdditiveRule, AggregationRule
+from fedrounds.fl_components.aggregation.mean import Mean
+from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Aggregation = AggregationRule

@@ -8,8 +8,8 @@ from abc import abstractmethod
 import numpy as np
 from pydantic import Field
 
-from fl_components.rules import Rule
-from fl_components.values import Float32, Float64, Partial
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.values import Float32, Float64, Partial
 
 
 class AggregationRule(Rule):
@@ -27,7 +27,7 @@ class AggregationRule(Rule):
     def refusal(self, norm: float) -> str | None:
         """Why an update of this L2 norm does not count, or None. An update that is not finite has no finite norm.
 
-        >>> from fl_components.aggregation import Mean
+        >>> from fedrounds.fl_components.aggregation import Mean
         >>> Mean(max_update_norm=10).refusal(12.5)
         'norm_too_large: 12.5 is above aggregation.max_update_norm 10'
         """

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from fl_components.aggregation.base import AdditiveRule
-from fl_components.values import Float64, Partial
+from fedrounds.fl_components.aggregation.base import AdditiveRule
+from fedrounds.fl_components.values import Float64, Partial
 
 
 class Mean(AdditiveRule):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
-from fl_components.clients.fair import Fair
-from fl_components.clients.network import Network
-from fl_components.clients.poisson import Poisson
-from fl_components.clients.selection import Availability, Clients, SelectionRule, Strata
-from fl_components.clients.stratified import Stratified
-from fl_components.clients.uniform import Uniform
-from fl_components.rules import union
+from fedrounds.fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
+from fedrounds.fl_components.clients.fair import Fair
+from fedrounds.fl_components.clients.network import Network
+from fedrounds.fl_components.clients.poisson import Poisson
+from fedrounds.fl_components.clients.selection import Availability, Clients, SelectionRule, Strata
+from fedrounds.fl_components.clients.stratified import Stratified
+from fedrounds.fl_components.clients.uniform import Uniform
+from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Selection = SelectionRule

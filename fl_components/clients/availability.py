@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fl_components.errors import DataError
-from fl_components.randomness import derive_key
-from fl_components.rules import Rule
+from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.rules import Rule
 
 Rows = NDArray[np.int64]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from pydantic import Field
 
-from fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Rows, Trace
-from fl_components.rules import Rule, union
-from fl_components.values import Sampling
+from fedrounds.fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Rows, Trace
+from fedrounds.fl_components.rules import Rule, union
+from fedrounds.fl_components.values import Sampling
 
 if TYPE_CHECKING:
     Availability = AvailabilityRule

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.clients.availability import Always, Rows
-from fl_components.clients.selection import Clients, SelectionRule
-from fl_components.values import Sampling
+from fedrounds.fl_components.clients.availability import Always, Rows
+from fedrounds.fl_components.clients.selection import Clients, SelectionRule
+from fedrounds.fl_components.values import Sampling
 
 
 class Uniform(SelectionRule):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from fl_components.compression.base import CompressionRule, Known, Quantiser
-from fl_components.compression.broadcast import Broadcast
-from fl_components.compression.byte_budget import ByteBudget
-from fl_components.compression.dead_zone import DeadZone
-from fl_components.compression.dithered import Dithered
-from fl_components.compression.eden import Eden
-from fl_components.compression.families import Compression
-from fl_components.compression.levels import Qsgd, Ternary, Uniform
-from fl_components.compression.low_rank import LowRank
-from fl_components.compression.none import NoCompression
-from fl_components.compression.sign import Sign
-from fl_components.compression.sparse import RandomK, Threshold, TopK
+from fedrounds.fl_components.compression.base import CompressionRule, Known, Quantiser
+from fedrounds.fl_components.compression.broadcast import Broadcast
+from fedrounds.fl_components.compression.byte_budget import ByteBudget
+from fedrounds.fl_components.compression.dead_zone import DeadZone
+from fedrounds.fl_components.compression.dithered import Dithered
+from fedrounds.fl_components.compression.eden import Eden
+from fedrounds.fl_components.compression.families import Compression
+from fedrounds.fl_components.compression.levels import Qsgd, Ternary, Uniform
+from fedrounds.fl_components.compression.low_rank import LowRank
+from fedrounds.fl_components.compression.none import NoCompression
+from fedrounds.fl_components.compression.sign import Sign
+from fedrounds.fl_components.compression.sparse import RandomK, Threshold, TopK
 
 __all__ = [
     "Broadcast",

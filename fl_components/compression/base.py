@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fl_components.errors import UpdateRejected
-from fl_components.randomness import derive_key
-from fl_components.rules import Rule
-from fl_components.values import Float32, Indices, Payload, Symbols
+from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.values import Float32, Indices, Payload, Symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def expect(payload: Payload, **expected: tuple[str, int | None, int | None]) -> 
     >>> expect({"norms": np.ones(3, np.float32)}, norms=("float32", 3, None))
     >>> expect({"norms": np.ones(3, np.float32)}, norms=("float32", 2, None))
     Traceback (most recent call last):
-    fl_components.errors.UpdateRejected: wrong_shape: expected norms: float32 [2]; got 'norms': float32 [3]
+    fedrounds.fl_components.errors.UpdateRejected: wrong_shape: expected norms: float32 [2]; got 'norms': float32 [3]
     """
     fits = payload.keys() == expected.keys()
     for name, (kind, length, limit) in expected.items() if fits else ():

@@ -6,12 +6,12 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fl_components.compression.base import CompressionRule, Known, check_contraction, without_memory
-from fl_components.compression.families import Compression
-from fl_components.compression.none import NoCompression
-from fl_components.compression.sparse import Sparsifier
-from fl_components.rules import Rule
-from fl_components.values import Float32, Payload
+from fedrounds.fl_components.compression.base import CompressionRule, Known, check_contraction, without_memory
+from fedrounds.fl_components.compression.families import Compression
+from fedrounds.fl_components.compression.none import NoCompression
+from fedrounds.fl_components.compression.sparse import Sparsifier
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.values import Float32, Payload
 
 PREVIOUS: Final = "broadcast.against is previous"
 
@@ -26,7 +26,7 @@ class Broadcast(Rule):
     broadcast: this is for silos that are always there. Against `nothing` a client needs no past.
 
     >>> import numpy as np
-    >>> from fl_components.compression import Uniform
+    >>> from fedrounds.fl_components.compression import Uniform
     >>> rule, known = Broadcast(values=Uniform(bits=8), against="previous"), Known([0], 0, [(2,)])
     >>> held_D = np.array([0.5, 1.0], np.float32)
     >>> payload = rule.compress(np.array([0.75, 1.0], np.float32), held_D, known)

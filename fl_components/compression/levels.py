@@ -12,8 +12,17 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fl_components.compression.base import BUCKET, Known, Quantiser, expect, in_buckets, num_buckets, numbers, symbols
-from fl_components.values import Float32, Payload, Symbols
+from fedrounds.fl_components.compression.base import (
+    BUCKET,
+    Known,
+    Quantiser,
+    expect,
+    in_buckets,
+    num_buckets,
+    numbers,
+    symbols,
+)
+from fedrounds.fl_components.values import Float32, Payload, Symbols
 
 
 class Levels(Quantiser):

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from fl_components.compression.base import CompressionRule, Known, Quantiser, expect, without_memory
-from fl_components.compression.dead_zone import DeadZone
-from fl_components.compression.dithered import Dithered
-from fl_components.compression.eden import Eden
-from fl_components.compression.levels import Qsgd, Ternary, Uniform
-from fl_components.compression.none import NoCompression
-from fl_components.compression.sign import Sign
-from fl_components.errors import UpdateRejected
-from fl_components.rules import union
-from fl_components.values import Float32, Indices, Int64, Payload
+from fedrounds.fl_components.compression.base import CompressionRule, Known, Quantiser, expect, without_memory
+from fedrounds.fl_components.compression.dead_zone import DeadZone
+from fedrounds.fl_components.compression.dithered import Dithered
+from fedrounds.fl_components.compression.eden import Eden
+from fedrounds.fl_components.compression.levels import Qsgd, Ternary, Uniform
+from fedrounds.fl_components.compression.none import NoCompression
+from fedrounds.fl_components.compression.sign import Sign
+from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.rules import union
+from fedrounds.fl_components.values import Float32, Indices, Int64, Payload
 
 if TYPE_CHECKING:
     Values = Quantiser

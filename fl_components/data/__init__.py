@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.data.base import DataRule
-from fl_components.data.digits import Digits
-from fl_components.data.emnist import Emnist
-from fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
-from fl_components.data.femnist import Femnist
-from fl_components.data.function import FunctionData
-from fl_components.data.heart_disease import HeartDisease
-from fl_components.data.leaf import Leaf
-from fl_components.data.mnist import Mnist
-from fl_components.data.shakespeare import Shakespeare
-from fl_components.data.tables import Tables
-from fl_components.rules import union
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.digits import Digits
+from fedrounds.fl_components.data.emnist import Emnist
+from fedrounds.fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
+from fedrounds.fl_components.data.femnist import Femnist
+from fedrounds.fl_components.data.function import FunctionData
+from fedrounds.fl_components.data.heart_disease import HeartDisease
+from fedrounds.fl_components.data.leaf import Leaf
+from fedrounds.fl_components.data.mnist import Mnist
+from fedrounds.fl_components.data.shakespeare import Shakespeare
+from fedrounds.fl_components.data.tables import Tables
+from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Data = DataRule

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_components.data.federated import FederatedData
-from fl_components.rules import Rule
+from fedrounds.fl_components.data.federated import FederatedData
+from fedrounds.fl_components.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fl_components.data.federated import check_client_id
-from fl_components.data.files import entries_of, is_file, is_folder, unreadable
-from fl_components.data.table import ENDINGS, composed, ending
-from fl_components.errors import DataError, printable
+from fedrounds.fl_components.data.federated import check_client_id
+from fedrounds.fl_components.data.files import entries_of, is_file, is_folder, unreadable
+from fedrounds.fl_components.data.table import ENDINGS, composed, ending
+from fedrounds.fl_components.errors import DataError, printable
 
 _COMPRESSED: Final = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".lz4", ".tar", ".tgz")
 

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.data.base import DataRule
-from fl_components.data.federated import FederatedData, RowRanges
-from fl_components.data.partition import Iid, Partition
-from fl_components.data.partition.base import generator
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.federated import FederatedData, RowRanges
+from fedrounds.fl_components.data.partition import Iid, Partition
+from fedrounds.fl_components.data.partition.base import generator
+from fedrounds.fl_components.errors import DataError
 
 
 class Digits(DataRule):

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fl_components.data.folders import find_file, places
-from fl_components.data.published import PUBLISHED, PublishedData, PublishedFile
-from fl_components.errors import ConfigError, DataError, Unreachable, one_line
-from fl_components.store.durable_files import remove_leftovers
+from fedrounds.fl_components.data.folders import find_file, places
+from fedrounds.fl_components.data.published import PUBLISHED, PublishedData, PublishedFile
+from fedrounds.fl_components.errors import ConfigError, DataError, Unreachable, one_line
+from fedrounds.fl_components.store.durable_files import remove_leftovers
 
 TIMEOUT_S: Final = 30.0  # for a connection, and for each piece of an answer
 _CHUNK_BYTES: Final = 1 << 20

@@ -5,12 +5,12 @@ from __future__ import annotations
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Final, Literal
 
-from fl_components.data.base import DataRule
-from fl_components.data.federated import FederatedData
-from fl_components.data.folders import find_folder
-from fl_components.data.idx import read_images
-from fl_components.data.partition import Iid, Partition
-from fl_components.data.partition.base import federate
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.federated import FederatedData
+from fedrounds.fl_components.data.folders import find_folder
+from fedrounds.fl_components.data.idx import read_images
+from fedrounds.fl_components.data.partition import Iid, Partition
+from fedrounds.fl_components.data.partition.base import federate
 
 CHARACTERS: Final = digits + ascii_uppercase + ascii_lowercase
 """What the labels of `byclass` stand for, in their order."""

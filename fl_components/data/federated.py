@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.fingerprints import Fingerprints, of_data
-from fl_components.errors import DataError
-from fl_components.shared_memory import SharedMemory
-from fl_components.values import IGNORED
+from fedrounds.fl_components.data.fingerprints import Fingerprints, of_data
+from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.values import IGNORED
 
 Features = NDArray[np.float32] | NDArray[np.int64]
 Labels = NDArray[np.int64]
@@ -423,7 +423,7 @@ def check_client_id(client_id: Any, where: str = "") -> None:
 
     >>> check_client_id("ward 7"), check_client_id("7/north")
     Traceback (most recent call last):
-    fl_components.errors.DataError: client id '7/north' cannot be used
+    fedrounds.fl_components.errors.DataError: client id '7/north' cannot be used
     """
     if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
         raise DataError(
@@ -436,9 +436,9 @@ def check_client_id(client_id: Any, where: str = "") -> None:
 def check_unmasked(values: Any, where: str) -> None:
     """Raise `DataError` when an element of a masked array, or of one in a list, is masked: beneath it lies no value.
 
-    >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, -9]], -9), "client 'a', x_train")
+    >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, -9]], -9), "client 'a', x")
     Traceback (most recent call last):
-    fl_components.errors.DataError: client 'a', x_train: row 1 (from 0), column 1 is masked: its value is missing
+    fedrounds.fl_components.errors.DataError: client 'a', x: row 1 (from 0), column 1 is masked: its value is missing
     """
     masked = _first_masked(values)
     if masked is not None:

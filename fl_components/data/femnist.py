@@ -8,13 +8,13 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.base import DataRule
-from fl_components.data.emnist import CHARACTERS
-from fl_components.data.federated import FederatedData, Labels
-from fl_components.data.folders import find_folder
-from fl_components.data.idx import check_same_length, read_images, read_numbers
-from fl_components.data.partition import Natural, Partition
-from fl_components.data.partition.base import federate
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.emnist import CHARACTERS
+from fedrounds.fl_components.data.federated import FederatedData, Labels
+from fedrounds.fl_components.data.folders import find_folder
+from fedrounds.fl_components.data.idx import check_same_length, read_images, read_numbers
+from fedrounds.fl_components.data.partition import Natural, Partition
+from fedrounds.fl_components.data.partition.base import federate
 
 _NUM_CLASSES: Final = len(CHARACTERS)
 

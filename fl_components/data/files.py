@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_components.errors import ConfigError, DataError
+from fedrounds.fl_components.errors import ConfigError, DataError
 
 
 def expanded(path: str | Path, field: str) -> Path:

@@ -41,12 +41,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.arrow import as_python
+from fedrounds.fl_components.data.arrow import as_python
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fl_components.data.federated import FederatedData
+    from fedrounds.fl_components.data.federated import FederatedData
 
 Hashes = NDArray[np.uint64]
 AsRead = Callable[[NDArray[Any]], NDArray[Any]]

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fl_components.data.files import expanded, is_file
-from fl_components.data.published import PUBLISHED
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.files import expanded, is_file
+from fedrounds.fl_components.data.published import PUBLISHED
+from fedrounds.fl_components.errors import DataError
 
 
 def find_folder(name: str, files: Sequence[str], folder: str | None = None) -> Path:
@@ -47,7 +47,7 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 def places(name: str) -> list[Path]:
     """The folders where the files of the public data set `name` are looked for, in this order."""
-    from fl_components.store.home import home  # loads the store
+    from fedrounds.fl_components.store.home import home  # loads the store
 
     configured = os.environ.get("FEDROUNDS_DATA")
     first = [expanded(configured, "FEDROUNDS_DATA").absolute() / name] if configured else []

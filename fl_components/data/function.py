@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
-from fl_components.data.base import DataRule
-from fl_components.data.federated import ClientExamples, Features, FederatedData, Labels, check_unmasked
-from fl_components.errors import ConfigError, DataError, FedroundsError, one_line
-from fl_components.rules import import_attribute
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.federated import ClientExamples, Features, FederatedData, Labels, check_unmasked
+from fedrounds.fl_components.errors import ConfigError, DataError, FedroundsError, one_line
+from fedrounds.fl_components.rules import import_attribute
 
 _NO_REGRESSION: Final = "Regression (labels that are quantities) is not supported yet"
 _FORM: Final = "return {client_id: (x_train, y_train) or (x_train, y_train, x_test, y_test)}"

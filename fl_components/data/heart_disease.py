@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.base import DataRule
-from fl_components.data.federated import ClientExamples, FederatedData
-from fl_components.data.files import expanded, unreadable
-from fl_components.data.fingerprints import Fingerprints
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.federated import ClientExamples, FederatedData
+from fedrounds.fl_components.data.files import expanded, unreadable
+from fedrounds.fl_components.data.fingerprints import Fingerprints
+from fedrounds.fl_components.errors import DataError
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 _FILES = tuple(f"processed.{hospital}.data" for hospital in HOSPITALS)

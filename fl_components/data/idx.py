@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.federated import Labels
-from fl_components.data.files import unreadable
-from fl_components.data.folders import find_file
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.federated import Labels
+from fedrounds.fl_components.data.files import unreadable
+from fedrounds.fl_components.data.folders import find_file
+from fedrounds.fl_components.errors import DataError
 
 _TYPES: Final = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _DIMENSIONS: Final = range(1, 33)

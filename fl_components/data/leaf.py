@@ -13,12 +13,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from fl_components.data.base import DataRule
-from fl_components.data.federated import Features, FederatedData, Labels, RowRanges
-from fl_components.data.files import expanded, is_folder
-from fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
-from fl_components.data.text import read_text
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.federated import Features, FederatedData, Labels, RowRanges
+from fedrounds.fl_components.data.files import expanded, is_folder
+from fedrounds.fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
+from fedrounds.fl_components.data.text import read_text
+from fedrounds.fl_components.errors import DataError
 
 VOCABULARY: Final = f"\n !\"&'(),-.{string.digits}:;>?{string.ascii_uppercase}[]{string.ascii_lowercase}}}"
 """The 80 characters of LEAF's Shakespeare: a character's token is its place here."""

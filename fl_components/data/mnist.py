@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from fl_components.data.base import DataRule
-from fl_components.data.federated import FederatedData
-from fl_components.data.folders import find_folder
-from fl_components.data.idx import read_images
-from fl_components.data.partition import Iid, Partition
-from fl_components.data.partition.base import federate
-from fl_components.data.well_known import are_well_known
+from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.federated import FederatedData
+from fedrounds.fl_components.data.folders import find_folder
+from fedrounds.fl_components.data.idx import read_images
+from fedrounds.fl_components.data.partition import Iid, Partition
+from fedrounds.fl_components.data.partition.base import federate
+from fedrounds.fl_components.data.well_known import are_well_known
 
 _TRAIN: Final = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _TEST: Final = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

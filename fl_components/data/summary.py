@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.federated import FederatedData
-from fl_components.data.table import is_number
-from fl_components.values import IGNORED
+from fedrounds.fl_components.data.federated import FederatedData
+from fedrounds.fl_components.data.table import is_number
+from fedrounds.fl_components.values import IGNORED
 
 _MAX_BINS: Final = 12
 _SHOWN_CLIENTS: Final = 20
@@ -34,7 +34,7 @@ def summary(data: FederatedData) -> dict[str, Any]:
       labels: how often each label occurs in the table of training rows; where clients' rows overlap, once a row.
       client_labels: the same for each of the first 20 clients, by id.
 
-    >>> from fl_components.data.heart_disease import HeartDisease
+    >>> from fedrounds.fl_components.data.heart_disease import HeartDisease
     >>> made = summary(HeartDisease().load(seed=0))
     >>> made["num_clients"], made["examples"], made["labels"]
     (4, {'min': 30, 'median': 128.5, 'mean': 121.5, 'max': 199}, [234, 252])
@@ -70,7 +70,7 @@ def classes(data: FederatedData) -> list[dict[str, Any]]:
       clients: the ids of these clients, or of those that have none where these are fewer, at most 1,000.
       all_but: whether `clients` are those that have none.
 
-    >>> from fl_components.data.heart_disease import HeartDisease
+    >>> from fedrounds.fl_components.data.heart_disease import HeartDisease
     >>> classes(HeartDisease().load(seed=0))[1]
     {'class': 'disease', 'rows': 252, 'num_clients': 4, 'clients': [], 'all_but': True}
     """

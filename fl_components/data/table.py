@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data.arrow import Unusable, as_python, is_binary, is_text, plain_array
-from fl_components.data.files import entries_of, is_file, is_folder, unreadable
-from fl_components.data.text import read_text
-from fl_components.errors import DataError, one_line
+from fedrounds.fl_components.data.arrow import Unusable, as_python, is_binary, is_text, plain_array
+from fedrounds.fl_components.data.files import entries_of, is_file, is_folder, unreadable
+from fedrounds.fl_components.data.text import read_text
+from fedrounds.fl_components.errors import DataError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

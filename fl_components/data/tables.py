@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fl_components import randomness
-from fl_components.data.base import ColumnSummary, DataRule
-from fl_components.data.client_files import ClientFiles, client_files
-from fl_components.data.federated import Array, ClientExamples, FederatedData
-from fl_components.data.files import expanded
-from fl_components.data.fingerprints import Fingerprints
-from fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
-from fl_components.errors import DataError
+from fedrounds.fl_components import randomness
+from fedrounds.fl_components.data.base import ColumnSummary, DataRule
+from fedrounds.fl_components.data.client_files import ClientFiles, client_files
+from fedrounds.fl_components.data.federated import Array, ClientExamples, FederatedData
+from fedrounds.fl_components.data.files import expanded
+from fedrounds.fl_components.data.fingerprints import Fingerprints
+from fedrounds.fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
+from fedrounds.fl_components.errors import DataError
 
 MOST_CLASSES: Final = 20
 """The most distinct values that a numeric label may have, unless `classes` lists them."""

@@ -6,8 +6,8 @@ import codecs
 from pathlib import Path
 from typing import Final
 
-from fl_components.data.idx import content_of
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.idx import content_of
+from fedrounds.fl_components.errors import DataError
 
 _MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -8,10 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from fl_components.data.folders import find_file, find_folder
-from fl_components.data.idx import content_of
-from fl_components.data.published import PUBLISHED
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.folders import find_file, find_folder
+from fedrounds.fl_components.data.idx import content_of
+from fedrounds.fl_components.data.published import PUBLISHED
+from fedrounds.fl_components.errors import DataError
 
 SHA256: Final = frozenset(
     file.sha256 for data in PUBLISHED.values() if data.archive_folder is None for file in data.downloads

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.models.base import ModelRule, build_seeded
-from fl_components.models.cnn import Cnn
-from fl_components.models.fit import Mode, RowFormat, check_fits, check_scores, failing_layer
-from fl_components.models.gru import Gru
-from fl_components.models.logistic_regression import LogisticRegression
-from fl_components.models.mlp import Mlp
-from fl_components.models.module import ModuleModel
-from fl_components.models.resnet import ResNet
-from fl_components.models.rowwise import meeting_place, rowwise
-from fl_components.models.state import Watch, same_bits
-from fl_components.models.transformer import Transformer
-from fl_components.rules import union
+from fedrounds.fl_components.models.base import ModelRule, build_seeded
+from fedrounds.fl_components.models.cnn import Cnn
+from fedrounds.fl_components.models.fit import Mode, RowFormat, check_fits, check_scores, failing_layer
+from fedrounds.fl_components.models.gru import Gru
+from fedrounds.fl_components.models.logistic_regression import LogisticRegression
+from fedrounds.fl_components.models.mlp import Mlp
+from fedrounds.fl_components.models.module import ModuleModel
+from fedrounds.fl_components.models.resnet import ResNet
+from fedrounds.fl_components.models.rowwise import meeting_place, rowwise
+from fedrounds.fl_components.models.state import Watch, same_bits
+from fedrounds.fl_components.models.transformer import Transformer
+from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Model = ModelRule

@@ -11,10 +11,10 @@ from typing import Final
 import torch
 from pydantic import field_validator
 
-from fl_components.errors import ModelError
-from fl_components.parameters import check_trainable
-from fl_components.randomness import derive_key
-from fl_components.rules import Rule
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.parameters import check_trainable
+from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.rules import Rule
 
 REGISTERED_MODEL: Final = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[\w-]+))")
 """The address of a registered model in MLflow."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from fl_components.models.base import ModelRule, image_shape, shaped
+from fedrounds.fl_components.models.base import ModelRule, image_shape, shaped
 
 
 class Cnn(ModelRule):
@@ -17,7 +17,7 @@ class Cnn(ModelRule):
     With the default widths, the paper's: 1,663,370 parameters on MNIST. Takes images [channels, height, width], or
     [height, width] of one channel.
 
-    >>> from fl_components.parameters import num_parameters
+    >>> from fedrounds.fl_components.parameters import num_parameters
     >>> num_parameters(Cnn().build((1, 28, 28), (10,)))
     1663370
     """

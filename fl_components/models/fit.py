@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fl_components.errors import ModelError, one_line
-from fl_components.models.rowwise import meeting_place
-from fl_components.models.state import ModuleState, refuse_changes
+from fedrounds.fl_components.errors import ModelError, one_line
+from fedrounds.fl_components.models.rowwise import meeting_place
+from fedrounds.fl_components.models.state import ModuleState, refuse_changes
 
 Mode = Literal["training", "evaluation"]
 

@@ -226,7 +226,7 @@ def is_users(module_name: Any) -> bool:
     """Return whether a module's code is the user's own: installed packages may keep caches."""
     package, file = _package(module_name), getattr(sys.modules.get(module_name), "__file__", None) or ""
     installed = "site-packages" in file or "dist-packages" in file
-    return not (installed or package == "fl_components" or package in sys.stdlib_module_names)
+    return not (installed or package == "fedrounds" or package in sys.stdlib_module_names)
 
 
 def _package(module_name: Any) -> str:

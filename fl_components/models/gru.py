@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_components.models.base import ModelRule, tokens_shape
-from fl_components.models.rowwise import rowwise
+from fedrounds.fl_components.models.base import ModelRule, tokens_shape
+from fedrounds.fl_components.models.rowwise import rowwise
 
 
 class Gru(ModelRule):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from fl_components.models.base import ModelRule, shaped
+from fedrounds.fl_components.models.base import ModelRule, shaped
 
 
 class LogisticRegression(ModelRule):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from fl_components.models.base import ModelRule, shaped
+from fedrounds.fl_components.models.base import ModelRule, shaped
 
 
 class Mlp(ModelRule):
@@ -18,7 +18,7 @@ class Mlp(ModelRule):
     The default, two hidden layers of 200, is the "2NN" of McMahan et al., 2017, "Communication-efficient learning of
     deep networks from decentralized data": 199,210 parameters on MNIST.
 
-    >>> from fl_components.parameters import num_parameters
+    >>> from fedrounds.fl_components.parameters import num_parameters
     >>> num_parameters(Mlp().build((784,), (10,)))
     199210
     """

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from pydantic import Field, JsonValue
 
-from fl_components.errors import ModelError, one_line
-from fl_components.models.base import ModelRule
-from fl_components.rules import import_attribute
+from fedrounds.fl_components.errors import ModelError, one_line
+from fedrounds.fl_components.models.base import ModelRule
+from fedrounds.fl_components.rules import import_attribute
 
 _FORM = "name a torch.nn.Module class, or a function that returns a new module"
 

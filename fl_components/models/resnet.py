@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from fl_components.models.base import ModelRule, image_shape, shaped
-from fl_components.models.rowwise import rowwise
+from fedrounds.fl_components.models.base import ModelRule, image_shape, shaped
+from fedrounds.fl_components.models.rowwise import rowwise
 
 
 class ResNet(ModelRule):
@@ -26,7 +26,7 @@ class ResNet(ModelRule):
       width: channels of the first stage.
       groups: of each GroupNorm; must divide `width`.
 
-    >>> from fl_components.parameters import num_parameters
+    >>> from fedrounds.fl_components.parameters import num_parameters
     >>> num_parameters(ResNet(blocks=(1, 1), width=8, groups=4).build((3, 32, 32), (10,)))
     5266
     """

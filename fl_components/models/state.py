@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from fl_components.errors import ModelError
-from fl_components.models.frozen import Freezer, bits, is_users
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.models.frozen import Freezer, bits, is_users
 
 _VIEWS_OF_PARAMETERS: Final = frozenset({"_flat_weights", "_flat_weight_refs"})
 """Attributes of torch's recurrent layers, which follow their parameters."""

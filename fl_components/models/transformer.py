@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from fl_components.models.base import ModelRule, tokens_shape
-from fl_components.models.rowwise import rowwise
+from fedrounds.fl_components.models.base import ModelRule, tokens_shape
+from fedrounds.fl_components.models.rowwise import rowwise
 
 
 class Transformer(ModelRule):

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from fl_components.privacy.base import PrivacyRule, PrivacySpend, neighbouring_of
-from fl_components.privacy.central import AdaptiveClipping, AnyClipping, CentralPrivacy, FixedClipping
-from fl_components.privacy.example_level import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
-from fl_components.privacy.none import NoPrivacy
-from fl_components.rules import union
+from fedrounds.fl_components.privacy.base import PrivacyRule, PrivacySpend, neighbouring_of
+from fedrounds.fl_components.privacy.central import AdaptiveClipping, AnyClipping, CentralPrivacy, FixedClipping
+from fedrounds.fl_components.privacy.example_level import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
+from fedrounds.fl_components.privacy.none import NoPrivacy
+from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Privacy = PrivacyRule

@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from fl_components.privacy.events import Event, Neighbouring
-from fl_components.values import Float64
+from fedrounds.fl_components.privacy.events import Event, Neighbouring
+from fedrounds.fl_components.values import Float64
 
 ORDERS: Final = (*(1 + step / 10 for step in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 """The orders of Renyi divergence. Fixed: an accountant that chose its orders as it went would not be the same twice."""
@@ -61,7 +61,7 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     with probability 1 - p, all together are (epsilon, delta' + (1 + e^epsilon) p)-private: what holds of some
     distributions holds of others whose distances from them in total variation are at most p, up to that.
 
-    >>> from fl_components.privacy.events import Gaussian
+    >>> from fedrounds.fl_components.privacy.events import Gaussian
     >>> round(rdp_epsilon({Gaussian(noise_multiplier=1.0): 1}, "zero_out", 1e-5), 4)
     4.7285
     """

@@ -43,11 +43,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_components.errors import ConfigError
-from fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
-from fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
-from fl_components.randomness import generator
-from fl_components.values import Float32, Float64, Sampling
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
+from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
+from fedrounds.fl_components.randomness import generator
+from fedrounds.fl_components.values import Float32, Float64, Sampling
 
 CHUNK: Final = 8
 """Canaries that exist at once."""
@@ -111,7 +111,7 @@ def audit(
     Raises `ConfigError` when there are too few canaries or parameters to say anything, and for a simulated cohort,
     whose noise is not there.
 
-    >>> from fl_components.privacy.central import FixedClipping
+    >>> from fedrounds.fl_components.privacy.central import FixedClipping
     >>> rule = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5))
     >>> report = audit(rule, [2000], lambda purpose: purpose.encode().ljust(32), num_canaries=200)
     >>> print(report.verdict)

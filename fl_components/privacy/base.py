@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl_components.privacy.events import Event, Neighbouring
-from fl_components.rules import Rule
-from fl_components.values import Sampling, Tensors
+from fedrounds.fl_components.privacy.events import Event, Neighbouring
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.values import Sampling, Tensors
 
 
 @dataclass(frozen=True, slots=True)

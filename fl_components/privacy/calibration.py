@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from fl_components.errors import ConfigError
-from fl_components.privacy.accountants import Spent, rdp_epsilon
-from fl_components.privacy.events import Neighbouring
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.privacy.accountants import Spent, rdp_epsilon
+from fedrounds.fl_components.privacy.events import Neighbouring
 
 PRECISION: Final = 1e-4  # relative
 MOST_NOISE: Final = 1e6
@@ -24,7 +24,7 @@ def least_noise(
 
     Raises `ConfigError` when no noise is enough (delta is too small for the orders of the accountant).
 
-    >>> from fl_components.privacy.events import Gaussian
+    >>> from fedrounds.fl_components.privacy.events import Gaussian
     >>> round(least_noise(lambda noise: {Gaussian(noise_multiplier=noise): 1}, "zero_out", 4.7285, 1e-5), 3)
     1.0
     """
@@ -51,7 +51,7 @@ def least_noise(
 def most_rounds(spent_after: Callable[[int], Spent], neighbouring: Neighbouring, epsilon: float, delta: float) -> int:
     """The most rounds after which what is spent stays within `epsilon`; 0 where the first one would pass it.
 
-    >>> from fl_components.privacy.events import Gaussian
+    >>> from fedrounds.fl_components.privacy.events import Gaussian
     >>> most_rounds(lambda rounds: {Gaussian(noise_multiplier=1.0): rounds}, "zero_out", 4.8, 1e-5)
     1
     """

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from fl_components.privacy.base import PrivacyRule, no_seed
-from fl_components.privacy.clipping import UNITS, kept_units
-from fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
-from fl_components.privacy.noise import gaussian
-from fl_components.privacy.releases import Release, charged, withheld
-from fl_components.rules import Rule, union
-from fl_components.values import Float64, Sampling, Tensors
+from fedrounds.fl_components.privacy.base import PrivacyRule, no_seed
+from fedrounds.fl_components.privacy.clipping import UNITS, kept_units
+from fedrounds.fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
+from fedrounds.fl_components.privacy.noise import gaussian
+from fedrounds.fl_components.privacy.releases import Release, charged, withheld
+from fedrounds.fl_components.rules import Rule, union
+from fedrounds.fl_components.values import Float64, Sampling, Tensors
 
 Clipping = Tensors
 """The state of the clipping."""

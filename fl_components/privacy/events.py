@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, field_validator
 
-from fl_components.rules import Rule
+from fedrounds.fl_components.rules import Rule
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from fl_components.privacy.accountants import rdp_epsilon
-from fl_components.privacy.base import no_seed
-from fl_components.privacy.calibration import least_noise
-from fl_components.privacy.central import LEAST_NOISE, LEAST_NORM, MOST_NOISE, MOST_NORM
-from fl_components.privacy.events import (
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.base import no_seed
+from fedrounds.fl_components.privacy.calibration import least_noise
+from fedrounds.fl_components.privacy.central import LEAST_NOISE, LEAST_NORM, MOST_NOISE, MOST_NORM
+from fedrounds.fl_components.privacy.events import (
     Event,
     Gaussian,
     Neighbouring,
@@ -27,7 +27,7 @@ from fl_components.privacy.events import (
     SelfComposed,
     TruncatedPoissonSampled,
 )
-from fl_components.rules import Rule, union
+from fedrounds.fl_components.rules import Rule, union
 
 UNIT: Final = "example"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from fl_components.privacy.base import PrivacyRule
-from fl_components.privacy.events import Event, Nothing
-from fl_components.values import Sampling
+from fedrounds.fl_components.privacy.base import PrivacyRule
+from fedrounds.fl_components.privacy.events import Event, Nothing
+from fedrounds.fl_components.values import Sampling
 
 
 class NoPrivacy(PrivacyRule):

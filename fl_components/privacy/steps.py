@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_components import randomness
-from fl_components.errors import ModelError
-from fl_components.privacy.clipping import BLOCK
-from fl_components.privacy.example_level import ExampleLevel
-from fl_components.privacy.noise import MOST_OF_FLOAT32, WholeNormals
+from fedrounds.fl_components import randomness
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.privacy.clipping import BLOCK
+from fedrounds.fl_components.privacy.example_level import ExampleLevel
+from fedrounds.fl_components.privacy.noise import MOST_OF_FLOAT32, WholeNormals
 
 PIECE_ROWS: Final = 32
 """The most examples of a batch whose gradients are added up in float32. Pieces are rounded to whole units and added up
@@ -92,7 +92,7 @@ class Mechanism:
     def noise(self, key: bytes | None) -> WholeNormals:
         """The noise of a client's round, from its key of that round: one stream for all steps. Raises ValueError where
         there is no key: noise that anybody could draw again would be none."""
-        from fl_components.store.secrets import derived_key
+        from fedrounds.fl_components.store.secrets import derived_key
 
         if not key:
             raise ValueError("a client that makes a claim about its examples draws its noise from a key of its own")

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from fl_components.config import FederationConfig
-from fl_components.errors import BudgetExhausted, ConfigError
-from fl_components.privacy import CentralPrivacy, PrivacySpend, neighbouring_of
-from fl_components.privacy.accountants import NAME, rdp_epsilon
-from fl_components.privacy.events import Event, Neighbouring, as_neighbouring, parse_event
-from fl_components.privacy.example_level import NEIGHBOURING, UNIT
-from fl_components.server.federation import Federation
-from fl_components.server.ownership import KeyedData, keyed, matches
-from fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
-from fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered
+from fedrounds.fl_components.config import FederationConfig
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError
+from fedrounds.fl_components.privacy import CentralPrivacy, PrivacySpend, neighbouring_of
+from fedrounds.fl_components.privacy.accountants import NAME, rdp_epsilon
+from fedrounds.fl_components.privacy.events import Event, Neighbouring, as_neighbouring, parse_event
+from fedrounds.fl_components.privacy.example_level import NEIGHBOURING, UNIT
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.ownership import KeyedData, keyed, matches
+from fedrounds.fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered
 
 MOST_SHOWN: Final = 100
 """Clients whose epsilons are told one by one."""

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_components.aggregation import AdditiveRule
-from fl_components.clients import Clients, Strata
-from fl_components.config import (
+from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.clients import Clients, Strata
+from fedrounds.fl_components.config import (
     FederationConfig,
     check_claim,
     check_cohort,
@@ -26,18 +26,18 @@ from fl_components.config import (
     check_example_claim,
     config_digest,
 )
-from fl_components.data import FederatedData
-from fl_components.errors import ConfigError, DataError, ModelError
-from fl_components.models import Mode, RowFormat, build_seeded, check_fits
-from fl_components.parameters import constants_digest, flatten, load_into
-from fl_components.privacy import CentralPrivacy, ExampleLevel
-from fl_components.privacy.clipping import UNITS, Clip, kept_units
-from fl_components.privacy.events import Event
-from fl_components.privacy.steps import Mechanism
-from fl_components.randomness import generator
-from fl_components.server.rows import digest_of_client
-from fl_components.shared_memory import SharedMemory, give_back_memory
-from fl_components.training import (
+from fedrounds.fl_components.data import FederatedData
+from fedrounds.fl_components.errors import ConfigError, DataError, ModelError
+from fedrounds.fl_components.models import Mode, RowFormat, build_seeded, check_fits
+from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
+from fedrounds.fl_components.privacy import CentralPrivacy, ExampleLevel
+from fedrounds.fl_components.privacy.clipping import UNITS, Clip, kept_units
+from fedrounds.fl_components.privacy.events import Event
+from fedrounds.fl_components.privacy.steps import Mechanism
+from fedrounds.fl_components.randomness import generator
+from fedrounds.fl_components.server.rows import digest_of_client
+from fedrounds.fl_components.shared_memory import SharedMemory, give_back_memory
+from fedrounds.fl_components.training import (
     BATCH_SIZE,
     MOST_OF_SHARD,
     Examples,
@@ -49,7 +49,7 @@ from fl_components.training import (
     made_up,
     one_thread,
 )
-from fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
+from fedrounds.fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
 

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.compression import Known
-from fl_components.config import FederationConfig, config_digest, is_moved, parse_config
-from fl_components.errors import (
+from fedrounds.fl_components.compression import Known
+from fedrounds.fl_components.config import FederationConfig, config_digest, is_moved, parse_config
+from fedrounds.fl_components.errors import (
     BudgetExhausted,
     ConfigError,
     Diverged,
@@ -28,10 +28,10 @@ from fl_components.errors import (
     RunNotFound,
     StoreError,
 )
-from fl_components.privacy.events import Nothing
-from fl_components.privacy.releases import Release, public
-from fl_components.randomness import derive_key
-from fl_components.server.claim import (
+from fedrounds.fl_components.privacy.events import Nothing
+from fedrounds.fl_components.privacy.releases import Release, public
+from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.server.claim import (
     check_budget,
     check_client_budget,
     check_demonstration,
@@ -43,12 +43,12 @@ from fl_components.server.claim import (
     simulated_epsilon,
     spending,
 )
-from fl_components.server.encoding import Codec, Sent, send
-from fl_components.server.federation import Federation, assemble
-from fl_components.server.profile import Profile
-from fl_components.server.rows import changed_clients, data_facts, digest_key
-from fl_components.server.withheld import withheld_error, withhold
-from fl_components.store import (
+from fedrounds.fl_components.server.encoding import Codec, Sent, send
+from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.profile import Profile
+from fedrounds.fl_components.server.rows import changed_clients, data_facts, digest_key
+from fedrounds.fl_components.server.withheld import withheld_error, withhold
+from fedrounds.fl_components.store import (
     DELETED,
     Budget,
     ExampleCharges,
@@ -67,9 +67,9 @@ from fl_components.store import (
     opened,
     place_of_secrets,
 )
-from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
-from fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fl_components.values import (
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
+from fedrounds.fl_components.training import Trainer, engine_facts, peak_memory_bytes
+from fedrounds.fl_components.values import (
     ClientTask,
     Collected,
     Float32,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, TypeVar
 
-from fl_components.data.fingerprints import Fingerprint, Fingerprints, Hashes
-from fl_components.store import Owners
+from fedrounds.fl_components.data.fingerprints import Fingerprint, Fingerprints, Hashes
+from fedrounds.fl_components.store import Owners
 
 T = TypeVar("T")
 

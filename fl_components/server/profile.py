@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fl_components.errors import ConfigError
+from fedrounds.fl_components.errors import ConfigError
 
 
 class Profile:

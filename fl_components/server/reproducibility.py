@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from fl_components.config import FederationConfig, parse_config
-from fl_components.parameters import constants_digest, params_digest
-from fl_components.rules import Rule
-from fl_components.server.federation import Federation, assemble
-from fl_components.server.rows import digest_of_data
+from fedrounds.fl_components.config import FederationConfig, parse_config
+from fedrounds.fl_components.parameters import constants_digest, params_digest
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.rows import digest_of_data
 
-_CHILD: Final = "from fl_components.server.reproducibility import print_digests; print_digests()"
+_CHILD: Final = "from fedrounds.fl_components.server.reproducibility import print_digests; print_digests()"
 
 _REPETITIONS: Final = 20
 """How often the scores are computed: what a generator without a seed draws may be the same once."""
@@ -68,7 +68,7 @@ def second_load(config: FederationConfig, source_folder: str) -> Iterator[Callab
 
 
 def _is_own_code(rule: Rule) -> bool:
-    return hasattr(rule, "path") or not type(rule).__module__.startswith("fl_components.")
+    return hasattr(rule, "path") or not type(rule).__module__.startswith("fedrounds.")
 
 
 def _differences(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

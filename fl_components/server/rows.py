@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components.data import FederatedData
-from fl_components.data.federated import NumberedIds
-from fl_components.store import Store
+from fedrounds.fl_components.data import FederatedData
+from fedrounds.fl_components.data.federated import NumberedIds
+from fedrounds.fl_components.store import Store
 
 MOST_NAMED: Final = 1000
 """The most clients of which each has a digest of its own, so that an error can name those whose rows have changed."""
@@ -37,7 +37,7 @@ def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
     `MOST_NAMED` clients one of each, 8 hexadecimal digits of it.
 
     >>> rows = (np.zeros((3, 2), np.float32), np.array([0, 1, 1]), np.zeros((1, 2), np.float32), np.array([1]))
-    >>> from fl_components.data.federated import ClientExamples
+    >>> from fedrounds.fl_components.data.federated import ClientExamples
     >>> clients = {name: ClientExamples(*rows) for name in ("a", "b")}
     >>> data = FederatedData.from_clients(clients, num_classes=2, public=True)
     >>> facts = data_facts(data, bytes(32))

@@ -17,18 +17,18 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from fl_components.aggregation import AdditiveRule
-from fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
-from fl_components.privacy.clipping import Clip, add_contributions
-from fl_components.privacy.events import Nothing
-from fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
-from fl_components.randomness import derive_key
-from fl_components.server.encoding import nothing_refused
-from fl_components.server.hub import Hub
-from fl_components.server.withheld import withheld_error
-from fl_components.store.ledger import of_client
-from fl_components.training import ShardReport, Summing, names_of
-from fl_components.values import (
+from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
+from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
+from fedrounds.fl_components.privacy.events import Nothing
+from fedrounds.fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
+from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.server.encoding import nothing_refused
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.withheld import withheld_error
+from fedrounds.fl_components.store.ledger import of_client
+from fedrounds.fl_components.training import ShardReport, Summing, names_of
+from fedrounds.fl_components.values import (
     ClientTask,
     Collected,
     EncodedBatch,
@@ -42,7 +42,7 @@ from fl_components.values import (
     UpdateSum,
     Weighted,
 )
-from fl_components.wire import decode_update
+from fedrounds.fl_components.wire import decode_update
 
 OF_CLIENTS = ("train", "compress", "admit", "evaluate")
 """Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""

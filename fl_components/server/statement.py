@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from fl_components.aggregation import AdditiveRule
-from fl_components.config import FederationConfig, parse_config
-from fl_components.privacy import AdaptiveClipping, CentralPrivacy
-from fl_components.privacy.accountants import pld_epsilon
-from fl_components.privacy.events import Neighbouring, as_neighbouring
-from fl_components.privacy.example_level import UNIT
-from fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
-from fl_components.store import DELETED, Budget, RoundRecord, RunRecord, Store
-from fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
+from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.config import FederationConfig, parse_config
+from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy
+from fedrounds.fl_components.privacy.accountants import pld_epsilon
+from fedrounds.fl_components.privacy.events import Neighbouring, as_neighbouring
+from fedrounds.fl_components.privacy.example_level import UNIT
+from fedrounds.fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
+from fedrounds.fl_components.store import DELETED, Budget, RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 
 UNITS_IN_WORDS: Final = {
     "client": "a client: all that one client holds",

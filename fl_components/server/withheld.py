@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fl_components.errors import FedroundsError, RunFailed, one_line
+from fedrounds.fl_components.errors import FedroundsError, RunFailed, one_line
 
 
 def withhold(home: Path, run_id: str, text: str) -> str:

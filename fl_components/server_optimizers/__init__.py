@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.rules import union
-from fl_components.server_optimizers.base import ServerOptimizerRule
-from fl_components.server_optimizers.fedadagrad import FedAdagrad
-from fl_components.server_optimizers.fedadam import FedAdam
-from fl_components.server_optimizers.fedavg import FedAvg
-from fl_components.server_optimizers.fedavgm import FedAvgM
-from fl_components.server_optimizers.fedyogi import FedYogi
+from fedrounds.fl_components.rules import union
+from fedrounds.fl_components.server_optimizers.base import ServerOptimizerRule
+from fedrounds.fl_components.server_optimizers.fedadagrad import FedAdagrad
+from fedrounds.fl_components.server_optimizers.fedadam import FedAdam
+from fedrounds.fl_components.server_optimizers.fedavg import FedAvg
+from fedrounds.fl_components.server_optimizers.fedavgm import FedAvgM
+from fedrounds.fl_components.server_optimizers.fedyogi import FedYogi
 
 if TYPE_CHECKING:
     ServerOptimizer = ServerOptimizerRule

@@ -6,9 +6,9 @@ from abc import abstractmethod
 
 import numpy as np
 
-from fl_components.errors import Diverged
-from fl_components.rules import Rule
-from fl_components.values import Float32, Float64, Tensors
+from fedrounds.fl_components.errors import Diverged
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.values import Float32, Float64, Tensors
 
 
 class ServerOptimizerRule(Rule):
@@ -32,12 +32,12 @@ def as_state(rule: ServerOptimizerRule, tensors: dict[str, Float64]) -> Tensors:
     Raises `Diverged` when one of them is not finite then: with an infinite second moment a parameter never moves
     again, and with an infinite momentum the next round's parameters are infinite.
 
-    >>> from fl_components.server_optimizers import FedAvgM
+    >>> from fedrounds.fl_components.server_optimizers import FedAvgM
     >>> as_state(FedAvgM(), {"v": np.array([1.5, -2.0])})
     {'v': array([ 1.5, -2. ], dtype=float32)}
     >>> as_state(FedAvgM(), {"v": np.array([1.5, 1e39])})
     Traceback (most recent call last):
-    fl_components.errors.Diverged: server_optimizer.kind fedavgm: state v exceeds float32 for 1 of 2 parameters
+    fedrounds.fl_components.errors.Diverged: server_optimizer.kind fedavgm: state v exceeds float32 for ...
     """
     with np.errstate(over="ignore"):
         state = {name: tensor_D.astype(np.float32) for name, tensor_D in tensors.items()}

@@ -5,10 +5,10 @@ The store decides what resumes; Prefect and MLflow are views of it.
 
 from __future__ import annotations
 
-from fl_components.store.bindings import DataUse, Owners
-from fl_components.store.home import home
-from fl_components.store.lease import Lease, fresh_collection
-from fl_components.store.records import (
+from fedrounds.fl_components.store.bindings import DataUse, Owners
+from fedrounds.fl_components.store.home import home
+from fedrounds.fl_components.store.lease import Lease, fresh_collection
+from fedrounds.fl_components.store.records import (
     DELETED,
     FINAL_STATES,
     FINISHED_STATES,
@@ -28,9 +28,9 @@ from fl_components.store.records import (
     cell_name,
     is_unfinished,
 )
-from fl_components.store.sealing import closed, opened
-from fl_components.store.secrets import RunSecret, derived_key, destroy_secrets, last_seen, place_of_secrets
-from fl_components.store.store import Store, check_run_id, check_sweep_id
+from fedrounds.fl_components.store.sealing import closed, opened
+from fedrounds.fl_components.store.secrets import RunSecret, derived_key, destroy_secrets, last_seen, place_of_secrets
+from fedrounds.fl_components.store.store import Store, check_run_id, check_sweep_id
 
 __all__ = [
     "DELETED",

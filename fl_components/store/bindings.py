@@ -18,12 +18,12 @@ from typing import Final
 
 from sqlalchemy import Connection, and_, func, insert, select
 
-from fl_components.errors import StoreError
-from fl_components.store import journal, ledger
-from fl_components.store.keys import KeyRing, SigningKey
-from fl_components.store.records import DELETED
-from fl_components.store.schema import bindings, data_uses, fingerprint_key, fingerprints, runs
-from fl_components.store.schema import journal as journal_table
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store import journal, ledger
+from fedrounds.fl_components.store.keys import KeyRing, SigningKey
+from fedrounds.fl_components.store.records import DELETED
+from fedrounds.fl_components.store.schema import bindings, data_uses, fingerprint_key, fingerprints, runs
+from fedrounds.fl_components.store.schema import journal as journal_table
 
 LEAST_ROWS: Final = 4
 """Rows that two data sets must share to count as the same clients' where no more is known of them."""

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
-from fl_components.errors import ConfigError, CorruptBlob, StoreError
-from fl_components.redaction import redact_url
-from fl_components.store.database import disk_full
-from fl_components.store.durable_files import erase, write_durably
+from fedrounds.fl_components.errors import ConfigError, CorruptBlob, StoreError
+from fedrounds.fl_components.redaction import redact_url
+from fedrounds.fl_components.store.database import disk_full
+from fedrounds.fl_components.store.durable_files import erase, write_durably
 
 _ANY_FENCE: Final = 1 << 62
 

@@ -27,10 +27,10 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
-from fl_components.errors import ConfigError, FedroundsError, NotInstalled, StoreError, Unreachable
-from fl_components.redaction import redact_url
-from fl_components.store.durable_files import sync_folder
-from fl_components.store.schema import VERSION, VERSION_TABLE, metadata
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, NotInstalled, StoreError, Unreachable
+from fedrounds.fl_components.redaction import redact_url
+from fedrounds.fl_components.store.durable_files import sync_folder
+from fedrounds.fl_components.store.schema import VERSION, VERSION_TABLE, metadata
 
 LOCK_WAIT_S: Final = 30.0
 """How long a transaction waits for another's lock before it gives up."""

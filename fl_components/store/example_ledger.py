@@ -12,12 +12,19 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
-from fl_components.errors import BudgetExhausted, StoreError
-from fl_components.store import journal, ledger
-from fl_components.store.keys import SigningKey
-from fl_components.store.ledger import EACH_CLIENT, in_pages, plus
-from fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
-from fl_components.store.schema import AnyRow, canonical_json, charges, example_charges, example_spending, populations
+from fedrounds.fl_components.errors import BudgetExhausted, StoreError
+from fedrounds.fl_components.store import journal, ledger
+from fedrounds.fl_components.store.keys import SigningKey
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, in_pages, plus
+from fedrounds.fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
+from fedrounds.fl_components.store.schema import (
+    AnyRow,
+    canonical_json,
+    charges,
+    example_charges,
+    example_spending,
+    populations,
+)
 
 NAMED: Final = 5
 """Clients that an error names besides the first."""

@@ -6,8 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from fl_components.errors import ConfigError, StoreError
-from fl_components.store.durable_files import make_folder
+from fedrounds.fl_components.errors import ConfigError, StoreError
+from fedrounds.fl_components.store.durable_files import make_folder
 
 UNUSABLE = "%?"
 """What a path in the URL of a database would be read for something else."""

@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
-from fl_components.errors import JournalBroken
-from fl_components.store.keys import SigningKey, is_signed
-from fl_components.store.records import Anchor, JournalReport, JournalRow
-from fl_components.store.schema import AnyRow, canonical_json, database_clock
-from fl_components.store.schema import journal as journal_table
-from fl_components.store.schema import journal_head as head_table
+from fedrounds.fl_components.errors import JournalBroken
+from fedrounds.fl_components.store.keys import SigningKey, is_signed
+from fedrounds.fl_components.store.records import Anchor, JournalReport, JournalRow
+from fedrounds.fl_components.store.schema import AnyRow, canonical_json, database_clock
+from fedrounds.fl_components.store.schema import journal as journal_table
+from fedrounds.fl_components.store.schema import journal_head as head_table
 
 GENESIS: Final = "0" * 64
 """What the first row has as its `previous`."""

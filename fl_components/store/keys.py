@@ -8,8 +8,8 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from fl_components.errors import ConfigError, StoreError
-from fl_components.store.durable_files import make_folder, sync_folder, write_durably
+from fedrounds.fl_components.errors import ConfigError, StoreError
+from fedrounds.fl_components.store.durable_files import make_folder, sync_folder, write_durably
 
 PUBLIC_KEY_BYTES = 32
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, insert, literal, select, update
 
-from fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
-from fl_components.store import example_ledger, journal, ledger
-from fl_components.store.durable_files import erase
-from fl_components.store.records import (
+from fedrounds.fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
+from fedrounds.fl_components.store import example_ledger, journal, ledger
+from fedrounds.fl_components.store.durable_files import erase
+from fedrounds.fl_components.store.records import (
     DELETED,
     FINAL_STATES,
     ExampleCharges,
@@ -33,7 +33,7 @@ from fl_components.store.records import (
     Sighting,
     can_never_continue,
 )
-from fl_components.store.schema import (
+from fedrounds.fl_components.store.schema import (
     AnyRow,
     charges,
     column_digest,
@@ -47,7 +47,7 @@ from fl_components.store.schema import (
 )
 
 if TYPE_CHECKING:
-    from fl_components.store.store import Store
+    from fedrounds.fl_components.store.store import Store
 
 _logger = logging.getLogger(__name__)
 

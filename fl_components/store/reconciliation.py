@@ -10,13 +10,13 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, select
 
-from fl_components.errors import JournalBroken
-from fl_components.store import bindings as bindings_
-from fl_components.store import ledger
-from fl_components.store.journal import RESTORE
-from fl_components.store.ledger import EACH_CLIENT, of_client
-from fl_components.store.records import DELETED, BudgetTerms, can_never_continue
-from fl_components.store.schema import (
+from fedrounds.fl_components.errors import JournalBroken
+from fedrounds.fl_components.store import bindings as bindings_
+from fedrounds.fl_components.store import ledger
+from fedrounds.fl_components.store.journal import RESTORE
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_client
+from fedrounds.fl_components.store.records import DELETED, BudgetTerms, can_never_continue
+from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
     canonical_json,
@@ -33,7 +33,7 @@ from fl_components.store.schema import (
     seals,
     sweeps,
 )
-from fl_components.store.schema import journal as journal_table
+from fedrounds.fl_components.store.schema import journal as journal_table
 
 COVERED: Final = {
     "runs": (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeAlias
 
-from fl_components.errors import Diverged
+from fedrounds.fl_components.errors import Diverged
 
 FINAL_STATES: Final = ("Completed", "Failed", "Cancelled", "TooFewClients", "BudgetExhausted")
 """What `Lease.finish` takes. Before the first attempt a run is "Pending", during one "Running"."""
@@ -93,7 +93,7 @@ class BudgetTerms:
       epsilon: the most that all its runs together may come to; None where nothing limits it.
       delta: at which epsilon is computed.
       unit: whose data are protected: "client" or "example".
-      neighbouring: the relation, as fl_components.privacy names it.
+      neighbouring: the relation, as fedrounds.fl_components.privacy names it.
       accountant: how events become an epsilon.
       demonstration: its data are public, so that the claim protects nobody.
     """

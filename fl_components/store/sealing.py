@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from fl_components.errors import StoreError
-from fl_components.store.secrets import derived_key
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store.secrets import derived_key
 
 CHUNK_BYTES: Final = 64 << 20
 SALT_BYTES: Final = 16

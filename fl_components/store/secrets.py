@@ -35,8 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from fl_components.errors import StoreError
-from fl_components.store.durable_files import erase, remove_leftovers, write_durably
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store.durable_files import erase, remove_leftovers, write_durably
 
 KEY_BYTES: Final = 32
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Select, Text, and_, cast, insert, or_, select
 
-from fl_components.errors import (
+from fedrounds.fl_components.errors import (
     ConfigError,
     CorruptBlob,
     Diverged,
@@ -27,19 +27,19 @@ from fl_components.errors import (
     StoreError,
     TooFewClients,
 )
-from fl_components.store import bindings as bindings_
-from fl_components.store import example_ledger, ledger
-from fl_components.store import journal as journal_
-from fl_components.store import lease as lease_
-from fl_components.store.bindings import DataUse
-from fl_components.store.blobs import Blobs
-from fl_components.store.database import Database, open_database
-from fl_components.store.durable_files import write_durably
-from fl_components.store.example_ledger import ExampleTotals
-from fl_components.store.home import home as home_folder
-from fl_components.store.keys import KeyRing, SigningKey
-from fl_components.store.reconciliation import blobs_in_use, reconcile
-from fl_components.store.records import (
+from fedrounds.fl_components.store import bindings as bindings_
+from fedrounds.fl_components.store import example_ledger, ledger
+from fedrounds.fl_components.store import journal as journal_
+from fedrounds.fl_components.store import lease as lease_
+from fedrounds.fl_components.store.bindings import DataUse
+from fedrounds.fl_components.store.blobs import Blobs
+from fedrounds.fl_components.store.database import Database, open_database
+from fedrounds.fl_components.store.durable_files import write_durably
+from fedrounds.fl_components.store.example_ledger import ExampleTotals
+from fedrounds.fl_components.store.home import home as home_folder
+from fedrounds.fl_components.store.keys import KeyRing, SigningKey
+from fedrounds.fl_components.store.reconciliation import blobs_in_use, reconcile
+from fedrounds.fl_components.store.records import (
     DELETED,
     FINISHED_STATES,
     Anchor,
@@ -55,7 +55,7 @@ from fl_components.store.records import (
     Seal,
     SweepRecord,
 )
-from fl_components.store.schema import (
+from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
     canonical_json,
@@ -69,7 +69,7 @@ from fl_components.store.schema import (
     seals,
     sweeps,
 )
-from fl_components.store.secrets import RunSecret, destroy_secret, destroy_secrets, last_seen, secret_file
+from fedrounds.fl_components.store.secrets import RunSecret, destroy_secret, destroy_secrets, last_seen, secret_file
 
 _logger = logging.getLogger(__name__)
 

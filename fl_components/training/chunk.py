@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_components.training.layers import Batch, DualForm, View
-from fl_components.training.replicas import Replicas
-from fl_components.training.sgd import SGD
-from fl_components.values import IGNORED, Weighted
+from fedrounds.fl_components.training.layers import Batch, DualForm, View
+from fedrounds.fl_components.training.replicas import Replicas
+from fedrounds.fl_components.training.sgd import SGD
+from fedrounds.fl_components.values import IGNORED, Weighted
 
 Rows = NDArray[np.int64]
 

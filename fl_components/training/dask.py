@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
-from fl_components.training.chunk import Examples
-from fl_components.training.engine import Engine, ShardReport, Summing, names_of
-from fl_components.training.facts import engine_facts
-from fl_components.training.sgd import SGD
-from fl_components.training.threads import one_thread
-from fl_components.training.trainer import (
+from fedrounds.fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
+from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing, names_of
+from fedrounds.fl_components.training.facts import engine_facts
+from fedrounds.fl_components.training.sgd import SGD
+from fedrounds.fl_components.training.threads import one_thread
+from fedrounds.fl_components.training.trainer import (
     ModelSpec,
     Result,
     Shard,
@@ -38,7 +38,7 @@ from fl_components.training.trainer import (
     name_of,
     peak_memory_bytes,
 )
-from fl_components.values import Float32
+from fedrounds.fl_components.values import Float32
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -12,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_components.errors import FedroundsError, ModelError, one_line
-from fl_components.models import failing_layer
-from fl_components.parameters import flatten, load_into
-from fl_components.privacy.clipping import Clip, add_contributions
-from fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
-from fl_components.training.layers import NoClientForm
-from fl_components.training.opacus_way import OneAtATime, OpacusWay
-from fl_components.training.per_example import ClippedReplicas
-from fl_components.training.private import PrivateChunks, Way, find_way
-from fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
-from fl_components.training.sgd import SGD, torch_seed
-from fl_components.training.threads import one_thread
-from fl_components.values import ClientTask, Float32, Float64, Weighted
+from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
+from fedrounds.fl_components.models import failing_layer
+from fedrounds.fl_components.parameters import flatten, load_into
+from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
+from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
+from fedrounds.fl_components.training.layers import NoClientForm
+from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
+from fedrounds.fl_components.training.per_example import ClippedReplicas
+from fedrounds.fl_components.training.private import PrivateChunks, Way, find_way
+from fedrounds.fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
+from fedrounds.fl_components.training.sgd import SGD, torch_seed
+from fedrounds.fl_components.training.threads import one_thread
+from fedrounds.fl_components.values import ClientTask, Float32, Float64, Weighted
 
 CHUNK_BYTES: Final = 18_000_000
 """Of the parameters of clients that are trained together, and of what moves them: what stays in a processor's cache."""

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fl_components.errors import ModelError, one_line
-from fl_components.models import check_scores, failing_layer
-from fl_components.privacy.releases import Release, charged, withheld
-from fl_components.rules import Rule
-from fl_components.training.loss import num_labels, sum_loss
-from fl_components.training.threads import one_thread
-from fl_components.values import Weighted
+from fedrounds.fl_components.errors import ModelError, one_line
+from fedrounds.fl_components.models import check_scores, failing_layer
+from fedrounds.fl_components.privacy.releases import Release, charged, withheld
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.training.loss import num_labels, sum_loss
+from fedrounds.fl_components.training.threads import one_thread
+from fedrounds.fl_components.values import Weighted
 
 BATCH_SIZE = 1024
 

@@ -17,8 +17,8 @@ from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fl_components.models import Watch, meeting_place, same_bits
-from fl_components.models.state import refuse_changes
+from fedrounds.fl_components.models import Watch, meeting_place, same_bits
+from fedrounds.fl_components.models.state import refuse_changes
 
 
 class VmappedModule:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_components.models.transformer import LearnedPositions
+from fedrounds.fl_components.models.transformer import LearnedPositions
 
 
 class NoClientForm(Exception):

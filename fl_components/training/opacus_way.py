@@ -13,15 +13,15 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from fl_components.errors import ConfigError
-from fl_components.models import meeting_place
-from fl_components.privacy.clipping import squared_norms
-from fl_components.privacy.steps import Mechanism, counts
-from fl_components.training.layers import Batch, ClientDropout, InHand, NoClientForm
-from fl_components.training.loss import label_losses, labels_of_each
-from fl_components.training.per_example import FORMED_FLOATS
-from fl_components.training.sgd import SGD, ClippedSum
-from fl_components.values import Float32, Weighted
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.models import meeting_place
+from fedrounds.fl_components.privacy.clipping import squared_norms
+from fedrounds.fl_components.privacy.steps import Mechanism, counts
+from fedrounds.fl_components.training.layers import Batch, ClientDropout, InHand, NoClientForm
+from fedrounds.fl_components.training.loss import label_losses, labels_of_each
+from fedrounds.fl_components.training.per_example import FORMED_FLOATS
+from fedrounds.fl_components.training.sgd import SGD, ClippedSum
+from fedrounds.fl_components.values import Float32, Weighted
 
 
 def import_opacus() -> Any:

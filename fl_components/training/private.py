@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fl_components.errors import FedroundsError, ModelError, one_line
-from fl_components.parameters import flatten
-from fl_components.privacy import ExampleLevel
-from fl_components.privacy.central import LEAST_NOISE
-from fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fl_components.training.chunk import Examples, Rows, Updates, finish, is_plain, made_up
-from fl_components.training.layers import Batch, NoClientForm
-from fl_components.training.loss import labels_of_each
-from fl_components.training.opacus_way import OneAtATime, OpacusWay, is_dropout, objections
-from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
-from fl_components.training.sgd import SGD, example_seed
-from fl_components.training.threads import one_thread
-from fl_components.values import ClientTask, Weighted
+from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
+from fedrounds.fl_components.parameters import flatten
+from fedrounds.fl_components.privacy import ExampleLevel
+from fedrounds.fl_components.privacy.central import LEAST_NOISE
+from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
+from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, finish, is_plain, made_up
+from fedrounds.fl_components.training.layers import Batch, NoClientForm
+from fedrounds.fl_components.training.loss import labels_of_each
+from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay, is_dropout, objections
+from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
+from fedrounds.fl_components.training.sgd import SGD, example_seed
+from fedrounds.fl_components.training.threads import one_thread
+from fedrounds.fl_components.values import ClientTask, Weighted
 
 Way = ClippedReplicas | OpacusWay | OneAtATime
 

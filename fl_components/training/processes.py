@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
-from fl_components.shared_memory import Place, SharedMemory
-from fl_components.training.chunk import Examples
-from fl_components.training.engine import Engine, ShardReport, Summing, names_of
-from fl_components.training.sgd import SGD
-from fl_components.training.threads import one_thread
-from fl_components.training.trainer import (
+from fedrounds.fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
+from fedrounds.fl_components.shared_memory import Place, SharedMemory
+from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing, names_of
+from fedrounds.fl_components.training.sgd import SGD
+from fedrounds.fl_components.training.threads import one_thread
+from fedrounds.fl_components.training.trainer import (
     ModelSpec,
     Shard,
     T,
@@ -38,7 +38,7 @@ from fl_components.training.trainer import (
     peak_memory_bytes,
     private_memory_bytes,
 )
-from fl_components.values import Float32
+from fedrounds.fl_components.values import Float32
 
 MOST_ATTEMPTS: Final = 3
 """How many processes may die of one shard before the round is given up."""
@@ -62,7 +62,7 @@ def leave_with_parent():
         os._exit(1)
 threading.Thread(target=leave_with_parent, daemon=True).start()
 sys.path[:] = path
-from fl_components.training.processes import serve
+from fedrounds.fl_components.training.processes import serve
 if kernel:
     kernel.prctl(PR_SET_PDEATHSIG, 0)
 serve(connection)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fl_components.models import meeting_place
-from fl_components.training.isolation import VmappedModule
-from fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, InHand, NoClientForm, View
-from fl_components.training.loss import label_losses, mean_loss
+from fedrounds.fl_components.models import meeting_place
+from fedrounds.fl_components.training.isolation import VmappedModule
+from fedrounds.fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, InHand, NoClientForm, View
+from fedrounds.fl_components.training.loss import label_losses, mean_loss
 
 
 class Replicas(ABC):

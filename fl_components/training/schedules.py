@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fl_components.rules import Rule
+from fedrounds.fl_components.rules import Rule
 
 
 class ScheduleRule(Rule):

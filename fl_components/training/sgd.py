@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fl_components import randomness
-from fl_components.models import Watch
-from fl_components.parameters import load_into
-from fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
-from fl_components.privacy.clipping import squared_norms
-from fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
-from fl_components.rules import Rule
-from fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
-from fl_components.training.schedules import Constant, Schedule
-from fl_components.values import Float32, Weighted
+from fedrounds.fl_components import randomness
+from fedrounds.fl_components.models import Watch
+from fedrounds.fl_components.parameters import load_into
+from fedrounds.fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
+from fedrounds.fl_components.privacy.clipping import squared_norms
+from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
+from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
+from fedrounds.fl_components.training.schedules import Constant, Schedule
+from fedrounds.fl_components.values import Float32, Weighted
 
 
 def torch_seed(seed: int) -> int:

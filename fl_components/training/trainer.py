@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_components.errors import ModelError
-from fl_components.models import ModelRule, build_seeded
-from fl_components.parameters import constants_digest
-from fl_components.shared_memory import SharedMemory
-from fl_components.training.chunk import Examples
-from fl_components.training.engine import Engine, ShardReport, Summing
-from fl_components.training.sgd import SGD
-from fl_components.training.threads import one_thread
-from fl_components.values import ClientTask, Float32
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.models import ModelRule, build_seeded
+from fedrounds.fl_components.parameters import constants_digest
+from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing
+from fedrounds.fl_components.training.sgd import SGD
+from fedrounds.fl_components.training.threads import one_thread
+from fedrounds.fl_components.values import ClientTask, Float32
 
 Shard = Sequence[ClientTask]
 Result = tuple[type[np.floating], tuple[int, ...]]

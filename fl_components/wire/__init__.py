@@ -1,7 +1,7 @@
 """How updates and parameters travel: as frames (docs/wire-format.md), decoded without running any code."""
 
-from fl_components.wire.assembly import Assembly, frame_digest
-from fl_components.wire.frames import (
+from fedrounds.fl_components.wire.assembly import Assembly, frame_digest
+from fedrounds.fl_components.wire.frames import (
     Download,
     Update,
     decode_frame,

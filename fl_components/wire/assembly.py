@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fl_components.errors import WireError
-from fl_components.wire.frames import Buffer
+from fedrounds.fl_components.errors import WireError
+from fedrounds.fl_components.wire.frames import Buffer
 
 
 def frame_digest(frame: Buffer) -> str:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from io import BufferedIOBase, RawIOBase
 from typing import Any
 
-from fl_components.errors import UpdateRejected, WireError
-from fl_components.values import Part, Payload
-from fl_components.wire.codings import Coding, coding_of, encode, entry
+from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.values import Part, Payload
+from fedrounds.fl_components.wire.codings import Coding, coding_of, encode, entry
 
 Buffer = bytes | bytearray | memoryview
 
@@ -92,7 +92,7 @@ def decode_update(frame: Buffer, max_bytes: int) -> Update:
     'va'
     >>> decode_update(frame[:-1], max_bytes=1000)
     Traceback (most recent call last):
-    fl_components.errors.UpdateRejected: undecodable: the frame has 103 bytes and declares 104
+    fedrounds.fl_components.errors.UpdateRejected: undecodable: the frame has 103 bytes and declares 104
     """
     if len(frame) > max_bytes:
         raise UpdateRejected(f"too_large: {len(frame)} bytes, at most {max_bytes}")
@@ -218,7 +218,7 @@ def read_frame(stream: RawIOBase | BufferedIOBase, max_bytes: int) -> bytearray:
     True
     >>> read_frame(io.BytesIO(frame), max_bytes=50)
     Traceback (most recent call last):
-    fl_components.errors.WireError: the frame declares 64 bytes, at most 50 are allowed
+    fedrounds.fl_components.errors.WireError: the frame declares 64 bytes, at most 50 are allowed
     """
     prefix = bytearray(PREFIX_BYTES)
     _read_into(stream, memoryview(prefix))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fl_components.store import RunRecord, Store
-from tasks.tracking import server
-from tasks.tracking.run_view import RUN_ID_TAG
-from tasks.tracking.sweep_view import CREATED_TAG
+from fedrounds.fl_components.store import RunRecord, Store
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.run_view import RUN_ID_TAG
+from fedrounds.tasks.tracking.sweep_view import CREATED_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from fl_components.errors import ConfigError, Unreachable
-from fl_components.models.base import REGISTERED_MODEL
-from fl_components.parameters import constants_digest, flatten, params_digest
-from fl_components.server.statement import in_short, markdown, statement
-from fl_components.store import RunRecord, home
-from tasks.tracking import server
-from tasks.tracking.run_view import RUN_ID_TAG, RunView
+from fedrounds.fl_components.errors import ConfigError, Unreachable
+from fedrounds.fl_components.models.base import REGISTERED_MODEL
+from fedrounds.fl_components.parameters import constants_digest, flatten, params_digest
+from fedrounds.fl_components.server.statement import in_short, markdown, statement
+from fedrounds.fl_components.store import RunRecord, home
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.run_view import RUN_ID_TAG, RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fl_components.store import RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 
 
 def recent_rounds(store: Store, run: RunRecord) -> list[RoundRecord]:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from fl_components.server.statement import in_short, markdown, statement
-from fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
-from tasks.tracking import server
-from tasks.tracking.sweep_view import CREATED_TAG, PARENT_TAG, show_sweep
+from fedrounds.fl_components.server.statement import in_short, markdown, statement
+from fedrounds.fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.sweep_view import CREATED_TAG, PARENT_TAG, show_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from fl_components.errors import ConfigError, FedroundsError, NotInstalled
-from fl_components.redaction import redact_url
-from tasks.proxies import bypassing_loopback
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, NotInstalled
+from fedrounds.fl_components.redaction import redact_url
+from fedrounds.tasks.proxies import bypassing_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

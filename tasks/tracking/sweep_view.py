@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from fl_components.store import FINISHED_STATES, RunRecord, Store, SweepRecord
-from tasks.tracking import server
-from tasks.tracking.results import evaluated, recent_rounds
+from fedrounds.fl_components.store import FINISHED_STATES, RunRecord, Store, SweepRecord
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.results import evaluated, recent_rounds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl_components.errors import DataError, FedroundsError, LeaseHeld, LeaseLost, ModelError, one_line
-from fl_components.store import FINISHED_STATES, Lease, RunRecord, Store
-from tasks.tracking import server
-from tasks.tracking.model import LoggableModel, NotRegistered, export, find_registered, register
-from tasks.tracking.run_view import STATUS, DeletedInMlflow, RunView
+from fedrounds.fl_components.errors import DataError, FedroundsError, LeaseHeld, LeaseLost, ModelError, one_line
+from fedrounds.fl_components.store import FINISHED_STATES, Lease, RunRecord, Store
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.model import LoggableModel, NotRegistered, export, find_registered, register
+from fedrounds.tasks.tracking.run_view import STATUS, DeletedInMlflow, RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from deployments import api
-from deployments.cli import main
-from fl_components.errors import ConfigError, LeaseHeld, RunNotFound
-from fl_components.store import Store
+from fedrounds.deployments import api
+from fedrounds.deployments.cli import main
+from fedrounds.fl_components.errors import ConfigError, LeaseHeld, RunNotFound
+from fedrounds.fl_components.store import Store
 
 DAY = 86_400
 CONFIG = {"data": {"kind": "digits"}, "evaluation": {"every": 1}}
@@ -45,7 +45,7 @@ def store(home: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def in_100_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.deletion.time", SimpleNamespace(time=lambda: time.time() + 100 * DAY))
+    monkeypatch.setattr("fedrounds.deployments.deletion.time", SimpleNamespace(time=lambda: time.time() + 100 * DAY))
 
 
 def pruned(**given: Any) -> set[str]:

@@ -11,17 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments import api
-from fl_components.config import load_config, parse_config, source_folder
-from fl_components.errors import ConfigError, FedroundsError, RunNotFound, StoreError
-from fl_components.rules import import_attribute
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from fl_components.store.home import home as home_folder
-from flows.round import walk
-from tasks.session import _check_is_there
-from tasks.tracking.server import check_tracking_uri, run_url
+from fedrounds.deployments import api
+from fedrounds.fl_components.config import load_config, parse_config, source_folder
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunNotFound, StoreError
+from fedrounds.fl_components.rules import import_attribute
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.store.home import home as home_folder
+from fedrounds.flows.round import walk
+from fedrounds.tasks.session import _check_is_there
+from fedrounds.tasks.tracking.server import check_tracking_uri, run_url
 from tests.support import HEART
 
 
@@ -51,7 +51,7 @@ def test_training_inside_a_flow_run_of_another_server_is_refused(
     ],
 )
 def test_an_mlflow_that_can_never_be_is_refused(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.tracking.server.find_spec", lambda name: None)
+    monkeypatch.setattr("fedrounds.tasks.tracking.server.find_spec", lambda name: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(FedroundsError, match=words) as caught:
         check_tracking_uri()
@@ -107,7 +107,7 @@ def test_no_password_is_in_the_address_of_an_mlflow_page(uri: str) -> None:
 def test_a_typo_is_reported_before_a_server_is_asked(
     home: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object], error: type[FedroundsError], words: str
 ) -> None:
-    monkeypatch.setattr("deployments.stack.connection.connect", lambda **_: pytest.fail("a server is asked"))
+    monkeypatch.setattr("fedrounds.deployments.stack.connection.connect", lambda **_: pytest.fail("a server is asked"))
     with pytest.raises(error, match=words):
         call()
 

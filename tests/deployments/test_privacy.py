@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from deployments import api, privacy
-from deployments.cli import main
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, DataError, RunNotFound, StoreError
-from fl_components.privacy.accountants import rdp_epsilon
-from fl_components.privacy.events import Gaussian, PoissonSampled
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.server.statement import in_short
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.deployments import api, privacy
+from fedrounds.deployments.cli import main
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, DataError, RunNotFound, StoreError
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.statement import in_short
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.test_example_claim import EVERYONE
 from tests.fl_components.server.wards import WARDS
@@ -306,7 +306,7 @@ def test_what_cannot_be_audited_is_refused_before_a_flow_run_starts(
     fields = {**FIELDS, "name": "unprotected", "population": "others", "privacy": {"kind": "none"}}
     with open_hub(trained, "open", config=parse_config(fields)):
         pass
-    monkeypatch.setattr("deployments.stack.connection.connect", None)  # would fail: nothing is connected to
+    monkeypatch.setattr("fedrounds.deployments.stack.connection.connect", None)  # would fail: nothing is connected to
     assert main(line.split()) == 2
     assert words in capsys.readouterr().err
 

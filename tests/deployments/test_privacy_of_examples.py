@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments import privacy
-from deployments.api import check_config, run_data
-from deployments.cli import main
-from fl_components.config import parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
-from fl_components.privacy.accountants import rdp_epsilon
-from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
-from fl_components.server import reproducibility, stages
-from fl_components.server.claim import check_client_budget
-from fl_components.server.hub import open_hub
-from fl_components.server.statement import in_short
-from fl_components.store import ExampleCharges, Store
-from fl_components.store.schema import canonical_json
-from fl_components.training import Shadow
-from flows.round import walk
-from tasks.audit import audit_mechanism, auditable_run
+from fedrounds.deployments import privacy
+from fedrounds.deployments.api import check_config, run_data
+from fedrounds.deployments.cli import main
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fedrounds.fl_components.server import reproducibility, stages
+from fedrounds.fl_components.server.claim import check_client_budget
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.statement import in_short
+from fedrounds.fl_components.store import ExampleCharges, Store
+from fedrounds.fl_components.store.schema import canonical_json
+from fedrounds.fl_components.training import Shadow
+from fedrounds.flows.round import walk
+from fedrounds.tasks.audit import audit_mechanism, auditable_run
 from tests.fl_components.server import wards
 from tests.support import PRIVATE, use_home
 
@@ -206,7 +206,7 @@ class TestRun:
         assert honest.clients is None and honest.examples is not None and not honest.accused
         assert honest.examples.num_parameters == 28 + 1000
 
-        from fl_components.privacy import noise
+        from fedrounds.fl_components.privacy import noise
 
         draw = noise.WholeNormals._draw
         monkeypatch.setattr(noise.WholeNormals, "_draw", lambda self, pairs: (draw(self, pairs) / 2).round())
@@ -214,7 +214,7 @@ class TestRun:
         assert half.accused and half.as_data()["epsilon_lower_bound"] > half.as_data()["claimed_epsilon"]
 
     def test_gradients_that_are_not_clipped_are_accused(self, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        from fl_components.privacy.steps import Mechanism
+        from fedrounds.fl_components.privacy.steps import Mechanism
 
         factors = Mechanism.factors
         monkeypatch.setattr(Mechanism, "factors", lambda self, squares: factors(self, squares) * 3)
@@ -413,7 +413,7 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
             walk(stages, hub, 1)
         spent = {each.population: each.spent for each in store.budgets()}
         shown = []
-        monkeypatch.setattr("tasks.audit.Shadow", lambda *given: shown.append(given[1]) or Shadow(*given))
+        monkeypatch.setattr("fedrounds.tasks.audit.Shadow", lambda *given: shown.append(given[1]) or Shadow(*given))
         found = audit_mechanism(store, store.run("r"), 1000)
         assert found.examples is not None and found.examples.num_canaries == 1000 and not found.accused
         (rows,) = shown

@@ -14,9 +14,9 @@ from tests.support import HEART, clean_environment
 # What a person types in a notebook, where an event loop is running.
 NOTEBOOK = """
 import asyncio, json, sys
-from deployments.api import resume, runs, show, train
-from fl_components.config import load_config
-from fl_components.errors import RunConflict
+from fedrounds.deployments.api import resume, runs, show, train
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.errors import RunConflict
 
 async def cell():
     events = []

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.config import load_config
-from fl_components.store import Store
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.store import Store
 from tests.support import HEART, Fedrounds, data_of, prefect, start_fedrounds, wait_until
 from tests.undisturbed import undisturbed_digest
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fl_components.data.folders import find_folder
+from fedrounds.fl_components.data.folders import find_folder
 from tests.support import ROOT, Fedrounds, data_of, public_data
 
 EXAMPLE = ROOT / "examples" / "compressed.yaml"

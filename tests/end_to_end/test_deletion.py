@@ -24,9 +24,9 @@ PRIVATE = (
 
 SHOWN = """
 import json, sys
-from deployments.stack.connection import client_settings, connect
-from fl_components.store import Store
-from tasks.tracking import server
+from fedrounds.deployments.stack.connection import client_settings, connect
+from fedrounds.fl_components.store import Store
+from fedrounds.tasks.tracking import server
 with connect(idle_s=20) as connection, client_settings(connection):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.privacy.accountants import rdp_epsilon
-from fl_components.privacy.events import Gaussian, PoissonSampled
-from fl_components.store import Store
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.store import Store
 from tests.end_to_end.test_train import Served
 from tests.support import PRIVATE, Fedrounds, data_of, prefect, told_by_mlflow
 

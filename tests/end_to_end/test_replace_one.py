@@ -91,10 +91,10 @@ import contextlib, hashlib, io, json, sys
 import our_wards
 from dataclasses import asdict
 from pathlib import Path
-from deployments import api, cli, privacy
-from deployments.stack.connection import connect
-from fl_components.server.hub import Hub
-from fl_components.store import Store, derived_key
+from fedrounds.deployments import api, cli, privacy
+from fedrounds.deployments.stack.connection import connect
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.store import Store, derived_key
 
 # Elsewhere keys depend on the data and on a secret: here the cohorts, the batches and the noise are the same in each
 # home; but for the run with several waves, whose cohorts differ in number.
@@ -163,7 +163,7 @@ with connect(idle_s=20) as connection:
             "printed": {"show": printed("show", run_id), "status": printed("privacy", "status")},
         }
 import mlflow
-from tasks.tracking import server
+from fedrounds.tasks.tracking import server
 mlflow.set_tracking_uri(server.tracking_uri(Path(sys.argv[2])))
 with Store.open() as store:
     for run_id, views in told.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from tests.end_to_end.test_private import FIELDS, WARDS
 from tests.fl_components.server.wards import EVENT
 from tests.support import Fedrounds, data_of, server_is_up, wait_until

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fl_components.store import RunRecord, Store
+from fedrounds.fl_components.store import RunRecord, Store
 from tests.support import HEART, Fedrounds, data_of, prefect, start_fedrounds, wait_until
 
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fl_components.store import Store
+from fedrounds.fl_components.store import Store
 from tests.end_to_end.test_train import Served
 from tests.support import HEART, Fedrounds, data_of, missing, prefect, start_fedrounds, wait_until
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.config import load_config
-from fl_components.simulate import simulate
-from fl_components.store import Store
-from fl_components.values import ServerState
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.simulate import simulate
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.values import ServerState
 from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect, server_stays, told_by_mlflow
 
 STAGES = ["load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit", "track"]
@@ -61,7 +61,7 @@ class Served:
     """The home's Prefect server, asked after the training."""
 
     def __init__(self, home: Path) -> None:
-        from deployments.stack.connection import connect
+        from fedrounds.deployments.stack.connection import connect
 
         before = dict(os.environ)
         try:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from deployments.stack.files import ServerRecord, answers, is_locked, server_files, try_lock
-from fl_components.config import load_config
-from fl_components.store import Store
+from fedrounds.deployments.stack.files import ServerRecord, answers, is_locked, server_files, try_lock
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.store import Store
 from tests.support import copy_home, wait_until
 from tests.undisturbed import undisturbed_digest
 

@@ -32,16 +32,16 @@ import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import torch.fx.experimental.symbolic_shapes  # noqa: F401  # at the first gradient, with all of sympy
 
-from fl_components.config import load_config
-from fl_components.errors import FedroundsError
-from fl_components.privacy import CentralPrivacy, neighbouring_of
-from fl_components.privacy.accountants import renyi_divergences
-from fl_components.privacy.example_level import NEIGHBOURING
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store, blobs, durable_files
-from fl_components.store.secrets import entropy
-from flows.round import walk
+from fedrounds.fl_components.config import load_config
+from fedrounds.fl_components.errors import FedroundsError
+from fedrounds.fl_components.privacy import CentralPrivacy, neighbouring_of
+from fedrounds.fl_components.privacy.accountants import renyi_divergences
+from fedrounds.fl_components.privacy.example_level import NEIGHBOURING
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store, blobs, durable_files
+from fedrounds.fl_components.store.secrets import entropy
+from fedrounds.flows.round import walk
 
 CONFIG = load_config(Path(__file__).with_name(os.environ.get("FAULTS_CONFIG", "federation.yaml")))
 RUN_ID = "run"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fl_components.store import Store
+from fedrounds.fl_components.store import Store
 
 Stack = Any  # conftest.py's
 FEDERATION = str(Path(__file__).with_name("federation.yaml"))
@@ -75,7 +75,7 @@ def check(stack: Stack, run_id: str, data: dict[str, Any], digest: str, killed: 
 
 
 def check_mlflow(stack: Stack, run_id: str, data: dict[str, Any]) -> None:
-    from tasks.tracking import server
+    from fedrounds.tasks.tracking import server
 
     with server.quiet():
         client = server.connect(f"sqlite:///{stack.home}/mlflow.db")

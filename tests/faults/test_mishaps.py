@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fl_components.store.keys import KeyRing
+from fedrounds.fl_components.store.keys import KeyRing
 from tests.support import missing
 
 Stack = Any  # conftest.py's
@@ -178,7 +178,7 @@ def test_mlflow_that_is_away_gets_everything_later(
     server = start_mlflow(tmp_path, uri)
     try:
         data = stack.start("resume", "untracked", variables={"MLFLOW_TRACKING_URI": uri}).end(0)
-        from tasks.tracking import server as tracking
+        from fedrounds.tasks.tracking import server as tracking
 
         client = tracking.connect(uri)
         shown = client.get_run(data["mlflow_run_id"])

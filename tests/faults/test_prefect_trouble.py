@@ -10,8 +10,8 @@ import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
-from fl_components.errors import RunFailed, Unreachable
-from flows.prefect_runs import in_our_words
+from fedrounds.fl_components.errors import RunFailed, Unreachable
+from fedrounds.flows.prefect_runs import in_our_words
 
 
 class Broken(BaseHTTPRequestHandler):

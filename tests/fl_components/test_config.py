@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl_components.config import (
+from fedrounds.fl_components.config import (
     FederationConfig,
     config_digest,
     is_moved,
@@ -20,9 +20,9 @@ from fl_components.config import (
     schema,
     source_folder,
 )
-from fl_components.data import Data
-from fl_components.errors import ConfigError
-from fl_components.rules import kind_of
+from fedrounds.fl_components.data import Data
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.rules import kind_of
 
 SMALL: dict[str, Any] = {
     "name": "heart",

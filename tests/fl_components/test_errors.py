@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from fl_components import errors
-from fl_components.errors import FedroundsError, StoreError
+from fedrounds.fl_components import errors
+from fedrounds.fl_components.errors import FedroundsError, StoreError
 
 
 def tree(cls: type[FedroundsError] = FedroundsError) -> list[type[FedroundsError]]:

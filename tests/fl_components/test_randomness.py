@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.randomness import derive_key, generator
+from fedrounds.fl_components.randomness import derive_key, generator
 
 sources = st.integers(0, 2**70) | st.binary(min_size=1, max_size=40).filter(lambda secret: not secret.isdigit())
 draws = st.tuples(sources, st.integers(0, 2**40), st.text(), st.text())

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl_components.errors import ConfigError, FedroundsError, StoreError, one_line
-from fl_components.redaction import redact, redact_url
-from fl_components.store.blobs import Blobs
-from fl_components.store.database import Database
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, StoreError, one_line
+from fedrounds.fl_components.redaction import redact, redact_url
+from fedrounds.fl_components.store.blobs import Blobs
+from fedrounds.fl_components.store.database import Database
 from tests.support import cases
 
 PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=6, max_size=20).map(

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 
-from fl_components.errors import ConfigError
-from fl_components.rules import Rule, import_attribute
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.rules import Rule, import_attribute
 
 
 class Krum(Rule):

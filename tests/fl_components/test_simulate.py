@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.config import parse_config
-from fl_components.errors import TooFewClients
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.simulate import simulate
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import TooFewClients
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.simulate import simulate
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 from tests.support import parameters
 
 HEART = {"data": {"kind": "heart_disease"}, "model": {"kind": "logistic_regression"}}

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fl_components.errors import StoreError
-from fl_components.values import Collected, Partial, RoundPlan, ServerState, Weighted, pack, unpack
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.values import Collected, Partial, RoundPlan, ServerState, Weighted, pack, unpack
 
 SPECIAL = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, -1e-40, 3.4e38], np.float32)
 QUIET_AND_SIGNALLING = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32).view(np.float32)

@@ -19,7 +19,7 @@ SECONDS_PER_RUN = 5  # more is a hang
 def main(runs: int) -> None:
     import atheris  # not on every platform
 
-    with atheris.instrument_imports(include=["fl_components.wire", "json"]):
+    with atheris.instrument_imports(include=["fedrounds.fl_components.wire", "json"]):
         from tests.fl_components.wire.samples import FRAMES, altered, cut, decoded_or_refused, seal
 
     def one_run(frame: bytes) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.store import Store
-from tasks.tracking import server
+from fedrounds.fl_components.store import Store
+from fedrounds.tasks.tracking import server
 
 START_S = 120  # a deadline, not a measure: the machine may be busy
 

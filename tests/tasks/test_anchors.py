@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fl_components.store import Store
-from tasks.anchors import anchor_line, page_key, sightings
-from tasks.tracking.run_view import RunView
-from tasks.tracking.server import tracking_uri
+from fedrounds.fl_components.store import Store
+from fedrounds.tasks.anchors import anchor_line, page_key, sightings
+from fedrounds.tasks.tracking.run_view import RunView
+from fedrounds.tasks.tracking.server import tracking_uri
 from tests.tasks.test_tracking import client, commit, make_run
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fl_components.store import Store
-from tasks.tracking import server
-from tasks.tracking.deletion import delete_from_mlflow
-from tasks.tracking.run_view import CREATED_TAG, RUN_ID_TAG, RunView
+from fedrounds.fl_components.store import Store
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.deletion import delete_from_mlflow
+from fedrounds.tasks.tracking.run_view import CREATED_TAG, RUN_ID_TAG, RunView
 from tests.tasks.test_tracking import make_run
 
 

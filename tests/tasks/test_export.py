@@ -10,8 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from fl_components.models import Cnn, Gru, LogisticRegression, Mlp, ModelRule, ResNet, Transformer, build_seeded
-from tasks.tracking.model import LoggableModel, export
+from fedrounds.fl_components.models import (
+    Cnn,
+    Gru,
+    LogisticRegression,
+    Mlp,
+    ModelRule,
+    ResNet,
+    Transformer,
+    build_seeded,
+)
+from fedrounds.tasks.tracking.model import LoggableModel, export
 
 CASES = [
     (LogisticRegression(), (4,), (3,), np.float32),

@@ -8,9 +8,9 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.errors import NotInstalled, Unreachable
-from tasks import proxies
-from tasks.tracking import server
+from fedrounds.fl_components.errors import NotInstalled, Unreachable
+from fedrounds.tasks import proxies
+from fedrounds.tasks.tracking import server
 
 ENTRIES = [
     "",

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.config import config_digest, load_config, parse_axis
-from fl_components.errors import ConfigError, RunConflict
-from fl_components.server import stages
-from fl_components.store import Store
-from flows.round import walk
-from tasks.session import session
-from tasks.sweep import plan, sweep_session
+from fedrounds.fl_components.config import config_digest, load_config, parse_axis
+from fedrounds.fl_components.errors import ConfigError, RunConflict
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
+from fedrounds.tasks.session import session
+from fedrounds.tasks.sweep import plan, sweep_session
 from tests.support import HEART
 
 RATES = "training.learning_rate=0.01,0.1"

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.parameters import params_digest
-from fl_components.store import Store, SweepRecord
-from tasks.tracking import server
-from tasks.tracking.run_view import RunView
-from tasks.tracking.server import tracking_uri
-from tasks.tracking.sweep_view import MAX_DESCRIPTION, end_sweep
-from tasks.tracking.tracker import catch_up
+from fedrounds.fl_components.parameters import params_digest
+from fedrounds.fl_components.store import Store, SweepRecord
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.run_view import RunView
+from fedrounds.tasks.tracking.server import tracking_uri
+from fedrounds.tasks.tracking.sweep_view import MAX_DESCRIPTION, end_sweep
+from fedrounds.tasks.tracking.tracker import catch_up
 
 CONFIG = {"name": "digits", "rounds": 1, "evaluation": {"every": 1}}
 

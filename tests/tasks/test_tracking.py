@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from fl_components.errors import ConfigError, DataError, LeaseHeld, LeaseLost, StoreError, Unreachable
-from fl_components.parameters import constants_digest, flatten, params_digest
-from fl_components.store import FINAL_STATES, Lease, RunRecord, Store
-from tasks.tracking import server
-from tasks.tracking.model import LoggableModel, load_start_parameters
-from tasks.tracking.run_view import RunView
-from tasks.tracking.server import run_url, tracking_uri
-from tasks.tracking.tracker import Tracker, catch_up
+from fedrounds.fl_components.errors import ConfigError, DataError, LeaseHeld, LeaseLost, StoreError, Unreachable
+from fedrounds.fl_components.parameters import constants_digest, flatten, params_digest
+from fedrounds.fl_components.store import FINAL_STATES, Lease, RunRecord, Store
+from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.model import LoggableModel, load_start_parameters
+from fedrounds.tasks.tracking.run_view import RunView
+from fedrounds.tasks.tracking.server import run_url, tracking_uri
+from fedrounds.tasks.tracking.tracker import Tracker, catch_up
 from tests.support import PRIVATE
 
 TIMEOUT_S = 60.0
@@ -299,7 +299,7 @@ def test_a_replay_adds_no_row(store: Store) -> None:
 
 def test_quick_rounds_are_logged_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed while the tracker rests waits for the next call, and closing ends the rest."""
-    monkeypatch.setattr("tasks.tracking.tracker._REST_S", TIMEOUT_S)
+    monkeypatch.setattr("fedrounds.tasks.tracking.tracker._REST_S", TIMEOUT_S)
     written: list[int] = []
     log_rounds = RunView.log_rounds
 

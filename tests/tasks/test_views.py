@@ -14,11 +14,11 @@ from uuid import uuid4
 
 import pytest
 
-from fl_components.store import Store
-from flows.prefect_runs import flow_run_log
-from tasks.progress import Progress
-from tasks.session import Session, session
-from tasks.views import RunArtifact
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.prefect_runs import flow_run_log
+from fedrounds.tasks.progress import Progress
+from fedrounds.tasks.session import Session, session
+from fedrounds.tasks.views import RunArtifact
 
 pytestmark = pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow")
 ARTIFACT_ID = "0193f7a2-7c1e-7d52-9b1c-5a1d3c2b4e6f"

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.aggregation import AggregationRule
-from fl_components.values import Float32, Float64, Partial
+from fedrounds.fl_components.aggregation import AggregationRule
+from fedrounds.fl_components.values import Float32, Float64, Partial
 
 
 class CappedMean(AggregationRule):

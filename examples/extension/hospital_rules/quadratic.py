@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from fl_components.models import ModelRule
+from fedrounds.fl_components.models import ModelRule
 
 
 class Quadratic(ModelRule):

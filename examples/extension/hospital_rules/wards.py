@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.data import ClientExamples, DataRule, FederatedData
-from fl_components.randomness import generator
+from fedrounds.fl_components.data import ClientExamples, DataRule, FederatedData
+from fedrounds.fl_components.randomness import generator
 
 
 class Wards(DataRule):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_components.data.partition.base import Dealt, PartitionRule
-from fl_components.data.partition.dirichlet import Dirichlet
-from fl_components.data.partition.iid import Iid
-from fl_components.data.partition.log_normal import QuantitySkew
-from fl_components.data.partition.natural import Natural
-from fl_components.data.partition.shards import Shards
-from fl_components.rules import union
+from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule
+from fedrounds.fl_components.data.partition.dirichlet import Dirichlet
+from fedrounds.fl_components.data.partition.iid import Iid
+from fedrounds.fl_components.data.partition.log_normal import QuantitySkew
+from fedrounds.fl_components.data.partition.natural import Natural
+from fedrounds.fl_components.data.partition.shards import Shards
+from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Partition = PartitionRule

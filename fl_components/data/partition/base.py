@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_components import randomness
-from fl_components.data.federated import Array, Features, FederatedData, Labels, NumberedIds, RowRanges
-from fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
-from fl_components.errors import DataError
-from fl_components.rules import Rule
+from fedrounds.fl_components import randomness
+from fedrounds.fl_components.data.federated import Array, Features, FederatedData, Labels, NumberedIds, RowRanges
+from fedrounds.fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
+from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.rules import Rule
 
 Rows = NDArray[np.int64]
 

@@ -7,9 +7,9 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.data.federated import Array, Labels
-from fl_components.data.partition.base import Dealt, PartitionRule, check_enough
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.federated import Array, Labels
+from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.errors import DataError
 
 _TRIES: Final = 100
 _HOPELESS: Final = 20

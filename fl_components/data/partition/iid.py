@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
-from fl_components.data.partition.base import Dealt, PartitionRule, check_enough
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
+from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.errors import DataError
 
 
 class Iid(PartitionRule):

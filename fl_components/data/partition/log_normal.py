@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
-from fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
+from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
 
 
 class QuantitySkew(PartitionRule):

@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from fl_components.data.federated import Array, Labels, RowRanges
-from fl_components.data.partition.base import Dealt, PartitionRule
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.federated import Array, Labels, RowRanges
+from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule
+from fedrounds.fl_components.errors import DataError
 
 
 class Natural(PartitionRule):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deployments.cli.picture import draw_audit
-from fl_components.privacy.audit import AuditReport
+from fedrounds.deployments.cli.picture import draw_audit
+from fedrounds.fl_components.privacy.audit import AuditReport
 
 REPORT = AuditReport(
     claimed_epsilon=1.0,

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-import deployments
-from deployments.cli import main
-from fl_components.errors import ConfigError, FedroundsError, RunNotFound, TooFewClients
-from tasks.progress import Progress
+import fedrounds.deployments
+from fedrounds.deployments.cli import main
+from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunNotFound, TooFewClients
+from fedrounds.tasks.progress import Progress
 
 RUN: dict[str, Any] = {
     "run_id": "k3f9",
@@ -95,10 +95,10 @@ CHECKED = {
 
 
 class FakeInterface(ModuleType):
-    """`deployments.api` with fixed answers; `calls` keeps what it was asked."""
+    """`fedrounds.deployments.api` with fixed answers; `calls` keeps what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__("deployments.api")
+        super().__init__("fedrounds.deployments.api")
         self.calls: list[tuple[Any, ...]] = []
         self.during_training: Callable[[], None] = lambda: None
         self.data = RUN
@@ -157,8 +157,8 @@ class FakeInterface(ModuleType):
 def interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeInterface:
     fake = FakeInterface()
     for module in ("api", "journal"):
-        monkeypatch.setitem(sys.modules, f"deployments.{module}", fake)
-        monkeypatch.setattr(deployments, module, fake, raising=False)
+        monkeypatch.setitem(sys.modules, f"fedrounds.deployments.{module}", fake)
+        monkeypatch.setattr(fedrounds.deployments, module, fake, raising=False)
     monkeypatch.setenv("FEDROUNDS_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
@@ -348,7 +348,7 @@ def all_errors() -> list[type[FedroundsError]]:
     while pending:
         found.append(pending.pop())
         pending.extend(found[-1].__subclasses__())
-    return [cls for cls in found if cls.__module__ == "fl_components.errors"]
+    return [cls for cls in found if cls.__module__ == "fedrounds.fl_components.errors"]
 
 
 @pytest.mark.parametrize("cls", all_errors(), ids=lambda cls: cls.__name__)
@@ -506,7 +506,7 @@ def test_deploy_gives_what_was_registered(
         asked.update(options, config=config)
         return registered
 
-    monkeypatch.setattr("deployments.stack.deploy.deploy", deploy)
+    monkeypatch.setattr("fedrounds.deployments.stack.deploy.deploy", deploy)
     line = ["deploy", "heart.yaml", "--set", "rounds=5", "--cron", "0 4 * * *", "--active", "--name", "nightly"]
     line += ["--audit", "0 5 * * 1"]
     assert main([*line, "--json"]) == 0
@@ -564,7 +564,9 @@ def test_who_was_left_out_is_named(interface: FakeInterface, capfd: pytest.Captu
 def test_the_stack_says_where_its_pages_are(
     command: str, interface: FakeInterface, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(f"deployments.stack.up.{command}", lambda say: say("Prefect   http://127.0.0.1:24680"))
+    monkeypatch.setattr(
+        f"fedrounds.deployments.stack.up.{command}", lambda say: say("Prefect   http://127.0.0.1:24680")
+    )
     assert main([command]) == 0
     assert capfd.readouterr().out == "Prefect   http://127.0.0.1:24680\nStopped.\n"
 
@@ -580,7 +582,7 @@ def test_numbers_that_json_lacks_become_null(interface: FakeInterface, capfd: py
 def test_a_server_command_on_a_base_install_names_the_extra(
     line: str, interface: FakeInterface, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("deployments.cli.commands.find_spec", lambda name: None)
+    monkeypatch.setattr("fedrounds.deployments.cli.commands.find_spec", lambda name: None)
     assert main([*line.split(), "--json"]) == 3
     error = one_object(capfd.readouterr().out)["error"]
     assert error["code"] == "not_installed"

@@ -10,9 +10,18 @@ import sys
 import pytest
 from rich.console import Console
 
-from deployments.cli import tables
-from deployments.cli.progress import Display, Heard, Lines, LivePanel, RoundLine, RoundsTable, StageSeconds, display
-from tasks.progress import Progress
+from fedrounds.deployments.cli import tables
+from fedrounds.deployments.cli.progress import (
+    Display,
+    Heard,
+    Lines,
+    LivePanel,
+    RoundLine,
+    RoundsTable,
+    StageSeconds,
+    display,
+)
+from fedrounds.tasks.progress import Progress
 
 RUN = "k3f9"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from deployments.cli import main
-from deployments.cli.app import build
-from fl_components.errors import FedroundsError
+from fedrounds.deployments.cli import main
+from fedrounds.deployments.cli.app import build
+from fedrounds.fl_components.errors import FedroundsError
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("prefect", "mlflow", "torch", "numpy", "sqlalchemy", "yaml")
@@ -87,49 +86,19 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("line", [["--help"], [], ["train", "--help"], ["--version"], ["nothing"]])
 def test_help_imports_nothing_heavy(line: list[str], tmp_path: Path) -> None:
     done = python(
-        f"from deployments.cli import main\nmain({line!r})\nprint([name for name in {HEAVY!r} if name in sys.modules])",
+        f"from fedrounds.deployments.cli import main\nmain({line!r})\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])",
         tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", ["flows", "tasks", "fl_components"])
-def test_a_folder_that_shadows_a_package_is_named(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "__init__.py").touch()
-    done = python("from deployments.cli import main; sys.exit(main(['runs', '--json']))", tmp_path)
-    assert done.returncode == 2, done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert error["code"] == "shadowed"
-    assert str(tmp_path / name) in error["message"]
-    assert error["hint"]
-
-
-def test_a_missing_package_is_named(tmp_path: Path) -> None:
-    (tmp_path / "deployments").symlink_to(ROOT / "deployments")
-    (tmp_path / "fl_components").symlink_to(ROOT / "fl_components")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-S",
-            "-E",  # or PYTHONPATH may name a folder that has them all
-            "-c",
-            "from deployments.cli.layout import misplaced_package; print(misplaced_package())",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "the package 'flows' is missing" in done.stdout
-
-
 def test_a_reader_that_goes_away_does_not_end_the_command(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         f"sys.path.append({str(ROOT)!r})\n"
-        "from deployments.cli.screen import Answer, Screen\n"
+        "from fedrounds.deployments.cli.screen import Answer, Screen\n"
         "with Screen(as_json=False) as screen:\n"
         "    for _ in range(20_000): screen.answer(Answer(None, 'a line of a long result'))\n"
         "    print('went on', file=sys.stderr)\n"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deployments.cli import main
-from deployments.cli.picture import draw_partition
-from fl_components.data import FederatedData, NumberedIds, RowRanges
-from fl_components.data.summary import summary
-from fl_components.errors import ConfigError
+from fedrounds.deployments.cli import main
+from fedrounds.deployments.cli.picture import draw_partition
+from fedrounds.fl_components.data import FederatedData, NumberedIds, RowRanges
+from fedrounds.fl_components.data.summary import summary
+from fedrounds.fl_components.errors import ConfigError
 
 DIGITS = """
 name: skewed

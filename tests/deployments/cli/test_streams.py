@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from deployments import privacy
-from deployments.account import account_name
-from deployments.cli import screen
-from deployments.cli.screen import Screen
-from fl_components.store import Store
+from fedrounds.deployments import privacy
+from fedrounds.deployments.account import account_name
+from fedrounds.deployments.cli import screen
+from fedrounds.deployments.cli.screen import Screen
+from fedrounds.fl_components.store import Store
 
 PRINT = """
 import sys
-from deployments.cli.screen import Answer, Screen, make_streams_writable
+from fedrounds.deployments.cli.screen import Answer, Screen, make_streams_writable
 make_streams_writable()
 with Screen(as_json="--json" in sys.argv) as screen:
     screen.answer(Answer({"client": "Köln"}, "Köln ██▌░ │ ─ " + chr(0xDCFF)))
@@ -55,7 +55,7 @@ def test_closed_streams_are_no_error(shell: str) -> None:
 
 
 def test_a_program_in_an_ascii_locale_begins_anew_in_utf8_mode() -> None:
-    code = "import sys; from deployments.cli.screen import use_utf8; use_utf8(); "
+    code = "import sys; from fedrounds.deployments.cli.screen import use_utf8; use_utf8(); "
     code += "print(sys.flags.utf8_mode, ascii(sys.argv[1:]))"
     for option in ([], ["-X", "utf8=0"]):  # -X utf8=0 overrides PYTHONUTF8
         done = subprocess.run(

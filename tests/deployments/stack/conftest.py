@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments.stack import deploy
-from deployments.stack.connection import connect
-from deployments.stack.files import is_locked, server_files
+from fedrounds.deployments.stack import deploy
+from fedrounds.deployments.stack.connection import connect
+from fedrounds.deployments.stack.files import is_locked, server_files
 from tests.support import copy_home
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -132,7 +132,7 @@ def stand_in(user_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     modules.mkdir()
     (modules / "stand_in.py").write_text(STAND_IN)
     path = tmp_path / "prefect.yaml"
-    path.write_text(deploy.PREFECT_FILE.read_text().replace("flows.training.", "stand_in."))
+    path.write_text(deploy.PREFECT_FILE.read_text().replace("fedrounds.flows.training.", "stand_in."))
     monkeypatch.setattr(deploy, "PREFECT_FILE", path)
     monkeypatch.syspath_prepend(modules)
     yield path

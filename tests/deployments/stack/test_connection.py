@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments.stack import connection as stack_connection
-from deployments.stack.connection import client_settings, configured_api_url, connect
-from deployments.stack.files import ServerRecord, answers, is_locked, last_lines, server_files, try_lock
-from fl_components.errors import ConfigError, StoreError, Unreachable
+from fedrounds.deployments.stack import connection as stack_connection
+from fedrounds.deployments.stack.connection import client_settings, configured_api_url, connect
+from fedrounds.deployments.stack.files import ServerRecord, answers, is_locked, last_lines, server_files, try_lock
+from fedrounds.fl_components.errors import ConfigError, StoreError, Unreachable
 
 RunPython = Callable[..., subprocess.Popen[str]]
 WaitUntil = Callable[[Callable[[], bool], str], None]
@@ -24,7 +24,7 @@ WaitUntil = Callable[[Callable[[], bool], str], None]
 CLIENT = """
 import sys
 from pathlib import Path
-from deployments.stack.connection import connect
+from fedrounds.deployments.stack.connection import connect
 with connect(Path(sys.argv[1]), idle_s=1.0) as connection:
     assert "prefect" not in sys.modules
     print(connection.wait(), flush=True)
@@ -98,7 +98,7 @@ def test_a_server_whose_home_is_removed_leaves(warm_home: Path, run_python: RunP
 SERVE = """
 import sys
 from pathlib import Path
-from deployments.stack.server import serve
+from fedrounds.deployments.stack.server import serve
 serve(sys.argv[1], 60.0)
 """
 
@@ -130,8 +130,8 @@ WATCH = """
 import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from deployments.stack.files import ServerFiles, ServerRecord, try_lock
-from deployments.stack.server import Watch
+from fedrounds.deployments.stack.files import ServerFiles, ServerRecord, try_lock
+from fedrounds.deployments.stack.server import Watch
 files = ServerFiles(Path(sys.argv[1]))
 watch = Watch(files, ServerRecord(os.getpid(), 1, "t"), try_lock(files.server_lock, exclusive=True), 60.0)
 watch.server = SimpleNamespace(started=True)
@@ -152,7 +152,7 @@ def test_a_server_that_cannot_be_watched_ends_and_says_why(tmp_path: Path, run_p
 FLOW = """
 import sys
 from pathlib import Path
-from deployments.stack.connection import client_settings, connect
+from fedrounds.deployments.stack.connection import client_settings, connect
 with connect(Path(sys.argv[1]), print, idle_s=1.0) as connection, client_settings(connection):
     from prefect import flow, task
     from prefect.client.orchestration import get_client
@@ -376,7 +376,7 @@ def test_the_environment_is_as_before_after_client_settings(shared_home: Path, r
 SETTINGS = """
 import logging, os, sys, threading
 from pathlib import Path
-from deployments.stack.connection import client_settings, connect
+from fedrounds.deployments.stack.connection import client_settings, connect
 home = Path(sys.argv[1])
 with connect(home) as connection:
     before = dict(os.environ)

@@ -12,10 +12,10 @@ from uuid import UUID
 import pytest
 import yaml
 
-from deployments.stack import deploy as deploy_module
-from deployments.stack.connection import client_settings, connect
-from deployments.stack.deploy import PREFECT_FILE, deploy, enter_home
-from fl_components.errors import ConfigError
+from fedrounds.deployments.stack import deploy as deploy_module
+from fedrounds.deployments.stack.connection import client_settings, connect
+from fedrounds.deployments.stack.deploy import PREFECT_FILE, deploy, enter_home
+from fedrounds.fl_components.errors import ConfigError
 from tests.support import PRIVATE
 
 
@@ -68,7 +68,7 @@ def test_deploy_registers_an_idle_nightly_training(shared_home: Path, stand_in: 
         "name": "federated-training/heart disease",
         "description": "Federated training that continues from the latest model of the same name.",
         "entrypoint": "stand_in.federated_training",
-        "pull_steps": [{"deployments.stack.deploy.enter_home": {}}],
+        "pull_steps": [{"fedrounds.deployments.stack.deploy.enter_home": {}}],
         "tags": ["fedrounds"],
         "parameters": parameters,
         "enforced": True,
@@ -102,7 +102,7 @@ def test_an_audit_of_the_newest_run_can_be_scheduled_beside_it(shared_home: Path
     assert (audit["name"], audit["cron"], audit["run"]) == ("privacy-audit/ward", "0 5 * * 2", PRIVATE["name"])
     kept = read_back(shared_home, audit["deployment_id"])
     assert set(kept["schema"]["properties"]) == {"run", "num_canaries"}
-    assert (kept["entrypoint"], kept["parameters"]) == ("flows.audit.privacy_audit", {"run": PRIVATE["name"]})
+    assert (kept["entrypoint"], kept["parameters"]) == ("fedrounds.flows.audit.privacy_audit", {"run": PRIVATE["name"]})
     assert (kept["cron"], kept["active"]) == ("0 5 * * 2", True)
 
 
@@ -171,7 +171,7 @@ def test_a_schedule_that_is_none_is_refused(shared_home: Path, stand_in: Path, c
 def test_the_shipped_file_names_what_exists(tmp_path: Path) -> None:
     document = yaml.safe_load(PREFECT_FILE.read_text())
     entrypoints = [each["entrypoint"] for each in document["deployments"]]
-    assert entrypoints == ["flows.training.federated_training", "flows.audit.privacy_audit"]
+    assert entrypoints == ["fedrounds.flows.training.federated_training", "fedrounds.flows.audit.privacy_audit"]
     assert document["pull"] == [{f"{enter_home.__module__}.{enter_home.__name__}": {}}]
     os.environ["FEDROUNDS_HOME"] = str(tmp_path / "home")
     assert enter_home() == {"directory": str(tmp_path / "home" / "work")}

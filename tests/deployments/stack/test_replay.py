@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deployments.stack.replay import Message, Receive, ReplayBusy, Scope, Send
+from fedrounds.deployments.stack.replay import Message, Receive, ReplayBusy, Scope, Send
 
 
 class Busy:

@@ -9,8 +9,8 @@ from prefect import Flow, Task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Running
 
-from deployments.stack.connection import connect
-from flows.prefect_runs import crash_stale_runs
+from fedrounds.deployments.stack.connection import connect
+from fedrounds.flows.prefect_runs import crash_stale_runs
 
 TAG = "run:r"
 

@@ -13,19 +13,19 @@ from uuid import UUID
 import psutil
 import pytest
 
-from deployments.stack import up as stack_up
-from deployments.stack.connection import client_settings, connect
-from deployments.stack.deploy import deploy
-from deployments.stack.files import answers, server_files
-from deployments.stack.up import Part, _free_port, _mlflow, _process, _wait_for_mlflow
-from fl_components.errors import Unreachable
+from fedrounds.deployments.stack import up as stack_up
+from fedrounds.deployments.stack.connection import client_settings, connect
+from fedrounds.deployments.stack.deploy import deploy
+from fedrounds.deployments.stack.files import answers, server_files
+from fedrounds.deployments.stack.up import Part, _free_port, _mlflow, _process, _wait_for_mlflow
+from fedrounds.fl_components.errors import Unreachable
 
 RunPython = Callable[..., subprocess.Popen[str]]
 WaitUntil = Callable[[Callable[[], bool], str], None]
 
 STACK = """
 import sys
-from deployments.stack import up
+from fedrounds.deployments.stack import up
 getattr(up, sys.argv[1])(lambda text: print(text, flush=True))
 """
 

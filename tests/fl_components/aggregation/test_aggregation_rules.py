@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl_components.aggregation import AggregationRule, Mean
-from fl_components.values import Collected, Float64, Partial
+from fedrounds.fl_components.aggregation import AggregationRule, Mean
+from fedrounds.fl_components.values import Collected, Float64, Partial
 
 # Each rule, and what it makes of deltas [N, D] and numbers of examples [N], in other words.
 CASES = [

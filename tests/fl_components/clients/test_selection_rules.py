@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.clients import (
+from fedrounds.fl_components.clients import (
     Always,
     Bernoulli,
     Clients,
@@ -23,7 +23,7 @@ from fl_components.clients import (
     Stratified,
     Uniform,
 )
-from fl_components.randomness import generator
+from fedrounds.fl_components.randomness import generator
 
 CASES = [
     Uniform(),

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fl_components.compression import CompressionRule, Known
-from fl_components.wire import Update, decode_update, encode_update, max_update_bytes
+from fedrounds.fl_components.compression import CompressionRule, Known
+from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes
 
 SHAPES = ((16, 12), (16,), (10, 16), (10,))
 SIZE = 378

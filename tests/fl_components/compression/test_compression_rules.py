@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
-from fl_components.compression import (
+from fedrounds.fl_components.compression import (
     ByteBudget,
     CompressionRule,
     DeadZone,
@@ -28,10 +28,10 @@ from fl_components.compression import (
     TopK,
     Uniform,
 )
-from fl_components.compression.rotation import rotate, rotate_back
-from fl_components.errors import UpdateRejected
-from fl_components.values import Indices, Payload, Symbols
-from fl_components.wire import Update, encode_update, max_update_bytes
+from fedrounds.fl_components.compression.rotation import rotate, rotate_back
+from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.values import Indices, Payload, Symbols
+from fedrounds.fl_components.wire import Update, encode_update, max_update_bytes
 from tests.fl_components.compression.samples import (
     SHAPES,
     SIZE,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fl_components.compression import (
+from fedrounds.fl_components.compression import (
     Broadcast,
     ByteBudget,
     CompressionRule,
@@ -29,8 +29,8 @@ from fl_components.compression import (
     TopK,
     Uniform,
 )
-from fl_components.compression.base import check_contraction
-from fl_components.values import Float32, Payload
+from fedrounds.fl_components.compression.base import check_contraction
+from fedrounds.fl_components.values import Float32, Payload
 from tests.fl_components.compression.samples import known, squares
 
 ROUNDS = 60

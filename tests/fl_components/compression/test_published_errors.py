@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fl_components.compression import (
+from fedrounds.fl_components.compression import (
     ByteBudget,
     DeadZone,
     Dithered,
@@ -24,8 +24,8 @@ from fl_components.compression import (
     TopK,
     Uniform,
 )
-from fl_components.errors import UpdateRejected
-from fl_components.values import Payload, Symbols
+from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.values import Payload, Symbols
 from tests.fl_components.compression.samples import (
     SIZE,
     Vector,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.data import (
+from fedrounds.fl_components.data import (
     Data,
     Digits,
     Emnist,
@@ -22,9 +22,9 @@ from fl_components.data import (
     Shakespeare,
     Tables,
 )
-from fl_components.data.partition import Dirichlet, Iid, QuantitySkew, Shards
-from fl_components.rules import kind_of
-from fl_components.values import IGNORED
+from fedrounds.fl_components.data.partition import Dirichlet, Iid, QuantitySkew, Shards
+from fedrounds.fl_components.rules import kind_of
+from fedrounds.fl_components.values import IGNORED
 from tests.fl_components.data.idx_files import write_emnist, write_femnist, write_mnist
 
 RULES = [

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fl_components.data import Digits
-from fl_components.data.partition import Dirichlet, Iid, Shards
-from fl_components.errors import DataError
+from fedrounds.fl_components.data import Digits
+from fedrounds.fl_components.data.partition import Dirichlet, Iid, Shards
+from fedrounds.fl_components.errors import DataError
 
 
 def test_sizes() -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from deployments.cli import main
-from fl_components.data import downloads
-from fl_components.data.downloads import download, statuses
-from fl_components.data.published import PUBLISHED, PublishedData, PublishedFile
-from fl_components.errors import ConfigError, DataError, Unreachable
+from fedrounds.deployments.cli import main
+from fedrounds.fl_components.data import downloads
+from fedrounds.fl_components.data.downloads import download, statuses
+from fedrounds.fl_components.data.published import PUBLISHED, PublishedData, PublishedFile
+from fedrounds.fl_components.errors import ConfigError, DataError, Unreachable
 from tests.support import ROOT
 
 REAL = dict(PUBLISHED)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.data.folders import find_file, find_folder
-from fl_components.data.heart_disease import HeartDisease
-from fl_components.data.leaf import Leaf
-from fl_components.errors import ConfigError, DataError
+from fedrounds.fl_components.data.folders import find_file, find_folder
+from fedrounds.fl_components.data.heart_disease import HeartDisease
+from fedrounds.fl_components.data.leaf import Leaf
+from fedrounds.fl_components.errors import ConfigError, DataError
 
 FILES = ["images", "labels"]
 

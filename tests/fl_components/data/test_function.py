@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.data import ClientExamples, FederatedData, FunctionData
-from fl_components.errors import ConfigError, DataError
+from fedrounds.fl_components.data import ClientExamples, FederatedData, FunctionData
+from fedrounds.fl_components.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fl_components.data.heart_disease as heart_disease
-from fl_components.data import HeartDisease
-from fl_components.errors import DataError
+import fedrounds.fl_components.data.heart_disease as heart_disease
+from fedrounds.fl_components.data import HeartDisease
+from fedrounds.fl_components.errors import DataError
 
 FILES = Path(heart_disease.__file__).with_name("heart_disease")
 ROW = "63,1,4,140,260,0,1,112,1,3,2,?,?,2"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_components.data.idx import read_idx, read_images
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.idx import read_idx, read_images
+from fedrounds.fl_components.errors import DataError
 from tests.fl_components.data.idx_files import idx, labels, pixels, write_idx
 from tests.support import cases
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.data import Emnist, Femnist, Mnist
-from fl_components.data.partition import Iid, Natural, Shards
-from fl_components.errors import DataError
+from fedrounds.fl_components.data import Emnist, Femnist, Mnist
+from fedrounds.fl_components.data.partition import Iid, Natural, Shards
+from fedrounds.fl_components.errors import DataError
 from tests.fl_components.data.idx_files import pixels, write_emnist, write_femnist, write_idx, write_mnist
 from tests.support import public_data
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fl_components.data import FederatedData, Leaf
-from fl_components.errors import DataError
+from fedrounds.fl_components.data import FederatedData, Leaf
+from fedrounds.fl_components.errors import DataError
 
 User = tuple[list[Any], list[Any]]
 

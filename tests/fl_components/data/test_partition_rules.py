@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.data.federated import RowRanges
-from fl_components.data.partition import Dealt, Dirichlet, Iid, Natural, Partition, QuantitySkew, Shards
-from fl_components.data.partition.base import federate
-from fl_components.errors import DataError
+from fedrounds.fl_components.data.federated import RowRanges
+from fedrounds.fl_components.data.partition import Dealt, Dirichlet, Iid, Natural, Partition, QuantitySkew, Shards
+from fedrounds.fl_components.data.partition.base import federate
+from fedrounds.fl_components.errors import DataError
 from tests.support import cases
 
 LABELS = np.random.default_rng(0).integers(0, 10, 6000)

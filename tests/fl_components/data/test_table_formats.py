@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl_components.config import parse_config
-from fl_components.data import FederatedData, Tables
-from fl_components.data.fingerprints import Fingerprint, Fingerprints
-from fl_components.data.table import Dialect, read_table, text
-from fl_components.errors import ConfigError, DataError
-from fl_components.server.federation import assemble
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.data import FederatedData, Tables
+from fedrounds.fl_components.data.fingerprints import Fingerprint, Fingerprints
+from fedrounds.fl_components.data.table import Dialect, read_table, text
+from fedrounds.fl_components.errors import ConfigError, DataError
+from fedrounds.fl_components.server.federation import assemble
 from tests.support import cases
 
 PLAIN = "age,ill\n50.5,0\n61,1\n"

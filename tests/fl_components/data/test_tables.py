@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from fl_components.data import FederatedData, Tables
-from fl_components.errors import DataError
+from fedrounds.fl_components.data import FederatedData, Tables
+from fedrounds.fl_components.errors import DataError
 
 NORTH = "age,smoker,ill\n50,no,0\n61,yes,1\n72,no,1\n43,yes,0\n"
 SOUTH = "ill,smoker,age\n1,yes,66\n0,no,35\n"

@@ -15,8 +15,8 @@ from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import cross_entropy
 
-from fl_components.errors import ConfigError, ModelError
-from fl_components.models import (
+from fedrounds.fl_components.errors import ConfigError, ModelError
+from fedrounds.fl_components.models import (
     Cnn,
     Gru,
     LogisticRegression,
@@ -30,7 +30,7 @@ from fl_components.models import (
     build_seeded,
     check_fits,
 )
-from fl_components.parameters import flatten, load_into, num_parameters
+from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
 
 NETS = """
 import torch

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_components.errors import ModelError
-from fl_components.models import RowFormat, check_fits
-from fl_components.privacy import ExampleLevel
-from fl_components.training import SGD, one_thread
-from fl_components.training.chunk import Examples, made_up
-from fl_components.training.private import find_way
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.models import RowFormat, check_fits
+from fedrounds.fl_components.privacy import ExampleLevel
+from fedrounds.fl_components.training import SGD, one_thread
+from fedrounds.fl_components.training.chunk import Examples, made_up
+from fedrounds.fl_components.training.private import find_way
 from tests.fl_components.models import hidden_state
 
 ROWS = RowFormat((4,))
@@ -389,7 +389,7 @@ def test_an_attribute_with_the_name_of_a_global_is_not_that_global() -> None:
         return float(model.last.bias.detach().sum()) * 0
 
     globals()["bias"] = 0.0
-    from fl_components.models.state import ModuleState
+    from fedrounds.fl_components.models.state import ModuleState
 
     model = Model(reads_last)
     state = ModuleState(model)

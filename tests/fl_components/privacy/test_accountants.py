@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_components.privacy.accountants import ORDERS, pld_epsilon, rdp_epsilon, renyi_divergences
-from fl_components.privacy.events import (
+from fedrounds.fl_components.privacy.accountants import ORDERS, pld_epsilon, rdp_epsilon, renyi_divergences
+from fedrounds.fl_components.privacy.events import (
     Event,
     Gaussian,
     Neighbouring,

@@ -14,10 +14,10 @@ import pytest
 import torch
 from scipy import stats
 
-from fl_components.errors import ConfigError
-from fl_components.privacy import audit as auditing
-from fl_components.privacy.accountants import pld_epsilon
-from fl_components.privacy.audit import (
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.privacy import audit as auditing
+from fedrounds.fl_components.privacy.accountants import pld_epsilon
+from fedrounds.fl_components.privacy.audit import (
     CHUNK,
     AuditReport,
     accuses,
@@ -26,11 +26,11 @@ from fl_components.privacy.audit import (
     noncentrality_interval,
     statistic,
 )
-from fl_components.privacy.central import AdaptiveClipping, CentralPrivacy, Clipping, FixedClipping, KeyOf
-from fl_components.privacy.clipping import UNITS
-from fl_components.privacy.events import Gaussian
-from fl_components.training import one_thread
-from fl_components.values import Float64, Sampling
+from fedrounds.fl_components.privacy.central import AdaptiveClipping, CentralPrivacy, Clipping, FixedClipping, KeyOf
+from fedrounds.fl_components.privacy.clipping import UNITS
+from fedrounds.fl_components.privacy.events import Gaussian
+from fedrounds.fl_components.training import one_thread
+from fedrounds.fl_components.values import Float64, Sampling
 from tests.support import parameters
 
 NOISE = {1: 3.730632, 2: 1.993812, 4: 1.081162, 8: 0.600229}

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_components.errors import ConfigError
-from fl_components.privacy.accountants import Spent, rdp_epsilon
-from fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
-from fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.privacy.accountants import Spent, rdp_epsilon
+from fedrounds.fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from tests.support import cases
 
 DELTA = 1e-5

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, Clip, contributions, kept_units
+from fedrounds.fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, Clip, contributions, kept_units
 from tests.support import cases
 
 any_float32 = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)

@@ -16,11 +16,11 @@ from scipy import stats
 from scipy.optimize import linprog
 from scipy.sparse import lil_matrix
 
-from fl_components.errors import ConfigError
-from fl_components.privacy import example_audit as auditing
-from fl_components.privacy.accountants import pld_epsilon
-from fl_components.privacy.audit import gaussian_epsilon
-from fl_components.privacy.example_audit import (
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.privacy import example_audit as auditing
+from fedrounds.fl_components.privacy.accountants import pld_epsilon
+from fedrounds.fl_components.privacy.audit import gaussian_epsilon
+from fedrounds.fl_components.privacy.example_audit import (
     ExampleAuditReport,
     accuses,
     audit_examples,
@@ -31,7 +31,7 @@ from fl_components.privacy.example_audit import (
     numbers_of_guesses,
     p_value,
 )
-from fl_components.values import Float64, Int64
+from fedrounds.fl_components.values import Float64, Int64
 from tests.support import cases
 
 

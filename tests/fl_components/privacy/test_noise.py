@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fl_components.privacy.noise import MOST_DEVIATION, WholeNormals, gaussian
+from fedrounds.fl_components.privacy.noise import MOST_DEVIATION, WholeNormals, gaussian
 from tests.support import cases
 
 KEY = bytes(range(32))

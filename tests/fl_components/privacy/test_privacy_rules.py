@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fl_components.privacy import (
+from fedrounds.fl_components.privacy import (
     AdaptiveClipping,
     CentralPrivacy,
     FixedClipping,
@@ -17,10 +17,16 @@ from fl_components.privacy import (
     PrivacyRule,
     neighbouring_of,
 )
-from fl_components.privacy.central import ClippingRule
-from fl_components.privacy.clipping import UNITS, kept_units
-from fl_components.privacy.events import Gaussian, Nothing, PoissonSampled, SampledWithoutReplacement, parse_event
-from fl_components.values import Sampling
+from fedrounds.fl_components.privacy.central import ClippingRule
+from fedrounds.fl_components.privacy.clipping import UNITS, kept_units
+from fedrounds.fl_components.privacy.events import (
+    Gaussian,
+    Nothing,
+    PoissonSampled,
+    SampledWithoutReplacement,
+    parse_event,
+)
+from fedrounds.fl_components.values import Sampling
 
 CASES = [
     NoPrivacy(),

@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from fl_components.clients import Clients, Poisson, Uniform
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, ModelError
-from fl_components.parameters import check_trainable
-from fl_components.privacy import AdaptiveClipping, CentralPrivacy, FixedClipping, neighbouring_of
-from fl_components.privacy.accountants import pld_epsilon, rdp_epsilon
-from fl_components.privacy.calibration import least_noise
-from fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions, kept_units
-from fl_components.privacy.events import Gaussian, PoissonSampled
-from fl_components.privacy.noise import gaussian
-from fl_components.server.stages import round_result
-from fl_components.store.secrets import RunSecret
-from fl_components.training import Evaluation
-from fl_components.values import Collected, Partial, Sampling, ServerState, Weighted
+from fedrounds.fl_components.clients import Clients, Poisson, Uniform
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, ModelError
+from fedrounds.fl_components.parameters import check_trainable
+from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy, FixedClipping, neighbouring_of
+from fedrounds.fl_components.privacy.accountants import pld_epsilon, rdp_epsilon
+from fedrounds.fl_components.privacy.calibration import least_noise
+from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions, kept_units
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.privacy.noise import gaussian
+from fedrounds.fl_components.server.stages import round_result
+from fedrounds.fl_components.store.secrets import RunSecret
+from fedrounds.fl_components.training import Evaluation
+from fedrounds.fl_components.values import Collected, Partial, Sampling, ServerState, Weighted
 from tests.support import PRIVATE
 
 NUM_PARAMETERS = 300
@@ -121,7 +121,7 @@ class TestNeighbouringRelationClarity:
             assert replaced == rdp_epsilon({half: 3}, "add_or_remove", 1e-5) > rdp_epsilon({full: 3}, "zero_out", 1e-5)
 
     def test_no_epsilon_is_told_without_its_relation(self) -> None:
-        from fl_components.privacy import PrivacySpend
+        from fedrounds.fl_components.privacy import PrivacySpend
 
         assert {"unit", "neighbouring", "delta", "accountant"} < {each.name for each in fields(PrivacySpend)}
         assert {neighbouring_of(Sampling(kind, 10, 5, 0.5)) for kind in ("poisson", "fixed_size", "everyone")} == {

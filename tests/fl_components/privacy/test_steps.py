@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fl_components.errors import ModelError
-from fl_components.privacy import ExampleLevel
-from fl_components.privacy.clipping import squared_norms
-from fl_components.privacy.noise import WholeNormals
-from fl_components.privacy.steps import LARGEST, PIECE_ROWS, Mechanism, private_batches
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.privacy import ExampleLevel
+from fedrounds.fl_components.privacy.clipping import squared_norms
+from fedrounds.fl_components.privacy.noise import WholeNormals
+from fedrounds.fl_components.privacy.steps import LARGEST, PIECE_ROWS, Mechanism, private_batches
 from tests.support import cases
 
 

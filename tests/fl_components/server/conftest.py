@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fl_components.compression import NoCompression
-from fl_components.config import FederationConfig, parse_config
-from fl_components.server.hub import Hub, open_hub
-from fl_components.store import Store
+from fedrounds.fl_components.compression import NoCompression
+from fedrounds.fl_components.config import FederationConfig, parse_config
+from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.store import Store
 from tests.fl_components.server import wards
 from tests.fl_components.server.wards import Begin
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.errors import UpdateRejected
-from fl_components.server import stages
-from fl_components.server.encoding import Codec
-from fl_components.server.hub import Hub
-from fl_components.training import here
-from fl_components.values import EncodedBatch, Indices, RoundPlan, ServerState, Symbols, Weighted
-from fl_components.wire import Update, encode_update, max_update_bytes
+from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.encoding import Codec
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.training import here
+from fedrounds.fl_components.values import EncodedBatch, Indices, RoundPlan, ServerState, Symbols, Weighted
+from fedrounds.fl_components.wire import Update, encode_update, max_update_bytes
 
 from .conftest import OpenRun, Single
 

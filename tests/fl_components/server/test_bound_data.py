@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from fl_components.config import parse_config
-from fl_components.data import HeartDisease, Mnist
-from fl_components.errors import ConfigError, StoreError
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.server.statement import in_short, markdown, statement
-from fl_components.store import BudgetTerms, Store
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.data import HeartDisease, Mnist
+from fedrounds.fl_components.errors import ConfigError, StoreError
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.statement import in_short, markdown, statement
+from fedrounds.fl_components.store import BudgetTerms, Store
+from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.wards import TERMS, WARDS, Begin
 from tests.support import PRIVATE

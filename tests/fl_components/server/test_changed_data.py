@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.cli import main
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, RunConflict
-from fl_components.server import stages
-from fl_components.server.federation import assemble
-from fl_components.server.hub import open_hub
-from fl_components.server.reproducibility import second_load
-from fl_components.server.rows import data_facts, digest_key
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.deployments.cli import main
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, RunConflict
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.reproducibility import second_load
+from fedrounds.fl_components.server.rows import data_facts, digest_key
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.wards import FIELDS, WARDS
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.config import parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
-from fl_components.privacy.accountants import rdp_epsilon
-from fl_components.privacy.events import Gaussian, PoissonSampled
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.server.statement import markdown, statement
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.statement import markdown, statement
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import (
     EVENT,
     FIELDS,

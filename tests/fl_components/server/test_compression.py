@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from deployments.api import run_data
-from fl_components.compression import Known
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, TooFewClients, WireError
-from fl_components.parameters import params_digest
-from fl_components.server import stages
-from fl_components.server.encoding import expected_bytes, receive, send
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from fl_components.values import UpdateBatch
-from fl_components.wire import Download, decode_params, encode_params
-from flows.round import walk
+from fedrounds.deployments.api import run_data
+from fedrounds.fl_components.compression import Known
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, TooFewClients, WireError
+from fedrounds.fl_components.parameters import params_digest
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.encoding import expected_bytes, receive, send
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.values import UpdateBatch
+from fedrounds.fl_components.wire import Download, decode_params, encode_params
+from fedrounds.flows.round import walk
 from tests.support import PRIVATE
 
 from .conftest import OpenRun
@@ -348,7 +348,7 @@ def test_a_claim_about_clients_clips_what_was_decoded(open_run: OpenRun) -> None
     batch = stages.train(hub, plan, state, plan.waves[0])
     encoded = stages.compress(hub, plan, state, batch)
     collected = stages.admit(hub, plan, encoded, None)
-    from fl_components.privacy.clipping import UNITS
+    from fedrounds.fl_components.privacy.clipping import UNITS
 
     sum_D = collected.partial.tensors["sum"][:-1]
     assert np.array_equal(sum_D, np.round(sum_D)) and collected.partial.count == 9

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.config import parse_config
-from fl_components.server import hub as hub_module
-from fl_components.server import stages
-from fl_components.server.hub import Hub, open_hub
-from fl_components.store import Lease, Store
-from fl_components.training import LocalExecution
-from fl_components.values import Collected, Partial, Weighted
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.server import hub as hub_module
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.store import Lease, Store
+from fedrounds.fl_components.training import LocalExecution
+from fedrounds.fl_components.values import Collected, Partial, Weighted
+from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS
 
 NUM_CLIENTS, FEATURES = 20, 5000

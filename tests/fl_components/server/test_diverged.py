@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fl_components.errors import Diverged, RunNotFound
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from flows.round import walk
+from fedrounds.fl_components.errors import Diverged, RunNotFound
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS, Begin, secret_file
 
 TOO_LARGE = {"learning_rate": 3e38}  # just below the largest float32

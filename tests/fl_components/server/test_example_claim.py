@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
-from fl_components.privacy.accountants import rdp_epsilon
-from fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
-from fl_components.server import stages
-from fl_components.server.federation import Federation
-from fl_components.server.hub import Hub, open_hub
-from fl_components.server.statement import in_short, markdown, statement
-from fl_components.store import BudgetTerms, Store
-from flows.round import walk
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server.statement import in_short, markdown, statement
+from fedrounds.fl_components.store import BudgetTerms, Store
+from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.wards import NUM_CLIENTS, WARDS, Begin
 
@@ -240,7 +240,7 @@ class TestSpending:
         self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not even a demonstration, which nothing limits."""
-        from fl_components.server import claim
+        from fedrounds.fl_components.server import claim
 
         hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
         walk(stages, hub, 1)
@@ -302,7 +302,7 @@ class TestBothClaims:
         fields = wards.FIELDS | self.FIELDS
         data = {"kind": "function", "path": "x:y", "num_classes": 2}
         config = wards_config(fields | {"data": data})
-        from fl_components.config import check_example_claim
+        from fedrounds.fl_components.config import check_example_claim
 
         check_example_claim(config, 1000)
         with pytest.raises(ValueError, match="every client pays for every round, which at most 1000 can"):
@@ -310,7 +310,7 @@ class TestBothClaims:
 
 
 def wards_config(fields: dict[str, Any]) -> Any:
-    from fl_components.config import parse_config
+    from fedrounds.fl_components.config import parse_config
 
     return parse_config(fields)
 
@@ -394,7 +394,7 @@ class TestReleases:
     ) -> None:
         """With the noise taken away, as nobody can: one step moves by at most C over the expected batch."""
         budget(store, delta=0.5)
-        from fl_components.privacy import steps
+        from fedrounds.fl_components.privacy import steps
 
         class NoNoise:
             def __init__(self, *_: Any) -> None: ...
@@ -474,7 +474,7 @@ class TestBadInput:
         budget(store)
         begin(**EVERYONE).close()
         assert store.run("r").engine["example_way"] == "ghost norms"
-        from fl_components.server import federation
+        from fedrounds.fl_components.server import federation
 
         monkeypatch.setattr(federation, "example_way", lambda *_: "opacus")
         with pytest.raises(RunConflict, match="example way ghost norms, now opacus"):

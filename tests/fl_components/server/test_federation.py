@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fl_components.config import config_digest, parse_config
-from fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
-from fl_components.parameters import flatten
-from fl_components.server.federation import assemble
-from fl_components.training import engine_facts, evaluate
+from fedrounds.fl_components.config import config_digest, parse_config
+from fedrounds.fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
+from fedrounds.fl_components.parameters import flatten
+from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.training import engine_facts, evaluate
 
 FUNCTIONS = """
 import numpy as np
@@ -278,8 +278,8 @@ def test_the_facts_of_a_federation(folder: str) -> None:
 
 
 def test_a_module_of_the_user_s_that_python_would_not_find_is_refused(tmp_path: Path) -> None:
-    """`tasks` is a package of ours, `test` one of Python's: a file of that name beside the configuration is neither."""
-    for name in ("tasks", "test"):
+    """`test` and `json` are modules of Python: a file of that name beside the configuration is neither."""
+    for name in ("json", "test"):
         (tmp_path / f"{name}.py").write_text("def load(): return {}")
         config = configured(data={"kind": "function", "path": f"{name}:load"})
         with pytest.raises(

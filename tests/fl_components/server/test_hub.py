@@ -12,12 +12,12 @@ import psutil
 import pytest
 import torch
 
-from fl_components.config import config_digest
-from fl_components.errors import ConfigError, LeaseHeld, RunCancelled, RunConflict, RunNotFound, StoreError
-from fl_components.server import stages
-from fl_components.server.federation import Federation, assemble
-from fl_components.server.hub import open_hub, start_fresh_or_latest
-from fl_components.store import Lease, Store
+from fedrounds.fl_components.config import config_digest
+from fedrounds.fl_components.errors import ConfigError, LeaseHeld, RunCancelled, RunConflict, RunNotFound, StoreError
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.hub import open_hub, start_fresh_or_latest
+from fedrounds.fl_components.store import Lease, Store
 
 from .conftest import OpenRun, configured
 
@@ -95,7 +95,7 @@ class TestOpen:
 
     def test_another_machine_is_told(self, store: Store, open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
         open_run().close()
-        monkeypatch.setattr("fl_components.training.facts._processor", lambda: "Abacus (beads)")
+        monkeypatch.setattr("fedrounds.fl_components.training.facts._processor", lambda: "Abacus (beads)")
         heard: list[str] = []
         open_hub(store, "r", say=heard.append).close()
         assert len(heard) == 1

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.config import parse_config
-from fl_components.errors import BudgetExhausted, ConfigError, RunConflict, RunFailed, StoreError
-from fl_components.server import hub as hub_module
-from fl_components.server import stages
-from fl_components.server.federation import Federation, assemble
-from fl_components.server.hub import Hub, open_hub
-from fl_components.store import Anchor, BudgetTerms, RunRecord, RunSecret, Sighting, Store
-from fl_components.store.ledger import from_pairs
-from fl_components.values import RoundPlan
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, RunFailed, StoreError
+from fedrounds.fl_components.server import hub as hub_module
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.store import Anchor, BudgetTerms, RunRecord, RunSecret, Sighting, Store
+from fedrounds.fl_components.store.ledger import from_pairs
+from fedrounds.fl_components.values import RoundPlan
+from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.test_example_claim import EVERYONE
 from tests.fl_components.server.test_example_claim import TERMS as OF_EXAMPLES
@@ -169,7 +169,7 @@ def test_keys_of_a_client_are_equal_where_all_that_determines_its_update_is(
 
 
 def tasks_of(federation: Federation) -> Any:
-    from fl_components.values import ClientTask
+    from fedrounds.fl_components.values import ClientTask
 
     return tuple(ClientTask(federation.data.client_ids[row], row, 20, 0) for row in range(9))
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
-from fl_components.data.fingerprints import Fingerprints, column_hash, is_calendar, of_rows_scaled
-from fl_components.errors import DataError
-from fl_components.server.ownership import KeyedData, Match, keyed, matches
+from fedrounds.fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
+from fedrounds.fl_components.data.fingerprints import Fingerprints, column_hash, is_calendar, of_rows_scaled
+from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.server.ownership import KeyedData, Match, keyed, matches
 
 KEY = bytes(range(32))
 Rows = list[dict[str, Any]]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, DataError, ModelError, RunFailed
-from fl_components.server import stages
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from fl_components.values import RoundResult
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, DataError, ModelError, RunFailed
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.values import RoundResult
+from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import (
     FIELDS,
     HERE,
@@ -87,7 +87,7 @@ class TestReleases:
         """The same secret, one ward with other rows: every value, name, count and order that leaves is equal, but for
         the model, its digest, and what is computed from them."""
         seen = []
-        monkeypatch.setattr("fl_components.store.secrets.entropy.token_bytes", lambda size: b"5" * size)
+        monkeypatch.setattr("fedrounds.fl_components.store.secrets.entropy.token_bytes", lambda size: b"5" * size)
         for path in ("wards", "other_wards"):
             with Store.open(tmp_path / path) as store, ExitStack() as stack:
                 config = parse_config(FIELDS | {"data": WARDS | {"path": f"{HERE}:{path}"}})
@@ -129,11 +129,11 @@ class TestReleases:
     @pytest.mark.parametrize(
         ("stage", "inside"),
         [
-            ("select", "fl_components.server.federation.Federation.select"),
-            ("compress", "fl_components.server.encoding.encode_update"),
-            ("admit", "fl_components.server.stages._admit_sum"),
-            ("aggregate", "fl_components.server.hub.Hub.seal"),
-            ("evaluate", "fl_components.server.federation.Federation.evaluate"),
+            ("select", "fedrounds.fl_components.server.federation.Federation.select"),
+            ("compress", "fedrounds.fl_components.server.encoding.encode_update"),
+            ("admit", "fedrounds.fl_components.server.stages._admit_sum"),
+            ("aggregate", "fedrounds.fl_components.server.hub.Hub.seal"),
+            ("evaluate", "fedrounds.fl_components.server.federation.Federation.evaluate"),
         ],
     )
     def test_so_do_errors_that_nobody_foresaw(
@@ -160,7 +160,7 @@ class TestReleases:
         (store.home / "withheld").write_text("a file where a folder should be")
         hub = begin(data=WARDS)
         hub.say_of_clients("ward-3 is slow")
-        monkeypatch.setattr("fl_components.server.federation.Federation.select", fails)
+        monkeypatch.setattr("fedrounds.fl_components.server.federation.Federation.select", fails)
         with pytest.raises(RunFailed, match="the stage select failed") as caught:
             walk(stages, hub, 1)
         assert "sepsis" not in all_that_is_told(caught.value) and "could not be written" in str(caught.value.hint)

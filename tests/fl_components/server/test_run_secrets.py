@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.config import parse_config
-from fl_components.errors import StoreError
-from fl_components.privacy import CentralPrivacy
-from fl_components.server import stages
-from fl_components.server.federation import Federation
-from fl_components.server.hub import open_hub
-from fl_components.store import Store
-from fl_components.values import Collected
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.privacy import CentralPrivacy
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.values import Collected
+from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import (
     FIELDS,
     Begin,

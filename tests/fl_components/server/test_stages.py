@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_components.errors import ConfigError, RunFailed, StoreError, TooFewClients
-from fl_components.privacy.releases import public
-from fl_components.server import stages
-from fl_components.server.hub import Hub
-from fl_components.server.profile import Profile, check_writable
-from fl_components.store import Store
-from fl_components.values import Collected, Partial, RoundPlan, ServerState, UpdateBatch, Weighted
-from fl_components.wire import Download, encode_params
+from fedrounds.fl_components.errors import ConfigError, RunFailed, StoreError, TooFewClients
+from fedrounds.fl_components.privacy.releases import public
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.profile import Profile, check_writable
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.values import Collected, Partial, RoundPlan, ServerState, UpdateBatch, Weighted
+from fedrounds.fl_components.wire import Download, encode_params
 
 from .conftest import OpenRun
 

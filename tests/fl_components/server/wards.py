@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fl_components.privacy.events import Gaussian, PoissonSampled
-from fl_components.server import stages
-from fl_components.server.hub import Hub
-from fl_components.store import BudgetTerms, Store
-from fl_components.values import ServerState
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.store import BudgetTerms, Store
+from fedrounds.fl_components.values import ServerState
 from tests.support import PRIVATE
 
 HERE = __name__

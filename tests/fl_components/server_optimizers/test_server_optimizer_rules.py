@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fl_components.errors import Diverged
-from fl_components.server_optimizers import (
+from fedrounds.fl_components.errors import Diverged
+from fedrounds.fl_components.server_optimizers import (
     FedAdagrad,
     FedAdam,
     FedAvg,
@@ -20,7 +20,7 @@ from fl_components.server_optimizers import (
     ServerOptimizer,
     ServerOptimizerRule,
 )
-from fl_components.values import ServerState
+from fedrounds.fl_components.values import ServerState
 
 
 def fedavg_by_hand(rule: Any, x: float, deltas: list[float]) -> list[float]:

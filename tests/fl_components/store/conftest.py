@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import fl_components
-from fl_components.store import RoundRecord, RunRecord, Store
-from fl_components.store.lease import Lease
+import fedrounds.fl_components
+from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store.lease import Lease
 from tests.fl_components.store.lock_order import checked
 
 EVENT = {"event": "none"}
@@ -23,7 +23,7 @@ EVENT = {"event": "none"}
 _HOLDER = """
 import json, sys
 from pathlib import Path
-from fl_components.store import Store
+from fedrounds.fl_components.store import Store
 home, database_url, run_id, heartbeat_s, lapse_s = sys.argv[1:]
 store = Store.open(Path(home), database_url=database_url, heartbeat_s=float(heartbeat_s), lapse_s=float(lapse_s))
 lease = store.acquire(run_id)
@@ -41,7 +41,7 @@ class Process:
     """Another Python process, spoken to line by line."""
 
     def __init__(self, program: str, *arguments: object) -> None:
-        source = str(Path(fl_components.__file__).parents[1])
+        source = str(Path(fedrounds.__file__).parents[1])
         self._popen = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, arguments)],
             stdin=subprocess.PIPE,
@@ -75,7 +75,7 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def lock_order(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every transaction of every test locks in the order that `fl_components.store.database` gives."""
+    """Every transaction of every test locks in the order that `fedrounds.fl_components.store.database` gives."""
     if request.cls is not None and request.cls.__name__ == "TestChecker":
         yield
         return

@@ -16,7 +16,7 @@ from sqlalchemy import BindParameter, Connection, Engine, Insert, Select, Update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import visitors
 
-from fl_components.store.schema import journal_head, leases, populations
+from fedrounds.fl_components.store.schema import journal_head, leases, populations
 
 Key = tuple[bool, str]
 

@@ -18,11 +18,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from fl_components.errors import ConfigError, NotInstalled, StoreError, Unreachable
-from fl_components.store import Store, migrations
-from fl_components.store.blobs import Blobs
-from fl_components.store.database import Database
-from fl_components.store.schema import VERSION_TABLE, metadata
+from fedrounds.fl_components.errors import ConfigError, NotInstalled, StoreError, Unreachable
+from fedrounds.fl_components.store import Store, migrations
+from fedrounds.fl_components.store.blobs import Blobs
+from fedrounds.fl_components.store.database import Database
+from fedrounds.fl_components.store.schema import VERSION_TABLE, metadata
 
 
 def test_migrations_make_the_tables(store: Store) -> None:
@@ -51,7 +51,7 @@ def test_sqlite_settings_hold_on_every_connection(home: Path) -> None:
 
 def test_a_current_store_opens_without_alembic_and_nothing_imports_heavy_packages(home: Path) -> None:
     program = (
-        "import sys; import fl_components.store as s; s.Store.open().close(); "
+        "import sys; import fedrounds.fl_components.store as s; s.Store.open().close(); "
         "print(sorted({'torch', 'prefect', 'mlflow', 'alembic', 'fsspec', 'psycopg', 'psutil'} & sys.modules.keys()))"
     )
     Store.open().close()
@@ -64,7 +64,8 @@ def test_many_processes_open_a_new_store_at_once(
     open_store: Callable[..., Store], home: Path, database_url: str, start_process: Callable[..., Any]
 ) -> None:
     program = (
-        "import sys; from pathlib import Path; from fl_components.store import Store; import alembic.command\n"
+        "import sys; from pathlib import Path; import alembic.command\n"
+        "from fedrounds.fl_components.store import Store\n"
         "print('ready', flush=True); input()\n"
         "with Store.open(Path(sys.argv[1]), database_url=sys.argv[2]) as store: print(store.runs())"
     )
@@ -256,7 +257,7 @@ def test_a_database_that_does_not_exist_is_unreachable(home: Path, postgres_url:
 
 
 def test_a_locked_database_is_a_store_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_components.store.database.LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr("fedrounds.fl_components.store.database.LOCK_WAIT_S", 0.05)
     with Store.open() as store:
         other = sqlite3.connect(home / "fedrounds.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")

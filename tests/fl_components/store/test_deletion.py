@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from fl_components.errors import JournalBroken, LeaseHeld, RunConflict, RunNotFound, StoreError
-from fl_components.store import DELETED, BudgetTerms, RunRecord, RunSecret, Store
-from fl_components.store.blobs import Blobs
-from fl_components.store.durable_files import erase
-from fl_components.store.lease import Lease
-from fl_components.store.reconciliation import reconcile
+from fedrounds.fl_components.errors import JournalBroken, LeaseHeld, RunConflict, RunNotFound, StoreError
+from fedrounds.fl_components.store import DELETED, BudgetTerms, RunRecord, RunSecret, Store
+from fedrounds.fl_components.store.blobs import Blobs
+from fedrounds.fl_components.store.durable_files import erase
+from fedrounds.fl_components.store.lease import Lease
+from fedrounds.fl_components.store.reconciliation import reconcile
 
 EVENT = {"kind": "gaussian", "noise_multiplier": 1.0}
 DIVERGED = {"code": "diverged", "message": "round 2: the server's parameters are no longer finite", "hint": "lower it"}
@@ -111,7 +111,7 @@ class TestARunThatCanNeverContinue:
 
         with sealed.acquire("r") as lease, monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             if moment == "secret":
-                patch.setattr("fl_components.store.secrets.erase", killed)
+                patch.setattr("fedrounds.fl_components.store.secrets.erase", killed)
             elif moment == "blob":
                 patch.setattr(Blobs, "erase", killed)
             else:
@@ -216,7 +216,7 @@ class TestDeleting:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             match moment:
                 case "secret":
-                    patch.setattr("fl_components.store.secrets.erase", killed)
+                    patch.setattr("fedrounds.fl_components.store.secrets.erase", killed)
                 case "blobs":
                     patch.setattr(Blobs, "erase_run", killed)
                 case "row":

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
-from fl_components.store import Budget, BudgetTerms, ExampleCharges, RunRecord, Store
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
+from fedrounds.fl_components.store import Budget, BudgetTerms, ExampleCharges, RunRecord, Store
 
 TERMS = BudgetTerms(
     epsilon=2.0, delta=1e-3, unit="example", neighbouring="zero_out", accountant="RDP", demonstration=False

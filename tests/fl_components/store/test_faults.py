@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.errors import StoreError
-from fl_components.store import RoundRecord, RunRecord, Store
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 
 # In a fresh process without threads, forks one child for each write of the last round of a small training; the child
 # is killed before or after that write, another one then does the same work again and prints what came of it.
@@ -21,7 +21,7 @@ import itertools, os, shutil, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 import fsspec.implementations.local, psutil, sqlalchemy.dialects.sqlite  # once, before forking
-from fl_components.store import Store
+from fedrounds.fl_components.store import Store
 
 EVENT = {"event": "gaussian", "noise_multiplier": 1.0}
 
@@ -48,7 +48,7 @@ def train(home, rounds):
         return [run.state, run.committed_round, store.state_blob("r"), charges, found == used]
 
 def kill_at(moment):
-    from fl_components.store.blobs import Blobs
+    from fedrounds.fl_components.store.blobs import Blobs
     moments = itertools.count(1)
 
     def tick():

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from fl_components.errors import ConfigError, StoreError
-from fl_components.store import Store
-from fl_components.store import home as home_folder
-from fl_components.store.keys import SigningKey
+from fedrounds.fl_components.errors import ConfigError, StoreError
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.store import home as home_folder
+from fedrounds.fl_components.store.keys import SigningKey
 
 
 def test_home_is_made_for_its_owner_alone(home: Path) -> None:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from fl_components.errors import JournalBroken, StoreError
-from fl_components.store import Anchor, JournalReport, RoundRecord, RunRecord, Store
-from fl_components.store.journal import GENESIS, Link, check_chain, link, verify
-from fl_components.store.keys import SigningKey
-from fl_components.store.schema import journal
+from fedrounds.fl_components.errors import JournalBroken, StoreError
+from fedrounds.fl_components.store import Anchor, JournalReport, RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store.journal import GENESIS, Link, check_chain, link, verify
+from fedrounds.fl_components.store.keys import SigningKey
+from fedrounds.fl_components.store.schema import journal
 from tests.support import cases
 
 JSON = st.recursive(
@@ -130,7 +130,7 @@ def test_rows_come_in_pages(worked: tuple[Store, JournalReport], monkeypatch: py
     store, _ = worked
     whole = list(store.journal())
     for page in (1, 3, 4, 8):
-        monkeypatch.setattr("fl_components.store.store._PAGE", page)
+        monkeypatch.setattr("fedrounds.fl_components.store.store._PAGE", page)
         assert list(store.journal()) == whole
 
 

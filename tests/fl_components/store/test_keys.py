@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_components.errors import ConfigError, StoreError
-from fl_components.store.keys import KeyRing, SigningKey, is_signed, key_id
+from fedrounds.fl_components.errors import ConfigError, StoreError
+from fedrounds.fl_components.store.keys import KeyRing, SigningKey, is_signed, key_id
 
 
 def test_rfc_8032() -> None:

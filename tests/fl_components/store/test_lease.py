@@ -18,10 +18,10 @@ import psutil
 import pytest
 from sqlalchemy import update
 
-from fl_components.errors import LeaseHeld, LeaseLost, StoreError
-from fl_components.store import RoundRecord, RunRecord, Store
-from fl_components.store.lease import Holder
-from fl_components.store.schema import database_clock, leases
+from fedrounds.fl_components.errors import LeaseHeld, LeaseLost, StoreError
+from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store.lease import Holder
+from fedrounds.fl_components.store.schema import database_clock, leases
 
 EVENT = {"event": "none"}
 NewRun = Callable[..., RunRecord]

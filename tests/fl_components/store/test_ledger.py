@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
-from fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
+from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
+from fedrounds.fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
 
 TERMS = BudgetTerms(
     epsilon=3.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
@@ -91,9 +91,9 @@ class TestSpending:
         """They reserve at the same time, again and again, on one population."""
         set_budget(store, epsilon=25.0)
         program = (
-            "import sys; from pathlib import Path; from fl_components.store import Store\n"
+            "import sys; from pathlib import Path; from fedrounds.fl_components.store import Store\n"
             "from tests.fl_components.store.test_ledger import EVENT, three_in_all\n"
-            "from fl_components.errors import BudgetExhausted\n"
+            "from fedrounds.fl_components.errors import BudgetExhausted\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2]); done = 0\n"
             "with store.acquire(sys.argv[3]) as lease:\n"
             "    print('ready', flush=True); input()\n"
@@ -352,8 +352,8 @@ class TestBindings:
     ) -> None:
         set_budget(store), set_budget(store, "q")
         program = (
-            "import sys; from pathlib import Path; from fl_components.store import Store\n"
-            "from fl_components.errors import ConfigError\n"
+            "import sys; from pathlib import Path; from fedrounds.fl_components.store import Store\n"
+            "from fedrounds.fl_components.errors import ConfigError\n"
             "from tests.fl_components.store.test_ledger import enter, only\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
             "print('ready', flush=True); input()\n"
@@ -404,7 +404,7 @@ class TestSharedKey:
         self, home: Path, database_url: str, store: Store, start_process: Any
     ) -> None:
         program = (
-            "import sys; from pathlib import Path; from fl_components.store import Store\n"
+            "import sys; from pathlib import Path; from fedrounds.fl_components.store import Store\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
             "print('ready', flush=True); input()\n"
             "print(store.fingerprint_key().hex(), flush=True)\n"

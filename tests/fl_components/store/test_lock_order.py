@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from fl_components.store import BudgetTerms, RunRecord, Store, journal, ledger
-from fl_components.store.keys import SigningKey
-from fl_components.store.schema import example_spending
+from fedrounds.fl_components.store import BudgetTerms, RunRecord, Store, journal, ledger
+from fedrounds.fl_components.store.keys import SigningKey
+from fedrounds.fl_components.store.schema import example_spending
 from tests.fl_components.store.lock_order import LockOrder, checked
 
 
@@ -165,8 +165,8 @@ class TestSettingABudgetWhileClientsAreRegistered:
 _BUSY = """
 import json, secrets, sys, time
 from pathlib import Path
-from fl_components.errors import FedroundsError, LeaseHeld
-from fl_components.store import BudgetTerms, ExampleCharges, Store
+from fedrounds.fl_components.errors import FedroundsError, LeaseHeld
+from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, Store
 
 home, url, number, seconds = sys.argv[1:]
 store, number = Store.open(Path(home), database_url=url), int(number)

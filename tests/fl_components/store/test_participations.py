@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from fl_components.errors import LeaseLost, StoreError
-from fl_components.store import RoundRecord, RunRecord, Store
-from fl_components.store.lease import Lease
-from fl_components.store.schema import leases, participations
+from fedrounds.fl_components.errors import LeaseLost, StoreError
+from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store.lease import Lease
+from fedrounds.fl_components.store.schema import leases, participations
 
 NewRun = Callable[..., RunRecord]
 

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import Boolean, Connection, Double, String, and_, select, text
 from sqlalchemy import Column as SqlColumn
 
-from fl_components.errors import JournalBroken
-from fl_components.store import BudgetTerms, ExampleCharges, RunRecord, Store
-from fl_components.store.journal import verify
-from fl_components.store.reconciliation import COVERED, NOT_COVERED, reconcile
-from fl_components.store.schema import AnyRow, JsonText, metadata
+from fedrounds.fl_components.errors import JournalBroken
+from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, RunRecord, Store
+from fedrounds.fl_components.store.journal import verify
+from fedrounds.fl_components.store.reconciliation import COVERED, NOT_COVERED, reconcile
+from fedrounds.fl_components.store.schema import AnyRow, JsonText, metadata
 
 TERMS = BudgetTerms(
     epsilon=100.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.errors import StoreError
-from fl_components.store.sealing import SALT_BYTES, closed, opened
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store.sealing import SALT_BYTES, closed, opened
 
 KEY = b"k" * 32
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.errors import StoreError
-from fl_components.store.secrets import RunSecret, derived_key
+from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.store.secrets import RunSecret, derived_key
 
 
 @pytest.fixture

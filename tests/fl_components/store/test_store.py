@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound, StoreError
-from fl_components.store import ChargeRecord, RoundRecord, RunRecord, Seal, Store
+from fedrounds.fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound, StoreError
+from fedrounds.fl_components.store import ChargeRecord, RoundRecord, RunRecord, Seal, Store
 
 EVENT = {"event": "none"}
 NewRun = Callable[..., RunRecord]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fl_components.errors import ConfigError, RunConflict, RunNotFound
-from fl_components.store import RunRecord, Store, SweepRecord
+from fedrounds.fl_components.errors import ConfigError, RunConflict, RunNotFound
+from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
 
 NewRun = Callable[..., RunRecord]
 OVER: list[tuple[str, list[Any]]] = [("seed", [1, 2]), ("model.hidden", [[64, 32], [128]])]

@@ -18,22 +18,22 @@ import psutil
 import pytest
 import torch
 
-from fl_components.config import parse_config
-from fl_components.errors import ConfigError, ModelError, NotInstalled, RunFailed, Unreachable
-from fl_components.models import ModuleModel
-from fl_components.parameters import flatten
-from fl_components.server import stages
-from fl_components.server.hub import Hub, open_hub
-from fl_components.store import Store
-from fl_components.training import DaskExecution
-from fl_components.training import dask as module
-from fl_components.training.dask import DaskTrainer
-from fl_components.training.trainer import OwnTrainer
-from flows.round import walk
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError, ModelError, NotInstalled, RunFailed, Unreachable
+from fedrounds.fl_components.models import ModuleModel
+from fedrounds.fl_components.parameters import flatten
+from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.training import DaskExecution
+from fedrounds.fl_components.training import dask as module
+from fedrounds.fl_components.training.dask import DaskTrainer
+from fedrounds.fl_components.training.trainer import OwnTrainer
+from fedrounds.flows.round import walk
 from tests.fl_components.training.test_trainers import RULE, deaths, outcome, summing_of, tasks_of, workload
 from tests.support import wait_until
 
-PRELOAD = ("--preload", "fl_components.training.dask")  # all import torch at the same time, not when they need it
+PRELOAD = ("--preload", "fedrounds.fl_components.training.dask")  # all import torch at the same time, not when needed
 FRAGILE = "tests.fl_components.training.test_trainers:fragile"
 
 
@@ -322,11 +322,11 @@ class TestWorkers:
             outcome(far_trainer, work)
 
     def test_a_worker_without_fedrounds(self, far: Cluster, tmp_path: Path) -> None:
-        (tmp_path / "fl_components.py").touch()  # hides the package
+        (tmp_path / "fedrounds.py").touch()  # hides the package
         far.add_worker("--no-nanny", preload=(), PYTHONPATH=str(tmp_path))
         work = workload()
         with trainer(work, far.address) as (far_trainer, _):
-            with pytest.raises(RunFailed, match=r"cannot train: .*fl_components") as caught:
+            with pytest.raises(RunFailed, match=r"cannot train: .*fedrounds") as caught:
                 outcome(far_trainer, work)
             assert "the same packages" in str(caught.value.hint)
 

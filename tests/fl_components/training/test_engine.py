@@ -13,17 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fl_components.aggregation import Mean
-from fl_components.errors import ModelError
-from fl_components.models import Cnn, Gru, LogisticRegression, Mlp, ModelRule, ResNet, Transformer, build_seeded
-from fl_components.parameters import flatten, num_parameters
-from fl_components.privacy.clipping import Clip, add_contributions, kept_units
-from fl_components.training import SGD, one_thread
-from fl_components.training.chunk import Examples
-from fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summing
-from fl_components.training.layers import DualForm
-from fl_components.training.replicas import LayeredReplicas, VmapReplicas
-from fl_components.values import IGNORED, ClientTask
+from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.models import (
+    Cnn,
+    Gru,
+    LogisticRegression,
+    Mlp,
+    ModelRule,
+    ResNet,
+    Transformer,
+    build_seeded,
+)
+from fedrounds.fl_components.parameters import flatten, num_parameters
+from fedrounds.fl_components.privacy.clipping import Clip, add_contributions, kept_units
+from fedrounds.fl_components.training import SGD, one_thread
+from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summing
+from fedrounds.fl_components.training.layers import DualForm
+from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
+from fedrounds.fl_components.values import IGNORED, ClientTask
 from tests.support import cases
 
 OPTIONS: list[dict[str, Any]] = [

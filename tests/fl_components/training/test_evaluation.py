@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fl_components.training import Evaluation, evaluate
-from fl_components.training.evaluation import BATCH_SIZE
+from fedrounds.fl_components.training import Evaluation, evaluate
+from fedrounds.fl_components.training.evaluation import BATCH_SIZE
 
 
 @pytest.mark.parametrize("num_examples", [1, 7, BATCH_SIZE, BATCH_SIZE + 1, 2 * BATCH_SIZE + 5])

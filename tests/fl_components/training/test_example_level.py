@@ -16,21 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fl_components.aggregation import Mean
-from fl_components.errors import ConfigError, ModelError
-from fl_components.models import Cnn, Gru, Mlp, ModelRule, Transformer, build_seeded
-from fl_components.parameters import constants_digest, flatten, load_into
-from fl_components.privacy import ExampleLevel
-from fl_components.privacy.steps import PIECE_ROWS, Mechanism, private_batches
-from fl_components.shared_memory import SharedMemory
-from fl_components.training import SGD, LocalExecution, ModelSpec, Summing, Workload, example_way, one_thread
-from fl_components.training.chunk import Examples
-from fl_components.training.engine import Engine
-from fl_components.training.layers import Batch
-from fl_components.training.opacus_way import OpacusWay
-from fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
-from fl_components.training.sgd import OneByOne
-from fl_components.values import IGNORED, ClientTask
+from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.errors import ConfigError, ModelError
+from fedrounds.fl_components.models import Cnn, Gru, Mlp, ModelRule, Transformer, build_seeded
+from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
+from fedrounds.fl_components.privacy import ExampleLevel
+from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, private_batches
+from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Summing, Workload, example_way, one_thread
+from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.engine import Engine
+from fedrounds.fl_components.training.layers import Batch
+from fedrounds.fl_components.training.opacus_way import OpacusWay
+from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
+from fedrounds.fl_components.training.sgd import OneByOne
+from fedrounds.fl_components.values import IGNORED, ClientTask
 from tests.support import cases, parameters
 
 PRIVACY: dict[str, Any] = {

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl_components.errors import ConfigError
-from fl_components.training import LocalExecution
-from fl_components.training.execution import (
+from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.training import LocalExecution
+from fedrounds.fl_components.training.execution import (
     COPIES_OF_AN_UPDATE,
     MOST_OF_SHARD,
     WORK_OF_SHARD,

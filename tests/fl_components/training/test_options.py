@@ -11,14 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fl_components.config import parse_config
-from fl_components.parameters import flatten, load_into, num_parameters
-from fl_components.simulate import simulate
-from fl_components.training import SGD
-from fl_components.training.chunk import Examples
-from fl_components.training.engine import Engine
-from fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
-from fl_components.values import IGNORED, ClientTask
+from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
+from fedrounds.fl_components.simulate import simulate
+from fedrounds.fl_components.training import SGD
+from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.engine import Engine
+from fedrounds.fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
+from fedrounds.fl_components.values import IGNORED, ClientTask
 
 
 def examples(num_examples: int = 12) -> tuple[Any, Any]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from fl_components.parameters import flatten, load_into, num_parameters
-from fl_components.training import SGD
+from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
+from fedrounds.fl_components.training import SGD
 
 FEATURES, CLASSES = 5, 3
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from fl_components.errors import ModelError
-from fl_components.models import LogisticRegression, build_seeded
-from fl_components.parameters import flatten
-from fl_components.privacy.example_audit import ExampleAuditReport, accuses, audit_examples
-from fl_components.privacy.noise import WholeNormals
-from fl_components.privacy.steps import Mechanism
-from fl_components.training import SGD, Examples, Shadow, one_thread
-from fl_components.training.opacus_way import OneAtATime, OpacusWay
-from fl_components.training.per_example import GhostNorms, VmapExamples
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.models import LogisticRegression, build_seeded
+from fedrounds.fl_components.parameters import flatten
+from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, accuses, audit_examples
+from fedrounds.fl_components.privacy.noise import WholeNormals
+from fedrounds.fl_components.privacy.steps import Mechanism
+from fedrounds.fl_components.training import SGD, Examples, Shadow, one_thread
+from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
+from fedrounds.fl_components.training.per_example import GhostNorms, VmapExamples
 from tests.fl_components.training.test_example_level import CASES, Data, floats, rule
 
 CANARIES, ROWS = 40, 7

@@ -18,17 +18,17 @@ import psutil
 import pytest
 import torch
 
-from fl_components.aggregation import Mean
-from fl_components.errors import ModelError, RunFailed
-from fl_components.models import Mlp, ModelRule, ModuleModel, build_seeded
-from fl_components.parameters import constants_digest, flatten
-from fl_components.privacy.clipping import Clip
-from fl_components.shared_memory import SharedMemory
-from fl_components.training import SGD, LocalExecution, ModelSpec, Result, Summing, Trainer, Workload
-from fl_components.training import execution as executions
-from fl_components.training.processes import MOST_ATTEMPTS, ProcessTrainer
-from fl_components.training.trainer import OwnTrainer
-from fl_components.values import ClientTask
+from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.errors import ModelError, RunFailed
+from fedrounds.fl_components.models import Mlp, ModelRule, ModuleModel, build_seeded
+from fedrounds.fl_components.parameters import constants_digest, flatten
+from fedrounds.fl_components.privacy.clipping import Clip
+from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Result, Summing, Trainer, Workload
+from fedrounds.fl_components.training import execution as executions
+from fedrounds.fl_components.training.processes import MOST_ATTEMPTS, ProcessTrainer
+from fedrounds.fl_components.training.trainer import OwnTrainer
+from fedrounds.fl_components.values import ClientTask
 
 RULE = SGD(learning_rate=0.1, batch_size=4, epochs=2, momentum=0.5)
 SHARD_SIZE = 3

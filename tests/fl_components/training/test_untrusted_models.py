@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_components.errors import ModelError
-from fl_components.models import Gru, RowFormat, Transformer, build_seeded, check_fits, meeting_place
-from fl_components.parameters import flatten
-from fl_components.privacy import ExampleLevel
-from fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fl_components.training import SGD, evaluate, example_way, one_thread
-from fl_components.training.chunk import Examples, made_up
-from fl_components.training.engine import Engine
-from fl_components.training.layers import Batch
-from fl_components.training.per_example import ClippedReplicas
-from fl_components.training.private import find_way
-from fl_components.training.replicas import LayeredReplicas, VmapReplicas
-from fl_components.training.sgd import OneByOne
-from fl_components.values import ClientTask
+from fedrounds.fl_components.errors import ModelError
+from fedrounds.fl_components.models import Gru, RowFormat, Transformer, build_seeded, check_fits, meeting_place
+from fedrounds.fl_components.parameters import flatten
+from fedrounds.fl_components.privacy import ExampleLevel
+from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
+from fedrounds.fl_components.training import SGD, evaluate, example_way, one_thread
+from fedrounds.fl_components.training.chunk import Examples, made_up
+from fedrounds.fl_components.training.engine import Engine
+from fedrounds.fl_components.training.layers import Batch
+from fedrounds.fl_components.training.per_example import ClippedReplicas
+from fedrounds.fl_components.training.private import find_way
+from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
+from fedrounds.fl_components.training.sgd import OneByOne
+from fedrounds.fl_components.values import ClientTask
 
 PLAIN = SGD(learning_rate=0.1, batch_size=4, epochs=2)
 PRIVATE = SGD.model_validate(

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_components.errors import WireError
-from fl_components.wire import Assembly, Update, decode_update, encode_update, frame_digest
-from fl_components.wire import assembly as assembly_module
+from fedrounds.fl_components.errors import WireError
+from fedrounds.fl_components.wire import Assembly, Update, decode_update, encode_update, frame_digest
+from fedrounds.fl_components.wire import assembly as assembly_module
 
 FRAME = encode_update(Update("va", "0123456789abcdef", {"delta": np.arange(40, dtype=np.float32)}))
 DIGEST = frame_digest(FRAME)

@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl_components.errors import UpdateRejected, WireError
-from fl_components.wire import (
+from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.wire import (
     Download,
     Update,
     decode_frame,

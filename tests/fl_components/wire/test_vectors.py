@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from fl_components.values import Indices, Symbols
-from fl_components.wire import Update, decode_frame, encode_frame, encode_update, max_update_bytes
+from fedrounds.fl_components.values import Indices, Symbols
+from fedrounds.fl_components.wire import Update, decode_frame, encode_frame, encode_update, max_update_bytes
 from tests.support import ROOT
 
 from .samples import SAMPLES, cut, same

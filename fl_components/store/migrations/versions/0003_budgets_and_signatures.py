@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from fl_components.errors import StoreError
+from fedrounds.fl_components.errors import StoreError
 
 revision = "0003"
 down_revision = "0002"
