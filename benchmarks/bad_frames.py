@@ -17,8 +17,9 @@ import zstandard
 
 from benchmarks.peers.tables import aligned
 from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.server.encoding import Codec
-from fedrounds.fl_components.values import ClientTask, Float32, RoundPlan
+from fedrounds.fl_components.values import ClientTask, RoundPlan
 from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes
 from fedrounds.fl_components.wire.frames import (
     ALIGNMENT_BYTES,

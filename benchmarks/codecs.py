@@ -36,6 +36,7 @@ from benchmarks.peers.bench import CACHE, CORES, ROOT, about
 from benchmarks.peers.codec import squared
 from benchmarks.peers.environments import NotInstalled, python_of
 from benchmarks.peers.tables import aligned
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.models import Mlp, build_seeded
@@ -45,7 +46,7 @@ from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.training import MOST_OF_SHARD, LocalExecution, ModelSpec, Spread, Trainer, Workload
-from fedrounds.fl_components.values import ClientTask, Float32, RoundPlan
+from fedrounds.fl_components.values import ClientTask, RoundPlan
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},

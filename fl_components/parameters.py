@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
+from fedrounds.fl_components.arrays import check_vector
 from fedrounds.fl_components.errors import ModelError
 
 
@@ -47,7 +48,7 @@ def load_into(module: torch.nn.Module, params_D: NDArray[np.float32]) -> None:
 
     Raises `ModelError` when the vector is not float32 or has another length than the module.
     """
-    _check_vector(params_D)
+    check_vector(params_D)
     if len(params_D) != num_parameters(module):
         raise ModelError(
             f"{len(params_D)} parameters do not fit a model that has {num_parameters(module)}",
@@ -59,18 +60,6 @@ def load_into(module: torch.nn.Module, params_D: NDArray[np.float32]) -> None:
             part = params_D[start : start + parameter.numel()].copy()  # torch must not share a caller's memory
             parameter.copy_(torch.from_numpy(part).view(parameter.shape))
             start += parameter.numel()
-
-
-def params_digest(params_D: NDArray[np.float32]) -> str:
-    """The sha256, in hex, of the parameters' little-endian bytes: equal digests are equal bits.
-
-    Raises `ModelError` when `params_D` is not a float32 vector.
-
-    >>> params_digest(np.zeros(2, dtype=np.float32))[:12]
-    'af5570f5a181'
-    """
-    _check_vector(params_D)
-    return hashlib.sha256(params_D.astype("<f4", copy=False).tobytes()).hexdigest()
 
 
 def constants_digest(module: torch.nn.Module) -> str:
@@ -116,14 +105,6 @@ def check_trainable(module: torch.nn.Module) -> None:
         raise ModelError(
             f"{type(module).__name__} has no trainable parameters",
             hint="give the model a layer with parameters, and requires_grad=True on what is to be trained",
-        )
-
-
-def _check_vector(params_D: NDArray[np.float32]) -> None:
-    if params_D.ndim != 1 or params_D.dtype != np.float32:
-        raise ModelError(
-            f"parameters are one float32 vector; this is {params_D.dtype} of shape {list(params_D.shape)}",
-            hint="get the vector from flatten(module)",
         )
 
 

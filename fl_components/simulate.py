@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.compression import Known
 from fedrounds.fl_components.config import FederationConfig
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.training import one_thread
-from fedrounds.fl_components.values import Float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
 from fedrounds.fl_components.privacy import CentralPrivacy
@@ -22,7 +23,6 @@ from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import federation_of
 from fedrounds.fl_components.store import DELETED, RunRecord, Store, derived_key
 from fedrounds.fl_components.training import Shadow, one_thread
-from fedrounds.fl_components.values import Float32
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import experiment_of
 

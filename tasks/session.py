@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import load_config, source_folder
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.redaction import redact
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import Hub, Start, federation_of, open_hub, start_fresh_or_latest
 from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
-from fedrounds.fl_components.values import Float32, ServerState
+from fedrounds.fl_components.values import ServerState
 from fedrounds.tasks.progress import Listener, Progress, nobody_listens
 from fedrounds.tasks.tracking.model import LoggableModel, load_start_parameters
 from fedrounds.tasks.tracking.server import check_tracking_uri

@@ -8,8 +8,9 @@ from abc import abstractmethod
 import numpy as np
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.values import Float32, Float64, Partial
+from fedrounds.fl_components.values import Partial
 
 
 class AggregationRule(Rule):

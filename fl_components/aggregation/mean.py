@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fedrounds.fl_components.aggregation.base import AdditiveRule
-from fedrounds.fl_components.values import Float64, Partial
+from fedrounds.fl_components.arrays import Float64
+from fedrounds.fl_components.values import Partial
 
 
 class Mean(AdditiveRule):

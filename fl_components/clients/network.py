@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 from scipy.special import ndtri
 
+from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.clients.availability import Rows, uniform
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.values import Float64
 
 BITS_OF_MBIT: Final = 1e6
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fedrounds.fl_components.arrays import Float32, Indices, Payload, Symbols
 from fedrounds.fl_components.errors import UpdateRejected
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.values import Float32, Indices, Payload, Symbols
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedrounds.fl_components.arrays import Float32, Payload
 from fedrounds.fl_components.compression.base import CompressionRule, Known, check_contraction, without_memory
 from fedrounds.fl_components.compression.families import Compression
 from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sparse import Sparsifier
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.values import Float32, Payload
 
 PREVIOUS: Final = "broadcast.against is previous"
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import CompressionRule, Known, expect, num_buckets, symbols_of
 from fedrounds.fl_components.compression.eden import CENTROIDS, LOST, levels_of, quantised
 from fedrounds.fl_components.compression.rotation import block_of, rotate, rotate_back
 from fedrounds.fl_components.errors import UpdateRejected
-from fedrounds.fl_components.values import Float32, Payload, Symbols
 
 BLOCK: Final = 512
 MOST_BITS: Final = max(CENTROIDS)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import Known, Quantiser, expect, numbers, symbols, symbols_of
 from fedrounds.fl_components.errors import UpdateRejected
-from fedrounds.fl_components.values import Float32, Payload, Symbols
 
 ROUNDED_UP: Final = np.float32(2 / 3)
 """The part of a step from which on a number goes away from zero, not towards it."""

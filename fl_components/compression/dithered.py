@@ -8,8 +8,8 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import Known, Quantiser, expect, in_buckets, num_buckets, numbers, symbols
-from fedrounds.fl_components.values import Float32, Payload, Symbols
 
 BUCKET: Final = 4096
 MOST_BITS: Final = 16

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import Known, Quantiser, expect, num_buckets, numbers, symbols
 from fedrounds.fl_components.compression.rotation import block_of, rotate, rotate_back
-from fedrounds.fl_components.values import Float32, Payload, Symbols
 
 CENTROIDS: Final = {
     1: (0.7978845608028654,),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import (
     BUCKET,
     Known,
@@ -22,7 +23,6 @@ from fedrounds.fl_components.compression.base import (
     numbers,
     symbols,
 )
-from fedrounds.fl_components.values import Float32, Payload, Symbols
 
 
 class Levels(Quantiser):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Payload
 from fedrounds.fl_components.compression.base import CompressionRule, Known, expect, numbers
-from fedrounds.fl_components.values import Float32, Payload
 
 
 class LowRank(CompressionRule):

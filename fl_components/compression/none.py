@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from fedrounds.fl_components.arrays import Float32, Payload
 from fedrounds.fl_components.compression.base import Known, Quantiser, expect, numbers
-from fedrounds.fl_components.values import Float32, Payload
 
 
 class NoCompression(Quantiser):

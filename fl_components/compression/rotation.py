@@ -23,8 +23,8 @@ from typing import Final
 import numpy as np
 import torch
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.compression.base import Known, in_buckets
-from fedrounds.fl_components.values import Float32
 
 LARGEST: Final = 4096
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from fedrounds.fl_components.arrays import Float32, Indices, Int64, Payload
 from fedrounds.fl_components.compression.base import CompressionRule, Known, Quantiser, expect, without_memory
 from fedrounds.fl_components.compression.dead_zone import DeadZone
 from fedrounds.fl_components.compression.dithered import Dithered
@@ -18,7 +19,6 @@ from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sign import Sign
 from fedrounds.fl_components.errors import UpdateRejected
 from fedrounds.fl_components.rules import union
-from fedrounds.fl_components.values import Float32, Indices, Int64, Payload
 
 if TYPE_CHECKING:
     Values = Quantiser

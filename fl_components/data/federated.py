@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.data.fingerprints import Fingerprints, of_data
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.values import IGNORED
 
 Features = NDArray[np.float32] | NDArray[np.int64]
 Labels = NDArray[np.int64]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.data.base import DataRule
 from fedrounds.fl_components.data.federated import ClientExamples, FederatedData
 from fedrounds.fl_components.data.fingerprints import Fingerprints, of_texts
@@ -18,7 +19,6 @@ from fedrounds.fl_components.data.folders import find_file, find_folder
 from fedrounds.fl_components.data.text import read_text
 from fedrounds.fl_components.data.well_known import are_well_known
 from fedrounds.fl_components.errors import DataError
-from fedrounds.fl_components.values import IGNORED
 
 _FILE: Final = "input.txt"
 _MEND: Final = "each speech is a line with the speaker's name and a colon, then what is said, then an empty line"

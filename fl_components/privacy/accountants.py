@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
+from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.privacy.events import Event, Neighbouring
-from fedrounds.fl_components.values import Float64
 
 ORDERS: Final = (*(1 + step / 10 for step in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 """The orders of Renyi divergence. Fixed: an accountant that chose its orders as it went would not be the same twice."""

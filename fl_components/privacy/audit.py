@@ -43,11 +43,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
 from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
 from fedrounds.fl_components.randomness import generator
-from fedrounds.fl_components.values import Float32, Float64, Sampling
+from fedrounds.fl_components.values import Sampling
 
 CHUNK: Final = 8
 """Canaries that exist at once."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedrounds.fl_components.arrays import Tensors
 from fedrounds.fl_components.privacy.events import Event, Neighbouring
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.values import Sampling, Tensors
+from fedrounds.fl_components.values import Sampling
 
 
 @dataclass(frozen=True, slots=True)

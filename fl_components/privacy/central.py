@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from fedrounds.fl_components.arrays import Float64, Tensors
 from fedrounds.fl_components.privacy.base import PrivacyRule, no_seed
 from fedrounds.fl_components.privacy.clipping import UNITS, kept_units
 from fedrounds.fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
 from fedrounds.fl_components.privacy.noise import gaussian
 from fedrounds.fl_components.privacy.releases import Release, charged, withheld
 from fedrounds.fl_components.rules import Rule, union
-from fedrounds.fl_components.values import Float64, Sampling, Tensors
+from fedrounds.fl_components.values import Sampling
 
 Clipping = Tensors
 """The state of the clipping."""

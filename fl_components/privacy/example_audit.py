@@ -46,12 +46,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float64, Int64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.audit import LEAST_CANARIES, gaussian_epsilon
 from fedrounds.fl_components.privacy.central import KeyOf
 from fedrounds.fl_components.privacy.events import Gaussian, SelfComposed
 from fedrounds.fl_components.randomness import generator
-from fedrounds.fl_components.values import Float64, Int64
 
 Release = Callable[[NDArray[np.bool_], int], NDArray[np.floating]]
 """A step of DP-SGD: from who of the canaries joined [M], and the number of the release (0, 1, ...; noise is drawn anew

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrounds.fl_components.values import Int64
+from fedrounds.fl_components.arrays import Int64
 
 KEY_BYTES: Final = 32
 _BLOCK: Final = 1 << 18  # normals at a time: what a processor's cache holds

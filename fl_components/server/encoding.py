@@ -10,13 +10,13 @@ from typing import Final
 
 import numpy as np
 
+from fedrounds.fl_components.arrays import Float32, Payload, Tensors, params_digest
 from fedrounds.fl_components.compression import Broadcast, CompressionRule, Known
 from fedrounds.fl_components.errors import UpdateRejected, WireError
-from fedrounds.fl_components.parameters import params_digest
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.shared_memory import keep_freed_memory
 from fedrounds.fl_components.training import Spread, Work, here
-from fedrounds.fl_components.values import ClientTask, Float32, Payload, RoundPlan, Tensors, Weighted
+from fedrounds.fl_components.values import ClientTask, RoundPlan, Weighted
 from fedrounds.fl_components.wire import (
     Download,
     Update,

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.clients import Clients, Strata
 from fedrounds.fl_components.config import (
     FederationConfig,
@@ -49,7 +50,7 @@ from fedrounds.fl_components.training import (
     made_up,
     one_thread,
 )
-from fedrounds.fl_components.values import Float32, RoundPlan, Sampling, ServerState, Weighted
+from fedrounds.fl_components.values import RoundPlan, Sampling, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
 

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float32, Tensors, tensors_digest
 from fedrounds.fl_components.compression import Known
 from fedrounds.fl_components.config import FederationConfig, config_digest, is_moved, parse_config
 from fedrounds.fl_components.errors import (
@@ -69,16 +70,7 @@ from fedrounds.fl_components.store import (
 )
 from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
 from fedrounds.fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fedrounds.fl_components.values import (
-    ClientTask,
-    Collected,
-    Float32,
-    RoundPlan,
-    RoundResult,
-    ServerState,
-    Tensors,
-    tensors_digest,
-)
+from fedrounds.fl_components.values import ClientTask, Collected, RoundPlan, RoundResult, ServerState
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]

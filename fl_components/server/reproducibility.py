@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
+from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.config import FederationConfig, parse_config
-from fedrounds.fl_components.parameters import constants_digest, params_digest
+from fedrounds.fl_components.parameters import constants_digest
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.rows import digest_of_data

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
 from fedrounds.fl_components.privacy.events import Nothing
@@ -32,8 +33,6 @@ from fedrounds.fl_components.values import (
     ClientTask,
     Collected,
     EncodedBatch,
-    Float32,
-    Float64,
     Partial,
     RoundPlan,
     RoundResult,

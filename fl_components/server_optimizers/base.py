@@ -6,9 +6,9 @@ from abc import abstractmethod
 
 import numpy as np
 
+from fedrounds.fl_components.arrays import Float32, Float64, Tensors
 from fedrounds.fl_components.errors import Diverged
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.values import Float32, Float64, Tensors
 
 
 class ServerOptimizerRule(Rule):

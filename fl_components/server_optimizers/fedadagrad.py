@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.server_optimizers.adaptive import AdaptiveRule
-from fedrounds.fl_components.values import Float64
 
 
 class FedAdagrad(AdaptiveRule):

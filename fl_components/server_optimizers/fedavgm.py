@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fedrounds.fl_components.arrays import Float32, Float64, Tensors
 from fedrounds.fl_components.server_optimizers.base import ServerOptimizerRule, as_state
-from fedrounds.fl_components.values import Float32, Float64, Tensors
 
 
 class FedAvgM(ServerOptimizerRule):

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.training.layers import Batch, DualForm, View
 from fedrounds.fl_components.training.replicas import Replicas
 from fedrounds.fl_components.training.sgd import SGD
-from fedrounds.fl_components.values import IGNORED, Weighted
+from fedrounds.fl_components.values import Weighted
 
 Rows = NDArray[np.int64]
 

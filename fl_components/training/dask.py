@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
 from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing, names_of
@@ -38,7 +39,6 @@ from fedrounds.fl_components.training.trainer import (
     name_of,
     peak_memory_bytes,
 )
-from fedrounds.fl_components.values import Float32
 
 if TYPE_CHECKING:
     from distributed import Client, Future

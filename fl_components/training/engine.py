@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import failing_layer
 from fedrounds.fl_components.parameters import flatten, load_into
@@ -24,7 +25,7 @@ from fedrounds.fl_components.training.private import PrivateChunks, Way, find_wa
 from fedrounds.fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
 from fedrounds.fl_components.training.sgd import SGD, torch_seed
 from fedrounds.fl_components.training.threads import one_thread
-from fedrounds.fl_components.values import ClientTask, Float32, Float64, Weighted
+from fedrounds.fl_components.values import ClientTask, Weighted
 
 CHUNK_BYTES: Final = 18_000_000
 """Of the parameters of clients that are trained together, and of what moves them: what stays in a processor's cache."""

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import ConfigError, FedroundsError
 from fedrounds.fl_components.rules import Rule, union
 from fedrounds.fl_components.training.dask import DaskTrainer
@@ -24,7 +25,6 @@ from fedrounds.fl_components.training.engine import ShardReport, Summing
 from fedrounds.fl_components.training.processes import ProcessTrainer
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.trainer import OwnTrainer, Shard, T, Trainer, Work, Workload
-from fedrounds.fl_components.values import Float32
 
 COPIES_OF_AN_UPDATE: Final = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedrounds.fl_components.values import IGNORED
+from fedrounds.fl_components.arrays import IGNORED
 
 
 def mean_loss(scores: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.models import meeting_place
 from fedrounds.fl_components.privacy.clipping import squared_norms
@@ -21,7 +22,7 @@ from fedrounds.fl_components.training.layers import Batch, ClientDropout, InHand
 from fedrounds.fl_components.training.loss import label_losses, labels_of_each
 from fedrounds.fl_components.training.per_example import FORMED_FLOATS
 from fedrounds.fl_components.training.sgd import SGD, ClippedSum
-from fedrounds.fl_components.values import Float32, Weighted
+from fedrounds.fl_components.values import Weighted
 
 
 def import_opacus() -> Any:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts
 from fedrounds.fl_components.training.isolation import VmappedModule
 from fedrounds.fl_components.training.layers import Batch, ClientLinear, NoClientForm, View
 from fedrounds.fl_components.training.loss import label_losses
 from fedrounds.fl_components.training.replicas import LayeredReplicas
-from fedrounds.fl_components.values import IGNORED
 
 FORMED_FLOATS: Final = 1 << 24
 """The most numbers of formed gradients at a time, of all clients together (64 MiB); one of each client at least."""

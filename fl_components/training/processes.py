@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
 from fedrounds.fl_components.shared_memory import Place, SharedMemory
 from fedrounds.fl_components.training.chunk import Examples
@@ -38,7 +39,6 @@ from fedrounds.fl_components.training.trainer import (
     peak_memory_bytes,
     private_memory_bytes,
 )
-from fedrounds.fl_components.values import Float32
 
 MOST_ATTEMPTS: Final = 3
 """How many processes may die of one shard before the round is given up."""

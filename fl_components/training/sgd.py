@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fedrounds.fl_components import randomness
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.models import Watch
 from fedrounds.fl_components.parameters import load_into
 from fedrounds.fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
@@ -21,7 +22,7 @@ from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts,
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
 from fedrounds.fl_components.training.schedules import Constant, Schedule
-from fedrounds.fl_components.values import Float32, Weighted
+from fedrounds.fl_components.values import Weighted
 
 
 def torch_seed(seed: int) -> int:

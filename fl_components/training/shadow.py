@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedrounds.fl_components import randomness
+from fedrounds.fl_components.arrays import IGNORED, Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import rowwise
 from fedrounds.fl_components.parameters import flatten
@@ -18,7 +19,7 @@ from fedrounds.fl_components.training.chunk import Examples, made_up
 from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
 from fedrounds.fl_components.training.private import PrivateChunks, Way, find_way
 from fedrounds.fl_components.training.sgd import SGD
-from fedrounds.fl_components.values import IGNORED, ClientTask, Float32
+from fedrounds.fl_components.values import ClientTask
 
 LOUD: Final = 2.0**20
 """What a canary's own part of its gradient is multiplied by: far more than the rest of it, and far from the largest

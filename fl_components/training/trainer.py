@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import ModelRule, build_seeded
 from fedrounds.fl_components.parameters import constants_digest
@@ -24,7 +25,7 @@ from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.threads import one_thread
-from fedrounds.fl_components.values import ClientTask, Float32
+from fedrounds.fl_components.values import ClientTask
 
 Shard = Sequence[ClientTask]
 Result = tuple[type[np.floating], tuple[int, ...]]

@@ -17,8 +17,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.arrays import MAX_BOUND, Indices, Int64, Part, Symbols
 from fedrounds.fl_components.errors import WireError
-from fedrounds.fl_components.values import MAX_BOUND, Indices, Int64, Part, Symbols
 
 DTYPES = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"})
 """What a raw array may be made of: f(loat), i(nteger) or u(nsigned), and how many bytes; always little-endian."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from io import BufferedIOBase, RawIOBase
 from typing import Any
 
+from fedrounds.fl_components.arrays import Part, Payload
 from fedrounds.fl_components.errors import UpdateRejected, WireError
-from fedrounds.fl_components.values import Part, Payload
 from fedrounds.fl_components.wire.codings import Coding, coding_of, encode, entry
 
 Buffer = bytes | bytearray | memoryview

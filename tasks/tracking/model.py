@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.errors import ConfigError, Unreachable
 from fedrounds.fl_components.models.base import REGISTERED_MODEL
-from fedrounds.fl_components.parameters import constants_digest, flatten, params_digest
+from fedrounds.fl_components.parameters import constants_digest, flatten
 from fedrounds.fl_components.server.statement import in_short, markdown, statement
 from fedrounds.fl_components.store import RunRecord, home
 from fedrounds.tasks.tracking import server

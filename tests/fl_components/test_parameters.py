@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.errors import ModelError
-from fedrounds.fl_components.parameters import check_trainable, flatten, load_into, num_parameters, params_digest
+from fedrounds.fl_components.parameters import check_trainable, flatten, load_into, num_parameters
 from tests.support import cases
 
 

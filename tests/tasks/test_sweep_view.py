@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrounds.fl_components.parameters import params_digest
+from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.store import Store, SweepRecord
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import RunView

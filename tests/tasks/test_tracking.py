@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.errors import ConfigError, DataError, LeaseHeld, LeaseLost, StoreError, Unreachable
-from fedrounds.fl_components.parameters import constants_digest, flatten, params_digest
+from fedrounds.fl_components.parameters import constants_digest, flatten
 from fedrounds.fl_components.store import FINAL_STATES, Lease, RunRecord, Store
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.model import LoggableModel, load_start_parameters

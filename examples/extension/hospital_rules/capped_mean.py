@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.aggregation import AggregationRule
-from fedrounds.fl_components.values import Float32, Float64, Partial
+from fedrounds.fl_components.arrays import Float32, Float64
+from fedrounds.fl_components.values import Partial
 
 
 class CappedMean(AggregationRule):

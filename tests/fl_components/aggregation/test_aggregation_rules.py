@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedrounds.fl_components.aggregation import AggregationRule, Mean
-from fedrounds.fl_components.values import Collected, Float64, Partial
+from fedrounds.fl_components.arrays import Float64
+from fedrounds.fl_components.values import Collected, Partial
 
 # Each rule, and what it makes of deltas [N, D] and numbers of examples [N], in other words.
 CASES = [

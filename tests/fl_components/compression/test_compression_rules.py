@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
+from fedrounds.fl_components.arrays import Indices, Payload, Symbols
 from fedrounds.fl_components.compression import (
     ByteBudget,
     CompressionRule,
@@ -30,7 +31,6 @@ from fedrounds.fl_components.compression import (
 )
 from fedrounds.fl_components.compression.rotation import rotate, rotate_back
 from fedrounds.fl_components.errors import UpdateRejected
-from fedrounds.fl_components.values import Indices, Payload, Symbols
 from fedrounds.fl_components.wire import Update, encode_update, max_update_bytes
 from tests.fl_components.compression.samples import (
     SHAPES,

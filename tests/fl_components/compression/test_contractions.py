@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedrounds.fl_components.arrays import Float32, Payload
 from fedrounds.fl_components.compression import (
     Broadcast,
     ByteBudget,
@@ -30,7 +31,6 @@ from fedrounds.fl_components.compression import (
     Uniform,
 )
 from fedrounds.fl_components.compression.base import check_contraction
-from fedrounds.fl_components.values import Float32, Payload
 from tests.fl_components.compression.samples import known, squares
 
 ROUNDS = 60

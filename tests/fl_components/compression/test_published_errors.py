@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedrounds.fl_components.arrays import Payload, Symbols
 from fedrounds.fl_components.compression import (
     ByteBudget,
     DeadZone,
@@ -25,7 +26,6 @@ from fedrounds.fl_components.compression import (
     Uniform,
 )
 from fedrounds.fl_components.errors import UpdateRejected
-from fedrounds.fl_components.values import Payload, Symbols
 from tests.fl_components.compression.samples import (
     SIZE,
     Vector,

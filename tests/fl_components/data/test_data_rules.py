@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.data import (
     Data,
     Digits,
@@ -24,7 +25,6 @@ from fedrounds.fl_components.data import (
 )
 from fedrounds.fl_components.data.partition import Dirichlet, Iid, QuantitySkew, Shards
 from fedrounds.fl_components.rules import kind_of
-from fedrounds.fl_components.values import IGNORED
 from tests.fl_components.data.idx_files import write_emnist, write_femnist, write_mnist
 
 RULES = [

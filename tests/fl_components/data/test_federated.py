@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
 from fedrounds.fl_components.errors import DataError
-from fedrounds.fl_components.values import IGNORED
 
 
 def rows(starts: list[int], stops: list[int]) -> RowRanges:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.data import FederatedData, Shakespeare
 from fedrounds.fl_components.errors import DataError
-from fedrounds.fl_components.values import IGNORED
 from tests.support import public_data
 
 PLAY = "ROMEO:\nShall I hear more?\nOr speak?\n\nNurse:\n\n\nJULIET, &c:\nAy me!\n\nNURSE:\nMadam!\n"

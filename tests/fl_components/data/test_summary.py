@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.data.federated import FederatedData, NumberedIds, RowRanges
 from fedrounds.fl_components.data.summary import classes, summary
-from fedrounds.fl_components.values import IGNORED
 
 
 def table(labels: np.ndarray, rows: RowRanges, num_classes: int) -> FederatedData:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy import audit as auditing
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
@@ -30,7 +31,7 @@ from fedrounds.fl_components.privacy.central import AdaptiveClipping, CentralPri
 from fedrounds.fl_components.privacy.clipping import UNITS
 from fedrounds.fl_components.privacy.events import Gaussian
 from fedrounds.fl_components.training import one_thread
-from fedrounds.fl_components.values import Float64, Sampling
+from fedrounds.fl_components.values import Sampling
 from tests.support import parameters
 
 NOISE = {1: 3.730632, 2: 1.993812, 4: 1.081162, 8: 0.600229}

@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.optimize import linprog
 from scipy.sparse import lil_matrix
 
+from fedrounds.fl_components.arrays import Float64, Int64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy import example_audit as auditing
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
@@ -31,7 +32,6 @@ from fedrounds.fl_components.privacy.example_audit import (
     numbers_of_guesses,
     p_value,
 )
-from fedrounds.fl_components.values import Float64, Int64
 from tests.support import cases
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedrounds.fl_components.arrays import Indices, Symbols
 from fedrounds.fl_components.errors import UpdateRejected
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.training import here
-from fedrounds.fl_components.values import EncodedBatch, Indices, RoundPlan, ServerState, Symbols, Weighted
+from fedrounds.fl_components.values import EncodedBatch, RoundPlan, ServerState, Weighted
 from fedrounds.fl_components.wire import Update, encode_update, max_update_bytes
 
 from .conftest import OpenRun, Single

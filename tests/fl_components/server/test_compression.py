@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fedrounds.deployments.api import run_data
+from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.compression import Known
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, TooFewClients, WireError
-from fedrounds.fl_components.parameters import params_digest
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.encoding import expected_bytes, receive, send
 from fedrounds.fl_components.server.hub import open_hub

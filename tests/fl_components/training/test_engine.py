@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import (
     Cnn,
@@ -32,7 +33,7 @@ from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summing
 from fedrounds.fl_components.training.layers import DualForm
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
-from fedrounds.fl_components.values import IGNORED, ClientTask
+from fedrounds.fl_components.values import ClientTask
 from tests.support import cases
 
 OPTIONS: list[dict[str, Any]] = [

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ConfigError, ModelError
 from fedrounds.fl_components.models import Cnn, Gru, Mlp, ModelRule, Transformer, build_seeded
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
@@ -30,7 +31,7 @@ from fedrounds.fl_components.training.layers import Batch
 from fedrounds.fl_components.training.opacus_way import OpacusWay
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
 from fedrounds.fl_components.training.sgd import OneByOne
-from fedrounds.fl_components.values import IGNORED, ClientTask
+from fedrounds.fl_components.values import ClientTask
 from tests.support import cases, parameters
 
 PRIVACY: dict[str, Any] = {

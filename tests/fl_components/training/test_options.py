@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
 from fedrounds.fl_components.simulate import simulate
@@ -18,7 +19,7 @@ from fedrounds.fl_components.training import SGD
 from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
-from fedrounds.fl_components.values import IGNORED, ClientTask
+from fedrounds.fl_components.values import ClientTask
 
 
 def examples(num_examples: int = 12) -> tuple[Any, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fedrounds.fl_components.arrays import Indices, Part, Payload, Symbols
 from fedrounds.fl_components.errors import WireError
-from fedrounds.fl_components.values import Indices, Part, Payload, Symbols
 from fedrounds.fl_components.wire import decode_frame, encode_frame
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]

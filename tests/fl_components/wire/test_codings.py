@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedrounds.fl_components.arrays import Indices, Part, Symbols
 from fedrounds.fl_components.errors import WireError
-from fedrounds.fl_components.values import Indices, Part, Symbols
 from fedrounds.fl_components.wire.codings import CODINGS, Gaps, Packed, Raw, Rice, Zstd, coding_of, encode, entry
 from tests.support import cases
 

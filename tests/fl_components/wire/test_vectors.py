@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from fedrounds.fl_components.values import Indices, Symbols
+from fedrounds.fl_components.arrays import Indices, Symbols
 from fedrounds.fl_components.wire import Update, decode_frame, encode_frame, encode_update, max_update_bytes
 from tests.support import ROOT
 
