@@ -23,7 +23,6 @@ from fedrounds.fl_components.values import ClientTask, RoundPlan
 from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes
 from fedrounds.fl_components.wire.frames import (
     ALIGNMENT_BYTES,
-    CANONICAL,
     CHECKSUM_BYTES,
     MAGIC,
     MAX_HEADER_BYTES,
@@ -127,7 +126,7 @@ def _peak_rss_mb() -> float:
 def seal(header: Any, data: bytes = b"") -> bytes:
     """A frame with the right lengths and checksum, whatever the header (JSON, or bytes as they are) and data are."""
     if not isinstance(header, bytes):
-        header = CANONICAL.encode(header).encode()
+        header = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
         header += b" " * (-(PREFIX_BYTES + len(header)) % ALIGNMENT_BYTES)
     start: bytes = START.pack(MAGIC, VERSION, len(header), len(data))
     checksum = hashlib.sha256(start + header + data).digest()[:CHECKSUM_BYTES]

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedrounds.fl_components.aggregation import AdditiveRule, Aggregation, Mean
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.clients import Always, Network, Selection, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
 from fedrounds.fl_components.data import Data
@@ -361,8 +362,7 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 def config_digest(config: FederationConfig) -> str:
     """The sha256 of the resolved configuration: two runs with equal digests were asked for the same thing."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()
 
 
 def schema() -> dict[str, Any]:

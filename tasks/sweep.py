@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.config import (
     FederationConfig,
     config_digest,
@@ -24,7 +25,6 @@ from fedrounds.fl_components.config import (
 from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunCancelled
 from fedrounds.fl_components.models.base import REGISTERED_MODEL
 from fedrounds.fl_components.store import Store, SweepRecord, cell_name
-from fedrounds.fl_components.store.schema import canonical_json
 from fedrounds.tasks.progress import Listener, Progress, nobody_listens
 from fedrounds.tasks.session import ConfigSource
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import BudgetExhausted, StoreError
 from fedrounds.fl_components.store import journal, ledger
 from fedrounds.fl_components.store.keys import SigningKey
@@ -19,7 +20,6 @@ from fedrounds.fl_components.store.ledger import EACH_CLIENT, in_pages, plus
 from fedrounds.fl_components.store.records import Budget, ChargeRecord, Events, ExampleCharges
 from fedrounds.fl_components.store.schema import (
     AnyRow,
-    canonical_json,
     charges,
     example_charges,
     example_spending,

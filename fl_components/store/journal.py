@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import JournalBroken
 from fedrounds.fl_components.store.keys import SigningKey, is_signed
 from fedrounds.fl_components.store.records import Anchor, JournalReport, JournalRow
-from fedrounds.fl_components.store.schema import AnyRow, canonical_json, database_clock
+from fedrounds.fl_components.store.schema import AnyRow, database_clock
 from fedrounds.fl_components.store.schema import journal as journal_table
 from fedrounds.fl_components.store.schema import journal_head as head_table
 

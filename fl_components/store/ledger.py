@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, insert, select, update
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import BudgetNotSet, ConfigError
 from fedrounds.fl_components.store import journal
 from fedrounds.fl_components.store.keys import SigningKey
 from fedrounds.fl_components.store.records import Budget, BudgetTerms, Events, Guard
-from fedrounds.fl_components.store.schema import AnyRow, canonical_json, charges, populations
+from fedrounds.fl_components.store.schema import AnyRow, charges, populations
 
 _PAGE: Final = 500  # of the values that a database takes in one query
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, select
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import JournalBroken
 from fedrounds.fl_components.store import bindings as bindings_
 from fedrounds.fl_components.store import ledger
@@ -19,7 +20,6 @@ from fedrounds.fl_components.store.records import DELETED, BudgetTerms, can_neve
 from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
-    canonical_json,
     charges,
     column_digest,
     data_uses,

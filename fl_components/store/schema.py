@@ -29,6 +29,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from fedrounds.fl_components.canonical import canonical_json
+
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
 VERSION: Final = "0007"
@@ -36,15 +38,6 @@ VERSION: Final = "0007"
 
 VERSION_TABLE: Final = "fedrounds_version"
 """Not alembic's default name, so that a database of Prefect or MLflow is never taken for ours."""
-
-
-def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces. `ValueError` for NaN and infinities, which JSON lacks.
-
-    >>> canonical_json({"b": 1, "a": [True, None]})
-    '{"a":[true,null],"b":1}'
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def new_digest_key() -> str:

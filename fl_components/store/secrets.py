@@ -35,6 +35,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import StoreError
 from fedrounds.fl_components.store.durable_files import erase, remove_leftovers, write_durably
 
@@ -190,7 +191,7 @@ def derived_key(key: bytes, purpose: str, *context: str | int) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    info = b"fedrounds " + json.dumps([purpose, *context], separators=(",", ":")).encode()
+    info = b"fedrounds " + canonical_json([purpose, *context]).encode()
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(key)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Select, Text, and_, cast, insert, or_, select
 
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import (
     ConfigError,
     CorruptBlob,
@@ -58,7 +59,6 @@ from fedrounds.fl_components.store.records import (
 from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
-    canonical_json,
     charges,
     column_digest,
     leases,

@@ -17,6 +17,7 @@ from io import BufferedIOBase, RawIOBase
 from typing import Any
 
 from fedrounds.fl_components.arrays import Part, Payload
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import UpdateRejected, WireError
 from fedrounds.fl_components.wire.codings import Coding, coding_of, encode, entry
 
@@ -27,8 +28,6 @@ START = struct.Struct("<3sBIQ")  # magic, version, bytes of the header, bytes of
 CHECKSUM_BYTES = 8
 PREFIX_BYTES = START.size + CHECKSUM_BYTES
 ALIGNMENT_BYTES = 8
-
-CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 MAX_HEADER_BYTES = 4096 + 12 * 100
 """The longest header: 4 KiB, and a client's id, 100 characters of which JSON may escape each in 12 bytes."""
@@ -263,7 +262,7 @@ def _checksum(*chunks: Buffer) -> bytes:
 
 def _header_bytes(header: Any) -> bytes:
     """Canonical JSON, with spaces behind it so that the parts begin at a multiple of 8 bytes."""
-    text = CANONICAL.encode(header).encode("ascii")
+    text = canonical_json(header).encode("ascii")
     return text + b" " * (-(PREFIX_BYTES + len(text)) % ALIGNMENT_BYTES)
 
 

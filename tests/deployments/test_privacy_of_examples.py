@@ -16,6 +16,7 @@ import pytest
 from fedrounds.deployments import privacy
 from fedrounds.deployments.api import check_config, run_data
 from fedrounds.deployments.cli import main
+from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
@@ -25,7 +26,6 @@ from fedrounds.fl_components.server.claim import check_client_budget
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.server.statement import in_short
 from fedrounds.fl_components.store import ExampleCharges, Store
-from fedrounds.fl_components.store.schema import canonical_json
 from fedrounds.fl_components.training import Shadow
 from fedrounds.flows.round import walk
 from fedrounds.tasks.audit import audit_mechanism, auditable_run
