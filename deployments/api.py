@@ -24,8 +24,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import (
-    DELETED,
     RoundRecord,
     RunRecord,
     Store,
@@ -322,7 +322,7 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
     nothing else is promised, and beside it where clients are protected as well."""
     metrics = rounds[-1].result["metrics"] if rounds else {}
     epsilons = (metrics.get("privacy/epsilon"), metrics.get("privacy/example/epsilon"))
-    if run.state == DELETED:  # the ledger has what it has come to
+    if run.state == RunState.DELETED:  # the ledger has what it has come to
         epsilons = _spent(store, run)
     about_clients = _of_clients(store, run, epsilons[0]) if epsilons[0] is not None else None
     about_examples = _of_examples(store, run, epsilons[1], rounds) if epsilons[1] is not None else None
@@ -409,7 +409,9 @@ def sweep_data(
     for run_id, values in sweep.cells.items():
         run = runs.get(run_id)
         if run is None:
-            cells.append({"run_id": run_id, "values": values, "state": "Pending", "metrics": {}, "params_digest": None})
+            cells.append(
+                {"run_id": run_id, "values": values, "state": RunState.PENDING, "metrics": {}, "params_digest": None}
+            )
             continue
         summary = _summary(store, run, recent_rounds(store, run))
         cells.append({"run_id": run_id, "values": values, **{name: summary[name] for name in CELL_FIELDS}})
@@ -475,10 +477,10 @@ def _data_of(run: RunRecord) -> dict[str, Any]:
     return {"kind": data["kind"], "source": data.get("folder") or data.get("path")}
 
 
-def _state(store: Store, run: RunRecord) -> str:
-    """The run's state; "Interrupted" when its process died, which could not write that down."""
-    died = run.state == "Running" and not store.is_held(run.run_id)
-    return "Interrupted" if died else run.state
+def _state(store: Store, run: RunRecord) -> RunState:
+    """Return the run's state; interrupted when its process died, which could not write that down."""
+    died = run.state == RunState.RUNNING and not store.is_held(run.run_id)
+    return RunState.INTERRUPTED if died else run.state
 
 
 def _train(

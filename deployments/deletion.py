@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fedrounds.deployments.account import account_name
 from fedrounds.fl_components.errors import ConfigError, LeaseHeld, RunNotFound, Unreachable
-from fedrounds.fl_components.store import FINISHED_STATES, RunRecord, Store, is_unfinished
+from fedrounds.fl_components.store import RunRecord, Store, is_unfinished
 
 SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -54,8 +54,8 @@ def prune(
             raise RunNotFound(f"there is no run of the experiment {experiment!r}", hint="`fedrounds runs` lists them")
         chosen, kept, newest = list[RunRecord](), dict[str, str](), Counter[str]()
         for run in found:  # the newest first
-            newest[run.name] += run.state in FINISHED_STATES
-            among_newest = run.state in FINISHED_STATES and newest[run.name] <= (1 if keep is None else keep)
+            newest[run.name] += run.state.is_finished
+            among_newest = run.state.is_finished and newest[run.name] <= (1 if keep is None else keep)
             if among_newest or run.updated_at > before:
                 continue
             if store.is_held(run.run_id):

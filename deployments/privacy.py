@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from fedrounds.deployments.account import account_name
 from fedrounds.fl_components.errors import BudgetNotSet, ConfigError
-from fedrounds.fl_components.store import DELETED, Budget, BudgetTerms, Store
+from fedrounds.fl_components.run_state import RunState
+from fedrounds.fl_components.store import Budget, BudgetTerms, Store
 
 POINTS: Final = 60  # of a curve
 REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
@@ -269,7 +270,7 @@ def ledger(population: str) -> list[dict[str, Any]]:
                 hint=f"`fedrounds privacy ledger {population[:-1]}CLIENT`; `fedrounds privacy status "
                 f"{shlex.quote(population)}` lists the clients",
             )
-        deleted = {run.run_id for run in store.runs(deleted=True) if run.state == DELETED}
+        deleted = {run.run_id for run in store.runs(deleted=True) if run.state == RunState.DELETED}
         unclaimed = [
             {
                 "run_id": run["run_id"],

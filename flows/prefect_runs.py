@@ -41,6 +41,7 @@ from fedrounds.fl_components.errors import (
     TooFewClients,
     Unreachable,
 )
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.tasks.progress import Listener, Progress
 
 METRICS_LOGGED = {
@@ -189,13 +190,15 @@ def settle_cancelled(client: SyncPrefectClient, state: State[Any]) -> None:
         client.set_flow_run_state(flow_run_id, Cancelled(), force=True)
 
 
-def state_name(error: BaseException | None) -> str:
-    """The state in which this error, or none, leaves a run or a sweep."""
+def final_run_state(error: BaseException | None) -> RunState:
+    """Return the state in which this error, or none, leaves a run or a sweep."""
     if error is None:
-        return "Completed"
+        return RunState.COMPLETED
     if was_stopped(error):
-        return "Cancelled"
-    return type(error).__name__ if isinstance(error, TooFewClients | BudgetExhausted) else "Failed"
+        return RunState.CANCELLED
+    if isinstance(error, TooFewClients):
+        return RunState.TOO_FEW_CLIENTS
+    return RunState.BUDGET_EXHAUSTED if isinstance(error, BudgetExhausted) else RunState.FAILED
 
 
 def final_state(client: SyncPrefectClient, flow_run_id: UUID, error: BaseException | None, done: str) -> State[Any]:
@@ -210,9 +213,9 @@ def final_state(client: SyncPrefectClient, flow_run_id: UUID, error: BaseExcepti
         return Cancelled(message=error.message)
     if isinstance(error, BudgetExhausted):  # an end as good as any: what was paid for is there
         allow_completed(client, flow_run_id)
-        return Completed(name=state_name(error), message=error.message)
+        return Completed(name=final_run_state(error).value, message=error.message)
     if isinstance(error, FedroundsError):
-        return Failed(name=state_name(error), message=error.message)
+        return Failed(name=final_run_state(error).value, message=error.message)
     raise error
 
 

@@ -27,10 +27,10 @@ from fedrounds.flows.prefect_runs import (
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
+    final_run_state,
     final_state,
     in_our_words,
     settle_cancelled,
-    state_name,
     sweep_tag,
     without_heartbeat,
 )
@@ -117,7 +117,7 @@ def _train_cell(sweep: SweepSession, run_id: str, client: SyncPrefectClient, flo
 def _complete_views(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     if isinstance(sweep.error, LeaseHeld | LeaseLost):  # another process goes on with the sweep, and shows it
         return
-    sweep.shown |= end_sweep(sweep.store, sweep.record, state_name(sweep.error), sweep.say)
+    sweep.shown |= end_sweep(sweep.store, sweep.record, final_run_state(sweep.error), sweep.say)
     try:
         if sweep.error is None:
             crash_stale_runs(client, sweep_tag(sweep.sweep_id), flow_run_id)

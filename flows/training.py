@@ -11,17 +11,18 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
 
 from fedrounds.fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, one_line
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.flows.prefect_runs import (
     Children,
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
+    final_run_state,
     final_state,
     flow_run_log,
     in_our_words,
     run_tag,
     settle_cancelled,
-    state_name,
     was_stopped,
     without_heartbeat,
 )
@@ -82,7 +83,7 @@ def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
         for problem in problems:
             running.say(problem)
         hub.check_history(seen)
-    if hub.refresh().state != "Completed":  # else only what Prefect and MLflow show of it is put right
+    if hub.refresh().state != RunState.COMPLETED:  # else only what Prefect and MLflow show of it is put right
         hub.lease.begin_attempt()
     run = hub.refresh()
     labels = [f"attempt:{run.attempt}", f"population:{run.population}", f"experiment:{run.name}"]
@@ -119,8 +120,8 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
             elif not state.is_completed():
                 state.result()  # raises what the round raised
         hub.check_cancelled()
-    if hub.run.state != "Completed":
-        hub.lease.finish("Completed")
+    if hub.run.state != RunState.COMPLETED:
+        hub.lease.finish(RunState.COMPLETED)
 
 
 def _write_down(running: Session) -> None:
@@ -133,7 +134,7 @@ def _write_down(running: Session) -> None:
     elif was_stopped(error):
         reported = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:
-        running.hub.lease.finish(state_name(error), error=reported)
+        running.hub.lease.finish(final_run_state(error), error=reported)
     except LeaseLost:  # whoever holds the run now will say how it ends
         return
     except StoreError as unwritable:

@@ -19,9 +19,10 @@ from fedrounds.fl_components.privacy import CentralPrivacy
 from fedrounds.fl_components.privacy.audit import LEAST_CANARIES, AuditReport, accuses, audit
 from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fedrounds.fl_components.privacy.example_audit import accuses as accuses_examples
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import federation_of
-from fedrounds.fl_components.store import DELETED, RunRecord, Store, derived_key
+from fedrounds.fl_components.store import RunRecord, Store, derived_key
 from fedrounds.fl_components.training import Shadow, one_thread
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import experiment_of
@@ -73,7 +74,7 @@ def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
             f"no run of experiment {run!r} was charged for a privacy claim", hint="audit a run under a claim"
         )
     found = found or store.run(run)
-    if found.state == DELETED:
+    if found.state == RunState.DELETED:
         raise RunNotFound(f"run {run!r} was deleted", hint="`fedrounds runs` lists those that can be audited")
     if not parse_config(found.config).claims:
         raise ConfigError(f"run {found.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from fedrounds.deployments.cli.progress import FirstThatFits, RoundLine, RoundsTable, withholds
 from fedrounds.deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
+from fedrounds.fl_components.run_state import RunState
 
 CLIENTS_SHOWN = 12
 UNCLAIMED_SHOWN = 10
 STAGES_SHOWN = 3
-FINISHED = ("Completed", "BudgetExhausted")
 LABELS_SHOWN = 26
 CLIENTS_NAMED = 4
 NAMES_WIDTH = 34
@@ -30,12 +30,12 @@ BASELINES = {
     "bigram": "what most often follows the token (bigram)",
 }
 STATE_STYLES = {
-    "Completed": "green",
-    "Running": "cyan",
-    "Pending": "cyan",
-    "BudgetExhausted": "yellow",
-    "Cancelled": "yellow",
-    "Interrupted": "yellow",
+    RunState.COMPLETED: "green",
+    RunState.RUNNING: "cyan",
+    RunState.PENDING: "cyan",
+    RunState.BUDGET_EXHAUSTED: "yellow",
+    RunState.CANCELLED: "yellow",
+    RunState.INTERRUPTED: "yellow",
 }
 
 
@@ -48,7 +48,7 @@ def result(data: Mapping[str, Any]) -> RenderableType:
 def sweep(data: Mapping[str, Any]) -> RenderableType:
     """The cells of a sweep in the grid's order, the best one marked, and where they can be compared."""
     cells = data["cells"]
-    done = sum(cell["state"] in FINISHED for cell in cells)
+    done = sum(RunState(cell["state"]).is_finished for cell in cells)
     heading = _state(data["state"])
     heading.append("  ").append(data["name"], style="bold")
     heading.append(f", {done} of {len(cells)} cells, sweep {data['sweep_id']}")
@@ -75,7 +75,7 @@ def sweep(data: Mapping[str, Any]) -> RenderableType:
         else f"experiment {data['name']}, run {data['sweep_id']}, which links to the parallel coordinates",
         "one cell": f"fedrounds show {data['best'] or cells[0]['run_id']}",
         "both pages": "fedrounds ui",
-        "go on": f"fedrounds resume {data['sweep_id']}" if data["state"] != "Completed" else None,
+        "go on": f"fedrounds resume {data['sweep_id']}" if data["state"] != RunState.COMPLETED else None,
     }
     return Group(heading, "", _indented(table), "", *([*errors, Text()] if errors else []), _places(places))
 
@@ -656,7 +656,7 @@ def _where_next(data: Mapping[str, Any], more: Mapping[str, str]) -> RenderableT
         **more,
         "both pages": "fedrounds ui",
     }
-    if data["state"] not in FINISHED:
+    if not RunState(data["state"]).is_finished:
         places["go on"] = f"fedrounds resume {data['run_id']}"
     return _places(places)
 

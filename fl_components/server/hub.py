@@ -32,6 +32,7 @@ from fedrounds.fl_components.errors import (
 from fedrounds.fl_components.privacy.events import Nothing
 from fedrounds.fl_components.privacy.releases import Release, public
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.claim import (
     check_budget,
     check_client_budget,
@@ -50,7 +51,6 @@ from fedrounds.fl_components.server.profile import Profile
 from fedrounds.fl_components.server.rows import changed_clients, data_facts, digest_key
 from fedrounds.fl_components.server.withheld import withheld_error, withhold
 from fedrounds.fl_components.store import (
-    DELETED,
     Budget,
     ExampleCharges,
     Lease,
@@ -707,7 +707,7 @@ def _assembled(folder: Path, whose: str, config: FederationConfig, source_folder
 
 def check_can_continue(run: RunRecord) -> None:
     """Raises `RunNotFound` for a run that was deleted, and the error of one that no resume can take any further."""
-    if run.state == DELETED:
+    if run.state == RunState.DELETED:
         raise RunNotFound(f"run {run.run_id!r} was deleted", hint="begin another run")
     if can_never_continue(run.state, run.error):
         assert run.error is not None

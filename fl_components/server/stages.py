@@ -24,6 +24,7 @@ from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
 from fedrounds.fl_components.privacy.events import Nothing
 from fedrounds.fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.encoding import nothing_refused
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.withheld import withheld_error
@@ -354,7 +355,7 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
             )
     except Diverged as error:
         diverged = Diverged(f"round {plan.round}: {error.message}", hint=error.hint)
-        hub.lease.finish("Failed", diverged.as_data())  # which erases the seal and the key that opens it
+        hub.lease.finish(RunState.FAILED, diverged.as_data())  # which erases the seal and the key that opens it
         raise diverged from error
     return replace(
         state,

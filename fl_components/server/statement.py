@@ -16,8 +16,9 @@ from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
 from fedrounds.fl_components.privacy.events import Neighbouring, as_neighbouring
 from fedrounds.fl_components.privacy.example_level import UNIT
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
-from fedrounds.fl_components.store import DELETED, Budget, RoundRecord, RunRecord, Store
+from fedrounds.fl_components.store import Budget, RoundRecord, RunRecord, Store
 from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
 
 UNITS_IN_WORDS: Final = {
@@ -95,7 +96,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
     What is promised about clients comes first; what is promised about their examples stands under `examples` then, and
     in its place where nothing else is promised.
     """
-    named: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "deleted": run.state == DELETED}
+    named: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "deleted": run.state == RunState.DELETED}
     rules = (run.config.get("privacy", {}), run.config.get("training", {}).get("privacy", {}))
     if all(rule.get("kind", "none") == "none" for rule in rules):
         return named | {"claim": False}

@@ -9,9 +9,6 @@ from fedrounds.fl_components.store.bindings import DataUse, Owners
 from fedrounds.fl_components.store.home import home
 from fedrounds.fl_components.store.lease import Lease, fresh_collection
 from fedrounds.fl_components.store.records import (
-    DELETED,
-    FINAL_STATES,
-    FINISHED_STATES,
     Anchor,
     Budget,
     BudgetTerms,
@@ -33,9 +30,6 @@ from fedrounds.fl_components.store.secrets import RunSecret, derived_key, destro
 from fedrounds.fl_components.store.store import Store, check_run_id, check_sweep_id
 
 __all__ = [
-    "DELETED",
-    "FINAL_STATES",
-    "FINISHED_STATES",
     "Anchor",
     "Budget",
     "BudgetTerms",

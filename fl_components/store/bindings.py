@@ -19,9 +19,9 @@ from typing import Final
 from sqlalchemy import Connection, and_, func, insert, select
 
 from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import journal, ledger
 from fedrounds.fl_components.store.keys import KeyRing, SigningKey
-from fedrounds.fl_components.store.records import DELETED
 from fedrounds.fl_components.store.schema import bindings, data_uses, fingerprint_key, fingerprints, runs
 from fedrounds.fl_components.store.schema import journal as journal_table
 
@@ -188,7 +188,8 @@ def uses_without(connection: Connection, population: str, unit: str, client: str
     for row in connection.execute(query):
         of_population = row.population == population and row.data_id in holding
         if unit not in row.units and row.rounds and (of_population or row.data_id in theirs):
-            use = DataUse(row.run_id, row.name, row.population, row.units, row.at, row.rounds, row.state == DELETED)
+            is_deleted = row.state == RunState.DELETED
+            use = DataUse(row.run_id, row.name, row.population, row.units, row.at, row.rounds, is_deleted)
             uses.setdefault(row.run_id, use)
     return list(uses.values())
 

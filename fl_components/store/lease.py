@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, insert, literal, select, update
 
 from fedrounds.fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import example_ledger, journal, ledger
 from fedrounds.fl_components.store.durable_files import erase
 from fedrounds.fl_components.store.records import (
-    DELETED,
-    FINAL_STATES,
     ExampleCharges,
     Guard,
     RoundRecord,
@@ -238,11 +237,11 @@ class Lease:
         return self._lost
 
     def begin_attempt(self) -> int:
-        """Sets the run "Running", clears its error and returns the number of this attempt (1 for the first)."""
+        """Sets the run running, clears its error and returns the number of this attempt (1 for the first)."""
         with self._fenced() as connection:
             attempt = connection.execute(select(runs.c.attempt).where(runs.c.run_id == self.run_id)).scalar_one() + 1
             row = self._append(connection, "attempt.begun", {"attempt": attempt})
-            self._update_run(connection, state="Running", attempt=attempt, error=None, updated_at=row.at)
+            self._update_run(connection, state=RunState.RUNNING, attempt=attempt, error=None, updated_at=row.at)
         return int(attempt)
 
     def reserve(
@@ -535,13 +534,13 @@ class Lease:
                 _logger.warning("%s; `collect_garbage` will try again", problem)
         return record
 
-    def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
-        """Sets the run's final state, one of `FINAL_STATES`, and its error ({"code", "message", "hint"}).
+    def finish(self, state: RunState, error: dict[str, Any] | None = None) -> None:
+        """Set the run's final state and its error ({"code", "message", "hint"}).
 
         A run that can never continue loses its seal and its secret: nothing un-noised outlives its round.
         """
-        if state not in FINAL_STATES:
-            raise ValueError(f"{state!r} is not a final state: {FINAL_STATES}")
+        if not state.is_final:
+            raise ValueError(f"{state} is not a final state")
         with self._fenced() as connection:
             run = self._run(connection)
             if (run.state, run.error) != (state, error):
@@ -560,21 +559,21 @@ class Lease:
                 _logger.warning("%s; it is erased when the store is opened next", problem.message)
 
     def delete(self, *, by: str) -> None:
-        """Delete the run: its rounds, its blobs, its secret and what it withheld. The row stays, with the state
-        `DELETED`, the configuration and what the run has spent; so do its charges, and the journal. A second call
-        finishes what the first one was kept from finishing.
+        """Delete the run: its rounds, its blobs, its secret and what it withheld. The row stays, in the state
+        `DELETED`, with the configuration and what the run has spent; so do its charges, and the journal. A second
+        call finishes what the first one was kept from finishing.
         """
         with self._writing:
             with self._fenced() as connection:
                 run = self._run(connection)
-                if run.state != DELETED:
+                if run.state != RunState.DELETED:
                     for table in (rounds, seals, participations):
                         connection.execute(delete(table).where(table.c.run_id == self.run_id))
                     content = {"by": by, "state": run.state, "committed_round": run.committed_round}
                     row = self._append(connection, "run.deleted", content)
                     self._update_run(
                         connection,
-                        state=DELETED,
+                        state=RunState.DELETED,
                         error=None,
                         updated_at=row.at,
                         mlflow_run_id=None,
@@ -595,7 +594,7 @@ class Lease:
                 run = self._run(connection)
                 query = select(seals.c.round, seals.c.collection, seals.c.blob_key)
                 sealed = connection.execute(query.where(seals.c.run_id == self.run_id)).all()
-            if run.state == DELETED:
+            if run.state == RunState.DELETED:
                 store.destroy_secrets(self.run_id)
                 erase(store.home / "withheld" / f"{self.run_id}.log")
                 store._blobs.erase_run(self.run_id)

@@ -17,6 +17,7 @@ from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, inser
 
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import BudgetNotSet, ConfigError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import journal
 from fedrounds.fl_components.store.keys import SigningKey
 from fedrounds.fl_components.store.records import Budget, BudgetTerms, Events, Guard
@@ -192,7 +193,7 @@ def settle(connection: Connection, charge: AnyRow, state: str, at: float) -> Non
 def failed_since(connection: Connection, charge: AnyRow) -> bool:
     """Whether an attempt of the run has failed since the charge was reserved, whatever came after."""
     ends = journal.read_kind(connection, charge.run_id, "run.finished", after=charge.journal_sequence)
-    return any(content["state"] == "Failed" for content in ends)
+    return any(content["state"] == RunState.FAILED for content in ends)
 
 
 def give_back(connection: Connection, budget: Budget, run_spent: Events, event: dict[str, Any]) -> Events:

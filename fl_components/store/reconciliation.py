@@ -12,11 +12,12 @@ from sqlalchemy import Connection, select
 
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import JournalBroken
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import bindings as bindings_
 from fedrounds.fl_components.store import ledger
 from fedrounds.fl_components.store.journal import RESTORE
 from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_client
-from fedrounds.fl_components.store.records import DELETED, BudgetTerms, can_never_continue
+from fedrounds.fl_components.store.records import BudgetTerms, can_never_continue
 from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
@@ -116,7 +117,7 @@ def blobs_in_use(connection: Connection) -> dict[str, str]:
     found = {f"state of {_round(row.run_id, row.round)}": row.state_key for row in connection.execute(states)}
     dead = set()
     for run in connection.execute(select(runs.c.run_id, runs.c.state, runs.c.error, runs.c.initial_state_key)):
-        if run.state != DELETED:
+        if run.state != RunState.DELETED:
             found[f"initial state of {run.run_id}"] = run.initial_state_key
         if can_never_continue(run.state, run.error):
             dead.add(run.run_id)  # its seal is being erased
@@ -197,14 +198,14 @@ class _Told:
             "journal_sequence": row.sequence,
             "created_at": row.at,
             "updated_at": row.at,
-            "state": "Pending",
+            "state": RunState.PENDING,
             "committed_round": 0,
             "attempt": 0,
             "error": None,
         }
 
     def _attempt_begun(self, row: AnyRow, content: dict[str, Any]) -> None:
-        begun = {"state": "Running", "attempt": content["attempt"], "error": None, "updated_at": row.at}
+        begun = {"state": RunState.RUNNING, "attempt": content["attempt"], "error": None, "updated_at": row.at}
         self.books["runs"][row.run_id].update(begun)
 
     def _charge_reserved(self, row: AnyRow, content: dict[str, Any]) -> None:
@@ -268,7 +269,7 @@ class _Told:
 
     def _run_deleted(self, row: AnyRow, content: dict[str, Any]) -> None:
         run = self.books["runs"][row.run_id]
-        run.update({"state": DELETED, "error": None, "initial_state_key": None, "updated_at": row.at})
+        run.update({"state": RunState.DELETED, "error": None, "initial_state_key": None, "updated_at": row.at})
         for n in range(1, run["committed_round"] + 2):
             self.books["rounds"].pop(_round(row.run_id, n), None)
             self.books["seals"].pop(_round(row.run_id, n), None)
@@ -358,7 +359,7 @@ def _run(row: AnyRow) -> dict[str, Any]:
         but=("run_id", "spent", "digest_key"),
         digested=("config", "engine", "initial_state_key", "error"),
     )
-    return values | ({"initial_state_key": None} if row.state == DELETED else {})
+    return values | ({"initial_state_key": None} if row.state == RunState.DELETED else {})
 
 
 def _values(row: AnyRow, table: str, *, but: tuple[str, ...], digested: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -6,39 +6,31 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from fedrounds.fl_components.errors import Diverged
-
-FINAL_STATES: Final = ("Completed", "Failed", "Cancelled", "TooFewClients", "BudgetExhausted")
-"""What `Lease.finish` takes. Before the first attempt a run is "Pending", during one "Running"."""
-
-FINISHED_STATES: Final = ("Completed", "BudgetExhausted")
-"""The final states that leave nothing to resume."""
-
-DELETED: Final = "Deleted"
-"""The state of a run of which only the row is kept: its charges count for ever, and its descendants name it."""
+from fedrounds.fl_components.run_state import RunState
 
 
-def is_unfinished(state: str, error: Mapping[str, Any] | None) -> bool:
+def is_unfinished(state: RunState, error: Mapping[str, Any] | None) -> bool:
     """Return whether a resume can take the run further.
 
-    >>> is_unfinished("Cancelled", {"code": "cancelled"}), is_unfinished("Failed", {"code": "diverged"})
+    >>> is_unfinished(RunState.CANCELLED, {"code": "cancelled"}), is_unfinished(RunState.FAILED, {"code": "diverged"})
     (True, False)
     """
-    return state not in (*FINISHED_STATES, DELETED) and not can_never_continue(state, error)
+    return not state.is_finished and state != RunState.DELETED and not can_never_continue(state, error)
 
 
-def can_never_continue(state: str, error: Mapping[str, Any] | None) -> bool:
+def can_never_continue(state: RunState, error: Mapping[str, Any] | None) -> bool:
     """Return whether no resume can take the run any further: it has diverged, and a round is a pure function.
 
     Every other state can be left. A `Cancelled` or `TooFewClients` run is resumed, an exhausted budget raised, and what
     else failed a round (a server, a disk, a user's code) may be repaired.
 
-    >>> can_never_continue("Failed", {"code": "diverged"}), can_never_continue("Failed", {"code": "run_failed"})
-    (True, False)
+    >>> can_never_continue(RunState.FAILED, {"code": "diverged"})
+    True
     """
-    return state == "Failed" and error is not None and error.get("code") == Diverged.code
+    return state == RunState.FAILED and error is not None and error.get("code") == Diverged.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +45,7 @@ class RunRecord:
     run_id: str
     name: str
     population: str
-    state: str
+    state: RunState
     rounds: int
     committed_round: int
     config: dict[str, Any]

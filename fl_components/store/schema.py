@@ -30,6 +30,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from fedrounds.fl_components.canonical import canonical_json
+from fedrounds.fl_components.run_state import RunState
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
@@ -75,6 +76,19 @@ class JsonText(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+class StateText(TypeDecorator[RunState]):
+    """A run's state as text."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> RunState | None:
+        return None if value is None else RunState(value)
+
+
 class database_clock(FunctionElement[float]):
     """The database's own clock in unix seconds: the one clock that all processes of a store share."""
 
@@ -108,7 +122,7 @@ runs = Table(
     Column("journal_sequence", BigInteger, nullable=False),  # of its creation: the order of runs, without a clock
     Column("name", String, nullable=False),
     Column("population", String, nullable=False),
-    Column("state", String(32), nullable=False),
+    Column("state", StateText, nullable=False),
     Column("rounds", Integer, nullable=False),
     Column("committed_round", Integer, nullable=False),
     Column("config", JsonText, nullable=False),

@@ -28,6 +28,7 @@ from fedrounds.fl_components.errors import (
     StoreError,
     TooFewClients,
 )
+from fedrounds.fl_components.run_state import FINISHED_STATES, RunState
 from fedrounds.fl_components.store import bindings as bindings_
 from fedrounds.fl_components.store import example_ledger, ledger
 from fedrounds.fl_components.store import journal as journal_
@@ -41,8 +42,6 @@ from fedrounds.fl_components.store.home import home as home_folder
 from fedrounds.fl_components.store.keys import KeyRing, SigningKey
 from fedrounds.fl_components.store.reconciliation import blobs_in_use, reconcile
 from fedrounds.fl_components.store.records import (
-    DELETED,
-    FINISHED_STATES,
     Anchor,
     Budget,
     BudgetTerms,
@@ -77,7 +76,9 @@ _PAGE: Final = 1000
 _MOST_ROWS: Final = 2**63 - 1  # a database's whole numbers have 64 bits
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
 
-_UNFINISHED: Final = and_(runs.c.state != DELETED, or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None)))
+_UNFINISHED: Final = and_(
+    runs.c.state != RunState.DELETED, or_(runs.c.state.not_in(FINISHED_STATES), leases.c.pid.is_not(None))
+)
 """Of a run joined with its lease: a resume has something to do for it."""
 
 # A round is a pure function: these errors come again.
@@ -191,7 +192,7 @@ class Store:
         secret_id: str | None = None,
         secret_home: str | None = None,
     ) -> RunRecord:
-        """Makes a run, "Pending" at round 0, perhaps as a cell of a sweep.
+        """Make a run, pending at round 0, perhaps as a cell of a sweep.
 
         One that is there already with an equal `config_digest` is returned, with the secret that it began with.
 
@@ -227,7 +228,7 @@ class Store:
                         insert(runs).values(
                             run_id=run_id,
                             journal_sequence=row.sequence,
-                            state="Pending",
+                            state=RunState.PENDING,
                             committed_round=0,
                             attempt=0,
                             created_at=row.at,
@@ -248,7 +249,7 @@ class Store:
     ) -> RunRecord:
         """Returns the run, where it has this configuration and is a cell of that sweep, if one is given. Raises
         `RunConflict`."""
-        if run.state == DELETED:
+        if run.state == RunState.DELETED:
             raise RunConflict(f"run {run.run_id!r} was deleted, and its charges stay", hint="give the run another id")
         if run.config_digest != config_digest:
             raise _conflict(f"run {run.run_id!r}", "run id", run.config, config)
@@ -284,7 +285,7 @@ class Store:
         most = None if limit is None else min(limit, _MOST_ROWS)
         query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(most)
         if not deleted:
-            query = query.where(runs.c.state != DELETED)
+            query = query.where(runs.c.state != RunState.DELETED)
         if name is not None:
             query = query.where(runs.c.name == name)
         if sweep_id is not None:
@@ -326,7 +327,7 @@ class Store:
 
         Raises `RunNotFound`, also of a run that was deleted, and `LeaseHeld`.
         """
-        if self.run(run_id).state == DELETED:
+        if self.run(run_id).state == RunState.DELETED:
             raise RunNotFound(
                 f"run {run_id!r} was deleted", hint=f"its charges stay: `fedrounds privacy statement {run_id}`"
             )
@@ -359,11 +360,11 @@ class Store:
     def finish_erasures(self) -> None:
         """Erase what a process that was killed, or a place that could not be written, left of runs that are deleted or
         can never continue, and the keys of committed rounds. A run that another process holds is left to it."""
-        diverged = and_(runs.c.state == "Failed", cast(runs.c.error, Text).like(f'%"code":"{Diverged.code}"%'))
+        diverged = and_(runs.c.state == RunState.FAILED, cast(runs.c.error, Text).like(f'%"code":"{Diverged.code}"%'))
         with_secrets = {file.name.partition("@")[0] for file in self.secrets_folder.glob("*@*")}
         sealed = {row.run_id for row in self._rows(select(seals.c.run_id).distinct())}
-        for run in self._rows(select(runs).where(or_(runs.c.state == DELETED, diverged))):
-            left = run.state == DELETED and run.initial_state_key
+        for run in self._rows(select(runs).where(or_(runs.c.state == RunState.DELETED, diverged))):
+            left = run.state == RunState.DELETED and run.initial_state_key
             if left or run.run_id in sealed or run.run_id in with_secrets:
                 try:
                     with lease_.acquire(self, run.run_id, _refuse_to_wait) as lease:
@@ -372,7 +373,7 @@ class Store:
                     _logger.warning("what is left of run %s could not be erased: %s", run.run_id, problem.message)
         if with_secrets:
             query = select(runs.c.run_id, runs.c.secret_id, runs.c.committed_round)
-            for row in self._rows(query.where(runs.c.secret_id.is_not(None), runs.c.state != DELETED)):
+            for row in self._rows(query.where(runs.c.secret_id.is_not(None), runs.c.state != RunState.DELETED)):
                 if row.run_id in with_secrets:
                     with suppress(StoreError):  # another process commits its round, or resumes it
                         self._forget_committed_rounds(row)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.statement import in_short, markdown, statement
 from fedrounds.fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
 from fedrounds.tasks.tracking import server
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Metric, Run
 
-STATUS: Final = {
-    "Completed": "FINISHED",
-    "BudgetExhausted": "FINISHED",
-    "Failed": "FAILED",
-    "TooFewClients": "FAILED",
-    "Cancelled": "KILLED",
+MLFLOW_STATUS: Final = {
+    RunState.COMPLETED: "FINISHED",
+    RunState.BUDGET_EXHAUSTED: "FINISHED",
+    RunState.FAILED: "FAILED",
+    RunState.TOO_FEW_CLIENTS: "FAILED",
+    RunState.CANCELLED: "KILLED",
 }
-"""MLflow's status for each state that a run ends in."""
+"""MLflow's status for each final state."""
 
 ANCHOR_TAG: Final = "fedrounds.journal"
 """How many rows the journal had when the run ended, and the hash of the last."""
@@ -70,7 +71,7 @@ class RunView:
         earlier = store.rounds(run.run_id) if self.cursor else []
         self._best = max((_accuracy(each) for each in earlier if each.round <= self.cursor), default=-math.inf)
         self._log_configuration(run)
-        if run.state not in STATUS and shown.info.status != "RUNNING":
+        if not run.state.is_final and shown.info.status != "RUNNING":
             client.update_run(self.mlflow_run_id, status="RUNNING")  # a resume
         if self._sweep is not None:
             self.tag(PARENT_TAG, show_sweep(client, store, self._sweep, self.experiment_id))
@@ -104,8 +105,10 @@ class RunView:
         self.lease.note()
         run = self.store.run(self.lease.run_id)
         self._anchor()
-        self.tag("state", run.state)
-        self.client.set_terminated(self.mlflow_run_id, status=STATUS[run.state], end_time=_milliseconds(run.updated_at))
+        self.tag("state", run.state.value)
+        self.client.set_terminated(
+            self.mlflow_run_id, status=MLFLOW_STATUS[run.state], end_time=_milliseconds(run.updated_at)
+        )
         if self._sweep is not None:
             show_sweep(self.client, self.store, self._sweep, self.experiment_id)
 

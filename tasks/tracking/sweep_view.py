@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from fedrounds.fl_components.store import FINISHED_STATES, RunRecord, Store, SweepRecord
+from fedrounds.fl_components.run_state import RunState
+from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.results import evaluated, recent_rounds
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 SWEEP_ID_TAG: Final = "fedrounds.sweep_id"
 PARENT_TAG: Final = "mlflow.parentRunId"
 CREATED_TAG: Final = "fedrounds.created_at"
-STATUS: Final = {"Completed": "FINISHED", "Failed": "FAILED", "Cancelled": "KILLED"}
-"""MLflow's status for each state that a sweep ends in."""
+MLFLOW_STATUS: Final = {RunState.COMPLETED: "FINISHED", RunState.FAILED: "FAILED", RunState.CANCELLED: "KILLED"}
+"""MLflow's status for each final state of a sweep."""
 
 MAX_COMPARED: Final = 100
 """How many cells a link compares: more lines cannot be told apart, and a description ends somewhere."""
@@ -32,17 +33,19 @@ MAX_DESCRIPTION: Final = 7500
 """Characters; MLflow takes 8000."""
 
 
-def show_sweep(client: MlflowClient, store: Store, sweep: SweepRecord, experiment_id: str, state: str = "") -> str:
+def show_sweep(
+    client: MlflowClient, store: Store, sweep: SweepRecord, experiment_id: str, state: RunState | None = None
+) -> str:
     """Bring the parent run in line with the store, making it where there is none; returns its id.
 
     `state` is the sweep's; by default what its cells' states come to.
     """
     runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id)}
-    state = state or sweep_state(runs[cell].state if cell in runs else "Pending" for cell in sweep.cells)
+    state = state or sweep_state(runs[cell].state if cell in runs else RunState.PENDING for cell in sweep.cells)
     parent = _find_or_create(client, sweep, experiment_id)
     mlflow_run_id: str = parent.info.run_id
     client.set_tag(mlflow_run_id, "mlflow.note.content", _description(store, sweep, runs, state, experiment_id))
-    status = STATUS.get(state, "RUNNING")
+    status = MLFLOW_STATUS.get(state, "RUNNING")
     if status != "RUNNING":
         ended_at = max((run.updated_at for run in runs.values()), default=sweep.created_at)
         client.set_terminated(mlflow_run_id, status=status, end_time=round(ended_at * 1000))
@@ -51,7 +54,7 @@ def show_sweep(client: MlflowClient, store: Store, sweep: SweepRecord, experimen
     return mlflow_run_id
 
 
-def end_sweep(store: Store, sweep: SweepRecord, state: str, say: Callable[[str], None]) -> dict[str, str | None]:
+def end_sweep(store: Store, sweep: SweepRecord, state: RunState, say: Callable[[str], None]) -> dict[str, str | None]:
     """Close the parent run; where to look: `mlflow_run_id` and `compare_url`, None where MLflow does not say.
 
     The address is that of a page below MLflow's where MLflow is a database, which somebody has to serve.
@@ -88,23 +91,21 @@ def compare_page(experiment_id: str, mlflow_run_ids: list[str]) -> str:
     return f"#/compare-runs?runs={runs}&experiments={experiments}"
 
 
-def sweep_state(cells: Iterable[str]) -> str:
-    """What the states of a sweep's cells come to.
+def sweep_state(cells: Iterable[RunState]) -> RunState:
+    """Return the state of a sweep whose cells are in these states.
 
-    >>> sweep_state(["Completed", "Completed"]), sweep_state(["Completed", "TooFewClients"])
-    ('Completed', 'Failed')
-    >>> sweep_state(["Completed", "Running", "Pending"]), sweep_state(["Completed", "Pending"])
-    ('Running', 'Interrupted')
+    >>> [sweep_state(map(RunState, cells)) for cells in (["Completed", "TooFewClients"], ["Completed", "Pending"])]
+    [<RunState.FAILED: 'Failed'>, <RunState.INTERRUPTED: 'Interrupted'>]
     """
     states = set(cells)
-    if states <= set(FINISHED_STATES):
-        return "Completed"
-    if states == {"Pending"}:
-        return "Pending"
-    for state in ("Running", "Cancelled", "Interrupted"):
+    if all(state.is_finished for state in states):
+        return RunState.COMPLETED
+    if states == {RunState.PENDING}:
+        return RunState.PENDING
+    for state in (RunState.RUNNING, RunState.CANCELLED, RunState.INTERRUPTED):
         if state in states:
             return state
-    return "Interrupted" if "Pending" in states else "Failed"
+    return RunState.INTERRUPTED if RunState.PENDING in states else RunState.FAILED
 
 
 def best_cell(accuracies: Mapping[str, float | None]) -> str | None:
@@ -148,7 +149,7 @@ def _description(
         accuracy = accuracies.get(cell)
         shown = "" if accuracy is None else f"**{accuracy:.4f}**" if cell == best else f"{accuracy:.4f}"
         words = [_cell(values[field]) for field in fields]
-        line = f"| {cell} | {' | '.join(words)} | {runs[cell].state if cell in runs else 'Pending'} | {shown} |"
+        line = f"| {cell} | {' | '.join(words)} | {runs[cell].state if cell in runs else RunState.PENDING} | {shown} |"
         room -= len(line) + 1
         if room < 0:
             lines += ["", f"And {len(sweep.cells) - number} more; the best so far is {best or 'none'}."]

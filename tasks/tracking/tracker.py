@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fedrounds.fl_components.errors import DataError, FedroundsError, LeaseHeld, LeaseLost, ModelError, one_line
-from fedrounds.fl_components.store import FINISHED_STATES, Lease, RunRecord, Store
+from fedrounds.fl_components.store import Lease, RunRecord, Store
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.model import LoggableModel, NotRegistered, export, find_registered, register
-from fedrounds.tasks.tracking.run_view import STATUS, DeletedInMlflow, RunView
+from fedrounds.tasks.tracking.run_view import DeletedInMlflow, RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,7 +75,7 @@ class Tracker:
         ...
         tracker.poke()
         ...
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         report = tracker.close(timeout_s=20)
 
     Args:
@@ -223,7 +223,7 @@ def catch_up(
     answer. Exporting a model while another is trained in this process is not safe: call it before or after a training.
     """
     uri = tracking_uri or server.tracking_uri(store.home)
-    finished = [run for run in reversed(store.runs()) if run.state in STATUS]
+    finished = [run for run in reversed(store.runs()) if run.state.is_final]
     reports: dict[str, TrackingReport] = {}
     if not finished:
         return reports
@@ -263,9 +263,9 @@ def _finish(
 ) -> None:
     """The end of a run that has finished: its model is registered if it is Completed, its MLflow run closed."""
     run = view.store.run(view.lease.run_id)
-    if run.state not in STATUS:
+    if not run.state.is_final:
         return
-    if run.state in FINISHED_STATES and run.model_uri is None and model is not None:
+    if run.state.is_finished and run.model_uri is None and model is not None:
         try:
             model_uri = _register(view, run, model, working)
         except NotRegistered as error:
@@ -356,6 +356,6 @@ def _report(
     store: Store, run_id: str, model: Callable[..., Any] | None, error: str | None, *, superseded: bool = False
 ) -> TrackingReport:
     run = store.run(run_id)
-    finished = run.state in FINISHED_STATES
+    finished = run.state.is_finished
     model_pending = error is not None and model is not None and finished and run.model_uri is None
     return TrackingReport(run.committed_round - run.tracked_round, model_pending, error, superseded)

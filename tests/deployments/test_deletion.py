@@ -14,6 +14,7 @@ import pytest
 from fedrounds.deployments import api
 from fedrounds.deployments.cli import main
 from fedrounds.fl_components.errors import ConfigError, LeaseHeld, RunNotFound
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store
 
 DAY = 86_400
@@ -29,7 +30,7 @@ def create(store: Store, run_id: str, name: str, state: str | None = "Completed"
         with store.acquire(run_id) as lease:
             lease.begin_attempt()
             error = {"code": "diverged", "message": "x", "hint": None} if state == "Diverged" else None
-            lease.finish("Failed" if state == "Diverged" else state, error)
+            lease.finish(RunState("Failed" if state == "Diverged" else state), error)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, DataError, RunNotFound, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.server.statement import in_short
@@ -186,7 +187,7 @@ class TestStatement:
 
     def test_a_model_answers_for_its_ancestors(self, trained: Store) -> None:
         with trained.acquire("a") as lease:
-            lease.finish("Completed")
+            lease.finish(RunState.COMPLETED)
         model = FIELDS["model"] | {"start_from": "latest"}
         with open_hub(trained, "c", config=parse_config(FIELDS | {"model": model})) as hub:
             walk(stages, hub, 1)
@@ -200,7 +201,7 @@ class TestStatement:
         for run_id, changes in (("open", {"privacy": {"kind": "none"}}), ("other", {"population": "others"})):
             with open_hub(trained, run_id, config=parse_config(FIELDS | {"name": run_id} | changes)) as hub:
                 walk(stages, hub, 1)
-                hub.lease.finish("Completed")
+                hub.lease.finish(RunState.COMPLETED)
             model = FIELDS["model"] | {"start_from": "latest"}
             later = parse_config(FIELDS | {"name": run_id, "model": model})
             with open_hub(trained, f"after-{run_id}", config=later) as hub:

@@ -21,6 +21,7 @@ from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import reproducibility, stages
 from fedrounds.fl_components.server.claim import check_client_budget
 from fedrounds.fl_components.server.hub import open_hub
@@ -189,7 +190,7 @@ class TestRun:
 
     def test_a_model_answers_for_its_ancestors(self, trained: Store) -> None:
         with trained.acquire("a") as lease:
-            lease.finish("Completed")
+            lease.finish(RunState.COMPLETED)
         model = FIELDS["model"] | {"start_from": "latest"}
         with open_hub(trained, "c", config=parse_config(FIELDS | {"model": model})) as hub:
             walk(stages, hub, 1)

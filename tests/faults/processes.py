@@ -37,6 +37,7 @@ from fedrounds.fl_components.errors import FedroundsError
 from fedrounds.fl_components.privacy import CentralPrivacy, neighbouring_of
 from fedrounds.fl_components.privacy.accountants import renyi_divergences
 from fedrounds.fl_components.privacy.example_level import NEIGHBOURING
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.store import Store, blobs, durable_files
@@ -125,7 +126,7 @@ def train(place: Place, *, fresh_collection: bool = False, until: int = CONFIG.r
         for round in range(hub.refresh().committed_round + 1, until + 1):
             walk(stages, hub, round)
         if until == CONFIG.rounds:
-            hub.lease.finish("Completed")
+            hub.lease.finish(RunState.COMPLETED)
 
 
 def outcome(place: Place) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedrounds.fl_components.config import config_digest, load_config, parse_axis
 from fedrounds.fl_components.errors import ConfigError, RunConflict
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
@@ -89,7 +90,7 @@ def test_a_completed_cell_is_not_worked_on_again(home: Path) -> None:
         with session("s-001", config, sweep=sweep.record) as running:
             running.hub.lease.begin_attempt()
             walk(stages, running.hub, 1)
-            running.hub.lease.finish("Completed")
+            running.hub.lease.finish(RunState.COMPLETED)
             assert sweep.unfinished() == ["s-001", "s-002"]  # until its views are complete and its lease given back
         assert sweep.unfinished() == ["s-002"]
 

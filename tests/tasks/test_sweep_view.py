@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedrounds.fl_components.arrays import params_digest
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store, SweepRecord
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import RunView
@@ -44,7 +45,7 @@ def train(store: Store, sweep: SweepRecord, run_id: str, *, accuracy: float = 0.
         lease.reserve(1, {"event": "none"})
         result = {"metrics": {"clients/received": 4.0, "eval/accuracy": accuracy}, "seconds": {}}
         lease.commit(1, state=b"1", params_digest="d" * 64, result=result)
-        lease.finish(state)
+        lease.finish(RunState(state))
 
 
 def show(store: Store, run_id: str, *, close: bool = True) -> RunView:
@@ -105,7 +106,7 @@ def test_the_parent_is_closed_as_the_sweep_ended_and_opened_again_by_a_resume(st
     (parent,) = parents(store)
     assert parent.info.status == "RUNNING"
     with store.acquire("s-001") as lease:
-        lease.finish("Cancelled")
+        lease.finish(RunState.CANCELLED)
     show(store, "s-001")
     (parent,) = parents(store)
     assert parent.info.status == "KILLED"

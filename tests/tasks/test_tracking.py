@@ -22,7 +22,8 @@ import torch
 from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.errors import ConfigError, DataError, LeaseHeld, LeaseLost, StoreError, Unreachable
 from fedrounds.fl_components.parameters import constants_digest, flatten
-from fedrounds.fl_components.store import FINAL_STATES, Lease, RunRecord, Store
+from fedrounds.fl_components.run_state import RunState
+from fedrounds.fl_components.store import Lease, RunRecord, Store
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.model import LoggableModel, load_start_parameters
 from fedrounds.tasks.tracking.run_view import RunView
@@ -74,7 +75,7 @@ def train(store: Store, run_id: str, rounds: range, state: str, digest: str = "d
         for n in rounds:
             commit(lease, n, digest)
             tracker.poke()
-        lease.finish(state)
+        lease.finish(RunState(state))
         report = tracker.close(TIMEOUT_S)
     assert (report.pending_rounds, report.error) == (0, None)
     return said
@@ -229,7 +230,7 @@ def python_path() -> list[str]:
     ],
 )
 def test_every_final_state_closes_the_run(store: Store, state: str, status: str) -> None:
-    assert state in FINAL_STATES
+    assert RunState(state).is_final
     make_run(store)
     train(store, "r1", range(1, 2), state, model=make_model)
     assert shown(store).info.status == status
@@ -246,7 +247,7 @@ def test_names_and_sizes_that_mlflow_would_refuse(store: Store) -> None:
         tracker = make_tracker(store, lease)
         commit(lease, 1, **odd, **many, nothing=None)  # type: ignore[arg-type]
         commit(lease, 2, **odd, **many)
-        lease.finish("Cancelled")
+        lease.finish(RunState.CANCELLED)
         assert tracker.close(TIMEOUT_S).error is None
     metrics = shown(store).data.metrics
     assert len(metrics) == len(odd) + len(many) + 4
@@ -278,7 +279,7 @@ def test_a_resume_reopens_the_run(store: Store) -> None:
         tracker.poke()
         wait_until(lambda: store.run("r1").tracked_round == 4)
         commit(lease, 5)
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         tracker.close(TIMEOUT_S)
     run = shown(store)
     assert run.info.run_id == first
@@ -318,7 +319,7 @@ def test_quick_rounds_are_logged_together(store: Store, monkeypatch: pytest.Monk
         for n in range(2, 6):
             commit(lease, n)
             tracker.poke()
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         assert tracker.close(TIMEOUT_S).error is None
     assert written == [1, 4]
     assert history(store, "eval/accuracy") == expected(store, "eval/accuracy", ACCURACY)
@@ -414,7 +415,7 @@ def test_a_process_superseded_before_it_registers_registers_nothing(store: Store
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease, model=superseded)
         commit(lease, 1, digest_of(make_model()))
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         report = tracker.close(TIMEOUT_S)
     successors[0].release()
     assert (report.pending_rounds, report.lacking, report.superseded) == (0, "the model and the end", True)
@@ -433,7 +434,7 @@ def test_a_process_superseded_before_it_closes_leaves_the_run_open(store: Store)
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease, model=superseded)
         commit(lease, 1)
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         assert tracker.close(TIMEOUT_S).superseded
     successors[0].release()
     assert shown(store).info.status == "RUNNING"
@@ -447,7 +448,7 @@ def test_who_listens_does_not_end_the_tracker(store: Store, caplog: pytest.LogCa
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease, model=no_module, say=deaf)
         commit(lease, 1)
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         report = tracker.close(TIMEOUT_S)
     assert (report.error, report.lacking) == (None, "nothing")
     assert shown(store).info.status == "FINISHED"
@@ -479,7 +480,7 @@ def test_the_server_is_killed_and_started_again_between_rounds(store: Store, mlf
         assert store.run("r1").tracked_round == 1
         mlflow_server.start()
         commit(lease, 5, digest_of(make_model()))
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         report = tracker.close(TIMEOUT_S)
 
     assert (report.pending_rounds, report.error) == (0, None)
@@ -504,7 +505,7 @@ def test_an_mlflow_that_is_down_is_given_up_and_caught_up_with(store: Store) -> 
         tracker = make_tracker(store, lease, tracking_uri=uri)
         for n in range(1, 6):
             commit(lease, n, digest_of(model))
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         report = tracker.close(timeout_s=0.1)
     assert (report.pending_rounds, report.error) == (5, f"MLflow at {uri} does not answer (connection refused)")
     assert catch_up(store, tracking_uri=uri, say=print)["r1"] == report
@@ -531,7 +532,7 @@ def test_an_mlflow_that_never_answers_is_given_up(store: Store) -> None:
         with store.acquire("r1") as lease:
             tracker = make_tracker(store, lease, tracking_uri=uri)
             commit(lease, 1)
-            lease.finish("Completed")
+            lease.finish(RunState.COMPLETED)
             report = tracker.close(timeout_s=0.2)
     assert (report.pending_rounds, report.error) == (1, f"MLflow at {uri} does not answer (no answer in time)")
 
@@ -548,11 +549,11 @@ def test_catching_up_leaves_alone_what_is_held_or_deleted(store: Store) -> None:
     train(store, "deleted", range(1, 2), "Cancelled")
     with store.acquire("deleted") as lease:
         commit(lease, 2)
-        lease.finish("Failed")
+        lease.finish(RunState.FAILED)
     client(store).delete_run(store.run("deleted").mlflow_run_id)
     with store.acquire("held") as lease:
         commit(lease, 1)
-        lease.finish("Failed")
+        lease.finish(RunState.FAILED)
         assert catch_up(store, say=print) == {}
         assert store.run("held").tracked_round == 0
     assert list(catch_up(store, say=print)) == ["held"]
@@ -563,7 +564,7 @@ def test_catching_up_repairs_what_it_works_on_while_it_holds_the_lease(store: St
         make_run(store, run_id)
         with store.acquire(run_id) as lease:
             commit(lease, 1)
-            lease.finish("Failed")
+            lease.finish(RunState.FAILED)
     repaired: list[str] = []
 
     def repair(run: RunRecord) -> None:
@@ -597,7 +598,7 @@ def test_a_deleted_experiment_is_the_users_to_restore(store: Store) -> None:
         wait_until(lambda: len(said) == 1)
         assert f"mlflow experiments restore --experiment-id {experiment_id}" in said[0]
         mlflow.restore_experiment(experiment_id)
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         assert tracker.close(TIMEOUT_S).pending_rounds == 0
     assert history(store, "train/loss") == expected(store, "train/loss", [1.0])
 
@@ -704,7 +705,7 @@ def test_a_process_killed_after_registering_registers_no_second_version(
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease, model=make_model)
         commit(lease, 1, digest_of(make_model()))
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         assert tracker.close(TIMEOUT_S).error == "another process has taken run r1 over"
     monkeypatch.undo()
     assert (store.run("r1").model_uri, shown(store).info.status) == (None, "RUNNING")
@@ -743,12 +744,12 @@ def test_a_model_that_could_not_be_built_this_time_is_registered_another_time(
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease, model=troubled)
         commit(lease, 1, digest_of(make_model()))
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         report = tracker.close(timeout_s=0.1)
     assert (report.error, report.lacking, report.superseded) == (words, "the model and the end", False)
     with store.acquire("r2") as lease:
         commit(lease, 1)
-        lease.finish("Failed")
+        lease.finish(RunState.FAILED)
 
     reports = catch_up(store, model=lambda run: troubled(), say=print)
     assert {run_id: each.error for run_id, each in reports.items()} == {"r1": words, "r2": None}

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.prefect_runs import flow_run_log
 from fedrounds.tasks.progress import Progress
@@ -137,7 +138,9 @@ def test_the_page_says_who_was_left_out_and_how_the_run_ended(api: PrefectApi, r
         lease.reserve(round, {"event": "none"})
         result = {"metrics": {"privacy/example/epsilon": 0.5 * round, "time/round_s": 1.0}, "left_out": ["va"]}
         lease.commit(round, state=b"%d" % round, params_digest="d", result=result)
-    lease.finish("BudgetExhausted", error={"code": "budget_exhausted", "message": "nothing is left", "hint": None})
+    lease.finish(
+        RunState.BUDGET_EXHAUSTED, error={"code": "budget_exhausted", "message": "nothing is left", "hint": None}
+    )
     RunArtifact(running).close()
     page = api.pages[-1]
     assert "**BudgetExhausted**: nothing is left." in page

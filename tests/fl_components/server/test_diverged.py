@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fedrounds.fl_components.errors import Diverged, RunNotFound
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.store import Store
@@ -31,7 +32,7 @@ def test_the_seal_and_the_secret_are_erased(begin: Begin, store: Store) -> None:
     assert blob.name == store.run("r").initial_state_key.rpartition("/")[2]
     assert (store.run("r").state, store.run("r").error) == ("Failed", caught.value.as_data())
     assert [charge.state for charge in store.charges()] == ["reserved"]  # it counts: something of it was seen
-    hub.lease.finish("Failed", caught.value.as_data())  # as the training flow does, once more
+    hub.lease.finish(RunState.FAILED, caught.value.as_data())  # as the training flow does, once more
     assert [row.kind for row in store.journal("r")][-2:] == ["run.finished", "seal.erased"]
     hub.close()
     with pytest.raises(Diverged, match="run r can never continue: round 1: the server's parameters"):

@@ -14,6 +14,7 @@ import torch
 
 from fedrounds.fl_components.config import config_digest
 from fedrounds.fl_components.errors import ConfigError, LeaseHeld, RunCancelled, RunConflict, RunNotFound, StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.hub import open_hub, start_fresh_or_latest
@@ -49,7 +50,7 @@ class TestOpen:
         }
         with open_run(**changes) as hub:
             digest = one_round(hub).params_digest
-            hub.lease.finish("Completed")
+            hub.lease.finish(RunState.COMPLETED)
         heard: list[str] = []
         with open_hub(store, "r", say=heard.append) as resumed:
             assert resumed.config == configured(**changes)
@@ -143,7 +144,7 @@ class TestStart:
         with open_run("first") as hub:
             params_D = hub.state().params_D
             digest = one_round(hub).params_digest
-            hub.lease.finish("Completed")
+            hub.lease.finish(RunState.COMPLETED)
         open_run("untrained").close()
         open_run("other", name="other").close()
         latest = {"kind": "logistic_regression", "start_from": "latest"}
@@ -162,7 +163,7 @@ class TestStart:
     ) -> None:
         with open_run("first") as hub:
             one_round(hub)
-            hub.lease.finish("Completed")
+            hub.lease.finish(RunState.COMPLETED)
         config = configured(model={"kind": "mlp", "hidden": [3], "start_from": "latest"})
         with pytest.raises(ConfigError, match=r"model\.start_from 'latest' has 650 parameters"):
             open_hub(store, "second", config=config)
@@ -172,7 +173,7 @@ class TestStart:
         """What was trained beside one frozen layer is nothing beside another."""
         with open_run("first") as hub:
             one_round(hub)
-            hub.lease.finish("Completed")
+            hub.lease.finish(RunState.COMPLETED)
         config = configured(model={"kind": "logistic_regression", "start_from": "latest"})
         federation = assemble(config)
         federation.module.register_buffer("scale", torch.ones(2))

@@ -23,6 +23,7 @@ EVENT = {"event": "none"}
 _HOLDER = """
 import json, sys
 from pathlib import Path
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store
 home, database_url, run_id, heartbeat_s, lapse_s = sys.argv[1:]
 store = Store.open(Path(home), database_url=database_url, heartbeat_s=float(heartbeat_s), lapse_s=float(lapse_s))

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from fedrounds.fl_components.errors import JournalBroken, LeaseHeld, RunConflict, RunNotFound, StoreError
-from fedrounds.fl_components.store import DELETED, BudgetTerms, RunRecord, RunSecret, Store
+from fedrounds.fl_components.run_state import RunState
+from fedrounds.fl_components.store import BudgetTerms, RunRecord, RunSecret, Store
 from fedrounds.fl_components.store.blobs import Blobs
 from fedrounds.fl_components.store.durable_files import erase
 from fedrounds.fl_components.store.lease import Lease
@@ -73,7 +74,7 @@ def test_erase_takes_what_a_killed_writer_left_along(tmp_path: Path) -> None:
 class TestARunThatCanNeverContinue:
     def test_loses_its_seal_and_its_secret(self, sealed: Store) -> None:
         with sealed.acquire("r") as lease:
-            lease.finish("Failed", DIVERGED)
+            lease.finish(RunState.FAILED, DIVERGED)
         assert sealed.sealed("r", 2) is None
         assert not sealed.secret_file(sealed.run("r")).exists()
         assert not [file for file in files_of(sealed) if SECRET_SUM in file.read_bytes()]
@@ -95,7 +96,7 @@ class TestARunThatCanNeverContinue:
     )
     def test_any_other_keeps_what_a_resume_finishes_from(self, sealed: Store, state: str, code: str) -> None:
         with sealed.acquire("r") as lease:
-            lease.finish(state, {"code": code, "message": "x", "hint": None})
+            lease.finish(RunState(state), {"code": code, "message": "x", "hint": None})
             lease.erase()
         sealed.finish_erasures()
         seal = sealed.sealed("r", 2)
@@ -117,7 +118,7 @@ class TestARunThatCanNeverContinue:
             else:
                 append = lease._append
                 patch.setattr(lease, "_append", lambda c, kind, v: (killed if "erased" in kind else append)(c, kind, v))
-            lease.finish("Failed", DIVERGED)
+            lease.finish(RunState.FAILED, DIVERGED)
         sealed.verify_journal()
         again = open_store()
         assert again.sealed("r", 2) is None
@@ -134,7 +135,7 @@ class TestARunThatCanNeverContinue:
         with monkeypatch.context() as patch:
             patch.setattr(Blobs, "erase", away)
             with sealed.acquire("r") as lease:
-                lease.finish("Failed", DIVERGED)
+                lease.finish(RunState.FAILED, DIVERGED)
         assert sealed.run("r").state == "Failed"
         assert open_store().sealed("r", 2) is None
 
@@ -149,7 +150,7 @@ class TestDeleting:
         assert sealed.charges() == charges
         assert sealed.find_budget("p") == budget
         run = sealed.run("r")
-        assert (run.state, run.committed_round, run.name, run.error) == (DELETED, 1, "digits", None)
+        assert (run.state, run.committed_round, run.name, run.error) == (RunState.DELETED, 1, "digits", None)
         assert len(run.spent) == 1
         assert [each.run_id for each in sealed.runs()] == ["other"]
         assert [each.run_id for each in sealed.runs(deleted=True)] == ["other", "r"]
@@ -185,7 +186,7 @@ class TestDeleting:
     def test_the_latest_model_is_that_of_a_run_that_exists(self, sealed: Store) -> None:
         for run_id in ("other", "r"):
             with sealed.acquire(run_id) as lease:
-                lease.finish("BudgetExhausted")
+                lease.finish(RunState.BUDGET_EXHAUSTED)
         assert sealed.latest_model("digits").run_id == "other"  # type: ignore[union-attr]
         sealed.delete_run("other", by="ada")
         assert sealed.latest_model("digits").run_id == "r"  # type: ignore[union-attr]

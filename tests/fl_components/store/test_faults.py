@@ -38,7 +38,7 @@ def train(home, rounds):
                     lease.seal(round, collection, store.state_blob("r") + b"+")
                 state = store.sealed("r", round).data
                 lease.commit(round, state=state, params_digest=state.decode(), result={"n": round})
-            lease.finish("Completed")
+            lease.finish(RunState.COMPLETED)
             lease.collect_garbage()
         run = store.run("r")
         used = {run.initial_state_key, *(r.state_key for r in store.rounds("r") if r.state_key)}

@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import update
 
 from fedrounds.fl_components.errors import LeaseHeld, LeaseLost, StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 from fedrounds.fl_components.store.lease import Holder
 from fedrounds.fl_components.store.schema import database_clock, leases
@@ -176,7 +177,7 @@ def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_
             "lease.seal(2, 1, b'late')",
             "lease.commit(1, state=b'late', params_digest='f', result={})",
             "lease.commit(2, state=b'late', params_digest='f', result={})",
-            "lease.finish('Completed')",
+            "lease.finish(RunState.COMPLETED)",
             "lease.begin_attempt()",
             "lease.note(tracked_round=7)",
             "lease.collect_garbage()",
@@ -217,7 +218,7 @@ def test_a_superseded_lease_changes_nothing(home: Path, store: Store, new_run: N
             lambda: lease.reserve(1, EVENT),
             lambda: lease.seal(1, 1, b"late"),
             lambda: lease.commit(1, state=b"late", params_digest="f", result={}),
-            lambda: lease.finish("Completed"),
+            lambda: lease.finish(RunState.COMPLETED),
             lambda: lease.begin_attempt(),
             lambda: lease.note(tracked_round=7),
             lambda: lease.collect_garbage(),

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
 
 TERMS = BudgetTerms(
@@ -161,12 +162,12 @@ class TestVoiding:
         new_run("a")
         with store.acquire("a") as lease:
             lease.reserve(1, EVENT, three_in_all)
-            lease.finish("Failed", error={"code": "run_failed", "message": "m", "hint": None})
+            lease.finish(RunState.FAILED, error={"code": "run_failed", "message": "m", "hint": None})
             with pytest.raises(StoreError, match="has failed"):
                 lease.void("x", by="ada")
         with store.acquire("a") as lease:  # nor where a later attempt was stopped in the same round
             lease.begin_attempt()
-            lease.finish("Cancelled")
+            lease.finish(RunState.CANCELLED)
             with pytest.raises(StoreError, match="has failed"):
                 lease.void("x", by="ada")
 
@@ -174,7 +175,7 @@ class TestVoiding:
         set_budget(store)
         new_run("a")
         with store.acquire("a") as lease:
-            lease.finish("Failed", error={"code": "run_failed", "message": "m", "hint": None})
+            lease.finish(RunState.FAILED, error={"code": "run_failed", "message": "m", "hint": None})
         go_through(store, "a", 1)
         with store.acquire("a") as lease:
             lease.reserve(2, EVENT, three_in_all)

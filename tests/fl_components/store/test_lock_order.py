@@ -200,7 +200,7 @@ def train(run_id):
             lease.commit(round, state=b"%d" % round, params_digest=str(round), result={}, participants=[3, 1, 2])
         lease.reserve(3, event, lambda *_: None)
         lease.void("nothing came of it", by="ada")
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
 
 
 print("ready", flush=True)

@@ -10,6 +10,7 @@ from sqlalchemy import Boolean, Connection, Double, String, and_, select, text
 from sqlalchemy import Column as SqlColumn
 
 from fedrounds.fl_components.errors import JournalBroken
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, RunRecord, Store
 from fedrounds.fl_components.store.journal import verify
 from fedrounds.fl_components.store.reconciliation import COVERED, NOT_COVERED, reconcile
@@ -53,7 +54,7 @@ def full(store: Store, new_run: Callable[..., RunRecord]) -> Store:
                     result, withheld = {"metrics": {"privacy/epsilon": float(round)}}, {"metrics": {"train/loss": 0.5}}
                     digest = f"{round:064d}"
                     lease.commit(round, state=b"%d" % round, params_digest=digest, result=result, withheld=withheld)
-            lease.finish("Failed", {"code": "run_failed", "message": "the disk is full", "hint": None})
+            lease.finish(RunState.FAILED, {"code": "run_failed", "message": "the disk is full", "hint": None})
     store.verify_journal()
     return store
 

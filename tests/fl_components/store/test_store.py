@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedrounds.fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound, StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import ChargeRecord, RoundRecord, RunRecord, Seal, Store
 
 EVENT = {"event": "none"}
@@ -108,7 +109,7 @@ def test_the_latest_unfinished_run_is_the_one_worked_on_last(store: Store, new_r
     for run_id, state in [("c", "Completed"), ("b", "Failed"), ("a", "Cancelled")]:
         with store.acquire(run_id) as lease:
             lease.begin_attempt()
-            lease.finish(state)
+            lease.finish(RunState(state))
     latest = store.latest_unfinished()
     assert latest is not None
     assert latest.run_id == "a"
@@ -125,7 +126,7 @@ def test_a_run_that_would_fail_again_is_passed_over(store: Store, new_run: NewRu
         new_run(run_id)
         with store.acquire(run_id) as lease:
             lease.begin_attempt()
-            lease.finish("Failed", error={"code": told, "message": "no", "hint": None})
+            lease.finish(RunState.FAILED, error={"code": told, "message": "no", "hint": None})
     latest = store.latest_unfinished()
     assert latest is not None
     assert latest.run_id == "a"
@@ -148,7 +149,7 @@ def test_a_completed_run_is_unfinished_until_its_lease_is_given_back(store: Stor
     new_run("a")
     with store.acquire("a") as lease:
         lease.begin_attempt()
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         latest = store.latest_unfinished()
         assert latest is not None
         assert latest.run_id == "a"
@@ -163,10 +164,10 @@ def test_the_latest_model_is_that_of_the_completed_run_of_the_name_trained_last(
     for run_id, state in [("b", "Completed"), ("a", "Completed"), ("c", "Completed"), ("d", "Failed")]:
         with store.acquire(run_id) as lease:
             do_round(lease, 1)
-            lease.finish(state)
+            lease.finish(RunState(state))
     with store.acquire("b") as lease:  # repairing what its views show makes no newer model
         lease.begin_attempt()
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
     latest = store.latest_model("digits")
     assert latest is not None
     assert latest.run_id == "a"
@@ -262,16 +263,16 @@ def test_attempts_and_final_states(store: Store, new_run: NewRun) -> None:
     with store.acquire("r") as lease:
         assert lease.begin_attempt() == 1
         assert (store.run("r").state, store.run("r").attempt) == ("Running", 1)
-        lease.finish("TooFewClients", error)
-        lease.finish("TooFewClients", error)
+        lease.finish(RunState.TOO_FEW_CLIENTS, error)
+        lease.finish(RunState.TOO_FEW_CLIENTS, error)
         failed = store.run("r")
         assert (failed.state, failed.error) == ("TooFewClients", error)
         assert failed.updated_at >= created.updated_at
         assert lease.begin_attempt() == 2
         assert (store.run("r").state, store.run("r").error) == ("Running", None)
-        with pytest.raises(ValueError, match="Done"):
-            lease.finish("Done")
-        lease.finish("Completed")
+        with pytest.raises(ValueError, match="Running is not a final state"):
+            lease.finish(RunState.RUNNING)
+        lease.finish(RunState.COMPLETED)
     kinds = [row.kind for row in store.journal("r")]
     assert kinds == ["run.created", "attempt.begun", "run.finished", "attempt.begun", "run.finished"]
 

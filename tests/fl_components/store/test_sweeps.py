@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedrounds.fl_components.errors import ConfigError, RunConflict, RunNotFound
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
 
 NewRun = Callable[..., RunRecord]
@@ -63,7 +64,7 @@ def test_the_cells_are_runs_that_know_their_sweep(store: Store, new_run: NewRun)
     with store.acquire("s-002") as lease:
         assert store.runs(sweep_id="s", unfinished=True) == [store.run("s-002")]
         lease.begin_attempt()
-        lease.finish("Completed")
+        lease.finish(RunState.COMPLETED)
         assert store.runs(sweep_id="s", unfinished=True) == [store.run("s-002")]  # its views are not complete
     assert store.runs(sweep_id="s", unfinished=True) == []
 
