@@ -18,8 +18,8 @@ from fedrounds.fl_components.simulate import simulate
 LINES = {
     "FedAvg (stragglers dropped)": {"drop_stragglers": True},
     "FedProx, mu = 0 (stragglers kept)": {},
-    "FedProx, mu = 0.1": {"proximal": 0.1},
-    "FedProx, mu = 1": {"proximal": 1.0},
+    "FedProx, mu = 0.1": {"objective": {"kind": "proximal", "mu": 0.1}},
+    "FedProx, mu = 1": {"objective": {"kind": "proximal", "mu": 1.0}},
 }
 
 

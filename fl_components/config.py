@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -534,6 +534,9 @@ def _set(
     return {**fields, path[0]: _set(inner or {}, above, path[1:], value, override)}
 
 
+RENAMED: Final = {"training.proximal": "training.objective: {kind: proximal, mu: ...}"}
+"""Fields that a configuration may still have, and what replaced them."""
+
 _WORDS = {
     "Input should be": "it must be",
     "String should": "it must",
@@ -555,6 +558,8 @@ def _sentence(details: ErrorDetails) -> str:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden" | "invalid_key":
+            if where in RENAMED:
+                return f"{where} is now {RENAMED[where]}"
             *parent, name = path
             return f"{where} is not a field of {_group(parent, model)}{_nearest(name, _fields(model))}"
         case "missing":

@@ -14,6 +14,7 @@ from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.training.layers import Batch, DualForm, View
 from fedrounds.fl_components.training.replicas import Replicas
 from fedrounds.fl_components.training.sgd import SGD
+from fedrounds.fl_components.training.step import descend, is_vanilla, regularise
 from fedrounds.fl_components.values import Weighted
 
 Rows = NDArray[np.int64]
@@ -127,7 +128,7 @@ def train_chunk(
     num_clients = len(batches)
     actives = [sum(len(each) > step for each in batches) for step in range(len(batches[0]))]
     longest = sum(max(len(each[step]) for each in batches[:active]) for step, active in enumerate(actives))
-    dual = replicas.dual(longest) if is_plain(rule) else {}
+    dual = replicas.dual(longest) if is_vanilla(rule) else {}
     start = [
         part.view(shape)
         for part, shape in zip(
@@ -156,11 +157,6 @@ def train_chunk(
     return Updates(updates), [Weighted(*each) for each in zip(losses.tolist(), counts.sum(0).tolist(), strict=True)]
 
 
-def is_plain(rule: SGD) -> bool:
-    """Whether its steps are those of plain SGD, as `DualForm` needs them."""
-    return not (rule.momentum or rule.weight_decay or rule.proximal or rule.max_gradient_norm is not None)
-
-
 def _first(tensors: Sequence[Tensor | None], num_clients: int) -> list[Tensor | None]:
     return [None if tensor is None else tensor[:num_clients] for tensor in tensors]
 
@@ -173,33 +169,16 @@ def _move(
     velocities: Sequence[Tensor | None],
 ) -> None:
     """One step of every client, in the order that `SGD` states; what is in dual form (None) moves by itself."""
-    if is_plain(rule):
+    if is_vanilla(rule):
         replicas.add_gradients(params, -rule.learning_rate)
         return
     own = [each for each in params if each is not None]
     kept = [each for each in velocities if each is not None]
-    clips = rule.max_gradient_norm is not None
-    if kept and not clips:  # the gradients go straight to where they are kept
+    in_velocities = bool(kept) and rule.max_gradient_norm is None  # then the gradients go straight to them
+    if in_velocities:
         gradients = [velocity.mul_(rule.momentum) for velocity in kept]
     else:
         gradients = [torch.zeros_like(each) for each in own]
     replicas.add_gradients(gradients, 1.0)
-    if rule.proximal:
-        for gradient, each, from_ in zip(gradients, own, start, strict=True):
-            gradient.add_(each - from_, alpha=rule.proximal)
-    if rule.max_gradient_norm is not None:
-        norms = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients]).norm(dim=0)
-        scales = (rule.max_gradient_norm / norms).clamp_(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scales.view(-1, *(1,) * (gradient.ndim - 1)))
-    finish(rule, gradients, own, kept if clips else [])
-
-
-def finish(rule: SGD, gradients: Sequence[Tensor], params: Sequence[Tensor], velocities: Sequence[Tensor]) -> None:
-    """The last parts of a step: weight decay, momentum (where there are velocities), the step."""
-    for index, (gradient, each) in enumerate(zip(gradients, params, strict=True)):
-        if rule.weight_decay:
-            gradient.add_(each, alpha=rule.weight_decay)
-        if velocities:
-            gradient = velocities[index].mul_(rule.momentum).add_(gradient)
-        each.sub_(gradient, alpha=rule.learning_rate)
+    regularise(rule, gradients, own, start)
+    descend(rule, gradients, own, [] if in_velocities else kept)

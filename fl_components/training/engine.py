@@ -17,13 +17,14 @@ from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import failing_layer
 from fedrounds.fl_components.parameters import flatten, load_into
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
-from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, is_plain, made_up, train_chunk
+from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, made_up, train_chunk
 from fedrounds.fl_components.training.layers import NoClientForm
 from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
 from fedrounds.fl_components.training.per_example import ClippedReplicas
 from fedrounds.fl_components.training.private import PrivateChunks, Way, find_way
 from fedrounds.fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
 from fedrounds.fl_components.training.sgd import SGD, torch_seed
+from fedrounds.fl_components.training.step import is_vanilla
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.values import ClientTask, Weighted
 
@@ -282,10 +283,10 @@ class Engine:
         if self._goes_alone(rule):
             return 1
         assert self._replicas is not None
-        duals = self._replicas.dual(max(num_examples)) if is_plain(rule) else {}
+        duals = self._replicas.dual(max(num_examples)) if is_vanilla(rule) else {}
         alike = 1
         while alike < len(num_examples) and (
-            not is_plain(rule) or self._replicas.dual(num_examples[alike]).keys() == duals.keys()
+            not is_vanilla(rule) or self._replicas.dual(num_examples[alike]).keys() == duals.keys()
         ):
             alike += 1
         floats = 2 * sum(shape.numel() for index, shape in enumerate(self._shapes) if index not in duals)

@@ -16,12 +16,13 @@ from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.central import LEAST_NOISE
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, finish, is_plain, made_up
+from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, made_up
 from fedrounds.fl_components.training.layers import Batch, NoClientForm
 from fedrounds.fl_components.training.loss import labels_of_each
 from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay, is_dropout, objections
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
 from fedrounds.fl_components.training.sgd import SGD, example_seed
+from fedrounds.fl_components.training.step import descend, is_vanilla, regularise
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.values import ClientTask, Weighted
 
@@ -72,23 +73,21 @@ class PrivateChunks:
             wholes, found = self._sum(examples, tasks, rows, step, gradients)
             for client, loss in enumerate(found):
                 losses[client] += loss
-            # Plain steps are made as the noise comes, while what it is added to is in the cache.
-            plain = is_plain(rule)
+            # A vanilla step is made as the noise comes, while what it is added to is in the cache.
+            vanilla = is_vanilla(rule)
             with torch.no_grad():
                 for client in range(active):
                     flat, flat_wholes, flat_own = (
                         [each[client].view(-1) for each in tensors] for tensors in (gradients, wholes, own)
                     )
-                    if plain:
+                    if vanilla:
                         alpha = -rule.learning_rate * scales[client]
                         mechanism.release(flat_wholes, noises[client], flat_own, alpha)
                     else:
                         mechanism.release(flat_wholes, noises[client], flat, scales[client], fresh=True)
-                if rule.proximal:
-                    for gradient, each, from_ in zip(gradients, own, self._start, strict=True):
-                        gradient.add_(each - from_, alpha=rule.proximal)
-                if not plain:
-                    finish(rule, gradients, own, kept)
+                if not vanilla:
+                    regularise(rule, gradients, own, self._start)
+                    descend(rule, gradients, own, kept)
         updates = [each.sub_(part) for each, part in zip(params, self._start, strict=True)]
         return Updates(updates), losses
 

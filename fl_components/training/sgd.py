@@ -1,6 +1,5 @@
 """Local stochastic gradient descent with momentum: `ClientUpdate` of McMahan et al. 2017
-(https://arxiv.org/abs/1602.05629), with the proximal term of FedProx (Li et al. 2020,
-https://arxiv.org/abs/1812.06127)."""
+(https://arxiv.org/abs/1602.05629)."""
 
 from __future__ import annotations
 
@@ -21,7 +20,9 @@ from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
+from fedrounds.fl_components.training.objectives import LossAlone, Objective
 from fedrounds.fl_components.training.schedules import Constant, Schedule
+from fedrounds.fl_components.training.step import descend, regularise
 from fedrounds.fl_components.values import Weighted
 
 
@@ -55,7 +56,7 @@ class SGD(Rule):
     """`epochs` passes over the client's examples, or `steps` mini-batches; momentum starts at zero in every round.
 
     Examples are reshuffled for each pass; the last batch of a pass may be smaller. The loss is the mean cross-entropy.
-    A step is, in this order: the gradient of the (smoothed) loss, plus `proximal` (w - w_global), scaled down to
+    A step is, in this order: the gradient of the (smoothed) loss, plus that of the objective's term, scaled down to
     `max_gradient_norm` where it is longer; plus `weight_decay` w; momentum; the step. That is torch.optim.SGD after
     clip_grad_norm_ of the objective's gradient.
 
@@ -76,7 +77,7 @@ class SGD(Rule):
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float | None = Field(default=None, gt=0, description="null does not clip")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    proximal: float = Field(default=0.0, ge=0, description="FedProx's mu")
+    objective: Objective = LossAlone()
     batch_size: int | None = Field(default=32, ge=1, description="null takes all of a client's examples as one batch")
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
@@ -224,9 +225,9 @@ class SGD(Rule):
         module.train()
         inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        values = [parameter.detach().clone() for parameter in parameters]
-        start = [value.clone() for value in values] if self.proximal else []
-        velocities = [torch.zeros_like(value) for value in values]
+        start = [parameter.detach().clone() for parameter in parameters]
+        values = [value.clone()[None] for value in start]  # of one client, as `step` has them of many
+        velocities = [torch.zeros_like(value) for value in values] if self.momentum else []
         watch = Watch(module, parameters) if clipped_sum is None else None
         loss = Weighted()
         with torch.random.fork_rng(devices=[]):
@@ -239,12 +240,11 @@ class SGD(Rule):
                 if watch is not None:
                     watch.check()
                 with torch.no_grad():
-                    gradients = self._pulled(gradients, values, start)
-                    for parameter, value, velocity, gradient in zip(
-                        parameters, values, velocities, gradients, strict=True
-                    ):
-                        velocity.mul_(self.momentum).add_(gradient)
-                        parameter.copy_(value.sub_(velocity, alpha=self.learning_rate))
+                    followed = [gradient.clone()[None] for gradient in gradients]
+                    regularise(self, followed, values, start)
+                    descend(self, followed, values, velocities)
+                    for parameter, value in zip(parameters, values, strict=True):
+                        parameter.copy_(value[0])
                 if watch is not None:
                     watch.renew()
                 loss += loss_of_step
@@ -298,29 +298,6 @@ class SGD(Rule):
             flat, flat_whole = ([each.view(-1) for each in tensors] for tensors in (gradients, whole))
             mechanism.release(flat_whole, noise, flat, scale, fresh=True)
             yield gradients, loss
-
-    def _pulled(
-        self,
-        gradients: tuple[torch.Tensor, ...],
-        parameters: list[torch.Tensor],
-        start: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, ...]:
-        """The loss's gradients with the proximal term, clipped, and with weight decay."""
-        if self.proximal:
-            gradients = tuple(
-                gradient + self.proximal * (parameter - from_)
-                for gradient, parameter, from_ in zip(gradients, parameters, start, strict=True)
-            )
-        if self.max_gradient_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
-            scale = (self.max_gradient_norm / norm).clamp(max=1.0)
-            gradients = tuple(gradient * scale for gradient in gradients)
-        if self.weight_decay:
-            gradients = tuple(
-                gradient + self.weight_decay * parameter
-                for gradient, parameter in zip(gradients, parameters, strict=True)
-            )
-        return gradients
 
 
 class OneByOne:

@@ -82,7 +82,7 @@ WALKS: dict[str, dict[str, Any]] = {
             "epochs": 3,
             "straggler_fraction": 0.5,
             "drop_stragglers": True,
-            "proximal": 0.1,
+            "objective": {"kind": "proximal", "mu": 0.1},
             "schedule": {"kind": "step", "every": 2},
         },
     },
@@ -173,7 +173,10 @@ def test_it_repeats_bit_for_bit() -> None:
 
 @pytest.mark.parametrize(
     "training",
-    [{"learning_rate": 0.1, "epochs": 1}, {"learning_rate": 0.05, "epochs": 2, "momentum": 0.9, "proximal": 0.01}],
+    [
+        {"learning_rate": 0.1, "epochs": 1},
+        {"learning_rate": 0.05, "epochs": 2, "momentum": 0.9, "objective": {"kind": "proximal", "mu": 0.01}},
+    ],
     ids=["plain", "options"],
 )
 @pytest.mark.ci

@@ -32,6 +32,7 @@ from fedrounds.fl_components.training import SGD, one_thread
 from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summing
 from fedrounds.fl_components.training.layers import DualForm
+from fedrounds.fl_components.training.objectives import LossAlone, Proximal
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fedrounds.fl_components.values import ClientTask
 from tests.support import cases
@@ -41,7 +42,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"epochs": 2, "batch_size": None},
     {"steps": 5, "batch_size": 7},
     {"epochs": 1, "momentum": 0.9},
-    {"epochs": 2, "proximal": 0.3},
+    {"epochs": 2, "objective": Proximal(mu=0.3)},
     {"epochs": 2, "weight_decay": 0.1},
     {"epochs": 1, "max_gradient_norm": 0.2},
     {"epochs": 3, "straggler_fraction": 0.5, "label_smoothing": 0.1},
@@ -51,7 +52,7 @@ OPTIONS: list[dict[str, Any]] = [
         "weight_decay": 0.01,
         "max_gradient_norm": 0.5,
         "label_smoothing": 0.2,
-        "proximal": 0.1,
+        "objective": Proximal(mu=0.1),
         "straggler_fraction": 0.3,
     },
 ]
@@ -305,7 +306,7 @@ def test_contributions_do_not_depend_on_the_order() -> None:
             "weight_decay": st.floats(0, 0.1),
             "max_gradient_norm": st.floats(0.01, 10),
             "label_smoothing": st.floats(0, 0.5),
-            "proximal": st.floats(0, 1),
+            "objective": st.one_of(st.just(LossAlone()), st.builds(Proximal, mu=st.floats(0.001, 1))),
         },
     ),
     seed=st.integers(0, 1000),

@@ -28,6 +28,7 @@ from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Sum
 from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.training.layers import Batch
+from fedrounds.fl_components.training.objectives import Proximal
 from fedrounds.fl_components.training.opacus_way import OpacusWay
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
 from fedrounds.fl_components.training.sgd import OneByOne
@@ -240,7 +241,7 @@ class TestThreeWays:
         params_D = flatten(module)
         assert example_way(module, data.examples) == way
         assert flatten(module).tobytes() == params_D.tobytes()
-        options = {"momentum": 0.5, "weight_decay": 0.01, "proximal": 0.1, "label_smoothing": 0.1}
+        options = {"momentum": 0.5, "weight_decay": 0.01, "objective": Proximal(mu=0.1), "label_smoothing": 0.1}
         for each in (rule(), rule(**options)):
             expected_ND, losses = data.alone(each, module, params_D)
             found_ND, report = data.together(each, module, params_D)
@@ -383,7 +384,14 @@ class TestRelease:
         """Proximal term, weight decay, momentum, step: by hand in float64, from empty batches' noise."""
         module, data = CASES["mlp"][0](), Data([10], floats(6), ())
         params_D, (task,) = flatten(module), data.tasks
-        each = rule({"sampling_rate": 1e-9}, steps=3, momentum=0.9, weight_decay=0.2, proximal=0.3, learning_rate=1e-8)
+        each = rule(
+            {"sampling_rate": 1e-9},
+            steps=3,
+            momentum=0.9,
+            weight_decay=0.2,
+            objective=Proximal(mu=0.3),
+            learning_rate=1e-8,
+        )
         mechanism = Mechanism.of(each.privacy, len(params_D))  # type: ignore[arg-type]
         noise, w, velocity = mechanism.noise(task.key or b""), params_D.astype(np.float64), 0.0
         for _ in range(3):

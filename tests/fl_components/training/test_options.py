@@ -18,6 +18,7 @@ from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.training import SGD
 from fedrounds.fl_components.training.chunk import Examples
 from fedrounds.fl_components.training.engine import Engine
+from fedrounds.fl_components.training.objectives import Proximal
 from fedrounds.fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
 from fedrounds.fl_components.values import ClientTask
 
@@ -48,7 +49,8 @@ def torch_s_own(rule: SGD, params_D: Any, x: Any, y: Any) -> Any:
             module(torch.from_numpy(x[rows])), torch.from_numpy(y[rows]), label_smoothing=rule.label_smoothing
         )
         for parameter, before in zip(module.parameters(), at_start, strict=True):
-            loss = loss + rule.proximal / 2 * ((parameter - before) ** 2).sum()  # Li et al. 2020, equation 2
+            mu = rule.objective.mu if isinstance(rule.objective, Proximal) else 0.0
+            loss = loss + mu / 2 * ((parameter - before) ** 2).sum()  # Li et al. 2020, equation 2
         optimizer.zero_grad()
         loss.backward()
         if rule.max_gradient_norm is not None:
@@ -64,12 +66,18 @@ def torch_s_own(rule: SGD, params_D: Any, x: Any, y: Any) -> Any:
         {"max_gradient_norm": 0.2},
         {"max_gradient_norm": 100.0},
         {"label_smoothing": 0.3},
-        {"proximal": 0.5},
-        {"weight_decay": 0.1, "max_gradient_norm": 0.3, "label_smoothing": 0.1, "proximal": 1.0, "momentum": 0.9},
+        {"objective": Proximal(mu=0.5)},
+        {
+            "weight_decay": 0.1,
+            "max_gradient_norm": 0.3,
+            "label_smoothing": 0.1,
+            "objective": Proximal(mu=1.0),
+            "momentum": 0.9,
+        },
     ],
     ids=str,
 )
-def test_the_same_update_as_torch_s_own_optimiser(options: dict[str, float]) -> None:
+def test_the_same_update_as_torch_s_own_optimiser(options: dict[str, Any]) -> None:
     rule = SGD(learning_rate=0.2, batch_size=4, epochs=3, **options)
     module, (x, y) = network(), examples()
     params_D = start(module)
@@ -85,7 +93,7 @@ def test_two_steps_of_fedprox_by_hand() -> None:
     step of 1 the weights are (1/2, -1/2); softmax is then s = 1 / (1 + e^-1), the gradient (s - 1, 1 - s), and the
     proximal term mu (w - 0) adds (mu/2, -mu/2)."""
     module = nn.Linear(1, 2, bias=False)
-    rule = SGD(learning_rate=1.0, steps=2, batch_size=1, proximal=0.4)
+    rule = SGD(learning_rate=1.0, steps=2, batch_size=1, objective=Proximal(mu=0.4))
     delta_D, _ = rule.train(module, np.zeros(2, np.float32), np.ones((1, 1), np.float32), np.zeros(1, np.int64), seed=0)
     s = 1 / (1 + np.exp(-1))
     first = 0.5 - (s - 1 + 0.4 * 0.5)
@@ -96,8 +104,10 @@ def test_a_strong_proximal_term_keeps_the_client_near() -> None:
     module, (x, y) = network(), examples()
     params_D = start(module)
     norms = [
-        np.linalg.norm(SGD(learning_rate=0.1, epochs=20, proximal=mu).train(module, params_D, x, y, seed=0)[0])
-        for mu in (0.0, 0.1, 1.0, 5.0)
+        np.linalg.norm(
+            SGD(learning_rate=0.1, epochs=20, objective=Proximal(mu=mu)).train(module, params_D, x, y, seed=0)[0]
+        )
+        for mu in (1e-9, 0.1, 1.0, 5.0)
     ]
     assert norms == sorted(norms, reverse=True)
 
@@ -134,7 +144,14 @@ class TestFrozen:
         module = network()
         module[0].weight.requires_grad_(False)
         before = module[0].weight.detach().clone()
-        rule = SGD(learning_rate=0.5, epochs=2, weight_decay=0.5, proximal=0.5, max_gradient_norm=1.0, momentum=0.9)
+        rule = SGD(
+            learning_rate=0.5,
+            epochs=2,
+            weight_decay=0.5,
+            objective=Proximal(mu=0.5),
+            max_gradient_norm=1.0,
+            momentum=0.9,
+        )
         delta_D, _ = rule.train(module, start(module), *examples(), seed=0)
         assert torch.equal(module[0].weight, before)
         assert len(delta_D) == 4 + 4 * 3 + 3

@@ -18,6 +18,7 @@ from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, ac
 from fedrounds.fl_components.privacy.noise import WholeNormals
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.training import SGD, Examples, Shadow, one_thread
+from fedrounds.fl_components.training.objectives import Proximal
 from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
 from fedrounds.fl_components.training.per_example import GhostNorms, VmapExamples
 from tests.fl_components.training.test_example_level import CASES, Data, floats, rule
@@ -98,7 +99,7 @@ class TestCanaries:
         options = {
             "momentum": 0.9,
             "weight_decay": 0.01,
-            "proximal": 0.1,
+            "objective": Proximal(mu=0.1),
             "label_smoothing": 0.95,
             "straggler_fraction": 0.5,
             "epochs": 3,
