@@ -59,7 +59,7 @@ def configuration(model: str, epsilon: float, rounds: int, seed: int, norm: floa
         **MODELS[model],
     }
     config = parse_config(fields)
-    sampling, privacy = config.selection.sampling(NUM_CLIENTS), config.privacy
+    sampling, privacy = config.sampling(NUM_CLIENTS), config.privacy
     assert isinstance(privacy, CentralPrivacy)
 
     def spent(noise: float) -> dict[Any, int]:

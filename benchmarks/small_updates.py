@@ -95,7 +95,7 @@ def configuration(options: argparse.Namespace, partition: str, setting: str, see
         "training": {"learning_rate": options.learning_rate, "batch_size": 20, "steps": options.steps},
         "compression": SETTINGS[setting],
         "broadcast": BROADCASTS[options.broadcast],
-        "network": {"upload_mbps": 10, "download_mbps": 10, "latency_s": 0.05, "spread": 0},
+        "simulation": {"network": {"upload_mbps": 10, "download_mbps": 10, "latency_s": 0.05, "spread": 0}},
         "evaluation": {"per_client": False},
         **({"selection": drawn} if drawn else {}),
     }

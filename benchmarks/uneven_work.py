@@ -15,11 +15,11 @@ from statistics import mean, pstdev
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.simulate import simulate
 
-LINES = {
-    "FedAvg (stragglers dropped)": {"drop_stragglers": True},
-    "FedProx, mu = 0 (stragglers kept)": {},
-    "FedProx, mu = 0.1": {"objective": {"kind": "proximal", "mu": 0.1}},
-    "FedProx, mu = 1": {"objective": {"kind": "proximal", "mu": 1.0}},
+LINES = {  # whether stragglers are dropped, and the proximal term
+    "FedAvg (stragglers dropped)": (True, 0.0),
+    "FedProx, mu = 0 (stragglers kept)": (False, 0.0),
+    "FedProx, mu = 0.1": (False, 0.1),
+    "FedProx, mu = 1": (False, 1.0),
 }
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.03)
     parser.add_argument("--fraction", type=float, default=0.9)
     arguments = parser.parse_args()
-    for name, options in LINES.items():
+    for name, (drop, mu) in LINES.items():
         config = parse_config(
             {
                 "name": "uneven",
@@ -40,9 +40,9 @@ def main() -> None:
                     "learning_rate": arguments.learning_rate,
                     "batch_size": 10,
                     "epochs": 20,
-                    "straggler_fraction": arguments.fraction,
-                    **options,
+                    "objective": {"kind": "proximal", "mu": mu} if mu else {"kind": "loss"},
                 },
+                "simulation": {"stragglers": {"fraction": arguments.fraction, "drop": drop}},
                 "selection": {"kind": "uniform", "cohort_size": 10, "min_updates": 0},
             }
         )

@@ -386,8 +386,8 @@ def plan(
     if num_clients is None:
         num_clients = assembled_for_a_look(resolved, str(source_folder(config))).data.num_clients
     sampling, relation = (
-        resolved.selection.sampling(num_clients),
-        neighbouring_of(resolved.selection.sampling(num_clients)),
+        resolved.sampling(num_clients),
+        neighbouring_of(resolved.sampling(num_clients)),
     )
 
     def event(noise: float | None = None, drawn: Sampling = sampling) -> Event:

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -24,7 +25,7 @@ from pydantic_core import ErrorDetails
 
 from fedrounds.fl_components.aggregation import AdditiveRule, Aggregation, Mean
 from fedrounds.fl_components.canonical import canonical_json
-from fedrounds.fl_components.clients import Always, Network, Selection, Uniform
+from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
 from fedrounds.fl_components.data import Data
 from fedrounds.fl_components.errors import ConfigError
@@ -33,6 +34,7 @@ from fedrounds.fl_components.privacy import NoPrivacy, Privacy
 from fedrounds.fl_components.rules import MOST_WHOLE, Added, Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fedrounds.fl_components.training import Evaluation, Execution, LocalExecution, Training
+from fedrounds.fl_components.values import Sampling
 
 MANY = 10**9
 """Clients, where their number is not known."""
@@ -71,9 +73,9 @@ class FederationConfig(Rule):
     model: Model
     training: Training
     selection: Selection = Uniform()
+    simulation: Simulation = Simulation()
     compression: Compression = NoCompression()
     broadcast: Broadcast = Broadcast()
-    network: Network | None = Field(default=None, description="of simulated clients: how long their rounds would take")
     aggregation: Aggregation = Mean()
     server_optimizer: ServerOptimizer = FedAvg()
     privacy: Privacy = NoPrivacy()
@@ -92,9 +94,18 @@ class FederationConfig(Rule):
             check_cohort(self, num_clients)
             check_compression(self, num_clients)
         check_schedule(self)
+        check_stragglers(self)
         check_claim(self, num_clients)
         check_example_claim(self, num_clients)
         return self
+
+    def sampling(self, num_clients: int) -> Sampling:
+        """Return how a round's cohort is drawn from `num_clients`. It has a fixed size only where no client is ever
+        away: whoever fills an absent client's place is no uniform draw."""
+        sampling = self.selection.sampling(num_clients)
+        if sampling.kind == "fixed_size" and not self.simulation.always_available:
+            return replace(sampling, kind="other")
+        return sampling
 
     @property
     def claims(self) -> bool:
@@ -116,9 +127,9 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
             f"selection.min_updates is {config.selection.min_updates} but a round selects at most {most} clients: no "
             f"round could succeed; make selection.min_updates at most {most}"
         )
-    share = config.selection.availability.mean_share
+    share = config.simulation.availability.mean_share
     if share is not None:
-        sampling = config.selection.sampling(num_clients)
+        sampling = config.sampling(num_clients)
         available = share * (sampling.rate if sampling.kind == "poisson" else 1.0) * num_clients
         expected = min(float(most), available)
         if config.selection.min_updates > max(1.0, expected):
@@ -132,14 +143,14 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
 def check_compression(config: FederationConfig, num_clients: int) -> None:
     """The laws between compression and the selection. Raises ValueError."""
     rule, selection = config.compression, config.selection
-    everyone = selection.sampling(num_clients).kind == "everyone"
+    everyone = config.sampling(num_clients).kind == "everyone"
     if rule.error_feedback and not everyone:
         raise ValueError(
             f"compression.error_feedback is true but selection.kind {selection.kind} draws some of {num_clients} "
             "clients: one that comes m times in n rounds makes up for what was left out n/m times as slowly; use an "
             "unbiased rule (random_k, qsgd, eden), or select every client in every round"
         )
-    if config.broadcast.against == "previous" and not (everyone and isinstance(selection.availability, Always)):
+    if config.broadcast.against == "previous" and not (everyone and config.simulation.always_available):
         raise ValueError(
             "broadcast.against is previous but not every client is there in every round: one that misses a round does "
             "not hold what the next difference is from; use broadcast.against nothing, or select every client"
@@ -177,9 +188,9 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
         )
     check_claimed_fields(config)
     if num_clients is None:
-        privacy.event(selection.sampling(MANY))  # whether a claim leans on the draw is the same for any number
+        privacy.event(config.sampling(MANY))  # whether a claim leans on the draw is the same for any number
         return
-    sampling = selection.sampling(num_clients)
+    sampling = config.sampling(num_clients)
     privacy.event(sampling)
     if sampling.cohort_size < 1:
         raise ValueError(
@@ -223,6 +234,17 @@ def check_schedule(config: FederationConfig) -> None:
         )
 
 
+def check_stragglers(config: FederationConfig) -> None:
+    """Refuse stragglers that cannot do a part of their work. Raises ValueError."""
+    training = config.training
+    if config.simulation.stragglers is not None and training.num_units == 1:
+        work = "epochs" if training.epochs else "steps"
+        raise ValueError(
+            f"simulation.stragglers is given and training.{work} is 1: a straggler does a part of its {work}; make "
+            f"training.{work} at least 2"
+        )
+
+
 def check_example_claim(config: FederationConfig, num_clients: int | None) -> None:
     """The laws that a claim about single examples puts on other fields. Raises ValueError."""
     if not config.training.privacy.claims:
@@ -235,7 +257,7 @@ def check_example_claim(config: FederationConfig, num_clients: int | None) -> No
         )
     secret_cohort = config.privacy.claims and not config.data.is_public
     if secret_cohort and num_clients is not None and num_clients > MOST_CHARGED:
-        everyone = config.selection.sampling(num_clients).kind == "everyone"
+        everyone = config.sampling(num_clients).kind == "everyone"
         if not everyone:
             raise ValueError(
                 f"privacy.kind is {config.privacy.kind} and training.privacy.kind is {kind}, with {num_clients} "
@@ -534,7 +556,13 @@ def _set(
     return {**fields, path[0]: _set(inner or {}, above, path[1:], value, override)}
 
 
-RENAMED: Final = {"training.proximal": "training.objective: {kind: proximal, mu: ...}"}
+RENAMED: Final = {
+    "training.proximal": "training.objective: {kind: proximal, mu: ...}",
+    "training.straggler_fraction": "simulation.stragglers: {fraction: ...}",
+    "training.drop_stragglers": "simulation.stragglers: {fraction: ..., drop: ...}",
+    "selection.availability": "simulation.availability",
+    "network": "simulation.network",
+}
 """Fields that a configuration may still have, and what replaced them."""
 
 _WORDS = {

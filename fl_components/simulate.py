@@ -52,7 +52,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     data, params_D = federation.data, federation.initial_params_D
     optimizer = config.server_optimizer.init(len(params_D))
     held_D, memory = None, dict[int, Float32]()
-    participations = np.zeros(data.num_clients, np.int64)
+    participations, stragglers = np.zeros(data.num_clients, np.int64), config.simulation.stragglers
     for round in range(1, config.rounds + 1):
         cohort = federation.select(round, participations.__getitem__, config.seed).tolist()
         participations[cohort] += 1
@@ -65,10 +65,11 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
         deltas, weights = [], []
         for client in cohort:
             seed = derive_key(config.seed, round, "training", data.client_ids[client])
-            if training.drop_stragglers and training.work_of(seed) is not None:
+            work = stragglers.work(seed, training.num_units) if stragglers is not None else None
+            if stragglers is not None and stragglers.drop and work is not None:
                 continue
             with one_thread():
-                delta_D, _ = training.train(module, base_D, *data.train(client), seed, key(round, client))
+                delta_D, _ = training.train(module, base_D, *data.train(client), seed, key(round, client), work=work)
                 known = Known([seed], round_seed, federation.shapes)
                 wanted_D = delta_D + memory.get(client, np.float32(0))
                 (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)

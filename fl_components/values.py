@@ -21,10 +21,15 @@ from fedrounds.fl_components.errors import StoreError
 
 @dataclass(frozen=True, slots=True)
 class ClientTask:
-    """What one client is asked to do: its row in the table of clients, its examples, the seed of its own draws.
+    """What one client is asked to do.
 
-    `key` is the client's own secret of the round (32 bytes), where it makes a claim about each of its examples: batches
-    and noise are drawn from it.
+    Args:
+      client_id, index: its name, and its row in the table of clients.
+      num_examples: how many training examples it has.
+      seed: of its own draws.
+      key: the client's own secret of the round (32 bytes), where it makes a claim about each of its examples: batches
+        and noise are drawn from it.
+      work: after how many epochs (or steps) a simulated straggler stops; None for a client that does them all.
     """
 
     client_id: str
@@ -32,6 +37,7 @@ class ClientTask:
     num_examples: int
     seed: int
     key: bytes | None = field(default=None, repr=False)
+    work: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

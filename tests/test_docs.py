@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from fedrounds.fl_components.clients import Availability, Network, Selection
+from fedrounds.fl_components.clients import Availability, Network, Selection, Stragglers
 from fedrounds.fl_components.compression import Compression
 from fedrounds.fl_components.compression.sparse import Values
 from fedrounds.fl_components.config import FederationConfig, load_config, parse_config
@@ -25,6 +25,7 @@ from fedrounds.fl_components.server_optimizers import ServerOptimizer
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.training import Execution
+from fedrounds.fl_components.training.objectives import Objective
 from fedrounds.fl_components.training.schedules import Schedule
 from tests.support import ROOT, parameters, public_data
 
@@ -59,9 +60,10 @@ UNIONS: dict[str, Any] = {
     "data.partition": Partition,
     "model": Model,
     "training.privacy": ExamplePrivacy,
+    "training.objective": Objective,
     "training.schedule": Schedule,
     "selection": Selection,
-    "selection.availability": Availability,
+    "simulation.availability": Availability,
     "compression": Compression,
     "server_optimizer": ServerOptimizer,
     "privacy": Privacy,
@@ -79,7 +81,8 @@ def rules() -> list[Any]:
         for model in union.__origin__.__args__:
             heading = f"{group}: {model.model_fields['kind'].default}"
             found.append(pytest.param(heading, group, model, id=heading))
-    found.append(pytest.param("network", "network", Network, id="network"))
+    for group, model in {"simulation.network": Network, "simulation.stragglers": Stragglers}.items():
+        found.append(pytest.param(group, group, model, id=group))
     for group, field in FederationConfig.model_fields.items():
         if group not in UNIONS and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found.append(pytest.param(group, group, field.annotation, id=group))

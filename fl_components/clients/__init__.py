@@ -8,7 +8,8 @@ from fedrounds.fl_components.clients.availability import Always, AvailabilityRul
 from fedrounds.fl_components.clients.fair import Fair
 from fedrounds.fl_components.clients.network import Network
 from fedrounds.fl_components.clients.poisson import Poisson
-from fedrounds.fl_components.clients.selection import Availability, Clients, SelectionRule, Strata
+from fedrounds.fl_components.clients.selection import Clients, SelectionRule, Strata
+from fedrounds.fl_components.clients.simulation import Availability, Simulation, Stragglers
 from fedrounds.fl_components.clients.stratified import Stratified
 from fedrounds.fl_components.clients.uniform import Uniform
 from fedrounds.fl_components.rules import union
@@ -30,6 +31,8 @@ __all__ = [
     "Poisson",
     "Selection",
     "SelectionRule",
+    "Simulation",
+    "Stragglers",
     "Strata",
     "Stratified",
     "Trace",

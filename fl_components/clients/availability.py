@@ -85,7 +85,7 @@ class Diurnal(AvailabilityRule):
     def _low_is_not_above_high(self) -> Diurnal:
         if self.low > self.high:
             raise ValueError(
-                f"selection.availability.low is {self.low:g} and selection.availability.high {self.high:g}; make low "
+                f"simulation.availability.low is {self.low:g} and simulation.availability.high {self.high:g}; make low "
                 "at most high"
             )
         return self

@@ -40,4 +40,4 @@ class Poisson(SelectionRule):
         # So many heads, and then which: the same as a coin for each client, in time that follows the cohort.
         heads = int(generator.binomial(clients.num_clients, self.sampling_rate))
         rows_N = np.sort(generator.choice(clients.num_clients, heads, replace=False, shuffle=False))
-        return rows_N[self.availability.available(rows_N, clients.round, clients.seed)]
+        return rows_N[clients.available(rows_N)]

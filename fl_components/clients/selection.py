@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from fedrounds.fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Rows, Trace
-from fedrounds.fl_components.rules import Rule, union
+from fedrounds.fl_components.clients.availability import Always, AvailabilityRule, Rows
+from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.values import Sampling
-
-if TYPE_CHECKING:
-    Availability = AvailabilityRule
-else:
-    Availability = union("availability", Always, Bernoulli, Diurnal, Trace)
 
 LOOKED_AT_PER_SEAT: Final = 100
 """At most so many candidates are looked at for a seat of a cohort: a round's cost must not follow the population."""
@@ -50,6 +46,7 @@ class Clients:
       num_clients: n; a client is named by its row, 0 to n - 1.
       round: the round that is being planned.
       seed: the configuration's, from which the availability of simulated clients is drawn.
+      availability: which simulated clients are there.
       strata: the clients sorted by an attribute, by its name. Sorted once for all rounds.
       participations: in how many committed rounds of this run the clients in the given rows [N] took part, int64 [N].
         Kept only for a rule whose `uses_history` is true.
@@ -60,6 +57,16 @@ class Clients:
     seed: int
     strata: Callable[[str], Strata]
     participations: Callable[[Rows], Rows]
+    availability: AvailabilityRule = field(default_factory=Always)
+
+    @property
+    def always_available(self) -> bool:
+        """Whether every client is there in every round."""
+        return isinstance(self.availability, Always)
+
+    def available(self, rows_N: Rows) -> NDArray[np.bool_]:
+        """Whether the clients in these rows are there in this round, bool [N]."""
+        return self.availability.available(rows_N, self.round, self.seed)
 
 
 class SelectionRule(Rule):
@@ -69,7 +76,6 @@ class SelectionRule(Rule):
     min_updates: int = Field(
         default=1, ge=0, description="a round with fewer usable updates than this ends the run as TooFewClients"
     )
-    availability: Availability = Always()
 
     @property
     def uses_history(self) -> bool:
@@ -104,7 +110,7 @@ class SelectionRule(Rule):
         while True:
             rows_N = generator.choice(num_candidates, looked_at, replace=False)
             rows_N = rows_N if isinstance(pool, int) else pool[rows_N]
-            rows_N = rows_N[self.availability.available(rows_N, clients.round, clients.seed)]
+            rows_N = rows_N[clients.available(rows_N)]
             if len(rows_N) >= size or looked_at == limit:
                 return rows_N[:size]
             looked_at = min(limit, 4 * looked_at)

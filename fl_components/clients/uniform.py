@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrounds.fl_components.clients.availability import Always, Rows
+from fedrounds.fl_components.clients.availability import Rows
 from fedrounds.fl_components.clients.selection import Clients, SelectionRule
 from fedrounds.fl_components.values import Sampling
 
@@ -29,16 +29,14 @@ class Uniform(SelectionRule):
         return num_clients if self.cohort_size is None else self.cohort_size
 
     def sampling(self, num_clients: int) -> Sampling:
-        """Of a fixed size only where nobody is ever away: whoever fills an absent client's seat is no uniform draw."""
         size = self.cohort_size_of(num_clients)
         if size == num_clients:
             return Sampling("everyone", num_clients, size, 1.0)
-        kind: Literal["fixed_size", "other"] = "fixed_size" if isinstance(self.availability, Always) else "other"
-        return Sampling(kind, num_clients, size, size / num_clients)
+        return Sampling("fixed_size", num_clients, size, size / num_clients)
 
     def select(self, clients: Clients, generator: np.random.Generator) -> Rows:
         size = self.cohort_size_of(clients.num_clients)
-        if not isinstance(self.availability, Always):
+        if not clients.always_available:
             return np.sort(self.draw(clients, clients.num_clients, size, generator))
         if size == clients.num_clients:
             return np.arange(size)

@@ -114,7 +114,12 @@ class Federation:
     def clients(self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Clients:
         """The table of clients as the selection of round `round` sees it."""
         return Clients(
-            self.data.num_clients, round, self.config.seed, strata=self._strata, participations=participations
+            self.data.num_clients,
+            round,
+            self.config.seed,
+            strata=self._strata,
+            participations=participations,
+            availability=self.config.simulation.availability,
         )
 
     @cached_property
@@ -141,7 +146,7 @@ class Federation:
     @property
     def sampling(self) -> Sampling:
         """How a round's cohort is drawn."""
-        return self.config.selection.sampling(self.data.num_clients)
+        return self.config.sampling(self.data.num_clients)
 
     @property
     def central(self) -> CentralPrivacy | None:

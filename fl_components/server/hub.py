@@ -202,7 +202,7 @@ class Hub:
 
     def slowest_s(self, tasks: Sequence[ClientTask], upload_bytes: Sequence[int], download_bytes: int) -> float:
         """The simulated time of the slowest of these clients, where a network is simulated."""
-        network, training = self.config.network, self.config.training
+        network, training = self.config.simulation.network, self.config.training
         if network is None or not tasks:
             return 0.0
         seconds_N = network.seconds(
@@ -241,6 +241,7 @@ class Hub:
         facts = {
             "base": plan.base_digest,
             "training": training.model_dump(mode="json"),
+            "stragglers": self.config.simulation.model_dump(mode="json")["stragglers"],
             "device": getattr(self.config.execution, "device", None),
             "model": self.federation.model_digest,
             "engine": engine_facts(),

@@ -51,6 +51,8 @@ EXHAUSTED = "budget_exhausted: the privacy budget of its examples is spent"
 
 TOO_FEW_PAY = "budget_exhausted: too few clients of the round have privacy budget left for their examples"
 
+STRAGGLER = "straggler: it did not finish its local work"
+
 LOWER_RATE = "begin another run with a lower training.learning_rate"
 
 P = ParamSpec("P")
@@ -93,16 +95,18 @@ def load(hub: Hub, round: int) -> ServerState:
 def select(hub: Hub, state: ServerState) -> RoundPlan:
     """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
     config, data, round = hub.config, hub.federation.data, state.round + 1
-    source = hub.source(round)
+    source, stragglers = hub.source(round), config.simulation.stragglers
     rows = hub.federation.select(round, hub.participations, source)
+    seeds = [derive_key(source, round, "training", data.client_ids[row]) for row in rows.tolist()]
     cohort = tuple(
         ClientTask(
             client_id=data.client_ids[row],
             index=row,
             num_examples=data.num_examples(row),
-            seed=derive_key(source, round, "training", data.client_ids[row]),
+            seed=seed,
+            work=None if stragglers is None else stragglers.work(seed, config.training.num_units),
         )
-        for row in rows.tolist()
+        for row, seed in zip(rows.tolist(), seeds, strict=True)
     )
     return RoundPlan(
         run_id=hub.run_id,
@@ -171,8 +175,14 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
 def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateBatch | UpdateSum:
     """Local training of one wave, from the parameters as the clients receive them."""
     broadcast = hub.broadcast(state)
-    tasks, additive = plan.cohort[wave], hub.federation.additive
-    shards = [hub.with_keys(plan, plan.cohort[shard]) for shard in plan.shards if wave.start <= shard.start < wave.stop]
+    tasks, additive, stragglers = plan.cohort[wave], hub.federation.additive, hub.config.simulation.stragglers
+    dropped = [task for task in tasks if stragglers is not None and stragglers.drop and task.work is not None]
+    absent = {task.client_id: STRAGGLER for task in dropped}
+    shards = [
+        hub.with_keys(plan, [task for task in plan.cohort[shard] if task.client_id not in absent])
+        for shard in plan.shards
+        if wave.start <= shard.start < wave.stop
+    ]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
     summing = Summing(additive, hub.federation.clip(plan)) if additive is not None else None
@@ -182,37 +192,33 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
         if additive is None
         else _add_up(additive, additive.init(hub.federation.num_coordinates), trained)
     )
-    return replace(batch, download_bytes=len(broadcast.frame) * len(tasks))
+    return replace(batch, download_bytes=len(broadcast.frame) * len(tasks), absent=absent)
 
 
 def _stack(deltas_ND: Float32, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateBatch:
     """The shards' updates, one under the other."""
     client_ids: list[str] = []
     losses: list[Weighted] = []
-    absent: dict[str, str] = {}
     for report, shard_ND in trained:
         start, stop = len(client_ids), len(client_ids) + len(report.client_ids)
         deltas_ND[start:stop] = shard_ND[: stop - start]
         client_ids += report.client_ids
         losses += report.losses
-        absent |= report.absent
-    return UpdateBatch(tuple(client_ids), deltas_ND[: len(client_ids)], tuple(losses), absent=absent)
+    return UpdateBatch(tuple(client_ids), deltas_ND[: len(client_ids)], tuple(losses))
 
 
 def _add_up(rule: AdditiveRule, partial: Partial, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateSum:
     """The shards' sums, in the order of the shards."""
     client_ids: list[str] = []
     loss = Weighted()
-    absent: dict[str, str] = {}
     refused: dict[str, str] = {}
     for report, sum_D in trained:
         partial = rule.add_sum(partial, sum_D, report.weight, report.count)
         for client_id, each in zip(report.client_ids, report.losses, strict=True):
             loss = loss if client_id in report.refused else loss + each
         client_ids += report.client_ids
-        absent |= report.absent
         refused |= report.refused
-    return UpdateSum(tuple(client_ids), partial, loss, refused=refused, absent=absent)
+    return UpdateSum(tuple(client_ids), partial, loss, refused=refused)
 
 
 @stage

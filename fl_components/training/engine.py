@@ -33,8 +33,6 @@ CHUNK_BYTES: Final = 18_000_000
 
 NAMED: Final = 12  # clients in a message
 
-STRAGGLER: Final = "straggler: it did not finish its local work"
-
 
 class Additive(Protocol):
     """What the engine must know of an aggregation in order to add updates up as they come."""
@@ -73,14 +71,12 @@ class ShardReport:
 
     Args:
       client_ids, losses: of those that sent an update.
-      absent: those that sent none, with the reason.
       refused: those whose update was left out of the sum, with the reason.
       weight, count: of those in the sum.
     """
 
     client_ids: tuple[str, ...]
     losses: tuple[Weighted, ...]
-    absent: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     weight: float = 0.0
     count: int = 0
@@ -134,28 +130,24 @@ class Engine:
     ) -> ShardReport:
         """Train a shard of clients from the same parameters.
 
-        Without `summing`, the updates of those that sent one go into the first rows of `out` [N, D], in the order of
+        Without `summing`, their updates go into the first rows of `out` [N, D], in the order of
         the tasks. With it, the weighted sum of those that are not refused goes into `out` [D] (float64 [D + 1] where
-        contributions are summed), and N x D never exists. Stragglers that are to be dropped are absent. Raises
-        `ModelError` when the model fails, and what `example_way` raises.
+        contributions are summed), and N x D never exists. Raises `ModelError` when the model fails, and what
+        `example_way` raises.
         """
         if rule.example_level is not None and not all(task.key for task in tasks):
             raise ValueError("clients that make a claim about their examples need a key each")
         if rule.example_level is not None and self._way is None:
             with one_thread():
                 self._way = find_way(self._module, made_up(self._examples))
-        absent = {}
-        if rule.drop_stragglers:
-            absent = {each.client_id: STRAGGLER for each in tasks if rule.work_of(each.seed) is not None}
-        present = [task for task in tasks if task.client_id not in absent]
-        losses, refused = [Weighted()] * len(present), dict[str, str]()
-        weights_N = np.array([each.num_examples for each in present], np.float64)
+        losses, refused = [Weighted()] * len(tasks), dict[str, str]()
+        weights_N = np.array([each.num_examples for each in tasks], np.float64)
         weights_N = summing.rule.weigh(weights_N).copy() if summing is not None else weights_N
         if summing is not None and summing.clip is not None:
             out[:] = 0
         with one_thread():  # all of it: a second thread, once awake, spins for a while
             total_D = torch.zeros(len(params_D) if summing is None else len(out), device=self._device)
-            for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), present):
+            for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), tasks):
                 for position, loss in zip(positions, found, strict=True):
                     losses[position] = loss
                 if summing is None:
@@ -170,19 +162,18 @@ class Engine:
                     for position, norm in zip(positions, updates.norms().tolist(), strict=True):
                         reason = summing.rule.refusal(norm)
                         if reason is not None:
-                            refused[present[position].client_id] = reason
+                            refused[tasks[position].client_id] = reason
                             weights_N[position] = 0
                 weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
                 updates.add_weighted(total_D, weights_C)
         if summing is not None and summing.clip is None:
             out[:] = total_D.cpu().numpy()
         return ShardReport(
-            client_ids=tuple(task.client_id for task in present),
+            client_ids=tuple(task.client_id for task in tasks),
             losses=tuple(losses),
-            absent=absent,
             refused=refused,
             weight=float(weights_N.sum()),
-            count=len(present) - len(refused) if summing else 0,
+            count=len(tasks) - len(refused) if summing else 0,
         )
 
     def _chunks(
@@ -251,8 +242,8 @@ class Engine:
             return []
         first = self._examples.starts[task.index]
         if rule.example_level is not None:
-            return [first + rows for rows in rule.private_batches_of(task.num_examples, task.seed, task.key)]
-        return [first + rows for rows in rule.steps_of(task.num_examples, task.seed)]
+            return [first + rows for rows in rule.private_batches_of(task.num_examples, task.key, task.work)]
+        return [first + rows for rows in rule.steps_of(task.num_examples, task.seed, task.work)]
 
     def _goes_alone(self, rule: SGD) -> bool:
         """Whether clients train one after the other."""
@@ -268,9 +259,9 @@ class Engine:
             rows = slice(examples.starts[task.index], examples.stops[task.index])
             start_D, x, y = params_D.cpu().numpy(), examples.x[rows], examples.y[rows]
             if isinstance(self._way, (OpacusWay, OneAtATime)) and rule.example_level is not None:
-                delta_D, loss = self._way.train(rule, start_D, x, y, task.seed, task.key)
+                delta_D, loss = self._way.train(rule, start_D, x, y, task)
             else:
-                delta_D, loss = rule.train(self._scratch, start_D, x, y, task.seed)
+                delta_D, loss = rule.train(self._scratch, start_D, x, y, task.seed, work=task.work)
             delta_1D = torch.from_numpy(delta_D[None]).to(params_D.device)
             return Updates(delta_1D.split_with_sizes(self._sizes, dim=1)), [loss]
         assert self._replicas is not None

@@ -22,7 +22,7 @@ from fedrounds.fl_components.training.layers import Batch, ClientDropout, InHand
 from fedrounds.fl_components.training.loss import label_losses, labels_of_each
 from fedrounds.fl_components.training.per_example import FORMED_FLOATS
 from fedrounds.fl_components.training.sgd import SGD, ClippedSum
-from fedrounds.fl_components.values import Weighted
+from fedrounds.fl_components.values import ClientTask, Weighted
 
 
 def import_opacus() -> Any:
@@ -71,14 +71,12 @@ class OpacusWay:
         self._hooked = opacus.GradSampleModule(self._module, loss_reduction="sum", strict=False)
         self._parameters = [each for each in self._module.parameters() if each.requires_grad]
 
-    def train(
-        self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, seed: int, key: bytes | None
-    ) -> tuple[Float32, Weighted]:
+    def train(self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, task: ClientTask) -> tuple[Float32, Weighted]:
         """`SGD.train` with these gradients."""
         private = rule.example_level
         assert private is not None
         clipped_sum = self.clipped_sum(Mechanism.of(private, len(params_D)), rule.label_smoothing)
-        return rule.train(self._module, params_D, x, y, seed, key, clipped_sum)
+        return rule.train(self._module, params_D, x, y, task.seed, task.key, clipped_sum, task.work)
 
     def clipped_sum(self, mechanism: Mechanism, label_smoothing: float) -> ClippedSum:
         """Of the parameters that the module holds."""
@@ -115,11 +113,9 @@ class OneAtATime:
     def __init__(self, module: nn.Module) -> None:
         self._module = copy.deepcopy(module).train()
 
-    def train(
-        self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, seed: int, key: bytes | None
-    ) -> tuple[Float32, Weighted]:
+    def train(self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, task: ClientTask) -> tuple[Float32, Weighted]:
         """`SGD.train`, as it is."""
-        return rule.train(self._module, params_D, x, y, seed, key)
+        return rule.train(self._module, params_D, x, y, task.seed, task.key, work=task.work)
 
 
 def is_dropout(layer: nn.Module) -> TypeGuard[nn.Dropout]:

@@ -235,12 +235,12 @@ def _difference(way: Way, module: nn.Module, rows: Examples) -> str | None:
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
             if not isinstance(way, ClippedReplicas):
-                found = [way.train(rule, start_D, x, y, task.seed, task.key)[0] for task, x, y in each]
+                found = [way.train(rule, start_D, x, y, task)[0] for task, x, y in each]
                 together_CD = torch.from_numpy(np.stack(found))
             else:
                 params_D = torch.from_numpy(start_D).to(rows.x.device)
                 batches = [
-                    [rows.starts[task.index] + drawn for drawn in rule.private_batches_of(len(y), task.seed, task.key)]
+                    [rows.starts[task.index] + drawn for drawn in rule.private_batches_of(len(y), task.key)]
                     for task, _, y in each
                 ]
                 together_CD = PrivateChunks(way, module, rule, params_D).train(rows, tasks, batches)[0].stack().cpu()

@@ -63,11 +63,6 @@ class SGD(Rule):
     With `privacy: example_level` the gradient is what is released of a step (privacy/steps.py): the gradients of the
     examples of a batch that coins drew, each clipped by itself, added up, with noise, over the batch's expected size.
     An example's loss is the mean over its own labels that count. What follows is as above.
-
-    With `straggler_fraction` the local work is uneven, after section 5.2 of FedProx: in each round each client is with
-    that probability a straggler, which stops after a number of epochs (or steps) drawn uniformly from 1 to one less
-    than all, as in the authors' code (the paper's text counts all of them in). `drop_stragglers` leaves their updates
-    out, as FedAvg does; otherwise what they did counts.
     """
 
     kind: Literal["sgd"] = "sgd"
@@ -81,8 +76,6 @@ class SGD(Rule):
     batch_size: int | None = Field(default=32, ge=1, description="null takes all of a client's examples as one batch")
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-    straggler_fraction: float = Field(default=0.0, ge=0, le=1)
-    drop_stragglers: bool = False
     privacy: ExamplePrivacy = NoExamplePrivacy()
 
     @model_validator(mode="after")
@@ -91,21 +84,6 @@ class SGD(Rule):
             found = "neither is given" if self.epochs is None else "both are given"
             raise ValueError(
                 f"training.epochs and training.steps: {found}; give one of them, how long a client trains in a round"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _stragglers_do_part_of_the_work(self) -> SGD:
-        if self.straggler_fraction and (self.epochs or self.steps) == 1:
-            work = "epochs" if self.epochs else "steps"
-            raise ValueError(
-                f"training.straggler_fraction is {self.straggler_fraction:g} and training.{work} is 1: a straggler "
-                f"does a part of its {work}; make training.{work} at least 2"
-            )
-        if self.drop_stragglers and not self.straggler_fraction:
-            raise ValueError(
-                "training.drop_stragglers is true and training.straggler_fraction is 0: there are none to drop; give "
-                "training.straggler_fraction, or leave drop_stragglers out"
             )
         return self
 
@@ -167,13 +145,10 @@ class SGD(Rule):
             return self.steps * min(self.batch_size or num_examples, num_examples)
         return (self.epochs or 0) * num_examples
 
-    def work_of(self, seed: int) -> int | None:
-        """How many epochs (or steps) the straggler with this seed does; None for a client that does them all."""
-        if not self.straggler_fraction:
-            return None
-        draw = randomness.generator(seed, 0, "straggler")
-        straggles = draw.random() < self.straggler_fraction
-        return int(draw.integers(1, self.epochs or self.steps or 1)) if straggles else None
+    @property
+    def num_units(self) -> int:
+        """How many epochs, or steps, a client's round has."""
+        return self.epochs or self.steps or 0
 
     def batches(
         self, num_examples: int, generator: np.random.Generator, work: int | None = None
@@ -189,13 +164,15 @@ class SGD(Rule):
                 yield order[start : start + batch_size]
             remaining -= per_epoch
 
-    def steps_of(self, num_examples: int, seed: int) -> list[NDArray[np.int64]]:
-        """The rows of the batch of each step that the client with this seed makes."""
-        return list(self.batches(num_examples, np.random.Generator(np.random.Philox(key=seed)), self.work_of(seed)))
+    def steps_of(self, num_examples: int, seed: int, work: int | None = None) -> list[NDArray[np.int64]]:
+        """The rows of the batch of each step that the client with this seed makes; `work` as in `ClientTask`."""
+        return list(self.batches(num_examples, np.random.Generator(np.random.Philox(key=seed)), work))
 
-    def private_batches_of(self, num_examples: int, seed: int, key: bytes | None) -> list[NDArray[np.int64]]:
-        """The same under an example-level claim: drawn from the client's key. A straggler stops early."""
-        private, work = self.example_level, self.work_of(seed)
+    def private_batches_of(
+        self, num_examples: int, key: bytes | None, work: int | None = None
+    ) -> list[NDArray[np.int64]]:
+        """The same under an example-level claim: drawn from the client's key."""
+        private = self.example_level
         if private is None or key is None:
             raise ValueError("a client that makes a claim about its examples draws its batches from a key of its own")
         steps = self.private_steps
@@ -212,14 +189,16 @@ class SGD(Rule):
         seed: int,
         key: bytes | None = None,
         clipped_sum: ClippedSum | None = None,
+        work: int | None = None,
     ) -> tuple[Float32, Weighted]:
         """One client's update (w_local - w_global, float32 [D]) and the loss over the labels that it stepped through.
 
         The update is the sum of the steps: parameters are moved here, each step reads them from a copy in `module`, and
         what the module writes to them never reaches the update. `module` is a scratch pad: its parameters are
-        overwritten. `seed` decides the batches, and what the module itself draws (dropout). Under an example-level
-        claim batches and noise are drawn from `key`, the client's own secret of the round; `clipped_sum` replaces one
-        example after the other. Raises `ModelError` where the module changes itself as it runs (`Watch`).
+        overwritten. `seed` decides the batches, and what the module itself draws (dropout); `work` as in `ClientTask`.
+        Under an example-level claim batches and noise are drawn from `key`, the client's own secret of the round;
+        `clipped_sum` replaces one example after the other. Raises `ModelError` where the module changes itself as it
+        runs (`Watch`).
         """
         load_into(module, params_D)
         module.train()
@@ -233,9 +212,9 @@ class SGD(Rule):
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch_seed(seed))
             if self.example_level is None:
-                steps = self._gradients(module, parameters, inputs, labels, seed)
+                steps = self._gradients(module, parameters, inputs, labels, seed, work)
             else:
-                steps = self._private_gradients(module, parameters, inputs, labels, seed, key, clipped_sum, watch)
+                steps = self._private_gradients(module, parameters, inputs, labels, seed, key, work, clipped_sum, watch)
             for gradients, loss_of_step in steps:
                 if watch is not None:
                     watch.check()
@@ -257,9 +236,10 @@ class SGD(Rule):
         inputs: torch.Tensor,
         labels: torch.Tensor,
         seed: int,
+        work: int | None,
     ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
         """Of each step: the gradient of the mean loss, and the loss."""
-        for rows in self.steps_of(len(labels), seed):
+        for rows in self.steps_of(len(labels), seed, work):
             batch = torch.from_numpy(rows)
             loss = mean_loss(module(inputs[batch]), labels[batch], self.label_smoothing)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
@@ -274,11 +254,12 @@ class SGD(Rule):
         labels: torch.Tensor,
         seed: int,
         key: bytes | None,
+        work: int | None,
         clipped_sum: ClippedSum | None,
         watch: Watch | None,
     ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
         """Of each step: what is released of the examples' gradients, and the loss, which is not released."""
-        batches, private = self.private_batches_of(len(labels), seed, key), self.example_level
+        batches, private = self.private_batches_of(len(labels), key, work), self.example_level
         assert private is not None and key is not None
         mechanism = Mechanism.of(private, sum(parameter.numel() for parameter in parameters))
         noise, scale = mechanism.noise(key), mechanism.per_example(private.sampling_rate, len(labels))

@@ -58,7 +58,7 @@ class Shadow:
     def __init__(self, module: nn.Module, rows: Examples, rule: SGD, num_canaries: int) -> None:
         assert rule.example_level is not None
         everyone = rule.example_level.model_copy(update={"sampling_rate": 1.0, "max_batch_size": None})
-        one_step = {"steps": 1, "epochs": None, "straggler_fraction": 0.0, "drop_stragglers": False}
+        one_step = {"steps": 1, "epochs": None}
         self._rule = rule.model_copy(update={**one_step, "privacy": everyone})
         self._num_canaries = num_canaries
         try:
@@ -101,9 +101,9 @@ class Shadow:
 
     def _train(self, x: Tensor, y: Tensor, task: ClientTask) -> Float32:
         if isinstance(self._way, (OpacusWay, OneAtATime)):
-            return self._way.train(self._rule, self._start_D, x, y, task.seed, task.key)[0]
+            return self._way.train(self._rule, self._start_D, x, y, task)[0]
         chunks = PrivateChunks(self._way, self._module, self._rule, torch.from_numpy(self._start_D))
-        batches = self._rule.private_batches_of(len(x), task.seed, task.key)
+        batches = self._rule.private_batches_of(len(x), task.key)
         updates, _ = chunks.train(Examples(x, y, np.array([0]), np.array([len(x)])), [task], [batches])
         update_D: Float32 = updates.stack()[0].numpy()
         return update_D

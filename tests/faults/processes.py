@@ -458,7 +458,7 @@ def main() -> int:
     data = CONFIG.data.load(CONFIG.seed)
     type(CONFIG.data).load = lambda *_: data  # type: ignore[method-assign, assignment]  # the same for all: read once
     if isinstance(CONFIG.privacy, CentralPrivacy):  # what an event costs is computed once
-        sampling = CONFIG.selection.sampling(data.num_clients)
+        sampling = CONFIG.sampling(data.num_clients)
         renyi_divergences(CONFIG.privacy.event(sampling), neighbouring_of(sampling))
     if (rule := CONFIG.training.example_level) is not None:
         steps = CONFIG.training.private_steps

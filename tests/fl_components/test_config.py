@@ -172,7 +172,10 @@ class TestLaws:
                 "hardly any round could succeed; lower selection.min_updates, or select more clients",
             ),
             (
-                {"selection": {"min_updates": 4, "availability": {"kind": "bernoulli", "probability": 0.001}}},
+                {
+                    "selection": {"min_updates": 4},
+                    "simulation": {"availability": {"kind": "bernoulli", "probability": 0.001}},
+                },
                 "selection.min_updates is 4 but a round expects 0.004 clients, of those that are selected and there: "
                 "hardly any round could succeed; lower selection.min_updates, or select more clients",
             ),

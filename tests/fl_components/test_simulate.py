@@ -61,11 +61,8 @@ WALKS: dict[str, dict[str, Any]] = {
     "fair": DIGITS
     | {
         "rounds": 6,
-        "selection": {
-            "kind": "fair",
-            "cohort_size": 4,
-            "availability": {"kind": "bernoulli", "probability": 0.6},
-        },
+        "selection": {"kind": "fair", "cohort_size": 4},
+        "simulation": {"availability": {"kind": "bernoulli", "probability": 0.6}},
         "server_optimizer": {"kind": "fedyogi"},
     },
     "poisson": DIGITS
@@ -80,11 +77,10 @@ WALKS: dict[str, dict[str, Any]] = {
         "training": {
             "learning_rate": 0.1,
             "epochs": 3,
-            "straggler_fraction": 0.5,
-            "drop_stragglers": True,
             "objective": {"kind": "proximal", "mu": 0.1},
             "schedule": {"kind": "step", "every": 2},
         },
+        "simulation": {"stragglers": {"fraction": 0.5, "drop": True}},
     },
 }
 
@@ -126,16 +122,19 @@ def test_a_round_in_which_nobody_was_selected_is_a_round(home: Path) -> None:
         assert "train/loss" not in result.metrics
 
 
-def stragglers(drop: bool) -> dict[str, Any]:
-    return {"learning_rate": 0.1, "epochs": 2, "straggler_fraction": 0.5, "drop_stragglers": drop}
+def dropped(fraction: float) -> dict[str, Any]:
+    return DIGITS | {
+        "training": {"learning_rate": 0.1, "epochs": 2},
+        "simulation": {"stragglers": {"fraction": fraction, "drop": True}},
+    }
 
 
 def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> None:
     """Also where each wave has one client: a wave may then hold no update at all."""
-    config = configured(DIGITS | {"training": stragglers(drop=True), "execution": {"shard_size": 1}})
+    config = configured(dropped(0.5) | {"execution": {"shard_size": 1}})
     with Store.open() as store, open_hub(store, "r", config=config) as hub:
         plan = stages.select(hub, stages.load(hub, 1))
-        slow = sum(config.training.work_of(task.seed) is not None for task in plan.cohort)
+        slow = sum(task.work is not None for task in plan.cohort)
         assert 0 < slow < 12
         collected = None
         for row in range(12):
@@ -151,13 +150,12 @@ def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> N
 
 
 def test_a_round_of_nothing_but_dropped_stragglers(home: Path) -> None:
-    everybody = stragglers(drop=True) | {"straggler_fraction": 1.0}
-    config = configured(DIGITS | {"training": everybody, "selection": {"min_updates": 0}})
+    config = configured(dropped(1.0) | {"selection": {"min_updates": 0}})
     with Store.open() as store, open_hub(store, "r", config=config) as hub:
         before_D = hub.state().params_D
         assert walk(stages, hub, 1).rejected == {"straggler": 12}
         assert hub.state().params_D.tobytes() == before_D.tobytes()
-    config = configured(DIGITS | {"training": everybody})
+    config = configured(dropped(1.0))
     refused = pytest.raises(TooFewClients, match=r"0 of 12 updates could be used .*\(straggler: 12\)")
     with Store.open() as store, open_hub(store, "s", config=config) as hub, refused:
         walk(stages, hub, 1)

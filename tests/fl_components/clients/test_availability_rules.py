@@ -93,13 +93,13 @@ def test_a_trace_s_path_is_relative_to_the_configuration(tmp_path: Path) -> None
     (tmp_path / "c.yaml").write_text(
         "{name: a, rounds: 1, data: {kind: heart_disease}, model: {kind: logistic_regression}, "
         "training: {learning_rate: 1, epochs: 1}, "
-        "selection: {kind: uniform, availability: {kind: trace, file: t.csv}}}"
+        "simulation: {availability: {kind: trace, file: t.csv}}}"
     )
-    assert load_config(tmp_path / "c.yaml").selection.availability == Trace(file=str(tmp_path / "t.csv"))
+    assert load_config(tmp_path / "c.yaml").simulation.availability == Trace(file=str(tmp_path / "t.csv"))
 
 
 def test_what_makes_no_sense() -> None:
-    with pytest.raises(ValidationError, match=r"low is 0\.9 and selection\.availability\.high 0\.5"):
+    with pytest.raises(ValidationError, match=r"low is 0\.9 and simulation\.availability\.high 0\.5"):
         Diurnal(low=0.9)
     with pytest.raises(ValidationError, match="probability"):
         Bernoulli(probability=0.0)

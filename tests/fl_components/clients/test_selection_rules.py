@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedrounds.fl_components.clients import (
     Always,
+    AvailabilityRule,
     Bernoulli,
     Clients,
     Diurnal,
@@ -25,30 +26,38 @@ from fedrounds.fl_components.clients import (
 )
 from fedrounds.fl_components.randomness import generator
 
+HALF, BY_DAY = Bernoulli(probability=0.5), Diurnal(low=0.1, high=0.9)
 CASES = [
-    Uniform(),
-    Uniform(cohort_size=1),
-    Uniform(cohort_size=7),
-    Uniform(cohort_size=20),
-    Uniform(cohort_size=7, availability=Bernoulli(probability=0.5)),
-    Uniform(availability=Diurnal(low=0.1, high=0.9)),
-    Poisson(sampling_rate=0.1),
-    Poisson(sampling_rate=1.0),
-    Poisson(sampling_rate=0.3, availability=Bernoulli(probability=0.5)),
-    Stratified(by="region", cohort_size=7),
-    Stratified(by="region", cohort_size=20, shares="equal"),
-    Stratified(by="region", cohort_size=7, availability=Bernoulli(probability=0.5)),
-    Fair(cohort_size=7),
-    Fair(cohort_size=20, candidates_per_seat=1),
-    Fair(cohort_size=7, availability=Diurnal(low=0.1, high=0.9)),
+    (Uniform(), Always()),
+    (Uniform(cohort_size=1), Always()),
+    (Uniform(cohort_size=7), Always()),
+    (Uniform(cohort_size=20), Always()),
+    (Uniform(cohort_size=7), HALF),
+    (Uniform(), BY_DAY),
+    (Poisson(sampling_rate=0.1), Always()),
+    (Poisson(sampling_rate=1.0), Always()),
+    (Poisson(sampling_rate=0.3), HALF),
+    (Stratified(by="region", cohort_size=7), Always()),
+    (Stratified(by="region", cohort_size=20, shares="equal"), Always()),
+    (Stratified(by="region", cohort_size=7), HALF),
+    (Fair(cohort_size=7), Always()),
+    (Fair(cohort_size=20, candidates_per_seat=1), Always()),
+    (Fair(cohort_size=7), BY_DAY),
 ]
 
 
-def clients(num_clients: int, round: int = 1, participations: Any = None) -> Clients:
-    """A table of clients in four regions of unequal size, of whom none has taken part unless told otherwise."""
+def clients(
+    num_clients: int, round: int = 1, participations: Any = None, availability: AvailabilityRule | None = None
+) -> Clients:
+    """A table of clients in four regions of unequal size, who by default are all there and never took part."""
     counts = np.zeros(num_clients, np.int64) if participations is None else participations
     return Clients(
-        num_clients, round, seed=0, strata=lambda name: strata(num_clients), participations=lambda rows: counts[rows]
+        num_clients,
+        round,
+        seed=0,
+        strata=lambda name: strata(num_clients),
+        participations=lambda rows: counts[rows],
+        availability=availability or Always(),
     )
 
 
@@ -74,81 +83,86 @@ def peak_bytes(rule: SelectionRule, table: Clients) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("rule", CASES, ids=repr)
+@pytest.mark.parametrize(("rule", "there"), CASES, ids=repr)
 class TestSelectionRule:
     @pytest.mark.parametrize("num_clients", [20, 21, 500, 20_000])
-    def test_rows_are_distinct_sorted_in_range_and_available(self, rule: SelectionRule, num_clients: int) -> None:
+    def test_rows_are_distinct_sorted_in_range_and_available(
+        self, rule: SelectionRule, there: AvailabilityRule, num_clients: int
+    ) -> None:
         for round in range(1, 6):
-            rows = rule.select(clients(num_clients, round), generator(0, round, "selection"))
+            table = clients(num_clients, round, availability=there)
+            rows = rule.select(table, generator(0, round, "selection"))
             assert rows.dtype == np.int64
             assert (np.diff(rows) > 0).all()
             assert not len(rows) or 0 <= rows[0] <= rows[-1] < num_clients
-            assert rule.availability.available(rows, round, seed=0).all()
+            assert there.available(rows, round, seed=0).all()
 
-    def test_its_size_is_what_it_says(self, rule: SelectionRule) -> None:
-        sizes = [len(rule.select(clients(500, r), generator(0, r, "selection"))) for r in range(1, 41)]
+    def test_its_size_is_what_it_says(self, rule: SelectionRule, there: AvailabilityRule) -> None:
+        tables = [clients(500, round, availability=there) for round in range(1, 41)]
+        sizes = [len(rule.select(table, generator(0, table.round, "selection"))) for table in tables]
         expected = rule.cohort_size_of(500)
         if isinstance(rule, Poisson):
-            there = getattr(rule.availability, "probability", 1.0)
-            assert np.mean(sizes) == pytest.approx(expected * there, rel=0.1)
-        elif expected == 500 and not isinstance(rule.availability, Always):
+            share = getattr(there, "probability", 1.0)
+            assert np.mean(sizes) == pytest.approx(expected * share, rel=0.1)
+        elif expected == 500 and not isinstance(there, Always):
             assert np.mean(sizes) == pytest.approx(250, rel=0.2)  # all that are there
         else:
             assert set(sizes) == {expected}
 
-    def test_where_too_few_are_there_fewer_are_selected(self, rule: SelectionRule) -> None:
-        rare = rule.model_copy(update={"availability": Bernoulli(probability=0.03)})
+    def test_where_too_few_are_there_fewer_are_selected(self, rule: SelectionRule, there: AvailabilityRule) -> None:
+        rare = Bernoulli(probability=0.03)
         for round in range(1, 11):
-            rows = rare.select(clients(100, round), generator(0, round, "selection"))
-            there = np.flatnonzero(rare.availability.available(np.arange(100), round, seed=0))
-            assert set(rows.tolist()) <= set(there.tolist())
+            rows = rule.select(clients(100, round, availability=rare), generator(0, round, "selection"))
+            available = np.flatnonzero(rare.available(np.arange(100), round, seed=0))
+            assert set(rows.tolist()) <= set(available.tolist())
             if not isinstance(rule, Poisson | Stratified):  # whose absent clients, or strata without any, stay empty
-                assert len(rows) == min(len(there), rule.cohort_size_of(100))
+                assert len(rows) == min(len(available), rule.cohort_size_of(100))
 
-    def test_nobody_is_selected_where_nobody_is_there(self, rule: SelectionRule) -> None:
-        nobody = rule.model_copy(update={"availability": Bernoulli(probability=1e-12)})
-        rows = nobody.select(clients(20_000), generator(0, 1, "selection"))
+    def test_nobody_is_selected_where_nobody_is_there(self, rule: SelectionRule, there: AvailabilityRule) -> None:
+        table = clients(20_000, availability=Bernoulli(probability=1e-12))
+        rows = rule.select(table, generator(0, 1, "selection"))
         assert (rows.dtype, rows.shape) == (np.int64, (0,))
 
-    def test_its_cohort_is_never_larger_than_it_says(self, rule: SelectionRule) -> None:
+    def test_its_cohort_is_never_larger_than_it_says(self, rule: SelectionRule, there: AvailabilityRule) -> None:
         sizes = [len(rule.select(clients(20, r), generator(0, r, "selection"))) for r in range(1, 40)]
         assert max(sizes) <= rule.max_cohort_size_of(20) <= 20
 
-    def test_the_same_draw_selects_the_same(self, rule: SelectionRule) -> None:
+    def test_the_same_draw_selects_the_same(self, rule: SelectionRule, there: AvailabilityRule) -> None:
         first, again = (rule.select(clients(500), generator(3, 4, "selection")) for _ in range(2))
         assert np.array_equal(first, again)
 
-    def test_every_client_s_turn_comes(self, rule: SelectionRule) -> None:
+    def test_every_client_s_turn_comes(self, rule: SelectionRule, there: AvailabilityRule) -> None:
         counts = np.zeros(20, np.int64)
         for round in range(1, 400):
             counts[rule.select(clients(20, round, counts), generator(0, round, "selection"))] += 1
         assert counts.min() > 0
 
-    def test_fewer_than_no_update_makes_no_sense(self, rule: SelectionRule) -> None:
+    def test_fewer_than_no_update_makes_no_sense(self, rule: SelectionRule, there: AvailabilityRule) -> None:
         with pytest.raises(ValidationError, match="min_updates"):
             type(rule).model_validate(rule.model_dump() | {"min_updates": -1})
 
-    def test_written_and_read_again_it_is_the_same_rule(self, rule: SelectionRule) -> None:
+    def test_written_and_read_again_it_is_the_same_rule(self, rule: SelectionRule, there: AvailabilityRule) -> None:
         assert TypeAdapter(Selection).validate_json(rule.model_dump_json()) == rule
 
-    def test_a_round_costs_what_its_cohort_costs(self, rule: SelectionRule) -> None:
+    def test_a_round_costs_what_its_cohort_costs(self, rule: SelectionRule, there: AvailabilityRule) -> None:
         if rule.cohort_size_of(10**6) > 20:
-            rule = Poisson(sampling_rate=1e-6, availability=rule.availability)  # its cohort grows with the population
+            rule = Poisson(sampling_rate=1e-6)  # its cohort grows with the population
         # Bytes; a single table of ten million clients would be 80 million, and the strata's of one million 8 million.
-        table = clients(10_000_000) if not isinstance(rule, Stratified) else clients(1_000_000)
+        size = 1_000_000 if isinstance(rule, Stratified) else 10_000_000
+        table = clients(size, availability=there)
         assert peak_bytes(rule, table) < 200_000
-        if not isinstance(rule.availability, Always):
-            rare = rule.model_copy(update={"availability": Bernoulli(probability=1e-9)})
-            assert peak_bytes(rare, table) < 2_000_000  # it gives up
+        if not isinstance(there, Always):
+            rare = clients(size, availability=Bernoulli(probability=1e-9))
+            assert peak_bytes(rule, rare) < 2_000_000  # it gives up
 
 
 class TestPoisson:
     def test_an_absent_client_is_not_replaced(self) -> None:
-        here, both = Poisson(sampling_rate=0.2), Poisson(sampling_rate=0.2, availability=Bernoulli(probability=0.5))
+        rule = Poisson(sampling_rate=0.2)
         for round in range(1, 20):
-            coins = here.select(clients(300, round), generator(0, round, "selection"))
-            there = both.select(clients(300, round), generator(0, round, "selection"))
-            assert there.tolist() == coins[both.availability.available(coins, round, seed=0)].tolist()
+            coins = rule.select(clients(300, round), generator(0, round, "selection"))
+            selected = rule.select(clients(300, round, availability=HALF), generator(0, round, "selection"))
+            assert selected.tolist() == coins[HALF.available(coins, round, seed=0)].tolist()
 
     def test_each_client_has_a_coin_of_its_own(self) -> None:
         """Sizes vary as those of a binomial distribution: a fixed-size draw would have no variance."""

@@ -100,9 +100,9 @@ class TestAccountingAndBatchSelectionMismatch:
         assert {len(selection.select(clients(1000), np.random.default_rng(seed))) for seed in range(20)} == {100}
 
     def test_what_no_accounting_is_known_for_is_refused(self) -> None:
-        away = {"kind": "uniform", "cohort_size": 2, "availability": {"kind": "bernoulli", "probability": 0.5}}
+        away = {"availability": {"kind": "bernoulli", "probability": 0.5}}
         with pytest.raises(ConfigError, match="no privacy accounting is known"):
-            parse_config(PRIVATE | {"selection": away})
+            parse_config(PRIVATE | {"selection": {"cohort_size": 2}, "simulation": away})
 
 
 class TestPublicAndPrivateMetadata:

@@ -242,7 +242,10 @@ def test_what_is_refused_when_the_clients_are_counted(begin: Begin, store: Store
         ({"selection": {"kind": "fair", "cohort_size": 3}}, "no privacy accounting is known"),
         ({"selection": {"kind": "fair", "cohort_size": 3}, "data": WARDS}, "no privacy accounting is known"),
         (
-            {"selection": {"cohort_size": 3, "availability": {"kind": "bernoulli", "probability": 0.5}}},
+            {
+                "selection": {"cohort_size": 3},
+                "simulation": {"availability": {"kind": "bernoulli", "probability": 0.5}},
+            },
             "no privacy accounting is known",
         ),
         (

@@ -39,7 +39,7 @@ DELTAS = {"values": {"kind": "uniform", "bits": 4}, "against": "previous"}
         ),
         ({"broadcast": DELTAS, "selection": {"cohort_size": 3}}, "against is previous but not every client is there"),
         (
-            {"broadcast": DELTAS, "selection": {"availability": {"kind": "bernoulli", "probability": 0.9}}},
+            {"broadcast": DELTAS, "simulation": {"availability": {"kind": "bernoulli", "probability": 0.9}}},
             "against is previous but not every client is there",
         ),
         ({"compression": {"kind": "qsgd", "error_feedback": True}}, "loses nothing on average"),
@@ -156,7 +156,10 @@ def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: d
     assert found[0] == found[1]
 
 
-NOBODY = {"training": {"learning_rate": 0.1, "epochs": 2, "straggler_fraction": 1.0, "drop_stragglers": True}}
+NOBODY = {
+    "training": {"learning_rate": 0.1, "epochs": 2},
+    "simulation": {"stragglers": {"fraction": 1.0, "drop": True}},
+}
 
 
 @pytest.mark.parametrize("compression", [{}, {"kind": "top_k"}, FEEDBACK, {"kind": "eden"}], ids=str)
@@ -294,7 +297,7 @@ def test_what_a_round_reports(open_run: OpenRun) -> None:
 
 def test_a_round_takes_as_long_as_its_slowest_client(open_run: OpenRun) -> None:
     hub = open_run(network={"spread": 1.0, "seconds_per_example": 0.01})
-    result, network = walk(stages, hub, 1), hub.config.network
+    result, network = walk(stages, hub, 1), hub.config.simulation.network
     assert network is not None
     each_N = network.seconds(
         np.arange(9),

@@ -157,7 +157,7 @@ class TestAssemble:
             ),
             (
                 {},
-                {"selection": {"availability": {"kind": "trace", "file": "/no/trace.csv"}}},
+                {"simulation": {"availability": {"kind": "trace", "file": "/no/trace.csv"}}},
                 DataError,
                 "/no/trace.csv cannot be read",
             ),

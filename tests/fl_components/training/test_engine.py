@@ -30,7 +30,7 @@ from fedrounds.fl_components.parameters import flatten, num_parameters
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions, kept_units
 from fedrounds.fl_components.training import SGD, one_thread
 from fedrounds.fl_components.training.chunk import Examples
-from fedrounds.fl_components.training.engine import CHUNK_BYTES, STRAGGLER, Engine, Summing
+from fedrounds.fl_components.training.engine import CHUNK_BYTES, Engine, Summing
 from fedrounds.fl_components.training.layers import DualForm
 from fedrounds.fl_components.training.objectives import LossAlone, Proximal
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
@@ -45,7 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"epochs": 2, "objective": Proximal(mu=0.3)},
     {"epochs": 2, "weight_decay": 0.1},
     {"epochs": 1, "max_gradient_norm": 0.2},
-    {"epochs": 3, "straggler_fraction": 0.5, "label_smoothing": 0.1},
+    {"epochs": 3, "label_smoothing": 0.1},
     {
         "epochs": 2,
         "momentum": 0.5,
@@ -53,7 +53,6 @@ OPTIONS: list[dict[str, Any]] = [
         "max_gradient_norm": 0.5,
         "label_smoothing": 0.2,
         "objective": Proximal(mu=0.1),
-        "straggler_fraction": 0.3,
     },
 ]
 QUICK_OPTIONS = [OPTIONS[2], OPTIONS[-1]]  # in one all that the others have
@@ -447,17 +446,6 @@ class TestRefused:
             expected_ND, _ = data.alone(rule, module, params_D)
             assert not np.isfinite(expected_ND[1]).all()
             np.testing.assert_allclose(total_D, 8 * (expected_ND[0] + expected_ND[2]), rtol=1e-4, atol=1e-6)
-
-
-def test_dropped_stragglers_are_absent() -> None:
-    data = Data([4] * 20, floats(6), ())
-    rule = SGD(learning_rate=0.1, epochs=3, straggler_fraction=0.5, drop_stragglers=True)
-    slow = [task.client_id for task in data.tasks if rule.work_of(task.seed) is not None]
-    report = Engine(linears(), data.examples).train(
-        rule, flatten(linears()), data.tasks, np.empty((20, 53), np.float32)
-    )
-    assert report.absent == dict.fromkeys(slow, STRAGGLER)
-    assert report.client_ids == tuple(task.client_id for task in data.tasks if task.client_id not in slow)
 
 
 def test_no_clients() -> None:

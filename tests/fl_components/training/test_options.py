@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedrounds.fl_components.arrays import IGNORED
+from fedrounds.fl_components.clients import Stragglers
 from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.training import SGD
@@ -191,15 +193,10 @@ class TestSchedule:
 # --- uneven local work ---
 
 
-def tasks(num_clients: int) -> list[ClientTask]:
-    return [ClientTask(f"c{row}", row, 12, seed=row + 1000) for row in range(num_clients)]
-
-
 class TestStragglers:
     def test_so_many_stop_after_a_part_of_their_epochs(self) -> None:
         """Li et al. 2020, section 5.2, as its authors' code draws it: from [1, E), where the text has [1, E]."""
-        rule = SGD(learning_rate=0.1, epochs=5, straggler_fraction=0.9)
-        work = [rule.work_of(seed) for seed in range(4000)]
+        work = [Stragglers(fraction=0.9).work(seed, 5) for seed in range(4000)]
         assert np.mean([each is not None for each in work]) == pytest.approx(0.9, abs=0.02)
         counts = np.bincount([each for each in work if each is not None], minlength=6)
         assert counts[0] == counts[5] == 0
@@ -207,43 +204,37 @@ class TestStragglers:
 
     @pytest.mark.parametrize(("length", "a_part"), [({"epochs": 3}, {"epochs": 1}), ({"steps": 5}, {"steps": 2})])
     def test_what_a_straggler_did_is_the_beginning_of_the_whole(self, length: Any, a_part: Any) -> None:
-        rule = SGD(learning_rate=0.1, batch_size=4, straggler_fraction=1.0, **length)
-        work = next(iter(a_part.values()))
-        seed = next(seed for seed in range(1000) if rule.work_of(seed) == work)
+        rule = SGD(learning_rate=0.1, batch_size=4, **length)
         module = network()
         params_D = start(module)
-        done_D, _ = rule.train(module, params_D, *examples(), seed)
-        expected_D, _ = SGD(learning_rate=0.1, batch_size=4, **a_part).train(module, params_D, *examples(), seed)
+        done_D, _ = rule.train(module, params_D, *examples(), seed=7, work=next(iter(a_part.values())))
+        expected_D, _ = SGD(learning_rate=0.1, batch_size=4, **a_part).train(module, params_D, *examples(), seed=7)
         assert done_D.tobytes() == expected_D.tobytes()
 
-    def test_without_stragglers_everybody_does_all(self) -> None:
-        assert SGD(learning_rate=0.1, epochs=5).work_of(3) is None
-
-    @pytest.mark.parametrize("drop", [False, True])
-    def test_they_are_kept_or_dropped(self, drop: bool) -> None:
-        rule = SGD(learning_rate=0.1, epochs=3, straggler_fraction=0.5, drop_stragglers=drop)
-        module = network()
+    def test_many_at_once_stop_as_each_does_alone(self) -> None:
+        rule, module = SGD(learning_rate=0.1, epochs=3), network()
         x, y = (torch.from_numpy(each) for each in examples())
-        everybody = np.zeros(20, np.int64)
-        engine = Engine(module, Examples(x, y, everybody, everybody + len(y)))
-        report = engine.train(rule, start(module), tasks(20), np.empty((20, num_parameters(module)), np.float32))
-        slow = [each.client_id for each in tasks(20) if rule.work_of(each.seed) is not None]
-        assert 0 < len(slow) < 20
-        assert set(report.absent) == (set(slow) if drop else set())
-        assert {*report.client_ids, *report.absent} == {each.client_id for each in tasks(20)}
-        assert len(report.losses) == len(report.client_ids) == 20 - len(report.absent)
+        everybody = np.zeros(4, np.int64)
+        tasks = [ClientTask(f"c{row}", row, len(y), seed=row, work=work) for row, work in enumerate((None, 1, 2, None))]
+        found_ND = np.empty((4, num_parameters(module)), np.float32)
+        Engine(module, Examples(x, y, everybody, everybody + len(y))).train(rule, start(module), tasks, found_ND)
+        alone_ND = [rule.train(module, start(module), x, y, task.seed, work=task.work)[0] for task in tasks]
+        np.testing.assert_allclose(found_ND, np.stack(alone_ND), rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize(
-        ("fields", "words"),
-        [
-            ({"epochs": 1, "straggler_fraction": 0.5}, r"training\.epochs is 1"),
-            ({"steps": 1, "straggler_fraction": 0.5}, r"training\.steps is 1"),
-            ({"epochs": 2, "drop_stragglers": True}, r"straggler_fraction is 0: there are none to drop"),
-        ],
-    )
-    def test_what_makes_no_sense(self, fields: dict[str, Any], words: str) -> None:
-        with pytest.raises(ValidationError, match=words):
-            SGD.model_validate({"learning_rate": 0.1, **fields})
+    @pytest.mark.parametrize("length", [{"epochs": 1}, {"steps": 1}])
+    def test_one_epoch_or_step_has_no_part(self, length: dict[str, int]) -> None:
+        fields = {
+            "name": "uneven",
+            "rounds": 1,
+            "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": 3}},
+            "model": {"kind": "logistic_regression"},
+            "training": {"learning_rate": 0.3, **length},
+            "simulation": {"stragglers": {"fraction": 0.5}},
+        }
+        with pytest.raises(
+            ConfigError, match=rf"simulation\.stragglers is given and training\.{next(iter(length))} is 1"
+        ):
+            parse_config(fields)
 
 
 @pytest.mark.slow
@@ -264,9 +255,8 @@ def test_keeping_stragglers_does_better_than_dropping_them() -> None:
                     "learning_rate": 0.3,
                     "batch_size": 10,
                     "epochs": 20,
-                    "straggler_fraction": 0.9,
-                    "drop_stragglers": drop,
                 },
+                "simulation": {"stragglers": {"fraction": 0.9, "drop": drop}},
                 "selection": {"kind": "uniform", "cohort_size": 6, "min_updates": 0},
             }
         )

@@ -101,7 +101,6 @@ class TestCanaries:
             "weight_decay": 0.01,
             "objective": Proximal(mu=0.1),
             "label_smoothing": 0.95,
-            "straggler_fraction": 0.5,
             "epochs": 3,
             "learning_rate": 100.0,
         }
