@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 
 from benchmarks.peers.tables import aligned
-from fedrounds.fl_components.aggregation import Mean
+from fedrounds.fl_components.admission import Admission
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.values import ClientTask, RoundPlan
@@ -50,7 +50,7 @@ class Receiver:
         return cls(codec, plan, task, codec.encode(plan, [task], delta_D[None])[0][0])
 
     def refuses(self, frame: bytes) -> bool:
-        return bool(self.codec.decode(self.plan, [self.task], [frame], Mean().refusal)[1])
+        return bool(self.codec.decode(self.plan, [self.task], [frame], Admission().rejection)[1])
 
     @property
     def cap(self) -> int:

@@ -255,7 +255,7 @@ def _trained(count: int) -> Updates:
 def ours(updates: Updates, rule: dict[str, Any], spread: Spread) -> tuple[tuple[float, float], float, float]:
     """Seconds to encode and to decode, bytes of a frame, squared error."""
     codec, plan, tasks, deltas_ND = updates.codec(rule), updates.plan, updates.tasks, updates.deltas_ND
-    refusal = _config({}).aggregation.refusal
+    refusal = _config({}).admission.rejection
     few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW], spread=spread)  # warms up
     codec.decode(plan, tasks[:FEW], few, refusal, spread)
     began = time.perf_counter()

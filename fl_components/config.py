@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from fedrounds.fl_components.admission import Admission
 from fedrounds.fl_components.aggregation import AdditiveRule, Aggregation, Mean
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.clients import Selection, Simulation, Uniform
@@ -76,6 +77,7 @@ class FederationConfig(Rule):
     simulation: Simulation = Simulation()
     compression: Compression = NoCompression()
     broadcast: Broadcast = Broadcast()
+    admission: Admission = Admission()
     aggregation: Aggregation = Mean()
     server_optimizer: ServerOptimizer = FedAvg()
     privacy: Privacy = NoPrivacy()
@@ -209,11 +211,11 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
 
 def check_claimed_fields(config: FederationConfig) -> None:
     """Refuse what does nothing under a claim about clients. Raises ValueError."""
-    limit = config.aggregation.max_update_norm
-    if limit != type(config.aggregation).model_fields["max_update_norm"].default:
+    limit = config.admission.max_update_norm
+    if limit != Admission().max_update_norm:
         raise ValueError(
-            f"privacy.kind is {config.privacy.kind} but aggregation.max_update_norm is {limit:g}: under a claim an "
-            "update is clipped to privacy.clipping, not refused; leave aggregation.max_update_norm out"
+            f"privacy.kind is {config.privacy.kind} but admission.max_update_norm is {limit:g}: under a claim an "
+            "update is clipped to privacy.clipping, not rejected; leave admission.max_update_norm out"
         )
     simulated = getattr(config.privacy, "simulate_noise_cohort", None)
     epsilon = getattr(config.privacy, "epsilon", None)
@@ -561,6 +563,7 @@ RENAMED: Final = {
     "training.straggler_fraction": "simulation.stragglers: {fraction: ...}",
     "training.drop_stragglers": "simulation.stragglers: {fraction: ..., drop: ...}",
     "selection.availability": "simulation.availability",
+    "aggregation.max_update_norm": "admission.max_update_norm",
     "network": "simulation.network",
 }
 """Fields that a configuration may still have, and what replaced them."""

@@ -31,6 +31,7 @@ import re
 from typing import ClassVar
 
 from fedrounds.fl_components.redaction import redact
+from fedrounds.fl_components.rejections import Rejection
 
 
 class FedroundsError(Exception):
@@ -126,6 +127,10 @@ class WireError(FedroundsError):
 
 class UpdateRejected(FedroundsError):
     code = "update_rejected"
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(str(rejection))
+        self.rejection = Rejection(rejection.code, printable(redact(rejection.detail)))
 
 
 class TooFewClients(FedroundsError):

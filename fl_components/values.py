@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from fedrounds.fl_components.arrays import Float32, Tensors, params_digest
 from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class RoundPlan:
     `base_digest` names the parameters that every update must start from; `shards` cut the cohort into what is trained
     and summed together, `waves` into whole shards that fit the memory budget; `collection` is the number of this
     round's reservation in the ledger (0 until authorised). `clipping_norm` is that of this round, under a privacy
-    claim. `refused` are clients that were selected and take no part, each with the reason.
+    claim. `excluded` are clients that were selected and take no part, each with the reason.
     """
 
     run_id: str
@@ -74,7 +75,7 @@ class RoundPlan:
     event: Mapping[str, Any]
     clipping_norm: float | None = None
     collection: int = 0
-    refused: Mapping[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, Rejection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class UpdateBatch:
     deltas_ND: Float32
     losses: tuple[Weighted, ...]
     download_bytes: int = 0
-    absent: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, Rejection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class EncodedBatch:
     frames: tuple[bytes, ...]
     losses: tuple[Weighted, ...]
     download_bytes: int = 0
-    absent: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, Rejection] = field(default_factory=dict)
     error: Weighted = field(default_factory=Weighted)
     memory: Float32 | None = None
 
@@ -143,7 +144,7 @@ class Partial:
 class UpdateSum:
     """One wave's updates, checked and added up where they were made, so that N x D never exists.
 
-    `loss` is that of the updates in the sum; `refused` are those that were left out of it, `absent` the clients from
+    `loss` is that of the updates in the sum; `rejected` are those that were left out of it, `absent` the clients from
     which no update came, each with the reason. `frames` are updates as they would travel, each with how many there are
     of that length: none before the compress stage.
     """
@@ -152,8 +153,8 @@ class UpdateSum:
     partial: Partial
     loss: Weighted
     download_bytes: int = 0
-    refused: Mapping[str, str] = field(default_factory=dict)
-    absent: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, Rejection] = field(default_factory=dict)
+    absent: Mapping[str, Rejection] = field(default_factory=dict)
     frames: tuple[tuple[bytes, int], ...] = ()
 
 
@@ -170,7 +171,7 @@ class Collected:
     compression_error: Weighted = field(default_factory=Weighted)
     memory: Mapping[str, Float32] = field(default_factory=dict)
     selected: int = 0
-    rejected: Mapping[str, str] = field(default_factory=dict)  # client id -> reason
+    rejected: Mapping[str, Rejection] = field(default_factory=dict)  # by client id
     upload_bytes: int = 0
     download_bytes: int = 0
     largest_bytes: int = 0
@@ -185,6 +186,7 @@ class Collected:
                 "count": self.partial.count,
                 "train_loss": [self.train_loss.total, self.train_loss.weight],
                 "compression_error": [self.compression_error.total, self.compression_error.weight],
+                "rejected": {client_id: [each.code, each.detail] for client_id, each in self.rejected.items()},
                 **{name: getattr(self, name) for name in _PLAIN_OF_COLLECTED},
             },
         )
@@ -197,13 +199,15 @@ class Collected:
             memory=_part(tensors, "memory"),
             train_loss=Weighted(*header["train_loss"]),
             compression_error=Weighted(*header["compression_error"]),
+            rejected={
+                client_id: Rejection(RejectionCode(code), detail)
+                for client_id, (code, detail) in header["rejected"].items()
+            },
             **{name: header[name] for name in _PLAIN_OF_COLLECTED},
         )
 
 
-_PLAIN_OF_COLLECTED: Final = (
-    *("selected", "rejected", "upload_bytes", "download_bytes", "largest_bytes", "slowest_s", "seconds"),
-)
+_PLAIN_OF_COLLECTED: Final = (*("selected", "upload_bytes", "download_bytes", "largest_bytes", "slowest_s", "seconds"),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,10 @@
-"""What every aggregation rule does, and what the server asks of an update before it counts."""
+"""What every aggregation rule does."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 
 import numpy as np
-from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.rules import Rule
@@ -21,22 +19,6 @@ class AggregationRule(Rule):
     """
 
     kind: str
-    max_update_norm: float = Field(
-        default=1000.0, gt=0, description="an update whose L2 norm is above this is refused by the server"
-    )
-
-    def refusal(self, norm: float) -> str | None:
-        """Why an update of this L2 norm does not count, or None. An update that is not finite has no finite norm.
-
-        >>> from fedrounds.fl_components.aggregation import Mean
-        >>> Mean(max_update_norm=10).refusal(12.5)
-        'norm_too_large: 12.5 is above aggregation.max_update_norm 10'
-        """
-        if not math.isfinite(norm):
-            return "not_finite: the update holds NaN or infinity"
-        if norm > self.max_update_norm:
-            return f"norm_too_large: {norm:.4g} is above aggregation.max_update_norm {self.max_update_norm:g}"
-        return None
 
     @abstractmethod
     def init(self, num_parameters: int) -> Partial:

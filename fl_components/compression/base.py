@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from fedrounds.fl_components.arrays import Float32, Indices, Payload, Symbols
 from fedrounds.fl_components.errors import UpdateRejected
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.rules import Rule
 
 
@@ -186,12 +187,13 @@ SIZES: Final = (2, 3, 4, 8, 16, 32, 64, 128, 256, 1024, 10_000, 1_000_000)
 """Numbers of parameters at which a rule is looked at as long as the model's is not known."""
 
 
-def refuse(payload: Payload, expected: dict[str, str]) -> UpdateRejected:
-    """The refusal of a payload that is not what was expected, which is given in words by name."""
+def unexpected(payload: Payload, expected: dict[str, str]) -> UpdateRejected:
+    """Return the error for a payload that is not what was expected, which is given in words by name."""
     asked = ", ".join(f"{name}: {what}" for name, what in expected.items())
     found = ", ".join(f"{name[:40]!a}: {_in_words(part)}" for name, part in sorted(payload.items())[:6])
-    reason = "wrong_shape" if payload.keys() == expected.keys() else "wrong_tensors"
-    return UpdateRejected(f"{reason}: expected {asked}; got {found or 'nothing'}"[:240])
+    alike = payload.keys() == expected.keys()
+    code = RejectionCode.WRONG_SHAPE if alike else RejectionCode.WRONG_TENSORS
+    return UpdateRejected(Rejection(code, f"expected {asked}; got {found or 'nothing'}"[:220]))
 
 
 def expect(payload: Payload, **expected: tuple[str, int | None, int | None]) -> None:
@@ -214,7 +216,7 @@ def expect(payload: Payload, **expected: tuple[str, int | None, int | None]) -> 
             name: f"{kind}{f' of {limit}' if limit else ''} [{_any(length)}]"
             for name, (kind, length, limit) in expected.items()
         }
-        raise refuse(payload, words)
+        raise unexpected(payload, words)
 
 
 def symbols(payloads: Sequence[Payload], name: str) -> NDArray[np.unsignedinteger]:

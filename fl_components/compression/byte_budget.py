@@ -14,6 +14,7 @@ from fedrounds.fl_components.compression.base import CompressionRule, Known, exp
 from fedrounds.fl_components.compression.eden import CENTROIDS, LOST, levels_of, quantised
 from fedrounds.fl_components.compression.rotation import block_of, rotate, rotate_back
 from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 
 BLOCK: Final = 512
 MOST_BITS: Final = max(CENTROIDS)
@@ -110,7 +111,8 @@ class ByteBudget(CompressionRule):
         )
         counts = np.bincount(symbols_of(payload, "bits"), minlength=MOST_BITS + 1)
         if len(counts) > MOST_BITS + 1:
-            raise UpdateRejected(f"wrong_shape: blocks of {len(counts) - 1} bits a number; {MOST_BITS} are the most")
+            detail = f"blocks of {len(counts) - 1} bits a number; {MOST_BITS} are the most"
+            raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
         parts = {
             _name(bits): ("symbols", count * block, bits)
             for bits, count in enumerate(counts.tolist())

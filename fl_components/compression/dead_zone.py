@@ -13,6 +13,7 @@ from pydantic import Field
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import Known, Quantiser, expect, numbers, symbols, symbols_of
 from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 
 ROUNDED_UP: Final = np.float32(2 / 3)
 """The part of a step from which on a number goes away from zero, not towards it."""
@@ -90,7 +91,8 @@ class DeadZone(Quantiser):
         )
         found, expected = len(symbols_of(payload, "larger")), int((symbols_of(payload, "symbols") == LARGER).sum())
         if found != expected:
-            raise UpdateRejected(f"wrong_shape: expected larger: symbols [{expected}]; got [{found}]")
+            detail = f"expected larger: symbols [{expected}]; got [{found}]"
+            raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
 
     def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
         symbols_ND = symbols(payloads, "symbols")

@@ -18,6 +18,7 @@ from fedrounds.fl_components.compression.levels import Qsgd, Ternary, Uniform
 from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sign import Sign
 from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Sparsifier(CompressionRule):
         )
         num_kept = len(_places(payload))
         if not 1 <= num_kept <= known.num_parameters:
-            raise UpdateRejected(f"wrong_shape: {num_kept} places of {known.num_parameters}")
+            detail = f"{num_kept} places of {known.num_parameters}"
+            raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
         self.values.check(_values(payload), known.inside(num_kept))
 
     def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:

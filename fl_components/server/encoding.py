@@ -13,6 +13,7 @@ import numpy as np
 from fedrounds.fl_components.arrays import Float32, Payload, Tensors, params_digest
 from fedrounds.fl_components.compression import Broadcast, CompressionRule, Known
 from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.shared_memory import keep_freed_memory
 from fedrounds.fl_components.training import Spread, Work, here
@@ -33,12 +34,12 @@ FLOATS_AT_ONCE: Final = 250_000
 MEASURED: Final = 8
 """Of a cohort, the updates of which it is measured what compression lost, where they need not all be decoded."""
 
-Refusal = Callable[[float], str | None]
+RejectionOfNorm = Callable[[float], Rejection | None]
 """Why an update of this L2 norm does not count, if so."""
 
 
-def nothing_refused(_: float) -> None:
-    """The refusal of those that take every update."""
+def admit_all(_: float) -> None:
+    """Reject no norm: what is clipped counts whatever its norm is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +124,17 @@ class Codec:
         plan: RoundPlan,
         tasks: Sequence[ClientTask],
         frames: Sequence[bytes],
-        refusal: Refusal,
+        rejection: RejectionOfNorm,
         spread: Spread = here,
-    ) -> tuple[Float32, dict[int, str]]:
+    ) -> tuple[Float32, dict[int, Rejection]]:
         """The updates [N, D] in frames that these clients sent, and why those at some places do not count.
 
-        `refusal` says so of an update's L2 norm (not_finite, norm_too_large). Other reasons begin with too_large,
-        undecodable, wrong_client, stale_base, wrong_tensors or wrong_shape; such an update is zeros.
+        `rejection` says so of an update's L2 norm (not_finite, norm_too_large). Other codes are too_large, undecodable,
+        wrong_client, stale_base, wrong_tensors and wrong_shape; such an update is zeros.
         """
 
-        def work_on(rows: slice) -> Work[list[str | None]]:
-            return partial(self._decode, plan.base_digest, tasks[rows], frames[rows], refusal)
+        def work_on(rows: slice) -> Work[list[Rejection | None]]:
+            return partial(self._decode, plan.base_digest, tasks[rows], frames[rows], rejection)
 
         deltas_ND = np.empty((len(frames), self.num_parameters), np.float32)
         spread = here if self.rule.transparent else spread
@@ -145,26 +146,26 @@ class Codec:
         base_digest: str,
         tasks: Sequence[ClientTask],
         frames: Sequence[bytes],
-        refusal: Refusal,
+        rejection: RejectionOfNorm,
         deltas_ND: Float32,
-    ) -> list[str | None]:
+    ) -> list[Rejection | None]:
         """Why each of the updates does not count, if so; they are in `deltas_ND` then."""
         keep_freed_memory()
-        reasons: list[str | None] = [None] * len(frames)
+        reasons: list[Rejection | None] = [None] * len(frames)
         for rows in self._units(len(frames)):
             payloads: dict[int, Payload] = {}
             for place in range(rows.start, rows.stop):
                 try:
                     payloads[place] = self._checked(base_digest, tasks[place], frames[place])
                 except UpdateRejected as rejected:
-                    reasons[place], deltas_ND[place] = rejected.message, 0
+                    reasons[place], deltas_ND[place] = rejected.rejection, 0
             places = list(payloads)
             if places:
                 known = self.known([tasks[place] for place in places])
                 deltas_ND[places] = self.rule.decompress(list(payloads.values()), known)
             for place in places:
-                if refusal(_norm_bound(deltas_ND[place])) is not None:
-                    reasons[place] = refusal(math.sqrt(_squares(deltas_ND[place])))
+                if rejection(_norm_bound(deltas_ND[place])) is not None:
+                    reasons[place] = rejection(math.sqrt(_squares(deltas_ND[place])))
         return reasons
 
     def _units(self, num_updates: int) -> list[slice]:
@@ -176,9 +177,11 @@ class Codec:
         if update.client_id != task.client_id:
             # What a client wrote is shown escaped and cut: the reason is kept, logged and printed.
             named = f"{update.client_id[:100]!a}"
-            raise UpdateRejected(f"wrong_client: {task.client_id} sent an update in the name of {named}")
+            detail = f"{task.client_id} sent an update in the name of {named}"
+            raise UpdateRejected(Rejection(RejectionCode.WRONG_CLIENT, detail))
         if not base_digest.startswith(update.base_digest):  # the first 16 digits of its base, all that travels
-            raise UpdateRejected(f"stale_base: starts from {update.base_digest!r}, not from {base_digest[:16]!r}")
+            detail = f"starts from {update.base_digest!r}, not from {base_digest[:16]!r}"
+            raise UpdateRejected(Rejection(RejectionCode.STALE_BASE, detail))
         self.rule.check(update.parts, self.known([task]))
         return update.parts
 

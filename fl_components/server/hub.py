@@ -32,6 +32,7 @@ from fedrounds.fl_components.errors import (
 from fedrounds.fl_components.privacy.events import Nothing
 from fedrounds.fl_components.privacy.releases import Release, public
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.rejections import Rejection
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.claim import (
     check_budget,
@@ -79,11 +80,11 @@ SEAL_BYTES: Final = 1 << 16
 """Room in a seal for what a round collected, besides the sum and what is kept of each client."""
 
 BYTES_OF_CLIENT: Final = 1536
-"""Room in a seal for each client of the largest possible cohort: an id of 100 characters and the reason why it was
-refused, escaped as JSON."""
+"""Room in a seal for each client of the largest possible cohort: an id of 100 characters and its rejection,
+escaped as JSON."""
 
-LONGEST_REASON: Final = 120
-"""Characters of a reason that are sealed."""
+LONGEST_DETAIL: Final = 120
+"""Characters of a rejection's detail that are sealed."""
 
 LOOKED_AT: Final = 500
 """Clients whose budgets are read at a time."""
@@ -168,13 +169,13 @@ class Hub:
         if self.secret is None:
             data = collected.to_bytes()
         else:
-            reasons = {client_id: _cut(reason) for client_id, reason in collected.rejected.items()}
+            rejected = {client_id: _shortened(each) for client_id, each in collected.rejected.items()}
             # Nothing of the cohort may show in the length, which is that of one whole piece.
             of_clients = self.federation.largest_cohort * BYTES_OF_CLIENT if self.federation.withholds_cohort else 0
             of_sum = sum(tensor.nbytes for tensor in collected.partial.tensors.values())
             data = closed(
                 self.key(plan.round, "seal"),
-                replace(collected, rejected=reasons).to_bytes(),
+                replace(collected, rejected=rejected).to_bytes(),
                 multiple=of_sum + SEAL_BYTES + of_clients,
             )
         self.lease.seal(plan.round, plan.collection, data)
@@ -539,9 +540,9 @@ class Hub:
         self.close()
 
 
-def _cut(reason: str) -> str:
-    """A reason in so few characters of ASCII that they have room in a seal."""
-    return reason.encode("ascii", "backslashreplace").decode()[:LONGEST_REASON]
+def _shortened(rejection: Rejection) -> Rejection:
+    """The rejection with a detail of so few characters of ASCII that they have room in a seal."""
+    return replace(rejection, detail=rejection.detail.encode("ascii", "backslashreplace").decode()[:LONGEST_DETAIL])
 
 
 def start_fresh_or_latest(store: Store) -> Start:

@@ -24,8 +24,9 @@ from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
 from fedrounds.fl_components.privacy.events import Nothing
 from fedrounds.fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.server.encoding import nothing_refused
+from fedrounds.fl_components.server.encoding import admit_all
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.withheld import withheld_error
 from fedrounds.fl_components.store.ledger import of_client
@@ -47,11 +48,13 @@ from fedrounds.fl_components.wire import decode_update
 OF_CLIENTS = ("train", "compress", "admit", "evaluate")
 """Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""
 
-EXHAUSTED = "budget_exhausted: the privacy budget of its examples is spent"
+EXHAUSTED = Rejection(RejectionCode.BUDGET_EXHAUSTED, "the privacy budget of its examples is spent")
 
-TOO_FEW_PAY = "budget_exhausted: too few clients of the round have privacy budget left for their examples"
+TOO_FEW_PAY = Rejection(
+    RejectionCode.BUDGET_EXHAUSTED, "too few clients of the round have privacy budget left for their examples"
+)
 
-STRAGGLER = "straggler: it did not finish its local work"
+STRAGGLER = Rejection(RejectionCode.STRAGGLER, "it did not finish its local work")
 
 LOWER_RATE = "begin another run with a lower training.learning_rate"
 
@@ -168,7 +171,7 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     say(f"round {plan.round} is made without {names_of(refused)}: {why}")
     reasons = {task.client_id: why for task in refused}
     left = tuple(task for task in plan.cohort if task.client_id not in reasons)
-    return replace(plan, **_cut(hub, left), refused=reasons, min_updates=plan.min_updates if left else 0)
+    return replace(plan, **_cut(hub, left), excluded=reasons, min_updates=plan.min_updates if left else 0)
 
 
 @stage
@@ -185,7 +188,7 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     ]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
-    summing = Summing(additive, hub.federation.clip(plan)) if additive is not None else None
+    summing = Summing(additive, hub.federation.clip(plan), hub.config.admission) if additive is not None else None
     trained = hub.trainer.train(training, broadcast.params_D, shards, summing, rounds_left)
     batch = (
         _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
@@ -211,14 +214,14 @@ def _add_up(rule: AdditiveRule, partial: Partial, trained: Iterable[tuple[ShardR
     """The shards' sums, in the order of the shards."""
     client_ids: list[str] = []
     loss = Weighted()
-    refused: dict[str, str] = {}
+    rejected: dict[str, Rejection] = {}
     for report, sum_D in trained:
         partial = rule.add_sum(partial, sum_D, report.weight, report.count)
         for client_id, each in zip(report.client_ids, report.losses, strict=True):
-            loss = loss if client_id in report.refused else loss + each
+            loss = loss if client_id in report.rejected else loss + each
         client_ids += report.client_ids
-        refused |= report.refused
-    return UpdateSum(tuple(client_ids), partial, loss, refused=refused)
+        rejected |= report.rejected
+    return UpdateSum(tuple(client_ids), partial, loss, rejected=rejected)
 
 
 @stage
@@ -253,18 +256,18 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
     rule = hub.config.aggregation
     collected = collected or Collected(
-        rule.init(hub.federation.num_coordinates), selected=len(plan.refused), rejected=plan.refused
+        rule.init(hub.federation.num_coordinates), selected=len(plan.excluded), rejected=plan.excluded
     )
     if isinstance(batch, UpdateSum):
         return _admit_sum(hub, plan, batch, collected)
     tasks, clip = _tasks(plan, batch.client_ids), hub.federation.clip(plan)
     # What is clipped counts whatever its norm is; what is not finite contributes zero.
-    refusal = rule.refusal if clip is None else nothing_refused
-    deltas_ND, refused = hub.codec(plan).decode(plan, tasks, batch.frames, refusal, hub.trainer.spread)
+    rejection = hub.config.admission.rejection if clip is None else admit_all
+    deltas_ND, rejected = hub.codec(plan).decode(plan, tasks, batch.frames, rejection, hub.trainer.spread)
     partial, place_of = collected.partial, {task.client_id: place for place, task in enumerate(tasks)}
     for shard in plan.shards:
         places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
-        places = [place for place in places if place not in refused]
+        places = [place for place in places if place not in rejected]
         if places:
             examples_N = np.array([float(tasks[place].num_examples) for place in places])
             together = places == [*range(places[0], places[0] + len(places))]  # then there is no need for a copy
@@ -273,11 +276,11 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
                 partial = rule.add(partial, own_ND, examples_N)
             else:
                 partial = _add_clipped(hub, partial, own_ND, examples_N, clip)
-    loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in refused), collected.train_loss)
-    reasons = {tasks[place].client_id: reason for place, reason in refused.items()}
+    loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in rejected), collected.train_loss)
+    reasons = {tasks[place].client_id: reason for place, reason in rejected.items()}
     kept_ND = () if batch.memory is None else batch.memory
     # One whose update is refused goes on with what it kept before: what is not finite would stay so for ever.
-    memory = {tasks[place].client_id: kept_D for place, kept_D in enumerate(kept_ND) if place not in refused}
+    memory = {tasks[place].client_id: kept_D for place, kept_D in enumerate(kept_ND) if place not in rejected}
     return replace(
         collected,
         partial=partial,
@@ -307,14 +310,14 @@ def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: Collected
     """Take in updates that were checked and added up where they were made."""
     codec, upload_bytes = hub.codec(plan), sum(len(frame) * count for frame, count in batch.frames)
     for frame, _ in batch.frames:
-        codec.decode(plan, _tasks(plan, [decode_update(frame, len(frame)).client_id]), [frame], nothing_refused)
+        codec.decode(plan, _tasks(plan, [decode_update(frame, len(frame)).client_id]), [frame], admit_all)
     each = [upload_bytes // max(1, len(batch.client_ids))] * len(batch.client_ids)
     return replace(
         collected,
         partial=collected.partial + batch.partial,
         train_loss=collected.train_loss + batch.loss,
         selected=collected.selected + len(batch.client_ids) + len(batch.absent),
-        rejected={**collected.rejected, **batch.refused, **batch.absent},
+        rejected={**collected.rejected, **batch.rejected, **batch.absent},
         upload_bytes=collected.upload_bytes + upload_bytes,
         download_bytes=collected.download_bytes + batch.download_bytes,
         largest_bytes=max([collected.largest_bytes, *(len(frame) for frame, _ in batch.frames)]),
@@ -336,7 +339,7 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
     """
     received = collected.partial.count
     if received < plan.min_updates:
-        reasons = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
+        reasons = Counter(rejection.code for rejection in collected.rejected.values())
         told = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items())) or "none was rejected"
         raise TooFewClients(
             f"round {plan.round}: {received} of {collected.selected} updates could be used and "
@@ -442,7 +445,7 @@ def round_result(
     spent before its seal is added.
     """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
-    rejected = Counter(reason.partition(":")[0] for reason in collected.rejected.values())
+    rejected = Counter(rejection.code for rejection in collected.rejected.values())
     of_examples = {
         "train/loss": collected.train_loss.mean,
         **{f"time/{name}_s": s for name, s in seconds.items()},
@@ -477,7 +480,7 @@ def round_result(
         rejected={} if withholds_cohort else rejected,
         left_out=[]
         if withholds_cohort
-        else [each for each, reason in collected.rejected.items() if reason in (EXHAUSTED, TOO_FEW_PAY)],
+        else [each for each, reason in collected.rejected.items() if reason.code == RejectionCode.BUDGET_EXHAUSTED],
         seconds={} if withholds else seconds,
         withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},
     )

@@ -48,6 +48,6 @@ def as_state(rule: ServerOptimizerRule, tensors: dict[str, Float64]) -> Tensors:
                 f"server_optimizer.kind {kind}: state {name} exceeds float32 for "
                 f"{np.count_nonzero(~np.isfinite(kept_D))} of {len(kept_D)} parameters",
                 hint="the aggregated update is too large: begin another run with a lower training.learning_rate or "
-                "aggregation.max_update_norm, or under a claim with more clients or less noise",
+                "admission.max_update_norm, or under a claim with more clients or less noise",
             )
     return state

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedrounds.fl_components.admission import Admission
 from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import failing_layer
 from fedrounds.fl_components.parameters import flatten, load_into
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
+from fedrounds.fl_components.rejections import Rejection
 from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, made_up, train_chunk
 from fedrounds.fl_components.training.layers import NoClientForm
 from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
@@ -44,9 +46,6 @@ class Additive(Protocol):
     def weigh(self, num_examples_N: Float64) -> Float64:
         """The weight of each client."""
 
-    def refusal(self, norm: float) -> str | None:
-        """Why an update of this L2 norm does not count, or None; then none of a smaller norm is refused."""
-
 
 @dataclass(frozen=True, slots=True)
 class Summing:
@@ -54,11 +53,13 @@ class Summing:
 
     With `clip`, what is added up are contributions (privacy/clipping.py), each times its weight over the largest
     possible one: whole numbers, so that the sum is exact. One more coordinate, the last, counts those that were not
-    clipped: each adds 1/2, each of the others -1/2. No update is refused then; one that is not finite adds zeros.
+    clipped: each adds 1/2, each of the others -1/2. No update is rejected then; one that is not finite adds zeros.
+    Otherwise `admission` decides which updates count.
     """
 
     rule: Additive
     clip: Clip | None = None
+    admission: Admission = field(default_factory=Admission)
 
     def num_coordinates(self, num_parameters: int) -> int:
         """Of the sum."""
@@ -71,13 +72,13 @@ class ShardReport:
 
     Args:
       client_ids, losses: of those that sent an update.
-      refused: those whose update was left out of the sum, with the reason.
+      rejected: those whose update was left out of the sum, with the reason.
       weight, count: of those in the sum.
     """
 
     client_ids: tuple[str, ...]
     losses: tuple[Weighted, ...]
-    refused: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, Rejection] = field(default_factory=dict)
     weight: float = 0.0
     count: int = 0
 
@@ -140,7 +141,7 @@ class Engine:
         if rule.example_level is not None and self._way is None:
             with one_thread():
                 self._way = find_way(self._module, made_up(self._examples))
-        losses, refused = [Weighted()] * len(tasks), dict[str, str]()
+        losses, rejected = [Weighted()] * len(tasks), dict[str, Rejection]()
         weights_N = np.array([each.num_examples for each in tasks], np.float64)
         weights_N = summing.rule.weigh(weights_N).copy() if summing is not None else weights_N
         if summing is not None and summing.clip is not None:
@@ -158,11 +159,11 @@ class Engine:
                     shares_C = torch.from_numpy(weights_N[positions] / summing.rule.max_weight)
                     add_contributions(out, updates.parts(), shares_C, summing.clip)
                     continue
-                if any(summing.rule.refusal(bound) for bound in updates.norm_bounds().tolist()):
+                if any(summing.admission.rejection(bound) for bound in updates.norm_bounds().tolist()):
                     for position, norm in zip(positions, updates.norms().tolist(), strict=True):
-                        reason = summing.rule.refusal(norm)
+                        reason = summing.admission.rejection(norm)
                         if reason is not None:
-                            refused[tasks[position].client_id] = reason
+                            rejected[tasks[position].client_id] = reason
                             weights_N[position] = 0
                 weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
                 updates.add_weighted(total_D, weights_C)
@@ -171,9 +172,9 @@ class Engine:
         return ShardReport(
             client_ids=tuple(task.client_id for task in tasks),
             losses=tuple(losses),
-            refused=refused,
+            rejected=rejected,
             weight=float(weights_N.sum()),
-            count=len(tasks) - len(refused) if summing else 0,
+            count=len(tasks) - len(rejected) if summing else 0,
         )
 
     def _chunks(

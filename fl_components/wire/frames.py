@@ -19,6 +19,7 @@ from typing import Any
 from fedrounds.fl_components.arrays import Part, Payload
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.wire.codings import Coding, coding_of, encode, entry
 
 Buffer = bytes | bytearray | memoryview
@@ -94,13 +95,14 @@ def decode_update(frame: Buffer, max_bytes: int) -> Update:
     fedrounds.fl_components.errors.UpdateRejected: undecodable: the frame has 103 bytes and declares 104
     """
     if len(frame) > max_bytes:
-        raise UpdateRejected(f"too_large: {len(frame)} bytes, at most {max_bytes}")
+        raise UpdateRejected(Rejection(RejectionCode.TOO_LARGE, f"{len(frame)} bytes, at most {max_bytes}"))
     try:
         words, parts = decode_frame(frame, max_bytes)
     except WireError as error:
-        raise UpdateRejected(f"undecodable: {error.message}") from error
+        raise UpdateRejected(Rejection(RejectionCode.UNDECODABLE, error.message)) from error
     if words.keys() != {"base", "client"} or not DIGEST.fullmatch(words["base"]):
-        raise UpdateRejected("undecodable: an update names its client and 16 hex digits of its base")
+        detail = "an update names its client and 16 hex digits of its base"
+        raise UpdateRejected(Rejection(RejectionCode.UNDECODABLE, detail))
     return Update(words["client"], words["base"], parts)
 
 

@@ -105,12 +105,12 @@ def test_a_sweep_killed_in_its_second_cell_goes_on_there(fedrounds: Fedrounds, h
 
 @pytest.mark.slow
 def test_a_cell_that_fails_does_not_stop_the_others(fedrounds: Fedrounds, home: Path) -> None:
-    norms = ("--over", "aggregation.max_update_norm=1e-9,10")  # no update is as short as that
+    norms = ("--over", "admission.max_update_norm=1e-9,10")  # no update is as short as that
     ended = fedrounds("sweep", HEART, *norms, "--set", "rounds=2", "--sweep-id", "s", "--json")
     assert ended.returncode == 1
     error = json.loads(ended.stdout)["error"]
     assert "1 of the 2 cells" in error["message"]
-    assert "s-001 (aggregation.max_update_norm=1e-09)" in error["message"]
+    assert "s-001 (admission.max_update_norm=1e-09)" in error["message"]
     assert "`fedrounds resume s`" in error["hint"]
     shown = data_of(fedrounds("show", "s", "--json"))
     assert (shown["state"], shown["best"]) == ("Failed", "s-002")

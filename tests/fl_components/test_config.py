@@ -42,7 +42,8 @@ FULL: dict[str, Any] = {
     "training": {"kind": "sgd", "learning_rate": 0.1, "momentum": 0.5, "batch_size": None, "steps": 3},
     "selection": {"kind": "uniform", "cohort_size": 4, "min_updates": 2},
     "compression": {"kind": "none"},
-    "aggregation": {"kind": "mean", "weights": "uniform", "max_update_norm": 10.0},
+    "admission": {"max_update_norm": 10.0},
+    "aggregation": {"kind": "mean", "weights": "uniform"},
     "server_optimizer": {"kind": "fedadam", "learning_rate": 0.02, "beta1": 0.8, "beta2": 0.9, "tau": 0.01},
     "privacy": {"kind": "none"},
     "evaluation": {"every": 2, "per_client": False},
@@ -515,7 +516,7 @@ class TestWhatDoesNothingUnderAClaim:
     @pytest.mark.parametrize(
         ("changes", "sentence"),
         [
-            ({"aggregation": {"weights": "uniform", "max_update_norm": 0.001}}, "aggregation.max_update_norm is 0.001"),
+            ({"admission": {"max_update_norm": 0.001}}, "admission.max_update_norm is 0.001"),
             ({"privacy": CLAIM["privacy"] | {"simulate_noise_cohort": 9, "epsilon": 1.0}}, "privacy.epsilon is 1 and"),
             ({"privacy": CLAIM["privacy"] | {"simulate_noise_cohort": 1}}, "privacy.simulate_noise_cohort is 1 but a"),
             ({"selection": {"kind": "poisson", "sampling_rate": 1e-9}}, "expects 4e-09 of 4 clients in a round"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.values import Collected, Partial, RoundPlan, ServerState, Weighted, pack, unpack
 
 SPECIAL = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, -1e-40, 3.4e38], np.float32)
@@ -93,7 +94,9 @@ class TestServerState:
 
 class TestCollected:
     @given(
-        rejected=st.dictionaries(st.text(), st.text(), max_size=3),
+        rejected=st.dictionaries(
+            st.text(), st.builds(Rejection, st.sampled_from(RejectionCode), st.text()), max_size=3
+        ),
         loss=st.tuples(floats, floats),
         seconds=st.dictionaries(st.sampled_from(["train", "admit"]), floats),
         counts=st.tuples(*[st.integers(0, 2**62)] * 4),

@@ -22,6 +22,7 @@ from fedrounds.fl_components.privacy.calibration import least_noise
 from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions, kept_units
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.privacy.noise import gaussian
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.stages import round_result
 from fedrounds.fl_components.store.secrets import RunSecret
 from fedrounds.fl_components.training import Evaluation
@@ -254,7 +255,7 @@ def shown_of_a_round() -> Any:
         partial=Partial({"sum": np.zeros(3)}, 3),
         train_loss=Weighted(2.1, 3.0),
         selected=4,
-        rejected={"ward-1": "not_finite"},
+        rejected={"ward-1": Rejection(RejectionCode.NOT_FINITE, "NaN")},
         upload_bytes=12,
         download_bytes=12,
     )

@@ -26,7 +26,7 @@ CLIENT = "client-0003"
 
 @pytest.fixture
 def hub(open_run: OpenRun) -> Hub:
-    return open_run(aggregation={"max_update_norm": 10.0})
+    return open_run(admission={"max_update_norm": 10.0})
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def plan(hub: Hub, state: ServerState) -> RoundPlan:
 
 def check_update(hub: Hub, plan: RoundPlan, client_id: str, frame: bytes) -> Any:
     (task,) = (each for each in plan.cohort if each.client_id == client_id)
-    (delta_D,), refused = hub.codec(plan).decode(plan, [task], [frame], hub.config.aggregation.refusal)
+    (delta_D,), refused = hub.codec(plan).decode(plan, [task], [frame], hub.config.admission.rejection)
     if refused:
         raise UpdateRejected(refused[0])
     return delta_D
@@ -133,8 +133,8 @@ def test_what_cannot_be_decoded_is_zeros_whatever_was_there(hub: Hub, plan: Roun
 
     (task,) = (each for each in plan.cohort if each.client_id == CLIENT)
     frames = [sent(hub, plan), b"", sent(hub, plan, base_digest="0" * 64)]
-    codec, refusal = replace(hub.codec(plan), rule=Single()), hub.config.aggregation.refusal
-    deltas_ND, refused = codec.decode(plan, [task] * 3, frames, refusal, in_used_memory)
+    codec, rejection = replace(hub.codec(plan), rule=Single()), hub.config.admission.rejection
+    deltas_ND, refused = codec.decode(plan, [task] * 3, frames, rejection, in_used_memory)
     assert list(refused) == [1, 2]
     assert np.array_equal(deltas_ND, [small(hub), 0 * small(hub), 0 * small(hub)])
 
@@ -152,7 +152,7 @@ def test_refusals_of_a_wave_are_kept_with_their_reasons(hub: Hub, plan: RoundPla
     frames[8] = frames[7]  # a copy of another client's update
     losses = tuple(Weighted(float(index), 1.0) for index in range(9))
     collected = stages.admit(hub, plan, EncodedBatch(client_ids, tuple(frames), losses, 900), None)
-    assert {client: reason.partition(":")[0] for client, reason in collected.rejected.items()} == {
+    assert {client: rejection.code for client, rejection in collected.rejected.items()} == {
         "client-0000": "undecodable",
         "client-0003": "not_finite",
         "client-0008": "wrong_client",

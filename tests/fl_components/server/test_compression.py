@@ -109,7 +109,7 @@ def test_what_is_left_out_comes_with_the_next_update(open_run: OpenRun) -> None:
 
 def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open_run: OpenRun) -> None:
     """What is not finite would else spoil all its later updates."""
-    hub = open_run(compression=FEEDBACK, aggregation={"max_update_norm": 100.0})
+    hub = open_run(compression=FEEDBACK, admission={"max_update_norm": 100.0})
     walk(stages, hub, 1)
     before = hub.state().memory
     state = stages.load(hub, 2)
@@ -119,7 +119,7 @@ def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open
     batch.deltas_ND[0], batch.deltas_ND[1] = np.nan, 1e6
     collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), None)
     first, second, third, *_ = batch.client_ids
-    reasons = {name: reason.partition(":")[0] for name, reason in collected.rejected.items()}
+    reasons = {name: rejection.code for name, rejection in collected.rejected.items()}
     assert reasons == {first: "not_finite", second: "norm_too_large"}
     after = stages.aggregate(hub, plan, state, collected).memory
     assert np.array_equal(after[first], before[first]) and np.array_equal(after[second], before[second])

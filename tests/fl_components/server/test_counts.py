@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server import hub as hub_module
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub, open_hub
@@ -114,7 +115,8 @@ def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.M
         plan = stages.authorise(hub, stages.select(hub, state))
         tensors = {"sum": np.zeros((hub_module.SEAL_BYTES + beyond) // 8)}
         monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data: lengths.add(len(data)))
-        long = {"\U00020000" * 99 + str(row): "undecodable: " + "\u20ac" * 300 for row in range(9)}
+        rejection = Rejection(RejectionCode.UNDECODABLE, "\u20ac" * 300)
+        long = {"\U00020000" * 99 + str(row): rejection for row in range(9)}
         for collected in (
             Collected(Partial(tensors)),
             Collected(Partial(tensors, 9), Weighted(1 / 3, 2 / 3), selected=9, upload_bytes=2**40, slowest_s=1 / 7),

@@ -57,7 +57,7 @@ def test_without_a_claim_it_is_the_same(
         privacy={"kind": "none"},
         selection={"kind": "uniform", "cohort_size": 3},
         training=FIELDS["training"] | {"learning_rate": learning_rate},
-        aggregation={"max_update_norm": 1e30},
+        admission={"max_update_norm": 1e30},
         server_optimizer=server_optimizer,
     )
     with pytest.raises(Diverged, match=what) as caught:

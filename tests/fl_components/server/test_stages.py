@@ -14,6 +14,7 @@ import pytest
 
 from fedrounds.fl_components.errors import ConfigError, RunFailed, StoreError, TooFewClients
 from fedrounds.fl_components.privacy.releases import public
+from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.profile import Profile, check_writable
@@ -108,7 +109,7 @@ class TestAddedUpAtOnce:
     """Where nothing looks at single updates, these are added up as they come."""
 
     @pytest.mark.parametrize(
-        "changes", [{}, {"aggregation": {"weights": "uniform"}}, {"aggregation": {"max_update_norm": "the median"}}]
+        "changes", [{}, {"aggregation": {"weights": "uniform"}}, {"admission": {"max_update_norm": "the median"}}]
     )
     def test_it_is_what_single_updates_come_to(self, open_run: OpenRun, changes: dict[str, Any]) -> None:
         collected, after = [], []
@@ -116,7 +117,7 @@ class TestAddedUpAtOnce:
             hub = open_run("norms", single=True)
             state, plan = begin(hub)
             norms = np.linalg.norm(stages.train(hub, plan, state, plan.waves[0]).deltas_ND, axis=1)
-            changes = {"aggregation": {"max_update_norm": float(np.median(norms)) * 1.0001}}
+            changes = {"admission": {"max_update_norm": float(np.median(norms)) * 1.0001}}
         for name, single in (("one", False), ("two", True)):
             hub = open_run(name, single=single, **changes)
             state, plan = begin(hub)
@@ -288,7 +289,7 @@ class TestRoundResult:
         collected = Collected(
             Partial({}, 0),
             selected=2,
-            rejected={"a": "not_finite: x", "b": "not_finite: y"},
+            rejected={name: Rejection(RejectionCode.NOT_FINITE, "x") for name in ("a", "b")},
             upload_bytes=10,
             download_bytes=20,
             largest_bytes=5,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedrounds.fl_components.admission import Admission
 from fedrounds.fl_components.aggregation import Mean
 from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ModelError
@@ -219,7 +220,7 @@ class TestManyAtOnce:
         assert report.client_ids == ("c0", "c1", "c2", "c3", "c4")
         assert [each.weight for each in report.losses] == [each.weight for each in losses]
         assert [each.mean for each in report.losses] == pytest.approx([each.mean for each in losses], rel=1e-5)
-        assert (report.absent, report.refused) == ({}, {})
+        assert report.rejected == {}
 
     def test_added_up_it_is_their_weighted_sum(self, case: str) -> None:
         make, x_of, labels, _ = CASES[case]
@@ -232,11 +233,11 @@ class TestManyAtOnce:
         limit = float(np.sort(norms)[-2:].mean())  # the longest one is refused
         total_D = np.empty(len(params_D), np.float32)
         report = Engine(module, data.examples).train(
-            rule, params_D, data.tasks, total_D, Summing(Mean(max_update_norm=limit))
+            rule, params_D, data.tasks, total_D, Summing(Mean(), admission=Admission(max_update_norm=limit))
         )
         longest = int(norms.argmax())
-        reason = f"norm_too_large: {norms[longest]:.4g} is above aggregation.max_update_norm {limit:g}"
-        assert report.refused == {f"c{longest}": reason}
+        reason = Admission(max_update_norm=limit).rejection(norms[longest])
+        assert report.rejected == {f"c{longest}": reason}
         weights_N = np.array([task.num_examples for task in data.tasks], np.float64)
         weights_N[longest] = 0
         np.testing.assert_allclose(total_D, weights_N @ expected_ND, rtol=1e-4, atol=1e-5)
@@ -258,7 +259,7 @@ def test_contributions_added_up(case: str, per_layer: bool) -> None:
     weights = Mean(max_examples=5)
     sum_D1 = np.full(len(params_D) + 1, np.nan)
     report = Engine(module, data.examples).train(rule, params_D, data.tasks, sum_D1, Summing(weights, clip))
-    assert (report.client_ids, report.refused) == (tuple(task.client_id for task in data.tasks), {})
+    assert (report.client_ids, report.rejected) == (tuple(task.client_id for task in data.tasks), {})
     expected_D, unclipped = np.zeros(len(params_D)), 0
     edges = np.cumsum([0, *(each.numel() for each in module.parameters())]) if per_layer else [0, len(params_D)]
     bound = clip.norm / np.sqrt(len(edges) - 1)
@@ -442,7 +443,7 @@ class TestRefused:
             rule = SGD(learning_rate=0.1, batch_size=4, epochs=1)
             total_D = np.empty(num_parameters(module), np.float32)
             report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, Summing(Mean()))
-            assert report.refused == {"c1": "not_finite: the update holds NaN or infinity"}
+            assert report.rejected == {"c1": Admission().rejection(float("nan"))}
             expected_ND, _ = data.alone(rule, module, params_D)
             assert not np.isfinite(expected_ND[1]).all()
             np.testing.assert_allclose(total_D, 8 * (expected_ND[0] + expected_ND[2]), rtol=1e-4, atol=1e-6)
