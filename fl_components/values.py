@@ -116,7 +116,7 @@ class EncodedBatch:
     """One wave's updates as they travel: one frame of bytes per client.
 
     `error` is the squared norm of what compression lost over that of what was compressed, of all or of a few of the
-    clients; `memory` (float32 [N, D]) is what each of them keeps to add to its next update, with error feedback.
+    clients; `residuals_ND` is what each of them keeps to add to its next update, with error feedback.
     """
 
     client_ids: tuple[str, ...]
@@ -125,7 +125,7 @@ class EncodedBatch:
     download_bytes: int = 0
     absent: Mapping[str, Rejection] = field(default_factory=dict)
     error: Weighted = field(default_factory=Weighted)
-    memory: Float32 | None = None
+    residuals_ND: Float32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +162,14 @@ class UpdateSum:
 class Collected:
     """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs.
 
-    `memory` holds, with error feedback, what clients keep of it: float32 [D] each, by client. `largest_bytes` is the
-    length of the longest update, `slowest_s` the simulated time of the slowest client.
+    `client_states` holds the keys of what clients keep for their next round, by client. `largest_bytes` is the length
+    of the longest update, `slowest_s` the simulated time of the slowest client.
     """
 
     partial: Partial
     train_loss: Weighted = field(default_factory=Weighted)
     compression_error: Weighted = field(default_factory=Weighted)
-    memory: Mapping[str, Float32] = field(default_factory=dict)
+    client_states: Mapping[str, str] = field(default_factory=dict)
     selected: int = 0
     rejected: Mapping[str, Rejection] = field(default_factory=dict)  # by client id
     upload_bytes: int = 0
@@ -179,9 +179,8 @@ class Collected:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        parts = {"partial": self.partial.tensors, "memory": self.memory}
         return pack(
-            _flat(parts),
+            self.partial.tensors,
             {
                 "count": self.partial.count,
                 "train_loss": [self.train_loss.total, self.train_loss.weight],
@@ -195,8 +194,7 @@ class Collected:
     def from_bytes(cls, data: bytes) -> Collected:
         tensors, header = unpack(data)
         return cls(
-            partial=Partial(_part(tensors, "partial"), header["count"]),
-            memory=_part(tensors, "memory"),
+            partial=Partial(tensors, header["count"]),
             train_loss=Weighted(*header["train_loss"]),
             compression_error=Weighted(*header["compression_error"]),
             rejected={
@@ -207,15 +205,22 @@ class Collected:
         )
 
 
-_PLAIN_OF_COLLECTED: Final = (*("selected", "upload_bytes", "download_bytes", "largest_bytes", "slowest_s", "seconds"),)
+_PLAIN_OF_COLLECTED: Final = (
+    "client_states",
+    "selected",
+    "upload_bytes",
+    "download_bytes",
+    "largest_bytes",
+    "slowest_s",
+    "seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """The whole state of a federation after `round` rounds: the checkpoint is this one value.
 
-    `memory` is what clients keep of their updates for the next one, by client (error feedback); `broadcast` what they
-    hold of the parameters, where these travel as differences.
+    `broadcast` is what clients hold of the parameters, where these travel as differences.
 
     >>> state = ServerState(0, np.zeros(3, np.float32), {"m": np.ones(3, np.float32)}, "ab12")
     >>> ServerState.from_bytes(state.to_bytes()).server_optimizer["m"]
@@ -227,7 +232,6 @@ class ServerState:
     server_optimizer: Tensors
     config_digest: str
     clipping: Tensors = field(default_factory=dict)
-    memory: Tensors = field(default_factory=dict)
     broadcast: Tensors = field(default_factory=dict)
 
     @property
@@ -249,7 +253,7 @@ class ServerState:
         )
 
 
-_PARTS_OF_STATE: Final = ("server_optimizer", "clipping", "memory", "broadcast")
+_PARTS_OF_STATE: Final = ("server_optimizer", "clipping", "broadcast")
 
 
 def _flat(parts: Mapping[str, Tensors]) -> Tensors:

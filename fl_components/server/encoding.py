@@ -75,14 +75,14 @@ class Codec:
         plan: RoundPlan,
         tasks: Sequence[ClientTask],
         deltas_ND: Float32,
-        memory_ND: Float32 | None = None,
+        residuals_ND: Float32 | None = None,
         spread: Spread = here,
     ) -> tuple[tuple[bytes, ...], Weighted, Float32 | None]:
         """The frames [N] of updates, what compression lost of all or some of them, and what is lost of each where
-        `memory_ND`, what was lost before, is added to them first (error feedback)."""
-        keeps = memory_ND is not None
-        if memory_ND is not None:
-            deltas_ND = deltas_ND + memory_ND  # in whose place what is lost will be
+        `residuals_ND`, what was lost before, is added to them first (error feedback)."""
+        keeps = residuals_ND is not None
+        if residuals_ND is not None:
+            deltas_ND = deltas_ND + residuals_ND  # in whose place what is lost will be
         first = () if self.rule.transparent else plan.cohort[:MEASURED]
 
         def work_on(rows: slice) -> Work[tuple[list[bytes], list[Weighted]]]:

@@ -347,7 +347,6 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
         config.broadcast.check_size(federation.num_parameters)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    _check_memory(federation)
     _check_mechanisms(federation)
     _check_server_step(config)
     _try_selection(federation)
@@ -398,20 +397,6 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
         config.training.private_in(config.rounds)
         most, all_steps = int(np.argmax(lengths)), config.rounds * config.training.private_steps
         rule.check_epsilon(data.client_ids[most], int(lengths[most]), all_steps)
-
-
-def _check_memory(federation: Federation) -> None:
-    """Refuse error feedback where what clients keep would be larger than a wave's updates may be: it is in memory, and
-    in each checkpoint."""
-    config, num_clients = federation.config, federation.data.num_clients
-    needed = 4e-6 * num_clients * federation.num_parameters
-    if config.compression.error_feedback and needed > config.execution.memory_mb:
-        raise ConfigError(
-            f"compression.error_feedback is true, and what {num_clients} clients keep of {federation.num_parameters} "
-            f"parameters takes {needed:,.0f} MB, in each checkpoint too; execution.memory_mb is "
-            f"{config.execution.memory_mb}",
-            hint="give more, or use an unbiased rule without error feedback",
-        )
 
 
 def _check_mechanisms(federation: Federation) -> None:

@@ -71,7 +71,7 @@ from fedrounds.fl_components.store import (
 )
 from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
 from fedrounds.fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fedrounds.fl_components.values import ClientTask, Collected, RoundPlan, RoundResult, ServerState
+from fedrounds.fl_components.values import ClientTask, Collected, RoundPlan, RoundResult, ServerState, pack, unpack
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
@@ -178,7 +178,20 @@ class Hub:
                 replace(collected, rejected=rejected).to_bytes(),
                 multiple=of_sum + SEAL_BYTES + of_clients,
             )
-        self.lease.seal(plan.round, plan.collection, data)
+        self.lease.seal(plan.round, plan.collection, data, collected.client_states)
+
+    def residuals(self, client_ids: Sequence[str]) -> Float32:
+        """What compression left out of these clients' updates so far, float32 [N, D]."""
+        residuals_ND = np.zeros((len(client_ids), self.federation.num_parameters), np.float32)
+        states = self.store.client_states(self.run_id, client_ids)
+        for residual_D, client_id in zip(residuals_ND, client_ids, strict=True):
+            if client_id in states:
+                residual_D[:] = unpack(states[client_id])[0]["residual"]
+        return residuals_ND
+
+    def write_residual(self, residual_D: Float32) -> str:
+        """Make what compression left out of a client's update durable, and return its key."""
+        return self.lease.write_client_state(pack({"residual": residual_D}, {}))
 
     def source(self, round: int) -> int | bytes:
         """What a round's cohort and its clients draw from: the seed, or under a claim a secret, since who was selected

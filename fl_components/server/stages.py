@@ -236,13 +236,9 @@ def compress(hub: Hub, plan: RoundPlan, state: ServerState, batch: UpdateBatch |
         tasks = _tasks(plan, [ids[0] for ids in alike.values()])
         frames = [codec.encode(plan, [task], delta_1D)[0][0] for task in tasks]
         return replace(batch, frames=tuple(zip(frames, map(len, alike.values()), strict=True)))
-    memory_ND = None
-    if hub.config.compression.error_feedback:
-        memory_ND = np.zeros_like(batch.deltas_ND)
-        for kept_D, client_id in zip(memory_ND, batch.client_ids, strict=True):
-            kept_D[:] = state.memory.get(client_id, 0)
+    residuals_ND = hub.residuals(batch.client_ids) if hub.config.compression.error_feedback else None
     tasks = _tasks(plan, batch.client_ids)
-    encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, memory_ND, hub.trainer.spread)
+    encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, residuals_ND, hub.trainer.spread)
     return EncodedBatch(batch.client_ids, encoded, batch.losses, batch.download_bytes, batch.absent, error, kept_ND)
 
 
@@ -278,15 +274,19 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
                 partial = _add_clipped(hub, partial, own_ND, examples_N, clip)
     loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in rejected), collected.train_loss)
     reasons = {tasks[place].client_id: reason for place, reason in rejected.items()}
-    kept_ND = () if batch.memory is None else batch.memory
-    # One whose update is refused goes on with what it kept before: what is not finite would stay so for ever.
-    memory = {tasks[place].client_id: kept_D for place, kept_D in enumerate(kept_ND) if place not in rejected}
+    residuals_ND = () if batch.residuals_ND is None else batch.residuals_ND
+    # A client whose update is rejected keeps its earlier residual: what is not finite would stay so for ever.
+    client_states = {
+        tasks[place].client_id: hub.write_residual(residual_D)
+        for place, residual_D in enumerate(residuals_ND)
+        if place not in rejected
+    }
     return replace(
         collected,
         partial=partial,
         train_loss=loss,
         compression_error=collected.compression_error + batch.error,
-        memory={**collected.memory, **memory},
+        client_states={**collected.client_states, **client_states},
         selected=collected.selected + len(batch.frames) + len(batch.absent),
         rejected={**collected.rejected, **batch.absent, **reasons},
         upload_bytes=collected.upload_bytes + sum(map(len, batch.frames)),
@@ -372,7 +372,6 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecte
         params_D=params_D,
         server_optimizer=optimizer,
         clipping=clipping,
-        memory={**state.memory, **collected.memory},
         broadcast=hub.broadcast(state).held,
     )
 

@@ -236,8 +236,8 @@ def _migrate(database: Database) -> None:
             _refuse_other_tables(connection, database.label)
         elif version not in {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}:
             raise StoreError(
-                f"the store at {database.label} was written by a newer fedrounds (schema {version}; "
-                f"this one knows schemas up to {VERSION})",
+                f"the store at {database.label} was written by another version of fedrounds (schema {version}; this "
+                f"one has schema {VERSION})",
                 hint="upgrade fedrounds, or use another FEDROUNDS_HOME",
             )
         config.attributes["connection"] = connection

@@ -35,6 +35,7 @@ from fedrounds.fl_components.store.records import (
 from fedrounds.fl_components.store.schema import (
     AnyRow,
     charges,
+    client_states,
     column_digest,
     database_clock,
     leases,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 ROUND_COLUMNS: Final = [rounds.c[name] for name in RoundRecord.__slots__]
+
+_PAGE: Final = 1000
 
 _POLL_S: Final = 0.25  # how often a waiting process looks whether the lease has lapsed
 
@@ -457,8 +460,21 @@ class Lease:
             return "the database is older than what this home has seen of the run"
         return None
 
-    def seal(self, round: int, collection: int, data: bytes) -> None:
-        """Makes what the round admitted durable. A round that is sealed already keeps its first seal."""
+    def write_client_state(self, data: bytes) -> str:
+        """Make what a client keeps for its next round durable. Returns the key of the blob, which is garbage unless the
+        round is sealed with it."""
+        with self._writing:
+            return self._write_blob(data)
+
+    def seal(
+        self, round: int, collection: int, data: bytes, client_state_keys: Mapping[str, str] | None = None
+    ) -> None:
+        """Make what the round admitted durable. A round that is sealed already keeps its first seal.
+
+        Args:
+          client_state_keys: the keys of what clients keep for their next round, by client. They count once the round is
+            committed.
+        """
         with self._writing:
             with self._fenced() as connection:
                 if self._seal_key(connection, round) is not None:
@@ -469,6 +485,14 @@ class Lease:
             with self._fenced() as connection:
                 if self._seal_key(connection, round) is not None:
                     return
+                if client_state_keys:
+                    connection.execute(
+                        insert(client_states),
+                        [
+                            {"run_id": self.run_id, "client": client, "round": round, "blob_key": blob_key}
+                            for client, blob_key in client_state_keys.items()
+                        ],
+                    )
                 # No plain digest of `data` here: it is private, and a hash would confirm a guess.
                 digests = {"blob_key": column_digest(self._run(connection).digest_key, "blob_key", key)}
                 content = {"round": round, "collection": collection, "digests": digests}
@@ -510,6 +534,7 @@ class Lease:
                 charge = self._check_reserved(connection, round)
                 run = self._run(connection)
                 self._count(connection, round, participants)  # before the journal's head is locked against all runs
+                superseded = self._supersede_client_states(connection, round)
                 digested = {"state_key": key, "result": result, "withheld": dict(withheld or {})}
                 digest_key = new_digest_key()
                 digests = {column: column_digest(digest_key, column, value) for column, value in digested.items()}
@@ -522,6 +547,7 @@ class Lease:
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
                 unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
+                unused |= superseded
                 connection.execute(delete(seals).where(seals.c.run_id == self.run_id, seals.c.round == round))
                 connection.execute(
                     update(rounds)
@@ -567,7 +593,7 @@ class Lease:
             with self._fenced() as connection:
                 run = self._run(connection)
                 if run.state != RunState.DELETED:
-                    for table in (rounds, seals, participations):
+                    for table in (rounds, seals, participations, client_states):
                         connection.execute(delete(table).where(table.c.run_id == self.run_id))
                     content = {"by": by, "state": run.state, "committed_round": run.committed_round}
                     row = self._append(connection, "run.deleted", content)
@@ -629,8 +655,8 @@ class Lease:
                 self._update_run(connection, **changes)
 
     def collect_garbage(self) -> int:
-        """Deletes the run's blobs that no row refers to, and returns how many. Kept are the initial state, the last
-        two committed states, an open seal, and whatever a later holder has written.
+        """Delete the run's blobs that no row refers to, and return how many. Kept are the initial state, the last two
+        committed states, an open seal, the newest states of clients, and whatever a later holder has written.
         """
         with self._writing:
             with self._fenced() as connection:
@@ -639,7 +665,10 @@ class Lease:
                     rounds.c.run_id == self.run_id, rounds.c.round > run.committed_round - 2
                 )
                 open_seals = select(seals.c.blob_key).where(seals.c.run_id == self.run_id)
-                used = {run.initial_state_key, *connection.scalars(last_states), *connection.scalars(open_seals)}
+                of_clients = select(client_states.c.blob_key).where(client_states.c.run_id == self.run_id)
+                used = {run.initial_state_key}
+                for query in (last_states, open_seals, of_clients):
+                    used |= {*connection.scalars(query)}
             blobs = self._store._blobs
             return blobs.delete(key for key in blobs.keys(self.run_id, self.fence) if key not in used)
 
@@ -712,6 +741,22 @@ class Lease:
             ),
             [{"row": client} for client in clients],
         )
+
+    def _supersede_client_states(self, connection: Connection, round: int) -> set[str]:
+        """Delete the rows of client states that the round has replaced. Returns the keys that no row has any more."""
+        table, newer = client_states, client_states.alias()
+        of_run = table.c.run_id == self.run_id
+        is_newer = (newer.c.run_id == self.run_id) & (newer.c.client == table.c.client) & (newer.c.round == round)
+        replaced = of_run & (table.c.round < round) & exists().where(is_newer)
+        keys = {*connection.scalars(select(table.c.blob_key).where(replaced))}
+        if not keys:
+            return keys
+        connection.execute(delete(table).where(replaced))
+        in_order = sorted(keys)
+        for start in range(0, len(in_order), _PAGE):  # clients that keep the same share a blob
+            page = in_order[start : start + _PAGE]
+            keys -= {*connection.scalars(select(table.c.blob_key).where(of_run, table.c.blob_key.in_(page)))}
+        return keys
 
     def _check_next(self, run: AnyRow, round: int) -> None:
         if round != run.committed_round + 1:

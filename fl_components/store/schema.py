@@ -34,7 +34,7 @@ from fedrounds.fl_components.run_state import RunState
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-VERSION: Final = "0007"
+VERSION: Final = "0008"
 """The newest revision in migrations/versions; a database that says so needs no migration."""
 
 VERSION_TABLE: Final = "fedrounds_version"
@@ -170,6 +170,15 @@ participations = Table(  # written only for a selection rule that looks at it
     Column("client", BigInteger, primary_key=True, autoincrement=False),  # its row in the table of clients
     Column("rounds", Integer, nullable=False),
     Column("last_round", Integer, nullable=False),
+)
+
+client_states = Table(  # what a client keeps from one round for its next one
+    "client_states",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("client", String(100), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),  # that made it; it counts once that is committed
+    Column("blob_key", String, nullable=False),
 )
 
 rounds = Table(

@@ -59,6 +59,7 @@ from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
     charges,
+    client_states,
     column_digest,
     leases,
     new_digest_key,
@@ -611,6 +612,26 @@ class Store:
     def read_blob(self, key: str) -> bytes:
         """Raises `CorruptBlob` when the blob is missing or its content does not match its name."""
         return self._blobs.read(key)
+
+    def client_states(self, run_id: str, clients: Sequence[str]) -> dict[str, bytes]:
+        """Return what these clients keep, as of the last committed round, for those that keep something.
+
+        Raises `CorruptBlob`.
+        """
+        keys: dict[str, str] = {}
+        for start in range(0, len(clients), _PAGE):
+            query = (
+                select(client_states.c.client, client_states.c.blob_key)
+                .join(runs, runs.c.run_id == client_states.c.run_id)
+                .where(
+                    client_states.c.run_id == run_id,
+                    client_states.c.round <= runs.c.committed_round,
+                    client_states.c.client.in_(clients[start : start + _PAGE]),
+                )
+                .order_by(client_states.c.round)
+            )
+            keys |= {row.client: row.blob_key for row in self._rows(query)}
+        return {client: self._blobs.read(key) for client, key in keys.items()}
 
     def state_blob(self, run_id: str) -> bytes:
         """The state of the last committed round, or the initial one. Raises `RunNotFound`, `CorruptBlob`."""

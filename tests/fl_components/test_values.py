@@ -108,7 +108,7 @@ class TestCollected:
             partial=partial,
             train_loss=Weighted(*loss),
             compression_error=Weighted(*loss),
-            memory={client: np.array([0.5, -0.0], np.float32) for client in rejected},
+            client_states={client: "r/000001/ab" for client in rejected},
             selected=selected,
             rejected=rejected,
             upload_bytes=upload_bytes,
@@ -123,7 +123,7 @@ class TestCollected:
         assert (found.partial.count, found.train_loss, found.rejected) == (count, Weighted(*loss), rejected)
         assert (found.selected, found.upload_bytes, found.download_bytes) == (selected, upload_bytes, download_bytes)
         assert (found.seconds, found.slowest_s, found.largest_bytes) == (seconds, loss[0], count)
-        assert found.memory.keys() == rejected.keys() and found.compression_error == Weighted(*loss)
+        assert found.client_states == collected.client_states and found.compression_error == Weighted(*loss)
         assert same_bits(found.partial.tensors["sum"], partial.tensors["sum"])
 
     def test_a_loss_that_is_not_finite(self) -> None:

@@ -90,40 +90,42 @@ def test_what_is_left_out_comes_with_the_next_update(open_run: OpenRun) -> None:
         trained = stages.train(hub, plan, state, plan.waves[0])
         encoded = stages.compress(hub, plan, state, trained)
         received_ND, refused = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, lambda norm: None)  # type: ignore[union-attr]
-        assert not refused and encoded.memory is not None  # type: ignore[union-attr]
+        assert not refused and encoded.residuals_ND is not None  # type: ignore[union-attr]
         for client_id, delta_D, received_D, memory_D in zip(
             trained.client_ids,
             trained.deltas_ND,
             received_ND,
-            encoded.memory,
+            encoded.residuals_ND,
             strict=True,  # type: ignore[union-attr]
         ):
             before_D = kept.get(client_id, 0)
             np.testing.assert_allclose(received_D + memory_D, delta_D + before_D, atol=1e-6)
             kept[client_id] = memory_D
         walk(stages, hub, round)
-        found = hub.state().memory
-        assert found.keys() == kept.keys()
-        assert all(np.array_equal(found[client_id], kept[client_id]) for client_id in kept)
+        residuals_ND = hub.residuals(list(kept))
+        assert all(np.array_equal(residual_D, kept[name]) for residual_D, name in zip(residuals_ND, kept, strict=True))
 
 
 def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open_run: OpenRun) -> None:
     """What is not finite would else spoil all its later updates."""
     hub = open_run(compression=FEEDBACK, admission={"max_update_norm": 100.0})
     walk(stages, hub, 1)
-    before = hub.state().memory
     state = stages.load(hub, 2)
     plan = stages.authorise(hub, stages.select(hub, state))
     batch = stages.train(hub, plan, state, plan.waves[0])
     assert isinstance(batch, UpdateBatch)
+    before_ND = hub.residuals(batch.client_ids)
     batch.deltas_ND[0], batch.deltas_ND[1] = np.nan, 1e6
     collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), None)
-    first, second, third, *_ = batch.client_ids
+    first, second, *_ = batch.client_ids
     reasons = {name: rejection.code for name, rejection in collected.rejected.items()}
     assert reasons == {first: "not_finite", second: "norm_too_large"}
-    after = stages.aggregate(hub, plan, state, collected).memory
-    assert np.array_equal(after[first], before[first]) and np.array_equal(after[second], before[second])
-    assert not np.array_equal(after[third], before[third])
+    state = stages.aggregate(hub, plan, state, collected)
+    assert np.array_equal(hub.residuals(batch.client_ids), before_ND)  # they count once the round is committed
+    stages.commit(hub, plan, state, collected, {})
+    after_ND = hub.residuals(batch.client_ids)
+    assert np.array_equal(after_ND[:2], before_ND[:2])
+    assert not np.array_equal(after_ND[2], before_ND[2])
 
 
 @pytest.mark.ci
@@ -150,9 +152,8 @@ def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: d
             for result in results
         ]
         assert len(communication[0]) >= 5
-        state = hub.state()
-        memory = {client_id: kept_D.tobytes() for client_id, kept_D in state.memory.items()}
-        found.append((communication, state.params_digest, memory))
+        residuals_ND = hub.residuals(hub.federation.data.client_ids)
+        found.append((communication, hub.state().params_digest, residuals_ND.tobytes()))
     assert found[0] == found[1]
 
 
@@ -172,7 +173,8 @@ def test_a_round_of_which_nothing_is_left(open_run: OpenRun, compression: dict[s
     before = hub.state().params_digest
     result = walk(stages, hub, 1)
     assert result.metrics["clients/received"] == 0
-    assert (result.params_digest, hub.state().memory) == (before, {})
+    assert result.params_digest == before
+    assert not hub.residuals(hub.federation.data.client_ids).any()
 
 
 def test_a_private_round_of_which_nothing_is_left_is_noise(open_run: OpenRun) -> None:
@@ -184,11 +186,15 @@ def test_a_private_round_of_which_nothing_is_left_is_noise(open_run: OpenRun) ->
         assert walk(stages, hub, 1).params_digest != before
 
 
-def test_what_clients_keep_has_a_limit(open_run: OpenRun) -> None:
-    model = {"kind": "mlp", "hidden": [600]}
-    with pytest.raises(ConfigError, match=r"what 9 clients keep of \d+ parameters takes 2 MB"):
-        open_run(compression=FEEDBACK, model=model, execution={"memory_mb": 1})
-    open_run(compression=FEEDBACK, model=model)
+def test_a_checkpoint_does_not_grow_with_the_clients(open_run: OpenRun, store: Store) -> None:
+    sizes = []
+    for num_clients in (10, 1000):
+        data = {"kind": "digits", "partition": {"kind": "iid", "num_clients": num_clients}}
+        hub = open_run(f"of-{num_clients}", compression=FEEDBACK, data=data)
+        walk(stages, hub, 1)
+        assert len(store.client_states(hub.run_id, hub.federation.data.client_ids)) == num_clients
+        sizes.append(len(store.state_blob(hub.run_id)))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
 
 
 class Bounded(nn.Module):

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from fedrounds.fl_components.errors import ConfigError, NotInstalled, StoreError, Unreachable
-from fedrounds.fl_components.store import Store, migrations
+from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.store.blobs import Blobs
 from fedrounds.fl_components.store.database import Database
 from fedrounds.fl_components.store.schema import VERSION_TABLE, metadata
@@ -75,37 +73,6 @@ def test_many_processes_open_a_new_store_at_once(
         process.tell("")
     assert [process.answer() for process in processes] == ["[]"] * 3
     assert open_store().verify_journal().rows == 0
-
-
-def test_an_empty_store_of_the_first_version_is_migrated(home: Path, database_url: str) -> None:
-    make_first_version(database_url)
-    with Store.open(home, database_url=database_url) as migrated:
-        with migrated._transaction() as connection:
-            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-            assert compare_metadata(context, metadata) == []
-        assert (migrated.runs(), migrated.budgets(), migrated.verify_journal().rows) == ([], [], 0)
-
-
-def test_a_journal_without_signatures_is_refused(home: Path, database_url: str) -> None:
-    """Nobody could tell what was in it from what was put into it."""
-    make_first_version(database_url)
-    database = Database(database_url)
-    with database.transaction() as connection:
-        connection.execute(text("UPDATE journal_head SET rows = 1"))
-    database.close()
-    with pytest.raises(StoreError, match="journal was begun without signatures"):
-        Store.open(home, database_url=database_url)
-
-
-def make_first_version(database_url: str) -> None:
-    """A database as the first migration made it."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    database = Database(database_url)
-    with database.transaction() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-    database.close()
 
 
 def test_a_store_of_a_newer_version_is_refused(open_store: Callable[..., Store]) -> None:
