@@ -78,7 +78,7 @@ def test_many_processes_open_a_new_store_at_once(
 def test_a_store_of_a_newer_version_is_refused(open_store: Callable[..., Store]) -> None:
     with open_store()._transaction() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="newer fedrounds") as caught:
+    with pytest.raises(StoreError, match="another version of fedrounds") as caught:
         open_store()
     assert "upgrade" in (caught.value.hint or "")
 
