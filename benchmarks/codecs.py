@@ -45,7 +45,7 @@ from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training import MOST_OF_SHARD, LocalExecution, ModelSpec, Spread, Trainer, Workload
+from fedrounds.fl_components.training import MAX_OF_SHARD, LocalExecution, ModelSpec, RowMapper, Trainer, Workload
 from fedrounds.fl_components.values import ClientTask, RoundPlan
 
 RULES: dict[str, dict[str, Any]] = {
@@ -139,8 +139,8 @@ def workers() -> Trainer:
         spec=ModelSpec(rule, *shapes, 0, constants_digest(module)),
         examples=SharedMemory.holding({name: np.asarray(array) for name, array in row.items()}),
         num_parameters=num_parameters,
-        most_of_shard=MOST_OF_SHARD,
-        result=(np.float32, (MOST_OF_SHARD, num_parameters)),
+        most_of_shard=MAX_OF_SHARD,
+        result=(np.float32, (MAX_OF_SHARD, num_parameters)),
     )
     return LocalExecution(processes=CORES).trainer(work, print)
 
@@ -242,7 +242,7 @@ def _trained(count: int) -> Updates:
     tasks = tuple(
         ClientTask(ids[row], row, num_examples(row), derive_key(config.seed, 1, "training", ids[row])) for row in rows
     )
-    work = [config.training.num_stepped(task.num_examples) * federation.num_parameters for task in tasks]
+    work = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in tasks]
     shards = [tasks[shard] for shard in config.execution.shards(work)]
     trainer = config.execution.trainer(federation.workload(), print)
     trained = trainer.train(config.training, federation.initial_params_D, shards, None, 1)
@@ -252,7 +252,7 @@ def _trained(count: int) -> Updates:
     return Updates(deltas_ND.astype(np.float32, copy=False), tasks, federation.shapes, told)
 
 
-def ours(updates: Updates, rule: dict[str, Any], spread: Spread) -> tuple[tuple[float, float], float, float]:
+def ours(updates: Updates, rule: dict[str, Any], spread: RowMapper) -> tuple[tuple[float, float], float, float]:
     """Seconds to encode and to decode, bytes of a frame, squared error."""
     codec, plan, tasks, deltas_ND = updates.codec(rule), updates.plan, updates.tasks, updates.deltas_ND
     refusal = _config({}).admission.rejection

@@ -31,7 +31,7 @@ import psutil
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.server.federation import Federation, assemble
-from fedrounds.fl_components.training import DaskExecution, LocalExecution, Summing, Trainer
+from fedrounds.fl_components.training import DaskExecution, LocalExecution, StreamingSum, Trainer
 from fedrounds.fl_components.values import ClientTask
 
 NUM_CLIENTS, NUM_EXAMPLES = 1_000, 60
@@ -105,7 +105,7 @@ def measure(shard_size: int, rounds: int) -> None:
     whole = federation(shard_size)
     workload, rule = whole.workload(), whole.config.training
     assert whole.additive is not None
-    summing = Summing(whole.additive)
+    streaming = StreamingSum(whole.additive)
     tasks = [ClientTask(whole.data.client_ids[row], row, NUM_EXAMPLES, seed=row) for row in range(NUM_CLIENTS)]
     shards = [tasks[shard] for shard in whole.config.execution.shards([1.0] * NUM_CLIENTS)]
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ def measure(shard_size: int, rounds: int) -> None:
                 lines[name].on_shard = lambda _, began, ended, process, spans=spans: spans.append(ended - began)
                 began, cpu_began = time.perf_counter(), cpu_s()
                 total_D = np.zeros(workload.num_parameters)
-                for _, sum_D in lines[name].train(rule, whole.initial_params_D, shards, summing, 1):
+                for _, sum_D in lines[name].train(rule, whole.initial_params_D, shards, streaming, 1):
                     total_D += sum_D
                 ended = time.perf_counter()
                 if turn >= 0:

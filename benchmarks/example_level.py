@@ -40,12 +40,12 @@ from fedrounds.fl_components.training import (  # noqa: E402
     SGD,
     LocalExecution,
     ModelSpec,
-    Summing,
+    StreamingSum,
     Workload,
-    example_way,
+    grad_sampler_name,
     one_thread,
 )
-from fedrounds.fl_components.training.chunk import Examples  # noqa: E402
+from fedrounds.fl_components.training.chunk import ExampleTable  # noqa: E402
 from fedrounds.fl_components.values import ClientTask  # noqa: E402
 
 FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -127,8 +127,8 @@ def main() -> None:
     private = SGD.model_validate(
         {"learning_rate": task.learning_rate, "steps": steps, "privacy": PRIVACY | {"sampling_rate": rate}}
     )
-    examples = Examples(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]), starts, stops)
-    print(f"{len(tasks)} clients, {len(start_D)} parameters, {steps} steps; way: {example_way(module, examples)}")
+    examples = ExampleTable(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]), starts, stops)
+    print(f"{len(tasks)} clients, {len(start_D)} parameters, {steps} steps; way: {grad_sampler_name(module, examples)}")
     with ExitStack() as stack, one_thread():
         runs: dict[str, Callable[[], Any]] = {}
         for processes in (1, 2):
@@ -139,7 +139,7 @@ def main() -> None:
             for name, each in (("not private", plain), ("clipped steps", weights), ("example-level", private)):
 
                 def run(trainer: Any = trainer, each: SGD = each, cut: Any = cut) -> float:
-                    found = trainer.train(each, start_D, cut, Summing(Mean(weights="uniform")), 1)
+                    found = trainer.train(each, start_D, cut, StreamingSum(Mean(weights="uniform")), 1)
                     return sum(float(result.sum()) for _, result in found)
 
                 runs[f"engine, {processes} process{'es' * (processes > 1)}, {name}"] = run

@@ -33,7 +33,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.training import Examples
+from fedrounds.fl_components.training import ExampleTable
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.values import ClientTask
 from fedrounds.flows.round import walk
@@ -100,7 +100,7 @@ def accuracy_on_folds(config: FederationConfig, seeds: int) -> float:
         stops = np.cumsum([len(y) for _, y in clients])
         starts = stops - [len(y) for _, y in clients]
         x, y = (torch.from_numpy(np.concatenate(each)) for each in zip(*clients, strict=True))
-        engine = Engine(module, Examples(x, y, starts, stops))
+        engine = Engine(module, ExampleTable(x, y, starts, stops))
         num_parameters = sum(each.numel() for each in module.parameters())
         for _ in range(seeds):
             params_D = np.zeros(num_parameters, np.float32)

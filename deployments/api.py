@@ -335,22 +335,22 @@ def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
 def _spent(store: Store, run: RunRecord) -> tuple[float | None, float | None]:
     """A run's epsilons about clients and about their examples, by its charges alone."""
     from fedrounds.fl_components.server.claim import epsilon_of, example_spending
-    from fedrounds.fl_components.store.ledger import from_pairs
+    from fedrounds.fl_components.store.ledger import decode_events
 
     budget, of_examples = store.find_budget(run.population), example_spending(store, run)
-    about_clients = epsilon_of(from_pairs(run.spent), budget) if budget is not None and run.spent else None
+    about_clients = epsilon_of(decode_events(run.spent), budget) if budget is not None and run.spent else None
     return about_clients, None if of_examples is None else of_examples.run.epsilon
 
 
 def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
     from fedrounds.fl_components.server.statement import tightest_epsilon
-    from fedrounds.fl_components.store.ledger import from_pairs
+    from fedrounds.fl_components.store.ledger import decode_events
 
     budget = store.find_budget(run.population)
     assert budget is not None
     return {
         "epsilon": epsilon,
-        "epsilon_tightest": tightest_epsilon(budget, from_pairs(run.spent)),
+        "epsilon_tightest": tightest_epsilon(budget, decode_events(run.spent)),
         **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant", "demonstration")},
     }
 
@@ -636,7 +636,7 @@ def _run(
     from prefect import tags
 
     from fedrounds.deployments.stack.connection import client_settings
-    from fedrounds.flows.prefect_runs import in_our_words
+    from fedrounds.flows.prefect_runs import translate_prefect_error
 
     connection.wait()
     with client_settings(connection), tags(tag), _first_interrupt_stops(cancelled) as interrupted:
@@ -645,7 +645,7 @@ def _run(
             if held.error is None and not state.is_completed():
                 state.result()  # raises what Prefect's engine met
         except Exception as error:  # Prefect's own: what ended the training is in held.error
-            held.error = held.error or in_our_words(error, tag.partition(":")[2])
+            held.error = held.error or translate_prefect_error(error, tag.partition(":")[2])
     if held.error is not None:
         raise KeyboardInterrupt if interrupted.is_set() else held.error
 

@@ -49,13 +49,13 @@ def status(population: str | None = None) -> list[dict[str, Any]]:
 
 def _check_known(store: Store, population: str) -> None:
     """Raises `BudgetNotSet` for a population, or a client, that has no budget."""
-    from fedrounds.fl_components.store.ledger import EACH_CLIENT, unregistered
+    from fedrounds.fl_components.store.ledger import EACH_CLIENT, unregistered_error
 
     if store.find_budget(population) is not None:
         return
     of_each = population.partition("/")[0] + EACH_CLIENT
     if store.find_budget(of_each) is None:
-        raise unregistered(population)
+        raise unregistered_error(population)
     raise BudgetNotSet(
         f"population {population!r} has no privacy budget, but the examples of its clients have"
         if "/" not in population
@@ -93,11 +93,11 @@ def _all_clients(store: Store, terms: Budget, clients: Sequence[Budget]) -> dict
 def _status(store: Store, budget: Budget, *, tightest: bool = False) -> dict[str, Any]:
     from fedrounds.fl_components.server.claim import epsilon_of
     from fedrounds.fl_components.server.statement import tightest_epsilon, unclaimed_runs
-    from fedrounds.fl_components.store.ledger import from_pairs
+    from fedrounds.fl_components.store.ledger import decode_events
 
     of_client = store.spending_on(budget.population) if "/" in budget.population else None
     spent = {
-        run.run_id: from_pairs(run.spent) if of_client is None else of_client.get(run.run_id, {})
+        run.run_id: decode_events(run.spent) if of_client is None else of_client.get(run.run_id, {})
         for run in store.runs(deleted=True)
         if run.population == budget.population.partition("/")[0]
     }
@@ -369,7 +369,7 @@ def plan(
     from fedrounds.fl_components.privacy import CentralPrivacy, neighbouring_of
     from fedrounds.fl_components.privacy.accountants import rdp_epsilon
     from fedrounds.fl_components.privacy.calibration import largest_rate, least_noise, most_rounds
-    from fedrounds.fl_components.privacy.central import LEAST_NOISE
+    from fedrounds.fl_components.privacy.central import MIN_NOISE
     from fedrounds.fl_components.privacy.events import Event
     from fedrounds.fl_components.server.hub import assembled_for_a_look
     from fedrounds.fl_components.values import Sampling
@@ -413,7 +413,7 @@ def plan(
 
     target = (relation, epsilon, central.delta)
     choices = [choice("as configured", central.noise_multiplier, resolved.rounds, sampling)]
-    noise = max(LEAST_NOISE, least_noise(lambda noise: {event(noise): resolved.rounds}, *target))
+    noise = max(MIN_NOISE, least_noise(lambda noise: {event(noise): resolved.rounds}, *target))
     choices.append(choice("noise", noise, resolved.rounds, sampling))
     rounds = most_rounds(lambda rounds: {event(): rounds}, *target)
     if rounds:  # else not even one keeps it
@@ -447,14 +447,14 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
     steps, and rounds: the noise, and how much of it is on the mean gradient of a step; beside it what the configured
     noise comes to, and for how many rounds it is enough. Never less private than asked.
 
-    The clients with the fewest rows come first, at most `MOST_SHOWN`: the same noise weighs more on a smaller batch.
+    The clients with the fewest rows come first, at most `MAX_SHOWN`: the same noise weighs more on a smaller batch.
     Raises `ConfigError`.
     """
     from fedrounds.fl_components.config import load_config, source_folder
     from fedrounds.fl_components.privacy.accountants import rdp_epsilon
-    from fedrounds.fl_components.privacy.calibration import MOST_NOISE, least_noise, most_rounds
+    from fedrounds.fl_components.privacy.calibration import MAX_NOISE, least_noise, most_rounds
     from fedrounds.fl_components.privacy.example_level import NEIGHBOURING
-    from fedrounds.fl_components.server.claim import MOST_SHOWN
+    from fedrounds.fl_components.server.claim import MAX_SHOWN
     from fedrounds.fl_components.server.hub import assembled_for_a_look
 
     _check_epsilon(epsilon)
@@ -483,8 +483,8 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
         return needed, rdp_epsilon({event: rounds}, NEIGHBOURING, delta), enough
 
     most, largest = rows[-1]
-    if rule.max_batch_size is not None and rule.epsilon(most, rounds * steps, MOST_NOISE / 2) > epsilon:
-        least = rule.least_max_batch_size(most, rounds * steps, MOST_NOISE / 2, epsilon)
+    if rule.max_batch_size is not None and rule.epsilon(most, rounds * steps, MAX_NOISE / 2) > epsilon:
+        least = rule.least_max_batch_size(most, rounds * steps, MAX_NOISE / 2, epsilon)
         if least is not None:
             raise ConfigError(
                 f"no noise keeps an epsilon of {epsilon:g} at a delta of {delta:g}: training.privacy.max_batch_size is "
@@ -494,7 +494,7 @@ def plan_examples(config: str, overrides: Sequence[str] = (), *, epsilon: float)
             )
     cut = rule.max_batch_size is not None  # else the number of rows changes nothing but how much the noise weighs
     clients = []
-    for num_examples, client_id in rows[:MOST_SHOWN]:
+    for num_examples, client_id in rows[:MAX_SHOWN]:
         noise, comes_to, enough = costs(num_examples if cut else 1)
         batch = rule.sampling_rate * num_examples
         clients.append(

@@ -32,7 +32,7 @@ from fedrounds.fl_components.data import Data
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.models import Model
 from fedrounds.fl_components.privacy import NoPrivacy, Privacy
-from fedrounds.fl_components.rules import MOST_WHOLE, Added, Rule
+from fedrounds.fl_components.rules import MAX_WHOLE, PluginUnion, Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fedrounds.fl_components.training import Evaluation, Execution, LocalExecution, Training
 from fedrounds.fl_components.values import Sampling
@@ -46,7 +46,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PATHS = ("folder", "file")
 """The fields of rules that are paths."""
 
-MOST_CHARGED = 1000
+MAX_CHARGED = 1000
 """Clients that may all be charged in every round."""
 
 
@@ -258,13 +258,13 @@ def check_example_claim(config: FederationConfig, num_clients: int | None) -> No
             "others of its client, whose noise would not cover that; scale the inputs by public constants"
         )
     secret_cohort = config.privacy.claims and not config.data.is_public
-    if secret_cohort and num_clients is not None and num_clients > MOST_CHARGED:
+    if secret_cohort and num_clients is not None and num_clients > MAX_CHARGED:
         everyone = config.sampling(num_clients).kind == "everyone"
         if not everyone:
             raise ValueError(
                 f"privacy.kind is {config.privacy.kind} and training.privacy.kind is {kind}, with {num_clients} "
                 "clients: who is selected must not be told, so every client pays for every round, which at most "
-                f"{MOST_CHARGED} can; leave one of the two claims out"
+                f"{MAX_CHARGED} can; leave one of the two claims out"
             )
 
 
@@ -395,7 +395,7 @@ def schema() -> dict[str, Any]:
 
 
 LARGEST_BYTES = 1_000_000
-MOST_NODES = 100_000
+MAX_NODES = 100_000
 DEEPEST = 50
 """Of a YAML text: its size, its values once its aliases are written out, and how deep they are nested."""
 
@@ -445,7 +445,7 @@ class _Loader(yaml.SafeLoader):
             raise _refused(node, f"YAML reads {written} as the number {value}: write it in quotes, or write {value}")
         if math.isinf(value) and "inf" not in digits.lower():
             raise _refused(node, f"the number {written} is too large")
-        if isinstance(value, int) and not -MOST_WHOLE - 1 <= value <= MOST_WHOLE:
+        if isinstance(value, int) and not -MAX_WHOLE - 1 <= value <= MAX_WHOLE:
             raise _refused(node, f"the whole number {_short(written)} has more than 64 bits")
         return value
 
@@ -485,8 +485,8 @@ def _measure(
         sizes = [_measure(each, measured, (*above, node)) for each in below]
         measured[node] = 1 + sum(count for count, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
     count, depth = measured[node]
-    if count > MOST_NODES:
-        raise _refused(node, f"its aliases stand for more than {MOST_NODES:,} values")
+    if count > MAX_NODES:
+        raise _refused(node, f"its aliases stand for more than {MAX_NODES:,} values")
     if depth > DEEPEST:
         raise _refused(node, f"it is nested more than {DEEPEST} deep")
     return count, depth
@@ -651,7 +651,7 @@ def _kinds_of(path: Sequence[str]) -> list[str]:
 
 def _why_left_out(path: Sequence[str], kind: object) -> str | None:
     """Why another package's rule of this kind, which the field could hold, cannot be used."""
-    added = [each for field in _fields_at(path) for each in field.metadata if isinstance(each, Added)]
+    added = [each for field in _fields_at(path) for each in field.metadata if isinstance(each, PluginUnion)]
     return next((each.left_out[kind] for each in added if isinstance(kind, str) and kind in each.left_out), None)
 
 
@@ -702,7 +702,7 @@ def _locate(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None
 
 def _models(field: FieldInfo) -> list[type[BaseModel]]:
     """The rules that a field can hold, those of other packages among them."""
-    added = [rule for each in field.metadata if isinstance(each, Added) for rule in each.rules]
+    added = [rule for each in field.metadata if isinstance(each, PluginUnion) for rule in each.rules]
     return [*_models_in(field.annotation), *added]
 
 

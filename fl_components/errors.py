@@ -141,7 +141,7 @@ class BudgetExhausted(FedroundsError):
     code, exit_code = "budget_exhausted", 5
 
 
-class LeftOut(UserWarning):
+class PluginSkipped(UserWarning):
     """A rule of another package cannot be used."""
 
 

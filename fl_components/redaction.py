@@ -34,10 +34,10 @@ SECRET_VARIABLES = (
     "AZURE_CLIENT_SECRET",
     "DATABRICKS_TOKEN",
 )
-LEAST_LENGTH = 4
+MIN_LENGTH = 4
 """Shorter secrets are hidden where a URL or a field shows them, not wherever their letters occur."""
 
-LEAST_TOKEN = 12
+MIN_TOKEN = 12
 """A shorter user name without a password is not taken for a token, so its letters may occur elsewhere."""
 
 # With these schemes the part before the @ is a name, not a token, unless a colon is in it.
@@ -159,7 +159,7 @@ def _passwords(url: str) -> Iterator[str]:
         return
     password = url[slice(*span)]
     inner = _COLON.search(password)
-    if inner is None and _COLON_BEFORE.search(url, 0, span[0]) is None and len(password) < LEAST_TOKEN:
+    if inner is None and _COLON_BEFORE.search(url, 0, span[0]) is None and len(password) < MIN_TOKEN:
         return
     yield password
     if inner is not None:  # user:password
@@ -182,5 +182,5 @@ def _forms(secret: str) -> Iterator[str]:
         )
         encoded = (quote(plain, errors="replace"), quote(plain, safe="", errors="replace"))
         for form in (*written, *encoded):
-            if len(form) >= LEAST_LENGTH and form != HIDDEN:
+            if len(form) >= MIN_LENGTH and form != HIDDEN:
                 yield form

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PydanticUserError, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedrounds.fl_components.errors import ConfigError, LeftOut, one_line
+from fedrounds.fl_components.errors import ConfigError, PluginSkipped, one_line
 
 
 class Rule(BaseModel):
@@ -39,7 +39,7 @@ class Rule(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         protected_namespaces=(),
-        defer_build=True,  # until its first use: see `Added`
+        defer_build=True,  # until its first use: see `PluginUnion`
     )
 
     @classmethod
@@ -109,12 +109,12 @@ def _whole_number(value: Any) -> Any:
         raise PydanticCustomError(
             "not_a_number", "it must be a whole number" + (", written without quotes" if quoted else "")
         )
-    if isinstance(value, int) and not -MOST_WHOLE - 1 <= value <= MOST_WHOLE:
+    if isinstance(value, int) and not -MAX_WHOLE - 1 <= value <= MAX_WHOLE:
         raise PydanticCustomError("not_a_number", "it must be a whole number of at most 64 bits")
     return value
 
 
-MOST_WHOLE = 2**63 - 1
+MAX_WHOLE = 2**63 - 1
 """The largest whole number that is accepted."""
 
 
@@ -127,10 +127,10 @@ def union(family: str, *built_in: type[Rule]) -> Any:
         [project.entry-points."fedrounds.models"]
         wide_net = "hospital_models:WideNet"
     """
-    return Annotated[Union[built_in], Added(family, built_in)]  # noqa: UP007 (made at run time)
+    return Annotated[Union[built_in], PluginUnion(family, built_in)]  # noqa: UP007 (made at run time)
 
 
-class Added:
+class PluginUnion:
     """What installed packages add to a family.
 
     Their modules are imported when a field of the family is first used. Earlier they could not be: they import the
@@ -176,7 +176,7 @@ class Added:
         self.left_out[entry.name] = (
             f"{entry.name} of {package} ({entry.value}, group {entry.group}) is left out: {reason}"
         )
-        warnings.warn(self.left_out[entry.name], LeftOut, stacklevel=3)
+        warnings.warn(self.left_out[entry.name], PluginSkipped, stacklevel=3)
 
     def __get_pydantic_core_schema__(self, built_in: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         for rule, entry in list(self.rules.items()):

@@ -22,7 +22,7 @@ _ALIGNED_TO: Final = 64  # as torch aligns its own: kernels may sum in another o
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ArraySpec:
     """Where an array lies, and its type and shape."""
 
     start: int
@@ -46,7 +46,7 @@ class SharedMemory:
     array([0, 7, 2])
     """
 
-    def __init__(self, fd: int, places: Mapping[str, Place]) -> None:
+    def __init__(self, fd: int, places: Mapping[str, ArraySpec]) -> None:
         self.fd, self.places = fd, places
         weakref.finalize(self, os.close, fd)
         self._memory = mmap.mmap(fd, max(1, *(place.stop for place in places.values())))
@@ -56,7 +56,7 @@ class SharedMemory:
         """Room for arrays of these types and shapes, all zero."""
         places, at = {}, 0
         for name, (dtype, shape) in arrays.items():
-            place = places[name] = Place(at, np.dtype(dtype).str, tuple(shape))
+            place = places[name] = ArraySpec(at, np.dtype(dtype).str, tuple(shape))
             at = -(-place.stop // _ALIGNED_TO) * _ALIGNED_TO
         fd = _anonymous_file()
         os.ftruncate(fd, max(1, at))

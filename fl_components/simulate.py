@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrounds.fl_components.arrays import Float32
-from fedrounds.fl_components.compression import Known
+from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import FederationConfig
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.federation import assemble
@@ -58,7 +58,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
         participations[cohort] += 1
         training = config.training.in_round(round, config.rounds)
         round_seed, broadcast_seed = (derive_key(config.seed, round, each) for each in ("compression", "broadcast"))
-        broadcast = Known([broadcast_seed], broadcast_seed, federation.shapes)
+        broadcast = CodecContext([broadcast_seed], broadcast_seed, federation.shapes)
         sent = config.broadcast.compress(params_D, held_D, broadcast)
         base_D = config.broadcast.decompress(sent, held_D, broadcast)
         held_D = base_D if config.broadcast.against == "previous" else None
@@ -70,7 +70,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
                 continue
             with one_thread():
                 delta_D, _ = training.train(module, base_D, *data.train(client), seed, key(round, client), work=work)
-                known = Known([seed], round_seed, federation.shapes)
+                known = CodecContext([seed], round_seed, federation.shapes)
                 wanted_D = delta_D + memory.get(client, np.float32(0))
                 (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)
             if config.compression.error_feedback:

@@ -129,15 +129,15 @@ class EncodedBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
+class Accumulator:
     """What an aggregation rule keeps of the updates seen so far: its own tensors, and how many updates they hold."""
 
     tensors: Tensors
     count: int = 0
 
-    def __add__(self, other: Partial) -> Partial:
+    def __add__(self, other: Accumulator) -> Accumulator:
         tensors = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
-        return Partial(tensors, self.count + other.count)
+        return Accumulator(tensors, self.count + other.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class UpdateSum:
     """
 
     client_ids: tuple[str, ...]
-    partial: Partial
+    partial: Accumulator
     loss: Weighted
     download_bytes: int = 0
     rejected: Mapping[str, Rejection] = field(default_factory=dict)
@@ -159,14 +159,14 @@ class UpdateSum:
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
+class CohortResult:
     """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs.
 
     `client_states` holds the keys of what clients keep for their next round, by client. `largest_bytes` is the length
     of the longest update, `slowest_s` the simulated time of the slowest client.
     """
 
-    partial: Partial
+    partial: Accumulator
     train_loss: Weighted = field(default_factory=Weighted)
     compression_error: Weighted = field(default_factory=Weighted)
     client_states: Mapping[str, str] = field(default_factory=dict)
@@ -191,10 +191,10 @@ class Collected:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Collected:
+    def from_bytes(cls, data: bytes) -> CohortResult:
         tensors, header = unpack(data)
         return cls(
-            partial=Partial(tensors, header["count"]),
+            partial=Accumulator(tensors, header["count"]),
             train_loss=Weighted(*header["train_loss"]),
             compression_error=Weighted(*header["compression_error"]),
             rejected={

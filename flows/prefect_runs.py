@@ -57,7 +57,7 @@ POLL_S = 2.0
 PAGE = 100  # of what Prefect's API returns at a time
 
 
-def in_our_words(error: BaseException, run_id: str) -> BaseException:
+def translate_prefect_error(error: BaseException, run_id: str) -> BaseException:
     """What Prefect's client raises when its server fails or is gone, as one of our errors; any other as it is."""
     hint = f"see to that server (its log, its disk), then go on with: fedrounds resume {run_id}"
     if isinstance(error, httpx.HTTPStatusError):

@@ -29,9 +29,9 @@ from fedrounds.flows.prefect_runs import (
     current_flow_run_id,
     final_run_state,
     final_state,
-    in_our_words,
     settle_cancelled,
     sweep_tag,
+    translate_prefect_error,
     without_heartbeat,
 )
 from fedrounds.flows.training import federated_training
@@ -71,7 +71,7 @@ def federated_sweep(
                 sweep.say(f"sweep {sweep_id}: {len(sweep.cells)} cells" + (f", {done} done" if done else ""))
                 _train_cells(sweep, client, flow_run_id)
             except BaseException as error:
-                sweep.error = in_our_words(error, sweep_id)
+                sweep.error = translate_prefect_error(error, sweep_id)
             _complete_views(sweep, client, flow_run_id)
             return final_state(client, flow_run_id, sweep.error, f"{len(sweep.cells)} cells")
 
@@ -122,5 +122,5 @@ def _complete_views(sweep: SweepSession, client: SyncPrefectClient, flow_run_id:
         if sweep.error is None:
             crash_stale_runs(client, sweep_tag(sweep.sweep_id), flow_run_id)
     except Exception as problem:
-        told = in_our_words(problem, sweep.sweep_id)
+        told = translate_prefect_error(problem, sweep.sweep_id)
         sweep.say(f"what Prefect shows of this sweep may not be complete: {told}")

@@ -20,9 +20,9 @@ from fedrounds.flows.prefect_runs import (
     final_run_state,
     final_state,
     flow_run_log,
-    in_our_words,
     run_tag,
     settle_cancelled,
+    translate_prefect_error,
     was_stopped,
     without_heartbeat,
 )
@@ -69,7 +69,7 @@ def federated_training(
                 _begin(running, client, flow_run_id)
                 _train(running, client, flow_run_id)
             except BaseException as error:
-                running.error = in_our_words(error, run_id)
+                running.error = translate_prefect_error(error, run_id)
                 _write_down(running)
             _complete_views(running, client, flow_run_id)
             return final_state(client, flow_run_id, running.error, f"{running.hub.config.rounds} rounds")
@@ -175,6 +175,6 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
     except LeaseLost:
         pass
     except Exception as problem:
-        told = in_our_words(problem, running.run_id)
+        told = translate_prefect_error(problem, running.run_id)
         running.say(f"what Prefect and MLflow show of this run may not be complete: {told}")
     running.tell("end")

@@ -16,14 +16,14 @@ from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
 from fedrounds.fl_components.privacy import CentralPrivacy
-from fedrounds.fl_components.privacy.audit import LEAST_CANARIES, AuditReport, accuses, audit
+from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, accuses, audit
 from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fedrounds.fl_components.privacy.example_audit import accuses as accuses_examples
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import federation_of
 from fedrounds.fl_components.store import RunRecord, Store, derived_key
-from fedrounds.fl_components.training import Shadow, one_thread
+from fedrounds.fl_components.training import CanaryClient, one_thread
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import experiment_of
 
@@ -62,9 +62,9 @@ def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
     Raises `RunNotFound`; `ConfigError` for a run without a claim, an experiment none of whose runs was charged, and too
     few canaries.
     """
-    if num_canaries < LEAST_CANARIES:
+    if num_canaries < MIN_CANARIES:
         raise ConfigError(
-            f"{num_canaries} canaries are too few for an audit", hint=f"draw at least {LEAST_CANARIES} canaries"
+            f"{num_canaries} canaries are too few for an audit", hint=f"draw at least {MIN_CANARIES} canaries"
         )
     of_experiment = store.runs(name=run)
     charged = (each for each in of_experiment if each.spent or store.example_spending(each.run_id))
@@ -90,7 +90,7 @@ def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
     with one_thread():
         clients, about_examples = None, config.training.privacy.claims
         if isinstance(config.privacy, CentralPrivacy) and (federation.is_charged or not about_examples):
-            rule = config.privacy.counting_for(federation.sampling.cohort_size)
+            rule = config.privacy.resolve_count_noise(federation.sampling.cohort_size)
             clients = audit(rule, sizes, _fresh_keys(), num_canaries=num_canaries)
         examples = _audit_examples(federation, num_canaries) if about_examples else None
     return Audit(clients, examples)
@@ -101,7 +101,7 @@ def _audit_examples(federation: Federation, num_canaries: int) -> ExampleAuditRe
     rule = config.training.in_round(1, config.rounds)
     private = rule.example_level
     assert private is not None and private.noise_multiplier is not None
-    shadow = Shadow(federation.module, federation.public_rows(min(PUBLIC_ROWS, num_canaries)), rule, num_canaries)
+    shadow = CanaryClient(federation.module, federation.public_rows(min(PUBLIC_ROWS, num_canaries)), rule, num_canaries)
 
     def release(joined_M: NDArray[np.bool_], number: int) -> Float32:
         return shadow.step(joined_M, keys(f"step {number}"))[-num_canaries:]

@@ -19,7 +19,7 @@ from fedrounds.fl_components.server.claim import example_spending, spending
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.statement import left_out, left_out_in_words
 from fedrounds.fl_components.store import Budget, RoundRecord, RunRecord, Store
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client
 from fedrounds.fl_components.values import RoundResult
 from fedrounds.tasks.anchors import anchor_line, page_key
 from fedrounds.tasks.session import Session
@@ -53,7 +53,7 @@ class RunArtifact:
         )
         self._thread.start()
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """A round was committed."""
         self._outdated.set()
 
@@ -123,7 +123,7 @@ def _about_clients(hub: Hub) -> list[str]:
         return ["Privacy: a larger cohort is simulated; no claim."] if hub.config.privacy.claims else []
     budget = hub.store.find_budget(hub.run.population)
     assert budget is not None
-    told = spending(budget, from_pairs(hub.store.run(hub.run_id).spent))
+    told = spending(budget, decode_events(hub.store.run(hub.run_id).spent))
     lines = [f"Privacy: this run has come to **epsilon {told.run.epsilon:.4g}**{_meaning(budget)}.", ""]
     if budget.epsilon is None:
         return [*lines, f"Its population `{budget.population}` has spent {told.population:.4g}; nothing limits it."]
@@ -206,8 +206,8 @@ def _mlflow_address(store: Store, run: RunRecord) -> str:
 @task(name="track", task_run_name="track", cache_policy=NO_CACHE, persist_result=False)
 def _track(session: Session, result: RoundResult) -> None:
     assert session.tracker is not None and session.artifact is not None
-    session.tracker.poke()
-    session.artifact.poke()
+    session.tracker.wake()
+    session.artifact.wake()
     session.tell("round", round=result.round, metrics=result.metrics, seconds=result.seconds)
 
 

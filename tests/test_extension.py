@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from fedrounds.fl_components.errors import LeftOut
+from fedrounds.fl_components.errors import PluginSkipped
 from fedrounds.fl_components.models import LogisticRegression, Mlp
 from fedrounds.fl_components.rules import union
 from tests.support import FEDROUNDS, ROOT, clean_environment, data_of
@@ -119,7 +119,7 @@ def test_a_broken_package_is_left_out_with_the_reason(
 ) -> None:
     monkeypatch.syspath_prepend(broken(tmp_path, entry_points, module))
     monkeypatch.delitem(sys.modules, "broken_rules", raising=False)
-    with pytest.warns(LeftOut) as warned:
+    with pytest.warns(PluginSkipped) as warned:
         kinds = TypeAdapter(union("models", LogisticRegression, Mlp)).json_schema()["discriminator"]["mapping"]
     assert kinds.keys() == {"logistic_regression", "mlp"}
     (message,) = [str(each.message) for each in warned]

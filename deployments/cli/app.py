@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cyclopts import App, CycloptsError, Group
 
 from fedrounds.deployments.cli import commands
-from fedrounds.deployments.cli.screen import Answer, Screen
+from fedrounds.deployments.cli.screen import CliOutput, CommandResult
 from fedrounds.fl_components.errors import FedroundsError
 from fedrounds.fl_components.redaction import redact
 
@@ -100,13 +100,13 @@ def _version() -> str:
         return "unknown"
 
 
-def run(tokens: Sequence[str], screen: Screen) -> int:
+def run(tokens: Sequence[str], screen: CliOutput) -> int:
     """Run one command and give its answer, or say its error; returns the exit code."""
     try:
         command, bound, not_parsed = build().parse_args(tokens)
         given = {"screen": screen} if "screen" in not_parsed else {}
         answer = command(*bound.args, **bound.kwargs, **given)
-        screen.answer(answer if isinstance(answer, Answer) else Answer(None, ""))
+        screen.answer(answer if isinstance(answer, CommandResult) else CommandResult(None, ""))
     except CycloptsError as error:
         names = [*error.command_chain] if error.command_chain else []
         return screen.fail("usage", redact(str(error)), f"see {' '.join(['fedrounds', *names, '--help'])}", exit_code=2)

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from rich.console import Group
 
 from fedrounds.deployments.cli.progress import display
-from fedrounds.deployments.cli.screen import Answer, Screen
+from fedrounds.deployments.cli.screen import CliOutput, CommandResult
 from fedrounds.fl_components.errors import ConfigError, NotInstalled
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ WithMlflow = Annotated[
 ]
 Unfinished = Annotated[bool, Parameter(negative=(), help="Include runs that a resume could take further.")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask.")]
-OnScreen = Annotated[Screen, Parameter(parse=False)]
+OnScreen = Annotated[CliOutput, Parameter(parse=False)]
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     run_id: Annotated[str | None, Parameter(help="The new run's id, or that of a run to go on with.")] = None,
     profile: Annotated[Path | None, Parameter(help="Write a trace of where the time goes to this file.")] = None,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Train a model by federated rounds."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def sweep(
     overrides: Overrides = None,
     sweep_id: Annotated[str | None, Parameter(help="The new sweep's id, or that of a sweep to go on with.")] = None,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Train once for each cell of a grid of settings, and compare them in MLflow."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def resume(
         Parameter(negative=(), help="Without a privacy claim: continue with other rows than the run began with."),
     ] = False,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Go on with a stopped run or sweep, after the last committed round."""
 
     def call(on_progress: Callable[[Progress], None]) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def runs(
     *,
     limit: Annotated[int, Parameter(help="How many to list.")] = 50,
     all: Annotated[bool, Parameter(negative=(), help="List runs that were deleted, too.")] = False,
-) -> Answer:
+) -> CommandResult:
     """List the runs, newest first, or delete some."""
     from fedrounds.deployments import api
     from fedrounds.deployments.cli import tables
 
     rows = api.runs(limit, deleted=all)
-    return Answer(rows, tables.runs(rows))
+    return CommandResult(rows, tables.runs(rows))
 
 
 def runs_delete(
@@ -130,14 +130,14 @@ def runs_delete(
     unfinished: Unfinished = False,
     yes: Yes = False,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Delete runs for good: rounds, models, and what Prefect shows. Charges and the journal stay."""
     from fedrounds.deployments import api
     from fedrounds.deployments.cli import tables
 
     _confirm(f"Delete {', '.join(runs)} for good?", yes, screen)
     found = api.delete_runs(runs, mlflow=mlflow, unfinished=unfinished)
-    return Answer(found, tables.deleted(found))
+    return CommandResult(found, tables.deleted(found))
 
 
 def prune(
@@ -154,7 +154,7 @@ def prune(
     dry_run: Annotated[bool, Parameter(negative=(), help="Say what would be deleted, and delete nothing.")] = False,
     yes: Yes = False,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Delete old runs, as `runs delete` does: by age, by count, or both."""
     from fedrounds.deployments import api
     from fedrounds.deployments.cli import tables
@@ -171,10 +171,10 @@ def prune(
             screen.show(tables.deleted(found))
         _confirm("Delete them for good?", yes, screen)
         found = api.prune(**chosen, mlflow=mlflow)
-    return Answer(found, tables.deleted(found))
+    return CommandResult(found, tables.deleted(found))
 
 
-def _confirm(question: str, yes: bool, screen: Screen) -> None:
+def _confirm(question: str, yes: bool, screen: CliOutput) -> None:
     """Ask for confirmation. Raises `ConfigError` where the answer is not yes, or where stdin is no terminal."""
     if yes:
         return
@@ -184,22 +184,22 @@ def _confirm(question: str, yes: bool, screen: Screen) -> None:
         raise ConfigError("nothing was deleted", hint="answer y, or add --yes")
 
 
-def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) -> Answer:
+def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) -> CommandResult:
     """Show one run: results, privacy, traffic, rounds, and where to look next; or a sweep's cells."""
     from fedrounds.deployments import api
     from fedrounds.deployments.cli import tables
 
     data = api.show(run)
-    return Answer(data, tables.sweep(data) if "cells" in data else tables.details(data))
+    return CommandResult(data, tables.sweep(data) if "cells" in data else tables.details(data))
 
 
-def data_list() -> Answer:
+def data_list() -> CommandResult:
     """List the public data sets, and where their files are."""
     from fedrounds.deployments.cli import tables
     from fedrounds.fl_components.data.downloads import statuses
 
     found = statuses()
-    return Answer(found, tables.data_sets(found))
+    return CommandResult(found, tables.data_sets(found))
 
 
 def data_get(
@@ -210,13 +210,13 @@ def data_get(
         str | None, Parameter(help="Fetch URL/NAME/FILE, a mirror. Without it: FEDROUNDS_DATA_URL, or the publisher.")
     ] = None,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Download the files of a public data set into FEDROUNDS_DATA, and check that they are the published ones."""
     from fedrounds.deployments.cli import tables
     from fedrounds.fl_components.data.downloads import download
 
     found = download(name, url, say=screen.show)
-    return Answer(found, tables.downloaded(found))
+    return CommandResult(found, tables.downloaded(found))
 
 
 def config_check(
@@ -226,7 +226,7 @@ def config_check(
     overrides: Overrides = None,
     data: Annotated[bool, Parameter(negative=(), help="Load the data as well, and build the model.")] = False,
     picture: Annotated[Path | None, Parameter(help="With --data: draw what clients have into this PNG file.")] = None,
-) -> Answer:
+) -> CommandResult:
     """Say whether a configuration makes sense, and what it would run."""
     from fedrounds.deployments import api
     from fedrounds.deployments.cli import tables
@@ -243,10 +243,10 @@ def config_check(
 
         draw_partition(found["partition"], found["name"], picture)
     warnings = [f"Warning: {warning}" for warning in found.get("warnings", ())]
-    return Answer(found, Group(tables.checked_config(found), *warnings))
+    return CommandResult(found, Group(tables.checked_config(found), *warnings))
 
 
-def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:
+def config_show(config: Config, /, *, overrides: Overrides = None) -> CommandResult:
     """Print a configuration with every default filled in."""
     import yaml
 
@@ -254,33 +254,33 @@ def config_show(config: Config, /, *, overrides: Overrides = None) -> Answer:
 
     found = api.resolve_config(config, overrides=overrides or ())
     as_written = (sys.stdout.encoding or "").lower().startswith("utf")  # else escaped, so that it reads as the same
-    return Answer(found, yaml.safe_dump(found, sort_keys=False, allow_unicode=as_written).rstrip())
+    return CommandResult(found, yaml.safe_dump(found, sort_keys=False, allow_unicode=as_written).rstrip())
 
 
-def config_schema() -> Answer:
+def config_schema() -> CommandResult:
     """Print the JSON schema of a configuration, for editors."""
     from fedrounds.deployments import api
 
     schema = api.config_schema()
-    return Answer(schema, json.dumps(schema, indent=2))
+    return CommandResult(schema, json.dumps(schema, indent=2))
 
 
-def up(*, screen: OnScreen) -> Answer:
+def up(*, screen: OnScreen) -> CommandResult:
     """Serve the Prefect and MLflow pages and run the scheduled trainings, until Ctrl-C."""
     _need_server("up")
     from fedrounds.deployments.stack import up as stack
 
     stack.up(screen.show)
-    return Answer(None, "Stopped.")
+    return CommandResult(None, "Stopped.")
 
 
-def ui(*, screen: OnScreen) -> Answer:
+def ui(*, screen: OnScreen) -> CommandResult:
     """Serve the Prefect and MLflow pages, until Ctrl-C."""
     _need_server("ui")
     from fedrounds.deployments.stack import up as stack
 
     stack.ui(screen.show)
-    return Answer(None, "Stopped.")
+    return CommandResult(None, "Stopped.")
 
 
 def deploy(
@@ -297,14 +297,14 @@ def deploy(
     active: Annotated[bool, Parameter(negative=(), help="Switch the schedules on at once.")] = False,
     name: Annotated[str | None, Parameter(help="The deployment's name. Without it: the file's.")] = None,
     screen: OnScreen,
-) -> Answer:
+) -> CommandResult:
     """Register a scheduled training with Prefect; each goes on from the latest model."""
     _need_server("deploy")
     from fedrounds.deployments.cli import tables
     from fedrounds.deployments.stack.deploy import deploy
 
     data = deploy(config, overrides=overrides or (), cron=cron, audit=audit, active=active, name=name, say=screen.show)
-    return Answer(data, tables.deployment(data))
+    return CommandResult(data, tables.deployment(data))
 
 
 def audit(
@@ -313,23 +313,25 @@ def audit(
     *,
     canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
     picture: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
-) -> Answer:
+) -> CommandResult:
     """Measure how much noise a run's mechanisms really add, with canaries."""
     _need_server("audit")
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import tables
 
     found = privacy.audit(run, num_canaries=canaries, picture=picture)
-    return Answer(found, tables.audit(found))
+    return CommandResult(found, tables.audit(found))
 
 
-def privacy_status(population: Annotated[str | None, Parameter(help="Without it: all of them.")] = None, /) -> Answer:
+def privacy_status(
+    population: Annotated[str | None, Parameter(help="Without it: all of them.")] = None, /
+) -> CommandResult:
     """Show what each population may spend, has spent, and has left."""
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import tables
 
     found = privacy.status(population)
-    return Answer(found, tables.budgets(found))
+    return CommandResult(found, tables.budgets(found))
 
 
 def privacy_plan(
@@ -340,7 +342,7 @@ def privacy_plan(
     example_level: Annotated[bool, Parameter(help="For the examples of each client.", negative=())] = False,
     overrides: Overrides = None,
     picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
-) -> Answer:
+) -> CommandResult:
     """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import tables
@@ -349,26 +351,26 @@ def privacy_plan(
         if picture is not None:
             raise ConfigError("--picture draws no plan for examples", hint="leave it out; --json has the numbers")
         told = privacy.plan_examples(config, overrides or (), epsilon=epsilon)
-        return Answer(told, tables.plan_examples(told))
+        return CommandResult(told, tables.plan_examples(told))
     found = privacy.plan(config, overrides or (), epsilon=epsilon, picture=picture)
-    return Answer(found, tables.plan(found))
+    return CommandResult(found, tables.plan(found))
 
 
-def privacy_ledger(population: str, /) -> Answer:
+def privacy_ledger(population: str, /) -> CommandResult:
     """List the charges of a population."""
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import tables
 
     rows = privacy.ledger(population)
-    return Answer(rows, tables.ledger(rows))
+    return CommandResult(rows, tables.ledger(rows))
 
 
-def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /) -> Answer:
+def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /) -> CommandResult:
     """Print the privacy statement of a run, in Markdown."""
     from fedrounds.deployments import privacy
 
     found = privacy.statement(run)
-    return Answer(found, found["markdown"].rstrip())
+    return CommandResult(found, found["markdown"].rstrip())
 
 
 def privacy_void(
@@ -376,12 +378,14 @@ def privacy_void(
     /,
     *,
     reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
-) -> Answer:
+) -> CommandResult:
     """Give back what is reserved for a round of which nothing came; an act of an administrator."""
     from fedrounds.deployments import privacy
 
     found = privacy.void(run, reason=reason)
-    return Answer(found, f"What round {found['round']} of run {run} had reserved is {found['population']}'s again.")
+    return CommandResult(
+        found, f"What round {found['round']} of run {run} had reserved is {found['population']}'s again."
+    )
 
 
 def privacy_budget_set(
@@ -395,7 +399,7 @@ def privacy_budget_set(
     neighbouring: Annotated[
         str | None, Parameter(help="add_or_remove (Poisson selection), replace_one or zero_out. Without it: the first.")
     ] = None,
-) -> Answer:
+) -> CommandResult:
     """Let a population of private data spend; an act of an administrator."""
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import tables
@@ -403,40 +407,42 @@ def privacy_budget_set(
     found = privacy.set_budget(
         population, epsilon=epsilon, reason=reason, delta=delta, unit=unit, neighbouring=neighbouring
     )
-    return Answer(found, tables.budgets([found]))
+    return CommandResult(found, tables.budgets([found]))
 
 
-def journal_key() -> Answer:
+def journal_key() -> CommandResult:
     """Print the public key with which this hub signs its journal."""
     from fedrounds.deployments import journal
 
     found = journal.key()
-    return Answer(found, found["key"])
+    return CommandResult(found, found["key"])
 
 
-def journal_trust(key: Annotated[str, Parameter(help="What `fedrounds journal key` prints there.")], /) -> Answer:
+def journal_trust(
+    key: Annotated[str, Parameter(help="What `fedrounds journal key` prints there.")], /
+) -> CommandResult:
     """Trust the journal rows of another hub that shares this database."""
     from fedrounds.deployments import journal
 
     found = journal.trust(key)
-    return Answer(found, f"Rows signed by {found['key_id']} count from now on.")
+    return CommandResult(found, f"Rows signed by {found['key_id']} count from now on.")
 
 
-def journal_verify() -> Answer:
+def journal_verify() -> CommandResult:
     """Check that no row of the journal was changed, removed, put in or made anew."""
     from fedrounds.deployments import journal
     from fedrounds.deployments.cli import tables
 
     report = journal.verify()
-    return Answer(report, tables.journal(report))
+    return CommandResult(report, tables.journal(report))
 
 
 def _train(
     command: str,
     title: str,
     call: Callable[[Callable[[Progress], None]], dict[str, Any]],
-    screen: Screen,
-) -> Answer:
+    screen: CliOutput,
+) -> CommandResult:
     from fedrounds.deployments.cli import tables
 
     _need_server(command)
@@ -447,7 +453,7 @@ def _train(
             screen.resumable = shown.resumable
 
         data = call(on_progress)
-    return Answer(data, tables.sweep(data) if "cells" in data else tables.result(data))
+    return CommandResult(data, tables.sweep(data) if "cells" in data else tables.result(data))
 
 
 def _need_server(command: str) -> None:

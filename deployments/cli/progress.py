@@ -142,7 +142,7 @@ class StageSeconds:
 
 
 @dataclass(slots=True)
-class Heard:
+class DisplayState:
     """What the events have said so far."""
 
     title: str
@@ -209,7 +209,7 @@ class Display(ABC):
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
-        self.heard = Heard(title)
+        self.heard = DisplayState(title)
 
     @abstractmethod
     def __call__(self, event: Progress) -> None:

@@ -25,7 +25,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CommandResult:
     """What a command found: `data` for programs and `view` for people (a str is printed as it is)."""
 
     data: Any
@@ -38,10 +38,10 @@ def show_left_out_as_a_line() -> None:
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
         from fedrounds.fl_components.errors import (
-            LeftOut,  # not before the command has looked at what shadows our packages
+            PluginSkipped,  # not before the command has looked at what shadows our packages
         )
 
-        plain = issubclass(category, LeftOut)
+        plain = issubclass(category, PluginSkipped)
         return f"Warning: {message}\n" if plain else in_full(message, category, *where, **line)
 
     warnings.formatwarning = formatted
@@ -102,7 +102,7 @@ class PipeConsole(Console):
         os.close(nowhere)
 
 
-class Screen:
+class CliOutput:
     """Owns stdout and stderr for one command.
 
     Without `--json` results go to stdout and errors to stderr. With it, whatever anything prints (progress, a user's
@@ -122,7 +122,7 @@ class Screen:
         self._reply: dict[str, Any] | None = None
         self._redirects = ExitStack()
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> CliOutput:
         if self.as_json:
             sys.stdout.flush()
             # Both levels: Python's name for what prints here, the descriptor for child processes and C libraries.
@@ -149,7 +149,7 @@ class Screen:
                 self.fail("store", f"the output cannot be written: {problem.strerror}", None, exit_code=1)
                 raise SystemExit(1) from problem
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: CommandResult) -> None:
         """Give a command's result."""
         if self.as_json:
             self._reply = {"schema": SCHEMA, "status": "ok", "data": answer.data}

@@ -31,7 +31,14 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import fedrounds
-from fedrounds.deployments.stack.files import answers, is_locked, last_lines, refusals_in, server_files, try_lock
+from fedrounds.deployments.stack.files import (
+    answers,
+    is_locked,
+    last_lines,
+    os_errors_as_store_errors,
+    server_files,
+    try_lock,
+)
 from fedrounds.fl_components.errors import ConfigError, FedroundsError, Unreachable, one_line
 from fedrounds.fl_components.redaction import redact_url
 from fedrounds.fl_components.store.home import home as default_home
@@ -291,7 +298,7 @@ class EmbeddedServer(Connection):
         if self._interest is None or is_locked(self._files.server_lock):
             return
         log_path = self._files.log("server")
-        with refusals_in(self._files.folder):
+        with os_errors_as_store_errors(self._files.folder):
             keep_size = log_path.exists() and log_path.stat().st_size < 2_000_000
             with log_path.open("ab" if keep_size else "wb") as log:
                 self._child = subprocess.Popen(

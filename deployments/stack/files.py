@@ -75,13 +75,13 @@ class ServerFiles:
 def server_files(home: Path) -> ServerFiles:
     """The embedded server's files under `home`; makes their folder. Raises `StoreError` if it cannot."""
     folder = home.absolute() / "prefect"
-    with refusals_in(folder):
+    with os_errors_as_store_errors(folder):
         make_folder(folder, 0o700)
     return ServerFiles(folder)
 
 
 @contextlib.contextmanager
-def refusals_in(folder: Path) -> Iterator[None]:
+def os_errors_as_store_errors(folder: Path) -> Iterator[None]:
     """What the system refuses to a server that is to run in `folder`, as a `StoreError`."""
     try:
         yield
@@ -99,7 +99,7 @@ def try_lock(path: Path, *, exclusive: bool) -> int | None:
 
     Raises `StoreError` if the file cannot be locked.
     """
-    with refusals_in(path.parent):
+    with os_errors_as_store_errors(path.parent):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ import psutil
 
 from fedrounds.deployments.stack.connection import Connection, Say, connect
 from fedrounds.deployments.stack.deploy import WORK_POOL
-from fedrounds.deployments.stack.files import last_lines, refusals_in, server_files
+from fedrounds.deployments.stack.files import last_lines, os_errors_as_store_errors, server_files
 from fedrounds.fl_components.errors import Unreachable
 from fedrounds.tasks.proxies import unusable_proxies
 from fedrounds.tasks.tracking.server import make_database, quiet, tracking_uri
@@ -173,7 +173,7 @@ def _process(command: list[str], environment: dict[str, str], home: Path, name: 
     """Runs a Python module as a process, and ends it and all that it started with the block."""
     files = server_files(home)
     log_path = files.log(name)
-    with refusals_in(files.folder), log_path.open("wb") as log:
+    with os_errors_as_store_errors(files.folder), log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             env=environment,

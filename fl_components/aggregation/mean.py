@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from fedrounds.fl_components.aggregation.base import AdditiveRule
 from fedrounds.fl_components.arrays import Float64
-from fedrounds.fl_components.values import Partial
+from fedrounds.fl_components.values import Accumulator
 
 
 class Mean(AdditiveRule):
@@ -45,6 +45,6 @@ class Mean(AdditiveRule):
             return np.ones(len(num_examples_N))
         return num_examples_N if self.max_examples is None else np.minimum(num_examples_N, self.max_examples)
 
-    def aggregate(self, partial: Partial) -> Float64:
+    def aggregate(self, partial: Accumulator) -> Float64:
         mean_D: Float64 = partial.tensors["sum"] / (partial.tensors["weight"] if partial.count else 1.0)
         return mean_D

@@ -121,14 +121,14 @@ class Trace(AvailabilityRule):
 @cache
 def _read_trace(file: str) -> dict[int, list[tuple[int, int]]]:
     """The spans [start, stop) of each client that has any. Raises `DataError`."""
-    mend = "give a CSV file with the header client,start_round,stop_round and whole numbers, each start before its stop"
+    hint = "give a CSV file with the header client,start_round,stop_round and whole numbers, each start before its stop"
     spans: dict[int, list[tuple[int, int]]] = {}
     try:
         with Path(file).open(newline="", encoding="utf-8-sig") as text:
             lines = csv.reader(text)
             header = next(lines, [])
             if [field.strip() for field in header] != ["client", "start_round", "stop_round"]:
-                raise DataError(f"{file}, line 1: the header is {','.join(header)[:80]!r}", hint=mend)
+                raise DataError(f"{file}, line 1: the header is {','.join(header)[:80]!r}", hint=hint)
             for line in filter(None, lines):
                 try:
                     client, start, stop = map(int, line)
@@ -136,13 +136,13 @@ def _read_trace(file: str) -> dict[int, list[tuple[int, int]]]:
                         raise ValueError
                 except ValueError:
                     raise DataError(
-                        f"{file}, line {lines.line_num}: {','.join(line)[:80]!r} is no span", hint=mend
+                        f"{file}, line {lines.line_num}: {','.join(line)[:80]!r} is no span", hint=hint
                     ) from None
                 spans.setdefault(client, []).append((start, stop))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {error}", hint=mend) from error
+        raise DataError(f"{file} cannot be read: {error}", hint=hint) from error
     if not spans:
-        raise DataError(f"{file} holds no span: nobody would ever be there", hint=mend)
+        raise DataError(f"{file} holds no span: nobody would ever be there", hint=hint)
     return spans
 
 

@@ -15,7 +15,7 @@ from fedrounds.fl_components.clients.availability import Always, AvailabilityRul
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.values import Sampling
 
-LOOKED_AT_PER_SEAT: Final = 100
+MAX_CANDIDATES_PER_SLOT: Final = 100
 """At most so many candidates are looked at for a seat of a cohort: a round's cost must not follow the population."""
 
 
@@ -102,10 +102,10 @@ class SelectionRule(Rule):
     def draw(self, clients: Clients, pool: Rows | int, size: int, generator: np.random.Generator) -> Rows:
         """`size` of the available clients among `pool` (rows, or the first so many rows), each set equally likely.
 
-        In random order, int64 [at most size]. At most `LOOKED_AT_PER_SEAT` candidates a seat are looked at.
+        In random order, int64 [at most size]. At most `MAX_CANDIDATES_PER_SLOT` candidates a seat are looked at.
         """
         num_candidates = pool if isinstance(pool, int) else len(pool)
-        limit = min(num_candidates, LOOKED_AT_PER_SEAT * size)
+        limit = min(num_candidates, MAX_CANDIDATES_PER_SLOT * size)
         looked_at = min(limit, 2 * size)
         while True:
             rows_N = generator.choice(num_candidates, looked_at, replace=False)

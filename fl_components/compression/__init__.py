@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedrounds.fl_components.compression.base import CompressionRule, Known, Quantiser
+from fedrounds.fl_components.compression.base import CodecContext, CompressionRule, Quantiser
 from fedrounds.fl_components.compression.broadcast import Broadcast
 from fedrounds.fl_components.compression.byte_budget import ByteBudget
 from fedrounds.fl_components.compression.dead_zone import DeadZone
@@ -18,12 +18,12 @@ from fedrounds.fl_components.compression.sparse import RandomK, Threshold, TopK
 __all__ = [
     "Broadcast",
     "ByteBudget",
+    "CodecContext",
     "Compression",
     "CompressionRule",
     "DeadZone",
     "Dithered",
     "Eden",
-    "Known",
     "LowRank",
     "NoCompression",
     "Qsgd",

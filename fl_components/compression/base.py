@@ -20,7 +20,7 @@ from fedrounds.fl_components.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CodecContext:
     """What both ends know of N updates, so that it need not travel.
 
     Args:
@@ -38,11 +38,11 @@ class Known:
         """D."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def of(self, rows: Iterable[int]) -> Known:
+    def of(self, rows: Iterable[int]) -> CodecContext:
         """The same for some of the updates."""
         return replace(self, seeds=[self.seeds[row] for row in rows])
 
-    def inside(self, num_values: int) -> Known:
+    def inside(self, num_values: int) -> CodecContext:
         """The same for what is left of these updates, vectors of `num_values` numbers."""
         return replace(self, shapes=((num_values,),))
 
@@ -125,15 +125,15 @@ class CompressionRule(Rule):
             check_contraction(self, field, f"{field}.error_feedback is true", num_parameters)
 
     @abstractmethod
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         """What stands for each of the updates (float32 [N, D], left as they are)."""
 
     @abstractmethod
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         """Raises `UpdateRejected` when `payload` is nothing that `compress` could have made of an update."""
 
     @abstractmethod
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         """The updates, float32 [N, D], that these stand for; each has passed `check`."""
 
 

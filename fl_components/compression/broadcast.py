@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedrounds.fl_components.arrays import Float32, Payload
-from fedrounds.fl_components.compression.base import CompressionRule, Known, check_contraction, without_memory
+from fedrounds.fl_components.compression.base import CodecContext, CompressionRule, check_contraction, without_memory
 from fedrounds.fl_components.compression.families import Compression
 from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sparse import Sparsifier
@@ -27,7 +27,7 @@ class Broadcast(Rule):
 
     >>> import numpy as np
     >>> from fedrounds.fl_components.compression import Uniform
-    >>> rule, known = Broadcast(values=Uniform(bits=8), against="previous"), Known([0], 0, [(2,)])
+    >>> rule, known = Broadcast(values=Uniform(bits=8), against="previous"), CodecContext([0], 0, [(2,)])
     >>> held_D = np.array([0.5, 1.0], np.float32)
     >>> payload = rule.compress(np.array([0.75, 1.0], np.float32), held_D, known)
     >>> rule.decompress(payload, held_D, known)
@@ -65,13 +65,13 @@ class Broadcast(Rule):
         """What the next difference is from, where clients hold `held_D`; None where the parameters travel whole."""
         return held_D if self.against == "previous" and not self.values.transparent else None
 
-    def compress(self, params_D: Float32, held_D: Float32 | None, known: Known) -> Payload:
+    def compress(self, params_D: Float32, held_D: Float32 | None, known: CodecContext) -> Payload:
         """`params_D`, float32 [D], for clients that hold `held_D`."""
         if self._whole(held_D):
             return NoCompression().compress(params_D[None], known)[0]
         return self.values.compress(params_D[None] if held_D is None else (params_D - held_D)[None], known)[0]
 
-    def decompress(self, payload: Payload, held_D: Float32 | None, known: Known) -> Float32:
+    def decompress(self, payload: Payload, held_D: Float32 | None, known: CodecContext) -> Float32:
         """What a client makes of it. Raises `UpdateRejected` when it stands for no parameters."""
         rule = NoCompression() if self._whole(held_D) else self.values
         rule.check(payload, known)

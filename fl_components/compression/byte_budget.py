@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
-from fedrounds.fl_components.compression.base import CompressionRule, Known, expect, num_buckets, symbols_of
+from fedrounds.fl_components.compression.base import CodecContext, CompressionRule, expect, num_buckets, symbols_of
 from fedrounds.fl_components.compression.eden import CENTROIDS, LOST, levels_of, quantised
 from fedrounds.fl_components.compression.rotation import block_of, rotate, rotate_back
 from fedrounds.fl_components.errors import UpdateRejected
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 
 BLOCK: Final = 512
-MOST_BITS: Final = max(CENTROIDS)
+MAX_BITS: Final = max(CENTROIDS)
 COUNT_BITS, SCALE_BITS = 3, 32
 
 
@@ -62,12 +62,12 @@ class ByteBudget(CompressionRule):
         blocks, block = num_buckets(num_parameters, _block(num_parameters)), _block(num_parameters)
         return COUNT_BITS * blocks + (SCALE_BITS + block) * (1 if self.error_feedback else blocks)
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         rotated_NKB = rotate(deltas_ND, _block(deltas_ND.shape[1]), known)
         bits_NK = self._bits(rotated_NKB)
         scales_NK = np.zeros(bits_NK.shape, np.float32)
         payloads: list[dict[str, Symbols | Float32]] = [{"bits": Symbols(bits_K, COUNT_BITS)} for bits_K in bits_NK]
-        for bits in range(1, MOST_BITS + 1):
+        for bits in range(1, MAX_BITS + 1):
             chosen_NK = bits_NK == bits
             symbols_1KB, scales_1K = quantised(rotated_NKB[chosen_NK][None], bits, unbiased=self.unbiased)
             scales_NK[chosen_NK] = scales_1K[0]
@@ -88,7 +88,7 @@ class ByteBudget(CompressionRule):
         squares_NK = np.nan_to_num(squares_NK, nan=np.inf)  # what is not finite must travel, or nobody would see it
         lost = np.array(LOST[self.unbiased])
         saved_NKb = np.minimum(squares_NK, 1e300)[..., None] * (lost[:-1] - lost[1:])
-        cost_b = np.full(MOST_BITS, block)
+        cost_b = np.full(MAX_BITS, block)
         cost_b[0] += SCALE_BITS
         worth_NKb = saved_NKb / cost_b
         if self.unbiased:
@@ -97,21 +97,21 @@ class ByteBudget(CompressionRule):
         spent_NA = np.cumsum(np.tile(cost_b, blocks)[order_NA], axis=1)
         affordable = 8 * self.update_bytes - COUNT_BITS * blocks
         taken_NA = (spent_NA <= affordable) & (np.take_along_axis(worth_NKb.reshape(num_rows, -1), order_NA, 1) > 0)
-        taken_NKb = np.zeros((num_rows, blocks * MOST_BITS), bool)
+        taken_NKb = np.zeros((num_rows, blocks * MAX_BITS), bool)
         np.put_along_axis(taken_NKb, order_NA, taken_NA, axis=1)
-        found: NDArray[np.uint8] = taken_NKb.reshape(num_rows, blocks, MOST_BITS).sum(2, np.uint8)
+        found: NDArray[np.uint8] = taken_NKb.reshape(num_rows, blocks, MAX_BITS).sum(2, np.uint8)
         return found
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         size = known.num_parameters
         block = _block(size)
         expect(
             {"bits": payload["bits"]} if "bits" in payload else {},
             bits=("symbols", num_buckets(size, block), COUNT_BITS),
         )
-        counts = np.bincount(symbols_of(payload, "bits"), minlength=MOST_BITS + 1)
-        if len(counts) > MOST_BITS + 1:
-            detail = f"blocks of {len(counts) - 1} bits a number; {MOST_BITS} are the most"
+        counts = np.bincount(symbols_of(payload, "bits"), minlength=MAX_BITS + 1)
+        if len(counts) > MAX_BITS + 1:
+            detail = f"blocks of {len(counts) - 1} bits a number; {MAX_BITS} are the most"
             raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
         parts = {
             _name(bits): ("symbols", count * block, bits)
@@ -125,13 +125,13 @@ class ByteBudget(CompressionRule):
             **parts,
         )
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         size = known.num_parameters
         block = _block(size)
         rotated_NKB = np.zeros((len(payloads), num_buckets(size, block), block), np.float32)
         for rotated_KB, payload in zip(rotated_NKB, payloads, strict=True):
             bits_K = symbols_of(payload, "bits")
-            for bits in range(1, MOST_BITS + 1):
+            for bits in range(1, MAX_BITS + 1):
                 part = payload.get(_name(bits))
                 if isinstance(part, Symbols):
                     rotated_KB[bits_K == bits] = levels_of(bits)[part.values].reshape(-1, block)

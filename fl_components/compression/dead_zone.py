@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
-from fedrounds.fl_components.compression.base import Known, Quantiser, expect, numbers, symbols, symbols_of
+from fedrounds.fl_components.compression.base import CodecContext, Quantiser, expect, numbers, symbols, symbols_of
 from fedrounds.fl_components.errors import UpdateRejected
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 
@@ -22,7 +22,7 @@ BITS: Final = 2
 LARGER: Final = 2**BITS - 1
 """The symbol of what has a second symbol."""
 
-MOST_STEPS: Final = 2**15 - 1
+MAX_STEPS: Final = 2**15 - 1
 
 
 class DeadZone(Quantiser):
@@ -39,7 +39,7 @@ class DeadZone(Quantiser):
     Nothing, one step down and one step up are symbols of 2 bits, of which zstandard sees four in a byte. What is larger
     has the fourth symbol, and another one behind. Where numbers have no pattern this takes a quarter of a bit at least.
 
-    >>> rule, known = DeadZone(step=0.5), Known(seeds=[0], round_seed=0, shapes=[(4,)])
+    >>> rule, known = DeadZone(step=0.5), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
     >>> rule.decompress(rule.compress(np.array([[0.3, -3.0, 1.6, -2.0]], np.float32), known), known).round(2)
     array([[ 0.  , -2.97,  0.99, -1.98]], dtype=float32)
     """
@@ -54,10 +54,10 @@ class DeadZone(Quantiser):
     def error_bound(self, num_values: int) -> float:
         """The largest number is off by at most half of itself, or cut to 32,767 steps: it is at most the root of
         `num_values` root mean squares."""
-        cut = MOST_STEPS * self.step / math.sqrt(num_values)
+        cut = MAX_STEPS * self.step / math.sqrt(num_values)
         return 1 - min(0.75, cut) / num_values
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         return [self._written(delta_D) for delta_D in deltas_ND]
 
     def _written(self, delta_D: Float32) -> Payload:
@@ -71,7 +71,7 @@ class DeadZone(Quantiser):
                 one = step * ROUNDED_UP
                 symbols_D = _beyond(one, delta_D)
             places = np.flatnonzero(np.abs(delta_D) > one + step)
-            steps = np.clip(np.abs(delta_D[places]) / step + (1 - ROUNDED_UP), 2, MOST_STEPS).astype(np.uint16)
+            steps = np.clip(np.abs(delta_D[places]) / step + (1 - ROUNDED_UP), 2, MAX_STEPS).astype(np.uint16)
         symbols_D[places] = LARGER
         larger = 2 * steps - 3
         larger -= delta_D[places] < 0  # 2 steps down, 2 up, 3 down, ... as 0, 1, 2, ...
@@ -82,7 +82,7 @@ class DeadZone(Quantiser):
             "step": step[None],
         }
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         expect(
             payload,
             symbols=("symbols", known.num_parameters, BITS),
@@ -94,7 +94,7 @@ class DeadZone(Quantiser):
             detail = f"expected larger: symbols [{expected}]; got [{found}]"
             raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         symbols_ND = symbols(payloads, "symbols")
         levels_ND = np.take(_LEVELS, symbols_ND, mode="clip")
         for symbols_D, levels_D, payload in zip(symbols_ND, levels_ND, payloads, strict=True):

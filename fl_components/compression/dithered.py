@@ -9,10 +9,18 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
-from fedrounds.fl_components.compression.base import Known, Quantiser, expect, in_buckets, num_buckets, numbers, symbols
+from fedrounds.fl_components.compression.base import (
+    CodecContext,
+    Quantiser,
+    expect,
+    in_buckets,
+    num_buckets,
+    numbers,
+    symbols,
+)
 
 BUCKET: Final = 4096
-MOST_BITS: Final = 16
+MAX_BITS: Final = 16
 
 
 class Dithered(Quantiser):
@@ -36,7 +44,7 @@ class Dithered(Quantiser):
         """Schuchman 1964: whatever the numbers are."""
         return self.step**2 / 12
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         num_rows, size = deltas_ND.shape
         values_NKB = in_buckets(deltas_ND, BUCKET)
         with np.errstate(all="ignore"):
@@ -58,7 +66,7 @@ class Dithered(Quantiser):
             )
         return payloads
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         size = known.num_parameters
         expect(
             payload,
@@ -67,7 +75,7 @@ class Dithered(Quantiser):
             steps=("float32", num_buckets(size, BUCKET), None),
         )
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         size = known.num_parameters
         levels_ND = np.float32(0.5) - known.uniforms(self.kind, size)
         levels_ND += symbols(payloads, "symbols")

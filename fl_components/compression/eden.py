@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
-from fedrounds.fl_components.compression.base import Known, Quantiser, expect, num_buckets, numbers, symbols
+from fedrounds.fl_components.compression.base import CodecContext, Quantiser, expect, num_buckets, numbers, symbols
 from fedrounds.fl_components.compression.rotation import block_of, rotate, rotate_back
 
 CENTROIDS: Final = {
@@ -56,7 +56,7 @@ class Eden(Quantiser):
         transform is not quite a uniform rotation: a twentieth is room for that."""
         return 1.05 * LOST[self.unbiased][self.bits]
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         symbols_NKB, scales_NK = quantised(
             rotate(deltas_ND, block_of(deltas_ND.shape[1]), known), self.bits, unbiased=self.unbiased
         )
@@ -65,12 +65,12 @@ class Eden(Quantiser):
             for symbols_KB, scales_K in zip(symbols_NKB, scales_NK, strict=True)
         ]
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         block = block_of(known.num_parameters)
         blocks = num_buckets(known.num_parameters, block)
         expect(payload, symbols=("symbols", blocks * block, self.bits), scales=("float32", blocks, None))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         size = known.num_parameters
         rotated_ND = np.take(levels_of(self.bits), symbols(payloads, "symbols"), mode="clip")  # faster than by brackets
         rotated_NKB = rotated_ND.reshape(len(payloads), -1, block_of(size))

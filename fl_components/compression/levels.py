@@ -15,7 +15,7 @@ from pydantic import Field
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
 from fedrounds.fl_components.compression.base import (
     BUCKET,
-    Known,
+    CodecContext,
     Quantiser,
     expect,
     in_buckets,
@@ -64,7 +64,7 @@ class Levels(Quantiser):
     def scale_names(self) -> tuple[str, ...]:
         """The names of what travels of each bucket."""
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         num_rows, size = deltas_ND.shape
         values_NKB = in_buckets(deltas_ND, self.bucket, fill=self.fill)
         with np.errstate(all="ignore"):
@@ -82,12 +82,12 @@ class Levels(Quantiser):
             for row, symbols_D in enumerate(symbols_ND)
         ]
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         size = known.num_parameters
         scales = dict.fromkeys(self.scale_names, ("float32", num_buckets(size, self.bucket), None))
         expect(payload, symbols=("symbols", size, self.symbol_bits), **scales)
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         symbols_ND = symbols(payloads, "symbols").astype(np.float32)
         scales = {name: numbers(payloads, name) for name in self.scale_names}
         with np.errstate(all="ignore"):

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Payload
-from fedrounds.fl_components.compression.base import CompressionRule, Known, expect, numbers
+from fedrounds.fl_components.compression.base import CodecContext, CompressionRule, expect, numbers
 
 
 class LowRank(CompressionRule):
@@ -22,7 +22,7 @@ class LowRank(CompressionRule):
     The power method starts from numbers that all clients of a round draw alike. A second step (`steps`) makes up for
     not starting from the last round's Q, which a client that comes now and then does not have.
 
-    >>> rule, known = LowRank(rank=1), Known(seeds=[0], round_seed=0, shapes=[(20, 30), (20,)])
+    >>> rule, known = LowRank(rank=1), CodecContext(seeds=[0], round_seed=0, shapes=[(20, 30), (20,)])
     >>> delta_1D = np.concatenate([np.outer(np.arange(20), np.ones(30)).ravel(), np.ones(20)])[None].astype(np.float32)
     >>> (payload,) = rule.compress(delta_1D, known)
     >>> payload["factors"].shape, payload["rest"].shape
@@ -45,7 +45,7 @@ class LowRank(CompressionRule):
         root of `num_values`."""
         return 1 - 1 / math.sqrt(num_values)
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         draw = known.common_draw(self.kind)
         factors, rest = [], []
         for part, shape in zip(_parts(torch.from_numpy(deltas_ND), known), known.shapes, strict=True):
@@ -62,13 +62,13 @@ class LowRank(CompressionRule):
         factors_NF, rest_NR = (_together(each, len(deltas_ND)) for each in (factors, rest))
         return [{"factors": own, "rest": other} for own, other in zip(factors_NF, rest_NR, strict=True)]
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         low = [shape for shape in known.shapes if self._is_low(shape)]
         num_factors = sum(self.rank * (shape[0] + math.prod(shape[1:])) for shape in low)
         num_rest = known.num_parameters - sum(map(math.prod, low))
         expect(payload, factors=("float32", num_factors, None), rest=("float32", num_rest, None))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         factors_NF, rest_NR = (torch.from_numpy(numbers(payloads, name)) for name in ("factors", "rest"))
         deltas_ND = np.empty((len(payloads), known.num_parameters), np.float32)
         for part, shape in zip(_parts(torch.from_numpy(deltas_ND), known), known.shapes, strict=True):
@@ -89,7 +89,7 @@ class LowRank(CompressionRule):
         return len(shape) > 1 and self.rank * (shape[0] + columns) < shape[0] * columns
 
 
-def _parts(deltas: torch.Tensor, known: Known) -> Sequence[torch.Tensor]:
+def _parts(deltas: torch.Tensor, known: CodecContext) -> Sequence[torch.Tensor]:
     return deltas.split_with_sizes([math.prod(shape) for shape in known.shapes], dim=1)
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from fedrounds.fl_components.arrays import Float32, Payload
-from fedrounds.fl_components.compression.base import Known, Quantiser, expect, numbers
+from fedrounds.fl_components.compression.base import CodecContext, Quantiser, expect, numbers
 
 
 class NoCompression(Quantiser):
     """Four bytes a parameter, bit for bit.
 
     >>> import numpy as np
-    >>> rule, known = NoCompression(), Known(seeds=[0], round_seed=0, shapes=[(2,)])
+    >>> rule, known = NoCompression(), CodecContext(seeds=[0], round_seed=0, shapes=[(2,)])
     >>> rule.decompress(rule.compress(np.array([[1.5, -2.0]], np.float32), known), known)
     array([[ 1.5, -2. ]], dtype=float32)
     """
@@ -28,11 +28,11 @@ class NoCompression(Quantiser):
     def error_bound(self, num_values: int) -> float:
         return 0.0
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         return [{"delta": delta_D} for delta_D in deltas_ND]
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         expect(payload, delta=("float32", known.num_parameters, None))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         return numbers(payloads, "delta")

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from fedrounds.fl_components.arrays import Float32
-from fedrounds.fl_components.compression.base import Known, in_buckets
+from fedrounds.fl_components.compression.base import CodecContext, in_buckets
 
 LARGEST: Final = 4096
 
@@ -53,7 +53,7 @@ def block_of(num_values: int) -> int:
 _SIZES: Final = [LARGEST >> shift for shift in range(LARGEST.bit_length())]
 
 
-def rotate(values_ND: Float32, block: int, known: Known) -> Float32:
+def rotate(values_ND: Float32, block: int, known: CodecContext) -> Float32:
     """Each row rotated in blocks, float32 [N, blocks, block]."""
     values_NKB = in_buckets(values_ND, block)
     if block <= UNIFORM:
@@ -65,7 +65,7 @@ def rotate(values_ND: Float32, block: int, known: Known) -> Float32:
     return rotated.numpy()
 
 
-def rotate_back(rotated_NKB: Float32, num_values: int, known: Known) -> Float32:
+def rotate_back(rotated_NKB: Float32, num_values: int, known: CodecContext) -> Float32:
     """The rows that `rotate` made these of, float32 [N, num_values]."""
     num_rows, blocks, block = rotated_NKB.shape
     if block <= UNIFORM:
@@ -77,7 +77,7 @@ def rotate_back(rotated_NKB: Float32, num_values: int, known: Known) -> Float32:
     return values.flatten(1)[:, :num_values].numpy()
 
 
-def _reflect(values_NKB: Float32, known: Known, *, back: bool) -> Float32:
+def _reflect(values_NKB: Float32, known: CodecContext, *, back: bool) -> Float32:
     """Each block times its own uniformly random orthogonal matrix, or times the inverse of that matrix.
 
     A reflection that takes the first axis to a uniformly random direction, after a uniformly random matrix of the other
@@ -106,7 +106,7 @@ def _reflect(values_NKB: Float32, known: Known, *, back: bool) -> Float32:
         return rotated_NKB.astype(np.float32)
 
 
-def _signs(known: Known, blocks: int, block: int) -> list[torch.Tensor]:
+def _signs(known: CodecContext, blocks: int, block: int) -> list[torch.Tensor]:
     """For each round and row, as bits of a float32's sign, int32 [N, blocks * block]."""
     size = blocks * block
     found, draws, num_bytes = [], known.draws("rotation"), -(-size // 8)

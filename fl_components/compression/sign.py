@@ -9,7 +9,15 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.arrays import Float32, Payload, Symbols
-from fedrounds.fl_components.compression.base import Known, Quantiser, expect, in_buckets, num_buckets, numbers, symbols
+from fedrounds.fl_components.compression.base import (
+    CodecContext,
+    Quantiser,
+    expect,
+    in_buckets,
+    num_buckets,
+    numbers,
+    symbols,
+)
 
 
 class Sign(Quantiser):
@@ -17,7 +25,7 @@ class Sign(Quantiser):
     fixes SignSGD" (https://arxiv.org/abs/1901.09847). Biased; the squared error is ||x||_2^2 - ||x||_1^2 / d for each
     bucket of d numbers.
 
-    >>> rule, known = Sign(), Known(seeds=[0], round_seed=0, shapes=[(3,)])
+    >>> rule, known = Sign(), CodecContext(seeds=[0], round_seed=0, shapes=[(3,)])
     >>> rule.decompress(rule.compress(np.array([[1.0, -2.0, 0.0]], np.float32), known), known)
     array([[ 1., -1.,  1.]], dtype=float32)
     """
@@ -33,7 +41,7 @@ class Sign(Quantiser):
         """Karimireddy et al. 2019: ||x||_1^2 is at least ||x||_2^2."""
         return 1 - 1 / min(num_values, self.bucket)
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         size = deltas_ND.shape[1]
         buckets = num_buckets(size, self.bucket)
         sizes_K = np.full(buckets, self.bucket)
@@ -45,11 +53,11 @@ class Sign(Quantiser):
             for delta_D, scales_K in zip(deltas_ND, scales_NK, strict=True)
         ]
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         size = known.num_parameters
         expect(payload, signs=("symbols", size, 1), scales=("float32", num_buckets(size, self.bucket), None))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         signs_ND = symbols(payloads, "signs")
         values_NKB = in_buckets(np.float32(1) - np.float32(2) * signs_ND, self.bucket)
         with np.errstate(invalid="ignore"):

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fedrounds.fl_components.arrays import Float32, Indices, Int64, Payload
-from fedrounds.fl_components.compression.base import CompressionRule, Known, Quantiser, expect, without_memory
+from fedrounds.fl_components.compression.base import CodecContext, CompressionRule, Quantiser, expect, without_memory
 from fedrounds.fl_components.compression.dead_zone import DeadZone
 from fedrounds.fl_components.compression.dithered import Dithered
 from fedrounds.fl_components.compression.eden import Eden
@@ -51,10 +51,10 @@ class Sparsifier(CompressionRule):
         return lost if lost >= 1 else 1 - (1 - lost) * num_kept / num_values
 
     @abstractmethod
-    def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
+    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
         """The places that are kept of each update, ascending; at least one."""
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         payloads: list[Payload] = [{} for _ in deltas_ND]
         places = self.kept(deltas_ND, known)
         for rows, some in _alike(list(map(len, places)), known):
@@ -64,7 +64,7 @@ class Sparsifier(CompressionRule):
                 payloads[row] = {"indices": Indices(places_K, known.num_parameters), **values}
         return payloads
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         expect(
             {"indices": payload["indices"]} if "indices" in payload else {},
             indices=("indices", None, known.num_parameters),
@@ -75,7 +75,7 @@ class Sparsifier(CompressionRule):
             raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
         self.values.check(_values(payload), known.inside(num_kept))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         deltas_ND = np.zeros((len(payloads), known.num_parameters), np.float32)
         for rows, some in _alike([len(_places(payload)) for payload in payloads], known):
             places_NK = np.stack([_places(payloads[row]) for row in rows])
@@ -88,7 +88,7 @@ class TopK(Sparsifier):
     """The largest numbers, whatever their sign: Stich et al. 2018, "Sparsified SGD with memory"
     (https://arxiv.org/abs/1809.07599). Biased; the squared error is at most 1 - fraction of the squared norm.
 
-    >>> rule, known = TopK(fraction=0.5), Known(seeds=[0], round_seed=0, shapes=[(4,)])
+    >>> rule, known = TopK(fraction=0.5), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
     >>> rule.decompress(rule.compress(np.array([[1.0, -3.0, 0.5, 2.0]], np.float32), known), known)
     array([[ 0., -3.,  0.,  2.]], dtype=float32)
     """
@@ -100,7 +100,7 @@ class TopK(Sparsifier):
         """Stich et al. 2018, lemma A.1, and the error of `values` on the numbers that are kept."""
         return self._bound_of_kept(num_kept(self.fraction, num_values), num_values)
 
-    def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
+    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
         count = num_kept(self.fraction, known.num_parameters)
         return [_largest(np.abs(delta_D), count) for delta_D in deltas_ND]
 
@@ -110,7 +110,7 @@ class Threshold(Sparsifier):
     sparsification as total error minimization" (https://arxiv.org/abs/2108.00951). Biased; the squared error is at most
     D threshold^2.
 
-    >>> rule, known = Threshold(threshold=1.0), Known(seeds=[0], round_seed=0, shapes=[(4,)])
+    >>> rule, known = Threshold(threshold=1.0), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
     >>> rule.decompress(rule.compress(np.array([[1.0, -3.0, 0.5, 2.0]], np.float32), known), known)
     array([[ 1., -3.,  0.,  2.]], dtype=float32)
     """
@@ -123,7 +123,7 @@ class Threshold(Sparsifier):
         lost = self.values.error_bound(num_values)
         return lost if lost >= 1 else 1 - (1 - lost) / num_values
 
-    def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
+    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
         sizes_ND = np.abs(deltas_ND)
         large = [np.flatnonzero(~(sizes_D < self.threshold)) for sizes_D in sizes_ND]
         return [
@@ -162,7 +162,7 @@ class RandomK(Sparsifier):
             return scale * (1 + lost) - 1
         return float(((scale - 1) ** 0.5 + (scale * lost) ** 0.5) ** 2)
 
-    def kept(self, deltas_ND: Float32, known: Known) -> list[Int64]:
+    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
         size = known.num_parameters
         draws = known.draws(self.kind) if self.mask == "own" else [known.common_draw(self.kind)]
         places = [
@@ -170,7 +170,7 @@ class RandomK(Sparsifier):
         ]
         return places * (len(known.seeds) // len(places))
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         places_NK = np.stack(self.kept(deltas_ND, known))
         values_NK = np.take_along_axis(deltas_ND, places_NK, axis=1)
         if not self.error_feedback:
@@ -178,10 +178,10 @@ class RandomK(Sparsifier):
                 values_NK *= np.float32(known.num_parameters / places_NK.shape[1])
         return self.values.compress(values_NK, known.inside(places_NK.shape[1]))
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         self.values.check(payload, known.inside(num_kept(self.fraction, known.num_parameters)))
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         deltas_ND = np.zeros((len(payloads), known.num_parameters), np.float32)
         places_NK = np.stack(self.kept(deltas_ND, known))
         np.put_along_axis(deltas_ND, places_NK, self.values.decompress(payloads, known.inside(places_NK.shape[1])), 1)
@@ -211,7 +211,7 @@ def num_kept(fraction: float, num_parameters: int) -> int:
     return max(1, round(fraction * num_parameters))
 
 
-def _alike(lengths: Sequence[int], known: Known) -> Iterator[tuple[Int64, Known]]:
+def _alike(lengths: Sequence[int], known: CodecContext) -> Iterator[tuple[Int64, CodecContext]]:
     """The rows that keep equally many numbers, and what is known of these numbers."""
     lengths_N = np.array(lengths)
     for length in np.unique(lengths_N).tolist():

@@ -226,7 +226,7 @@ class FederatedData:
 
     def fingerprints(self, *, every_client: bool = False) -> Fingerprints:
         """The fingerprints of all rows as read, training and test rows: of each client up to
-        `fingerprints.MOST_CLIENTS` clients, or of `every_client`."""
+        `fingerprints.MAX_CLIENTS` clients, or of `every_client`."""
         return self.as_read(self, every_client)
 
     @property
@@ -263,7 +263,7 @@ class FederatedData:
         rows = slice(self.test_rows.starts[client], self.test_rows.stops[client])
         return self.x_test[rows], self.y_test[rows]
 
-    def test_of_nobody(self) -> tuple[Features, Labels]:
+    def unowned_test(self) -> tuple[Features, Labels]:
         """The test rows that no client owns: those after the last client's. Views of features and labels."""
         rows = slice(int(self.test_rows.stops.max()), None)
         return self.x_test[rows], self.y_test[rows]

@@ -51,33 +51,33 @@ if TYPE_CHECKING:
 Hashes = NDArray[np.uint64]
 AsRead = Callable[[NDArray[Any]], NDArray[Any]]
 
-MOST_ROWS: Final = 64
+MAX_ROWS: Final = 64
 """Hashes that are kept of one client's rows, in each view."""
 
-MOST_ROWS_OF_ALL: Final = 4096
+MAX_ROWS_OF_ALL: Final = 4096
 """The same of all clients' rows together."""
 
-MOST_COLUMNS: Final = 64
+MAX_COLUMNS: Final = 64
 """Columns of a row up to which each one is left out in a view of its own, and hashed for itself."""
 
-LEAST_FEATURES_SCALED: Final = 8
+MIN_FEATURES_SCALED: Final = 8
 """Features of a row from which on they are hashed after a normalisation of the row."""
 
-LEAST_ROWS_OF_A_COLUMN: Final = 16
-LEAST_VALUES_OF_A_COLUMN: Final = 8
+MIN_ROWS_OF_A_COLUMN: Final = 16
+MIN_VALUES_OF_A_COLUMN: Final = 8
 """Rows, and distinct values among them, from which on a column's values are no coincidence."""
 
-MOST_REGULAR: Final = 0.5
+MAX_REGULAR: Final = 0.5
 """The variance of a calendar's counts, at most, in parts of their mean."""
 
-MOST_REGULAR_GAPS: Final = 0.1
+MAX_REGULAR_GAPS: Final = 0.1
 """The deviation of a calendar's gaps, at most, in parts of their mean: months have 28 to 31 days."""
 
-MOST_STEPS: Final = 8
+MAX_STEPS: Final = 8
 KINDS_OF_STEPS: Final = 4
 """The longest gap of a calendar of working days, in days, and how many lengths of gaps it has."""
 
-MOST_CLIENTS: Final = 10_000
+MAX_CLIENTS: Final = 10_000
 """Clients up to which each one has fingerprints of its own."""
 
 _CHUNK_CELLS: Final = 1 << 21
@@ -131,7 +131,7 @@ class Fingerprints:
     """The fingerprints of a federation's rows as read, training and test rows alike.
 
     Args:
-      clients: of each client, by its id; empty above `MOST_CLIENTS` clients.
+      clients: of each client, by its id; empty above `MAX_CLIENTS` clients.
       all_rows: of all rows together, those that no client owns included.
       num_clients: how many clients there are.
     """
@@ -179,7 +179,7 @@ def joined(parts: Iterable[Fingerprint], columns: Iterable[int | None] = ()) -> 
     return Fingerprint(
         num_rows,
         {
-            view: Sketch(Sketch.of(np.concatenate([each.hashes for each in sketches]), MOST_ROWS_OF_ALL).hashes, total)
+            view: Sketch(Sketch.of(np.concatenate([each.hashes for each in sketches]), MAX_ROWS_OF_ALL).hashes, total)
             for view, sketches in by_view.items()
             for total in [sum(each.distinct for each in sketches)]
         },
@@ -215,7 +215,7 @@ class _Table:
                 calendar += cells
             elif num_rows and (cells == cells[0]).all():
                 constant += cells
-            group = name if len(self.cells) <= MOST_COLUMNS else f"group {int(of_name) % MOST_COLUMNS}"
+            group = name if len(self.cells) <= MAX_COLUMNS else f"group {int(of_name) % MAX_COLUMNS}"
             groups[group] = groups.get(group, np.uint64(0)) + cells
         views = {"named": named, "all": total, "varying": total - calendar - constant}
         views |= {f"without {group}": total - cells for group, cells in groups.items()}
@@ -231,7 +231,7 @@ class _Table:
 
 
 def fingerprint(
-    views: Mapping[str, Hashes], columns: Iterable[int | None] = (), *, most: int = MOST_ROWS
+    views: Mapping[str, Hashes], columns: Iterable[int | None] = (), *, most: int = MAX_ROWS
 ) -> Fingerprint:
     """Return the fingerprint of rows whose hashes [M] are known in each view."""
     num_rows = len(next(iter(views.values())))
@@ -244,8 +244,8 @@ def fingerprint(
 
 
 def _telling(columns: Iterable[int | None]) -> tuple[int, ...]:
-    """The hashes that there are, at most `MOST_COLUMNS`."""
-    return tuple(sorted({each for each in columns if each is not None}))[:MOST_COLUMNS]
+    """The hashes that there are, at most `MAX_COLUMNS`."""
+    return tuple(sorted({each for each in columns if each is not None}))[:MAX_COLUMNS]
 
 
 def of_texts(texts: Iterable[str]) -> Fingerprint:
@@ -274,13 +274,13 @@ def of_arrays(
     each = {view: np.concatenate([train[view], test[view]]) for view in train}
 
     def columns(mine: slice, tested: slice) -> list[int | None]:
-        if num_features > MOST_COLUMNS:
+        if num_features > MAX_COLUMNS:
             return []
         x = features_as_read(np.concatenate([data.x_train[mine], data.x_test[tested]])).reshape(-1, num_features)
         return [column_hash(_values(column)) for column in x.T]
 
-    of_all = fingerprint(each, columns(slice(None), slice(None)), most=MOST_ROWS_OF_ALL)
-    if data.num_clients > MOST_CLIENTS and not every_client:
+    of_all = fingerprint(each, columns(slice(None), slice(None)), most=MAX_ROWS_OF_ALL)
+    if data.num_clients > MAX_CLIENTS and not every_client:
         return Fingerprints({}, of_all, data.num_clients)
     clients = {}
     for client in range(data.num_clients):
@@ -305,10 +305,10 @@ def column_hash(values: NDArray[Any]) -> int | None:
     (True, None)
     """
     known = _known(values)
-    if len(known) < LEAST_ROWS_OF_A_COLUMN or is_calendar(values):
+    if len(known) < MIN_ROWS_OF_A_COLUMN or is_calendar(values):
         return None
     distinct, _ = _counted(known)
-    if len(distinct) < LEAST_VALUES_OF_A_COLUMN:
+    if len(distinct) < MIN_VALUES_OF_A_COLUMN:
         return None
     if values.dtype == np.uint64:
         return _multiset(known)
@@ -330,14 +330,14 @@ def is_calendar(values: NDArray[Any]) -> bool:
     distinct, counts = _counted(_known(values))
     if len(distinct) < 3:
         return False
-    is_regular = float(counts.var()) <= MOST_REGULAR * float(counts.mean())
+    is_regular = float(counts.var()) <= MAX_REGULAR * float(counts.mean())
     if values.dtype == np.uint64:  # text: names that all differ tell people apart
         return is_regular and len(distinct) < len(values) / 2
     gaps = np.diff(distinct)
-    if is_regular and gaps.std() <= MOST_REGULAR_GAPS * gaps.mean():
+    if is_regular and gaps.std() <= MAX_REGULAR_GAPS * gaps.mean():
         return True
     steps = gaps / gaps.min()
-    is_in_steps = bool(np.abs(steps - np.round(steps)).max() < 1e-3) and steps.max() <= MOST_STEPS
+    is_in_steps = bool(np.abs(steps - np.round(steps)).max() < 1e-3) and steps.max() <= MAX_STEPS
     return is_in_steps and len(np.unique(np.round(steps))) <= KINDS_OF_STEPS and int(np.ptp(counts)) == 0
 
 
@@ -348,12 +348,12 @@ def _known(values: NDArray[Any]) -> NDArray[Any]:
 def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as_read: AsRead) -> dict[str, Hashes]:
     """The hashes [M] of rows with features [M, F] and labels [M, ...], by view."""
     num_rows, num_features = x.shape
-    each = num_features <= MOST_COLUMNS
+    each = num_features <= MAX_COLUMNS
     views = {
         name: np.empty(num_rows, np.uint64)
         for name in ("named", "all", "without label", *(f"without {column}" for column in range(num_features * each)))
     }
-    is_scaled = num_features >= LEAST_FEATURES_SCALED and x.dtype.kind == "f"
+    is_scaled = num_features >= MIN_FEATURES_SCALED and x.dtype.kind == "f"
     if is_scaled:
         views["scaled"] = np.empty(num_rows, np.uint64)
     places = _mixed(np.arange(1, num_features + 1, dtype=np.uint64))

@@ -38,7 +38,7 @@ _ISO_DATE: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?)?)([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
 _LARGEST: Final = float(np.finfo(np.float32).max)
-_MOST_DIGITS: Final = 30
+_MAX_DIGITS: Final = 30
 _SEPARATORS: Final = (",", ";", "\t", "|")
 _DAY: Final = dt.timedelta(days=1)
 
@@ -652,12 +652,12 @@ def _number_text(plain: str) -> str | None:
         exact = Decimal(plain)
     except InvalidOperation:
         return None
-    if abs(exact.adjusted()) <= _MOST_DIGITS and exact == exact.to_integral_value():
+    if abs(exact.adjusted()) <= _MAX_DIGITS and exact == exact.to_integral_value():
         return str(int(exact))
     rounded = float(exact)
     if not np.isfinite(rounded):
         return None
-    return str(int(rounded)) if rounded.is_integer() and abs(rounded) < 10**_MOST_DIGITS else repr(rounded)
+    return str(int(rounded)) if rounded.is_integer() and abs(rounded) < 10**_MAX_DIGITS else repr(rounded)
 
 
 def _float64(cells: pa.Array) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from fedrounds.fl_components.data.fingerprints import Fingerprints
 from fedrounds.fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
 from fedrounds.fl_components.errors import DataError
 
-MOST_CLASSES: Final = 20
+MAX_CLASSES: Final = 20
 """The most distinct values that a numeric label may have, unless `classes` lists them."""
 
 _NO_REGRESSION: Final = "fedrounds trains classifiers; to predict a quantity (regression) is not supported yet"
@@ -405,14 +405,14 @@ class Tables(DataRule):
         if values & {*TRUTH.values()}:  # true and false are 1 and 0
             values = {TRUTH.get(value, value) for value in values}
         classes = sorted(values, key=_order)
-        if len(classes) > MOST_CLASSES and all(map(is_number, classes)):
+        if len(classes) > MAX_CLASSES and all(map(is_number, classes)):
             raise DataError(
                 f"the label {self.label!r} has {len(classes):,} different values, all numbers from {classes[0]} to "
                 f"{classes[-1]}: it seems to be a quantity, not a class",
                 hint=f"{_NO_REGRESSION}. Make classes of it (for instance below and above a limit), or list its values "
                 "as data.classes if they are classes",
             )
-        if len(classes) > max(MOST_CLASSES, num_rows // 2):
+        if len(classes) > max(MAX_CLASSES, num_rows // 2):
             raise DataError(
                 f"the label {self.label!r} has {len(classes):,} different values in {num_rows:,} rows: it seems to be "
                 "an identifier or free text, not a class",

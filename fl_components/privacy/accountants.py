@@ -25,7 +25,7 @@ ORDERS: Final = (*(1 + step / 10 for step in range(1, 100)), *range(11, 64), 128
 
 NAME: Final = "RDP"
 
-MOST_BY_LOSSES: Final = 100.0
+MAX_BY_LOSSES: Final = 100.0
 """An epsilon by Renyi differential privacy, which promises nothing."""
 
 Spent = Mapping[Event, int]
@@ -70,8 +70,8 @@ def rdp_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     total, exceptions = np.zeros(len(ORDERS)), 0.0
     for event, count in spent.items():
         if count:
-            total += count * renyi_divergences(event.most_likely, neighbouring)
-            exceptions += count * event.exception_probability
+            total += count * renyi_divergences(event.untruncated, neighbouring)
+            exceptions += count * event.truncation_probability
     if not np.isfinite(total).any():
         return math.inf
     if exceptions:
@@ -102,12 +102,12 @@ def pld_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float
     """Epsilon at `delta` of all that was spent, by privacy loss distributions (pessimistic, so never too small).
 
     None where they are not known for an event (sampling without replacement, and a draw that was released twice), and
-    where their arithmetic ends: for a sampling rate next to 1, and beyond `MOST_BY_LOSSES`, where it takes minutes.
+    where their arithmetic ends: for a sampling rate next to 1, and beyond `MAX_BY_LOSSES`, where it takes minutes.
     """
     from dp_accounting.pld import PLDAccountant
 
     known = rdp_epsilon(spent, neighbouring, delta)
-    if known > MOST_BY_LOSSES:
+    if known > MAX_BY_LOSSES:
         return None
     step = 1e-4 if known < 10 else 1e-3  # between losses that are told apart
     accountant = PLDAccountant(_relation(neighbouring), value_discretization_interval=step)

@@ -55,8 +55,8 @@ CHUNK: Final = 8
 
 COUNTS: Final = 1000
 
-LEAST_CANARIES: Final = 50
-LEAST_PARAMETERS: Final = 1000
+MIN_CANARIES: Final = 50
+MIN_PARAMETERS: Final = 1000
 
 GUESSED: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of the canaries, how many are guessed: each share is a test of its own."""
@@ -119,10 +119,10 @@ def audit(
     not accused: an epsilon of 4.38 is claimed, ...
     """
     num_parameters = sum(sizes)
-    if num_canaries < LEAST_CANARIES or num_parameters < LEAST_PARAMETERS:
+    if num_canaries < MIN_CANARIES or num_parameters < MIN_PARAMETERS:
         raise ConfigError(
             f"{num_canaries} canaries in {num_parameters} parameters are too few for an audit",
-            hint=f"draw at least {LEAST_CANARIES} canaries, for a model of at least {LEAST_PARAMETERS} parameters",
+            hint=f"draw at least {MIN_CANARIES} canaries, for a model of at least {MIN_PARAMETERS} parameters",
         )
     if rule.simulate_noise_cohort is not None:
         raise ConfigError(

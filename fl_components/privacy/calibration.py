@@ -13,8 +13,8 @@ from fedrounds.fl_components.privacy.accountants import Spent, rdp_epsilon
 from fedrounds.fl_components.privacy.events import Neighbouring
 
 PRECISION: Final = 1e-4  # relative
-MOST_NOISE: Final = 1e6
-MOST_ROUNDS: Final = 10**9
+MAX_NOISE: Final = 1e6
+MAX_ROUNDS: Final = 10**9
 
 
 def least_noise(
@@ -31,7 +31,7 @@ def least_noise(
     high = 1.0
     while rdp_epsilon(spent_with(high), neighbouring, delta) > epsilon:
         high *= 2
-        if high > MOST_NOISE:
+        if high > MAX_NOISE:
             raise ConfigError(
                 f"no noise keeps an epsilon of {epsilon:g} at a delta of {delta:g}",
                 hint="ask for a larger epsilon or delta, for fewer rounds, or for a smaller cohort or batch",
@@ -56,7 +56,7 @@ def most_rounds(spent_after: Callable[[int], Spent], neighbouring: Neighbouring,
     1
     """
     low, high = 0, 1
-    while high < MOST_ROUNDS and rdp_epsilon(spent_after(high), neighbouring, delta) <= epsilon:
+    while high < MAX_ROUNDS and rdp_epsilon(spent_after(high), neighbouring, delta) <= epsilon:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from fedrounds.fl_components.arrays import Float64, Tensors
 from fedrounds.fl_components.privacy.base import PrivacyRule, no_seed
-from fedrounds.fl_components.privacy.clipping import UNITS, kept_units
+from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
 from fedrounds.fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
 from fedrounds.fl_components.privacy.noise import gaussian
 from fedrounds.fl_components.privacy.releases import Release, charged, withheld
@@ -29,15 +29,15 @@ KeyOf = Callable[[str], bytes]
 
 SAMPLED = "use selection.kind poisson, or uniform over all clients"
 
-LEAST_NORM: Final = 1e-6
-MOST_NORM: Final = 1e6
+MIN_NORM: Final = 1e-6
+MAX_NORM: Final = 1e6
 """Within these the arithmetic of float32 is what the margins of clipping.py were worked out for."""
 
-LEAST_NOISE: Final = 1e-3
-MOST_NOISE: Final = 1e6
+MIN_NOISE: Final = 1e-3
+MAX_NOISE: Final = 1e6
 """Within these so is that of the accountant, and of the noise."""
 
-MOST_STEP: Final = 30.0  # of the logarithm of a norm in one round: more leaves the norms above anyway
+MAX_STEP: Final = 30.0  # of the logarithm of a norm in one round: more leaves the norms above anyway
 
 
 class ClippingRule(Rule):
@@ -68,7 +68,7 @@ class FixedClipping(ClippingRule):
     """
 
     kind: Literal["fixed"] = "fixed"
-    norm: float = Field(ge=LEAST_NORM, le=MOST_NORM)
+    norm: float = Field(ge=MIN_NORM, le=MAX_NORM)
 
     def in_words(self) -> str:
         return f"a fixed L2 norm of {self.norm:g}"
@@ -90,10 +90,10 @@ class AdaptiveClipping(ClippingRule):
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    initial_norm: float = Field(default=0.1, ge=LEAST_NORM, le=MOST_NORM)
+    initial_norm: float = Field(default=0.1, ge=MIN_NORM, le=MAX_NORM)
     quantile: float = Field(default=0.5, ge=0, le=1)
     learning_rate: float = Field(default=0.2, gt=0)
-    count_noise: float | None = Field(default=None, gt=0, le=MOST_NOISE)
+    count_noise: float | None = Field(default=None, gt=0, le=MAX_NOISE)
 
     def in_words(self) -> str:
         return f"an L2 norm that follows the {self.quantile:g} quantile of the updates (Andrew et al. 2021)"
@@ -105,8 +105,8 @@ class AdaptiveClipping(ClippingRule):
         return self.count_noise if self.count_noise is not None else expected_cohort_size / 20
 
     def update(self, state: Clipping, noisy_fraction: float) -> Clipping:
-        step = np.clip(-self.learning_rate * (noisy_fraction - self.quantile), -MOST_STEP, MOST_STEP)
-        norm = np.clip(state["norm"] * np.exp(step), LEAST_NORM, MOST_NORM)
+        step = np.clip(-self.learning_rate * (noisy_fraction - self.quantile), -MAX_STEP, MAX_STEP)
+        norm = np.clip(state["norm"] * np.exp(step), MIN_NORM, MAX_NORM)
         return {"norm": norm, "unclipped_fraction": np.array([noisy_fraction])}
 
 
@@ -133,7 +133,7 @@ class CentralPrivacy(PrivacyRule):
 
     kind: Literal["central"] = "central"
     claims: ClassVar[bool] = True
-    noise_multiplier: float = Field(ge=LEAST_NOISE, le=MOST_NOISE)
+    noise_multiplier: float = Field(ge=MIN_NOISE, le=MAX_NOISE)
     clipping: AnyClipping
     per_layer: bool = False
     delta: float = Field(default=1e-5, gt=0, lt=1)
@@ -182,7 +182,7 @@ class CentralPrivacy(PrivacyRule):
                     f"selection draws its cohort in a way for which no privacy accounting is known; {SAMPLED}"
                 )
 
-    def counting_for(self, expected_cohort_size: float) -> CentralPrivacy:
+    def resolve_count_noise(self, expected_cohort_size: float) -> CentralPrivacy:
         """The same rule, whose count of unclipped updates has the noise that it has in a cohort of this size."""
         deviation = self.clipping.count_deviation(self._claimed_cohort(expected_cohort_size))
         if deviation is None:
@@ -216,8 +216,8 @@ class CentralPrivacy(PrivacyRule):
     def release(
         self, sum_D1: Float64, clipping: Clipping, sampling: Sampling, key_of: KeyOf
     ) -> tuple[Float64, Clipping]:
-        """What a round gives away of the contributions' exact sum, float64 [D + 1] (training/engine.py, `Summing`):
-        their mean with noise, float64 [D], and the state of the clipping after the round.
+        """What a round gives away of the contributions' exact sum, float64 [D + 1] (`StreamingSum` in
+        training/engine.py): their mean with noise, float64 [D], and the state of the clipping after the round.
 
         The denominator is the expected size of the cohort, which is public; what was received is not. `key_of` gives
         the key of a purpose in this round, the same again for the same collection and never for another.
@@ -227,7 +227,7 @@ class CentralPrivacy(PrivacyRule):
         smaller = expected / claimed
         deviation = self.sum_noise_multiplier(claimed) * smaller
         noise_D = gaussian(key_of("noise of the sum"), deviation * UNITS, num_parameters)
-        unit = norm / kept_units(num_parameters)
+        unit = norm / clip_norm_in_units(num_parameters)
         mean_D = (sum_D1[:-1].astype(np.int64) + noise_D).astype(np.float64)
         mean_D *= unit / expected
         count_deviation = self.clipping.count_deviation(claimed)

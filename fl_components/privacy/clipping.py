@@ -26,11 +26,11 @@ BLOCK: Final = 256
 """Coordinates whose squares are added up in float32: whatever the order, the sum is right to `BLOCK` * 2^-24 of it."""
 
 
-def kept_units(num_parameters: int) -> float:
+def clip_norm_in_units(num_parameters: int) -> float:
     """The length to which an update of the clipping norm is scaled. What is left is for rounding D coordinates to whole
     numbers (at most half the square root of D), and for what float32 makes of a norm and of a product.
 
-    >>> kept_units(199_210) / UNITS  # how much of the clipping norm is used
+    >>> clip_norm_in_units(199_210) / UNITS  # how much of the clipping norm is used
     0.9995419...
     """
     return UNITS * (1 - 2 * BLOCK * 2.0**-24) - math.sqrt(num_parameters) / 2 - 1
@@ -54,7 +54,7 @@ def contributions(parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> Tens
 
     Returns which were not clipped, bool [C]. An update that is not finite contributes zero, and counts as clipped.
     """
-    kept = kept_units(sum(part.shape[1] for part in parts))
+    kept = clip_norm_in_units(sum(part.shape[1] for part in parts))
     squares = [squared_norms(part) for part in parts]
     finite_C = torch.isfinite(torch.stack(squares).sum(0))
     if not finite_C.all():

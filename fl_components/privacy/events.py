@@ -36,13 +36,13 @@ class Event(Rule):
     """Base of the events. Frozen and hashable, and JSON when it is dumped."""
 
     @property
-    def most_likely(self) -> Event:
+    def untruncated(self) -> Event:
         """The event that this one is but for an exception, where that has simpler divergences."""
         return self
 
     @property
-    def exception_probability(self) -> float:
-        """How likely it is not `most_likely`: the distance of the two in total variation is at most that."""
+    def truncation_probability(self) -> float:
+        """How likely it is not `untruncated`: the distance of the two in total variation is at most that."""
         return 0.0
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Event(Rule):
         """The same in dp_accounting's classes, with noise multipliers times `scale`."""
 
 
-class Nothing(Event):
+class NoOpEvent(Event):
     """No release of private data."""
 
     kind: Literal["none"] = "none"
@@ -125,11 +125,11 @@ class TruncatedPoissonSampled(Event):
     noise_multiplier: float = Field(gt=0)
 
     @property
-    def most_likely(self) -> Event:
+    def untruncated(self) -> Event:
         return PoissonSampled(sampling_rate=self.sampling_rate, event=Gaussian(noise_multiplier=self.noise_multiplier))
 
     @property
-    def exception_probability(self) -> float:
+    def truncation_probability(self) -> float:
         from scipy.stats import binom
 
         return float(binom.sf(self.truncated_batch_size, self.dataset_size, self.sampling_rate))
@@ -151,12 +151,12 @@ class SelfComposed(Event):
     count: int = Field(ge=1)
 
     @property
-    def most_likely(self) -> Event:
-        return SelfComposed(event=self.event.most_likely, count=self.count)
+    def untruncated(self) -> Event:
+        return SelfComposed(event=self.event.untruncated, count=self.count)
 
     @property
-    def exception_probability(self) -> float:
-        return self.count * self.event.exception_probability
+    def truncation_probability(self) -> float:
+        return self.count * self.event.truncation_probability
 
     def dp_event(self, scale: float = 1.0) -> DpEvent:
         from dp_accounting import SelfComposedDpEvent
@@ -172,7 +172,7 @@ def _without_draws(event: Gaussian | SelfComposed) -> Gaussian | SelfComposed:
 
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(
     Annotated[
-        Nothing | Gaussian | PoissonSampled | SampledWithoutReplacement | TruncatedPoissonSampled | SelfComposed,
+        NoOpEvent | Gaussian | PoissonSampled | SampledWithoutReplacement | TruncatedPoissonSampled | SelfComposed,
         Field(discriminator="kind"),
     ]
 )

@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float64, Int64
 from fedrounds.fl_components.errors import ConfigError
-from fedrounds.fl_components.privacy.audit import LEAST_CANARIES, gaussian_epsilon
+from fedrounds.fl_components.privacy.audit import MIN_CANARIES, gaussian_epsilon
 from fedrounds.fl_components.privacy.central import KeyOf
 from fedrounds.fl_components.privacy.events import Gaussian, SelfComposed
 from fedrounds.fl_components.randomness import generator
@@ -63,7 +63,7 @@ GUESSED: Final = (0.02, 0.05, 0.1, 0.25, 0.5)
 GRID: Final = 256
 """So many counts of a release have a p-value of their own when releases are added up."""
 
-LEAST_LOG_P: Final = -40.0
+MIN_LOG_P: Final = -40.0
 """What is less likely than e to this is called as likely."""
 
 
@@ -131,10 +131,10 @@ def audit_examples(
     >>> print(report.verdict)
     not accused: an epsilon of 4.38 is claimed for a step, and 96 % of 200 guesses were right; ...
     """
-    if num_canaries < LEAST_CANARIES or num_releases < 1:
+    if num_canaries < MIN_CANARIES or num_releases < 1:
         raise ConfigError(
             f"{num_canaries} canaries in {num_releases} releases are too few for an audit",
-            hint=f"draw at least {LEAST_CANARIES} canaries",
+            hint=f"draw at least {MIN_CANARIES} canaries",
         )
     guesses_G, mu = numbers_of_guesses(num_canaries), claimed_mu(noise_multiplier)
     all_right = min(p_value(num_canaries, int(guesses), int(guesses), mu) ** num_releases for guesses in guesses_G)
@@ -302,7 +302,7 @@ def _most_likely(num_canaries: int, num_guesses: int, num_right: int, mu: float)
     """By bisection, to 1 in 10,000 upward: the least total grows with the tail."""
     if num_right == 0 or _least_total(num_canaries, num_guesses, num_right, mu, 1.0) <= 1:
         return 1.0
-    low, high = LEAST_LOG_P, 0.0
+    low, high = MIN_LOG_P, 0.0
     if _least_total(num_canaries, num_guesses, num_right, mu, math.exp(low)) > 1:
         return math.exp(low)
     while high - low > 1e-4:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.base import no_seed
 from fedrounds.fl_components.privacy.calibration import least_noise
-from fedrounds.fl_components.privacy.central import LEAST_NOISE, LEAST_NORM, MOST_NOISE, MOST_NORM
+from fedrounds.fl_components.privacy.central import MAX_NOISE, MAX_NORM, MIN_NOISE, MIN_NORM
 from fedrounds.fl_components.privacy.events import (
     Event,
     Gaussian,
@@ -68,9 +68,9 @@ class ExampleLevel(ExamplePrivacyRule):
 
     kind: Literal["example_level"] = "example_level"
     claims: ClassVar[bool] = True
-    noise_multiplier: float | None = Field(default=None, ge=LEAST_NOISE, le=MOST_NOISE)
+    noise_multiplier: float | None = Field(default=None, ge=MIN_NOISE, le=MAX_NOISE)
     target_epsilon: float | None = Field(default=None, gt=0)
-    max_grad_norm: float = Field(ge=LEAST_NORM, le=MOST_NORM)
+    max_grad_norm: float = Field(ge=MIN_NORM, le=MAX_NORM)
     sampling_rate: float = Field(gt=0, le=1)
     max_batch_size: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=1, ge=1)

@@ -22,7 +22,7 @@ from fedrounds.fl_components.arrays import Int64
 KEY_BYTES: Final = 32
 _BLOCK: Final = 1 << 18  # normals at a time: what a processor's cache holds
 
-MOST_DEVIATION: Final = 2.0**58
+MAX_DEVIATION: Final = 2.0**58
 """In units: no draw (at most 9.5 deviations) then leaves int64."""
 
 
@@ -42,8 +42,8 @@ def gaussian(key: bytes, deviation: float, size: int) -> Int64:
     """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-    if not 0 <= deviation <= MOST_DEVIATION:
-        raise ValueError(f"a deviation of {deviation:g} units is not between 0 and {MOST_DEVIATION:g}")
+    if not 0 <= deviation <= MAX_DEVIATION:
+        raise ValueError(f"a deviation of {deviation:g} units is not between 0 and {MAX_DEVIATION:g}")
     stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
     zeros = bytes(8 * min(_BLOCK, size + size % 2))
     noise = np.empty(size + size % 2, np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from fedrounds.fl_components.privacy.base import PrivacyRule
-from fedrounds.fl_components.privacy.events import Event, Nothing
+from fedrounds.fl_components.privacy.events import Event, NoOpEvent
 from fedrounds.fl_components.values import Sampling
 
 
@@ -16,4 +16,4 @@ class NoPrivacy(PrivacyRule):
     claims: ClassVar[bool] = False
 
     def event(self, sampling: Sampling) -> Event:
-        return Nothing()
+        return NoOpEvent()

@@ -35,10 +35,10 @@ def withheld(value: Any) -> Release:
     return Release(value, "withheld")
 
 
-def shown_and_withheld(values: Mapping[str, Release], *, withholds: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_releases(values: Mapping[str, Release], *, withholds: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """What views get, and what they do not.
 
-    >>> shown_and_withheld({"privacy/epsilon": public(1.0), "train/loss": withheld(0.3)}, withholds=True)
+    >>> split_releases({"privacy/epsilon": public(1.0), "train/loss": withheld(0.3)}, withholds=True)
     ({'privacy/epsilon': 1.0}, {'train/loss': 0.3})
     """
     shown = {name: each.value for name, each in values.items() if not (withholds and each.kind == "withheld")}

@@ -20,9 +20,9 @@ from fedrounds.fl_components.privacy.example_level import NEIGHBOURING, UNIT
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.ownership import KeyedData, keyed, matches
 from fedrounds.fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered_error
 
-MOST_SHOWN: Final = 100
+MAX_SHOWN: Final = 100
 """Clients whose epsilons are told one by one."""
 
 
@@ -121,7 +121,7 @@ def check_population(store: Store, federation: Federation) -> KeyedData | None:
     for whose, terms in wanted.items():
         budget = budgets.get(whose)
         if budget is None and not public:
-            raise unregistered(whose)
+            raise unregistered_error(whose)
         if budget is not None:
             check_terms(whose, terms, budget)
             check_demonstration(federation, budget)
@@ -337,7 +337,7 @@ class ExampleSpending:
       run: the largest epsilon of the run at a client.
       population: the largest of a client by all its runs.
       remaining: the least that a client has left; None where nothing limits any.
-      clients: each client's epsilon of the run, by its id; None above `MOST_SHOWN` clients.
+      clients: each client's epsilon of the run, by its id; None above `MAX_SHOWN` clients.
     """
 
     run: PrivacySpend
@@ -355,7 +355,7 @@ def example_spending(store: Store, run: RunRecord) -> ExampleSpending | None:
     epsilon = max(epsilon_of(spent, terms) for spent in totals.of_run)
     left = [each.epsilon - epsilon_of(each.spent, each) for each in totals.budgets if each.epsilon is not None]
     clients = None
-    if totals.num_clients <= MOST_SHOWN:
+    if totals.num_clients <= MAX_SHOWN:
         by_client = store.example_spending(run.run_id)
         clients = {
             name.removeprefix(of_client(run.population, "")): epsilon_of(spent, terms)

@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 
 from fedrounds.fl_components.arrays import Float32, Payload, Tensors, params_digest
-from fedrounds.fl_components.compression import Broadcast, CompressionRule, Known
+from fedrounds.fl_components.compression import Broadcast, CodecContext, CompressionRule
 from fedrounds.fl_components.errors import UpdateRejected, WireError
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.shared_memory import keep_freed_memory
-from fedrounds.fl_components.training import Spread, Work, here
+from fedrounds.fl_components.training import RowMapper, RowTask, here
 from fedrounds.fl_components.values import ClientTask, RoundPlan, Weighted
 from fedrounds.fl_components.wire import (
     Download,
@@ -57,9 +57,9 @@ class Codec:
     round_seed: int
     shapes: Sequence[Sequence[int]]
 
-    def known(self, tasks: Sequence[ClientTask]) -> Known:
+    def known(self, tasks: Sequence[ClientTask]) -> CodecContext:
         """What both ends know of these clients' updates."""
-        return Known([task.seed for task in tasks], self.round_seed, self.shapes)
+        return CodecContext([task.seed for task in tasks], self.round_seed, self.shapes)
 
     @property
     def num_parameters(self) -> int:
@@ -76,7 +76,7 @@ class Codec:
         tasks: Sequence[ClientTask],
         deltas_ND: Float32,
         residuals_ND: Float32 | None = None,
-        spread: Spread = here,
+        spread: RowMapper = here,
     ) -> tuple[tuple[bytes, ...], Weighted, Float32 | None]:
         """The frames [N] of updates, what compression lost of all or some of them, and what is lost of each where
         `residuals_ND`, what was lost before, is added to them first (error feedback)."""
@@ -85,7 +85,7 @@ class Codec:
             deltas_ND = deltas_ND + residuals_ND  # in whose place what is lost will be
         first = () if self.rule.transparent else plan.cohort[:MEASURED]
 
-        def work_on(rows: slice) -> Work[tuple[list[bytes], list[Weighted]]]:
+        def work_on(rows: slice) -> RowTask[tuple[list[bytes], list[Weighted]]]:
             measured = len(tasks[rows]) if keeps else sum(map(first.__contains__, tasks[rows]))
             return partial(self._encode, plan.base_digest, tasks[rows], measured, keeps)
 
@@ -125,7 +125,7 @@ class Codec:
         tasks: Sequence[ClientTask],
         frames: Sequence[bytes],
         rejection: RejectionOfNorm,
-        spread: Spread = here,
+        spread: RowMapper = here,
     ) -> tuple[Float32, dict[int, Rejection]]:
         """The updates [N, D] in frames that these clients sent, and why those at some places do not count.
 
@@ -133,7 +133,7 @@ class Codec:
         wrong_client, stale_base, wrong_tensors and wrong_shape; such an update is zeros.
         """
 
-        def work_on(rows: slice) -> Work[list[Rejection | None]]:
+        def work_on(rows: slice) -> RowTask[list[Rejection | None]]:
             return partial(self._decode, plan.base_digest, tasks[rows], frames[rows], rejection)
 
         deltas_ND = np.empty((len(frames), self.num_parameters), np.float32)
@@ -187,7 +187,7 @@ class Codec:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sent:
+class EncodedBroadcast:
     """The server's parameters as they travel: the frame, what it decodes to (float32 [D]: every client's base, bit for
     bit the same) with its digest, and what clients hold after it."""
 
@@ -197,7 +197,7 @@ class Sent:
     held: Tensors
 
 
-def send(rule: Broadcast, params_D: Float32, held: Tensors, known: Known) -> Sent:
+def send(rule: Broadcast, params_D: Float32, held: Tensors, known: CodecContext) -> EncodedBroadcast:
     """`params_D` by this rule, to clients that hold `held`."""
     base_D = rule.base(held.get("params"))
     payload = rule.compress(params_D, base_D, known)
@@ -205,10 +205,10 @@ def send(rule: Broadcast, params_D: Float32, held: Tensors, known: Known) -> Sen
     against = params_digest(base_D) if base_D is not None else None
     frame = encode_params(Download(digest, against, payload))
     decoded_D = receive(rule, frame, base_D, known)
-    return Sent(frame, decoded_D, digest, {"params": decoded_D} if rule.against == "previous" else {})
+    return EncodedBroadcast(frame, decoded_D, digest, {"params": decoded_D} if rule.against == "previous" else {})
 
 
-def receive(rule: Broadcast, frame: bytes, held_D: Float32 | None, known: Known) -> Float32:
+def receive(rule: Broadcast, frame: bytes, held_D: Float32 | None, known: CodecContext) -> Float32:
     """What a client that holds `held_D` makes of the server's frame, float32 [D].
 
     Raises:
@@ -231,7 +231,7 @@ def expected_bytes(federation: Federation) -> dict[str, int]:
     """What a run would send: the lengths of frames that hold normal numbers, as large in each layer as the model's
     initial parameters are, for its expected cohorts and its rounds. Real updates may be coded shorter or longer."""
     config, initial_D = federation.config, federation.initial_params_D
-    known = Known([0], 0, federation.shapes)
+    known = CodecContext([0], 0, federation.shapes)
     sizes = [math.prod(shape) for shape in federation.shapes]
     layers = np.split(initial_D, np.cumsum(sizes)[:-1])
     deviation_D = np.concatenate([np.full(len(layer), layer.std() or initial_D.std() or 1.0) for layer in layers])

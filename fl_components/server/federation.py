@@ -32,7 +32,7 @@ from fedrounds.fl_components.errors import ConfigError, DataError, ModelError
 from fedrounds.fl_components.models import Mode, RowFormat, build_seeded, check_fits
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
 from fedrounds.fl_components.privacy import CentralPrivacy, ExampleLevel
-from fedrounds.fl_components.privacy.clipping import UNITS, Clip, kept_units
+from fedrounds.fl_components.privacy.clipping import UNITS, Clip, clip_norm_in_units
 from fedrounds.fl_components.privacy.events import Event
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.randomness import generator
@@ -40,15 +40,15 @@ from fedrounds.fl_components.server.rows import digest_of_client
 from fedrounds.fl_components.shared_memory import SharedMemory, give_back_memory
 from fedrounds.fl_components.training import (
     BATCH_SIZE,
-    MOST_OF_SHARD,
-    Examples,
+    MAX_OF_SHARD,
+    ExampleTable,
     ModelSpec,
     Result,
     Workload,
     evaluate,
-    example_way,
-    made_up,
+    grad_sampler_name,
     one_thread,
+    synthetic_like,
 )
 from fedrounds.fl_components.values import RoundPlan, Sampling, ServerState, Weighted
 
@@ -84,27 +84,27 @@ class Federation:
             "constants_digest": constants_digest(self.module),
             "public_data": self.data.public,
         }
-        return facts | ({"example_way": self.example_way} if self.example_way is not None else {})
+        return facts | ({"grad_sampler_name": self.grad_sampler_name} if self.grad_sampler_name is not None else {})
 
     @cached_property
-    def example_way(self) -> str | None:
+    def grad_sampler_name(self) -> str | None:
         """How gradients of single examples are found, where clients answer for these. Raises what
-        `training.example_way` raises."""
-        return None if self.example_level is None else example_way(self.module, self.training_examples)
+        `training.grad_sampler_name` raises."""
+        return None if self.example_level is None else grad_sampler_name(self.module, self.training_examples)
 
     @property
-    def training_examples(self) -> Examples:
+    def training_examples(self) -> ExampleTable:
         """All clients' training examples, as training takes them."""
         x, y = (torch.from_numpy(self.examples[name]) for name in ("x", "y"))
-        return Examples(x, y, self.examples["starts"], self.examples["stops"])
+        return ExampleTable(x, y, self.examples["starts"], self.examples["stops"])
 
-    def public_rows(self, most: int) -> Examples:
+    def public_rows(self, most: int) -> ExampleTable:
         """Test examples where they are declared public, at most so many, else as many that are made up."""
         x, y = self.data.x_test, self.data.y_test
         if not (self.data.public or self.config.evaluation.public_test):
-            return made_up(self.training_examples, (most,))
+            return synthetic_like(self.training_examples, (most,))
         rows = np.linspace(0, len(y) - 1, min(most, len(y))).astype(np.int64)  # of all clients
-        return Examples(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), np.array([0]), np.array([len(rows)]))
+        return ExampleTable(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), np.array([0]), np.array([len(rows)]))
 
     @cached_property
     def baselines(self) -> dict[str, float]:
@@ -171,7 +171,7 @@ class Federation:
         return self.config.claims and not self.data.public
 
     @property
-    def withholds_cohort(self) -> bool:
+    def hides_participation(self) -> bool:
         """Whether that goes for who was selected and what became of it: where clients, not only their examples, are
         protected."""
         return self.config.privacy.claims and not self.data.public
@@ -179,7 +179,7 @@ class Federation:
     def example_event(self, client: int) -> Event:
         """What a round costs the client in this row for its examples."""
         training = self.config.training
-        rule = training.private_in(self.config.rounds)
+        rule = training.resolved_privacy(self.config.rounds)
         return rule.event(self.data.num_examples(client), training.private_steps)
 
     @property
@@ -208,7 +208,7 @@ class Federation:
     def scores_digest(self, repetitions: int = 1) -> str:
         """Return the sha256 over the model's scores of synthetic rows at its initial parameters, in training and in
         evaluation mode, each computed `repetitions` times from the same torch seed."""
-        digest, module, rows = hashlib.sha256(), copy.deepcopy(self.module), made_up(self.training_examples)
+        digest, module, rows = hashlib.sha256(), copy.deepcopy(self.module), synthetic_like(self.training_examples)
         load_into(module, self.initial_params_D)
         with one_thread(), torch.random.fork_rng(devices=[]), torch.no_grad():
             for mode in [True] * repetitions + [False] * repetitions:
@@ -220,7 +220,7 @@ class Federation:
     def model_digest(self) -> str:
         """The sha256 over what determines an update besides the parameters: the model's scores of synthetic rows, its
         constants, the way of gradients and the code of the user's module."""
-        facts = [self.facts["constants_digest"], self.example_way, self.scores_digest()]
+        facts = [self.facts["constants_digest"], self.grad_sampler_name, self.scores_digest()]
         digest = hashlib.sha256(repr(facts).encode())
         path = getattr(self.config.model, "path", "")
         file = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None) if path else None
@@ -242,7 +242,7 @@ class Federation:
     def workload(self) -> Workload:
         """What local training needs of this federation."""
         config, data = self.config, self.data
-        most_of_shard = config.execution.shard_size or MOST_OF_SHARD
+        most_of_shard = config.execution.shard_size or MAX_OF_SHARD
         if self.additive is None:
             result: Result = (np.float32, (most_of_shard, self.num_parameters))
         elif config.privacy.claims:
@@ -294,7 +294,7 @@ class Federation:
             loss, accuracy = evaluate(module, *self.data.test(index), f"the test rows of client {client_id}")
             total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
             metrics |= _named(f"eval/client/{client_id}", loss, accuracy)
-        loss, accuracy = evaluate(module, *self.data.test_of_nobody(), "the test rows that are no client's")
+        loss, accuracy = evaluate(module, *self.data.unowned_test(), "the test rows that are no client's")
         total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
         return _named("eval", total_loss, total_accuracy) | metrics
 
@@ -350,7 +350,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     _check_mechanisms(federation)
     _check_server_step(config)
     _try_selection(federation)
-    _ = federation.example_way  # refuses what has no gradients of single examples
+    _ = federation.grad_sampler_name  # refuses what has no gradients of single examples
     return federation
 
 
@@ -394,7 +394,7 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
         lengths = data.train_rows.lengths
         fewest = int(np.argmin(lengths))
         rule.check(data.client_ids[fewest], int(lengths[fewest]))
-        config.training.private_in(config.rounds)
+        config.training.resolved_privacy(config.rounds)
         most, all_steps = int(np.argmax(lengths)), config.rounds * config.training.private_steps
         rule.check_epsilon(data.client_ids[most], int(lengths[most]), all_steps)
 
@@ -405,11 +405,11 @@ def _check_mechanisms(federation: Federation) -> None:
     config, num_parameters = federation.config, federation.num_parameters
     if config.training.example_level is not None:
         try:
-            Mechanism.of(config.training.private_in(config.rounds), num_parameters)
+            Mechanism.of(config.training.resolved_privacy(config.rounds), num_parameters)
         except ModelError as error:
             raise ConfigError(error.message, hint=error.hint) from None
     if federation.central is not None:
-        if kept_units(num_parameters) < UNITS / 2:
+        if clip_norm_in_units(num_parameters) < UNITS / 2:
             raise ConfigError(
                 f"privacy.kind is central: rounding the {num_parameters} parameters of the model to whole units would "
                 "take more than half of the clipping norm",

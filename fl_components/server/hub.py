@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float32, Tensors, tensors_digest
-from fedrounds.fl_components.compression import Known
+from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import FederationConfig, config_digest, is_moved, parse_config
 from fedrounds.fl_components.errors import (
     BudgetExhausted,
@@ -29,7 +29,7 @@ from fedrounds.fl_components.errors import (
     RunNotFound,
     StoreError,
 )
-from fedrounds.fl_components.privacy.events import Nothing
+from fedrounds.fl_components.privacy.events import NoOpEvent
 from fedrounds.fl_components.privacy.releases import Release, public
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection
@@ -46,7 +46,7 @@ from fedrounds.fl_components.server.claim import (
     simulated_epsilon,
     spending,
 )
-from fedrounds.fl_components.server.encoding import Codec, Sent, send
+from fedrounds.fl_components.server.encoding import Codec, EncodedBroadcast, send
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.profile import Profile
 from fedrounds.fl_components.server.rows import changed_clients, data_facts, digest_key
@@ -69,9 +69,9 @@ from fedrounds.fl_components.store import (
     opened,
     place_of_secrets,
 )
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client, plus
-from fedrounds.fl_components.training import Trainer, engine_facts, peak_memory_bytes
-from fedrounds.fl_components.values import ClientTask, Collected, RoundPlan, RoundResult, ServerState, pack, unpack
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client, plus
+from fedrounds.fl_components.training import Trainer, engine_environment, peak_memory_bytes
+from fedrounds.fl_components.values import ClientTask, CohortResult, RoundPlan, RoundResult, ServerState, pack, unpack
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
@@ -117,7 +117,7 @@ class Hub:
     cancelled: threading.Event = field(default_factory=threading.Event)
     secret: RunSecret | None = None
     _round_began: float = 0.0
-    _sent: tuple[int, Sent] | None = None
+    _sent: tuple[int, EncodedBroadcast] | None = None
     _fresh_collection: bool = False
 
     @property
@@ -156,22 +156,22 @@ class Hub:
         """In how many committed rounds the clients in these rows [N] took part, int64 [N]."""
         return np.array(self.store.participations(self.run_id, clients.tolist()), np.int64)
 
-    def sealed(self, round: int) -> Collected | None:
+    def sealed(self, round: int) -> CohortResult | None:
         """What an earlier attempt collected and sealed for this round, if it did."""
         seal = self.store.sealed(self.run_id, round)
         if seal is None:
             return None
         data = seal.data if self.secret is None else opened(self.key(round, "seal"), seal.data)
-        return Collected.from_bytes(data)
+        return CohortResult.from_bytes(data)
 
-    def seal(self, plan: RoundPlan, collected: Collected) -> None:
+    def seal(self, plan: RoundPlan, collected: CohortResult) -> None:
         """Make what was collected durable, under a claim so that nobody can read it once the round's key is gone."""
         if self.secret is None:
             data = collected.to_bytes()
         else:
             rejected = {client_id: _shortened(each) for client_id, each in collected.rejected.items()}
             # Nothing of the cohort may show in the length, which is that of one whole piece.
-            of_clients = self.federation.largest_cohort * BYTES_OF_CLIENT if self.federation.withholds_cohort else 0
+            of_clients = self.federation.largest_cohort * BYTES_OF_CLIENT if self.federation.hides_participation else 0
             of_sum = sum(tensor.nbytes for tensor in collected.partial.tensors.values())
             data = closed(
                 self.key(plan.round, "seal"),
@@ -206,11 +206,11 @@ class Hub:
             shapes=self.federation.shapes,
         )
 
-    def broadcast(self, state: ServerState) -> Sent:
+    def broadcast(self, state: ServerState) -> EncodedBroadcast:
         """The parameters of the round after `state`, as the clients receive them."""
         if self._sent is None or self._sent[0] != state.round:
             seed = derive_key(self.config.seed, state.round + 1, "broadcast")  # of public numbers
-            known = Known([seed], seed, self.federation.shapes)
+            known = CodecContext([seed], seed, self.federation.shapes)
             self._sent = state.round, send(self.config.broadcast, state.params_D, state.broadcast, known)
         return self._sent[1]
 
@@ -222,7 +222,7 @@ class Hub:
         seconds_N = network.seconds(
             np.array([task.index for task in tasks]),
             seed=self.config.seed,
-            examples_N=[training.num_stepped(task.num_examples) for task in tasks],
+            examples_N=[training.num_samples_processed(task.num_examples) for task in tasks],
             upload_bytes_N=upload_bytes,
             download_bytes=download_bytes,
         )
@@ -258,7 +258,7 @@ class Hub:
             "stragglers": self.config.simulation.model_dump(mode="json")["stragglers"],
             "device": getattr(self.config.execution, "device", None),
             "model": self.federation.model_digest,
-            "engine": engine_facts(),
+            "engine": engine_environment(),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -367,7 +367,7 @@ class Hub:
         if lost and federation.example_level is not None:
             lost, released = lost + 1, released + 1  # clients may have sent their updates of the next one
         _, last = last_seen(self.store.secrets_folder, self.run_id)
-        event = self.config.privacy.event(federation.sampling) if federation.is_charged else Nothing()
+        event = self.config.privacy.event(federation.sampling) if federation.is_charged else NoOpEvent()
         secret = RunSecret.create(self.store.secrets_folder, self.run_id, self.store.identity())
         settled = self.lease.start_afresh(
             secret_id=secret.id,
@@ -414,7 +414,7 @@ class Hub:
             return {"privacy/epsilon_simulated": public(simulated_epsilon(self.federation, run.committed_round + 1))}
         budget = self.store.find_budget(run.population)
         assert budget is not None
-        told = spending(budget, from_pairs(run.spent))
+        told = spending(budget, decode_events(run.spent))
         assert told.run.epsilon is not None
         epsilons = {"privacy/epsilon": public(told.run.epsilon), "privacy/epsilon_population": public(told.population)}
         if told.remaining is not None:
@@ -429,7 +429,7 @@ class Hub:
         if self.store.is_reserved(run.run_id, round):  # by an attempt that ended
             return
         if self.federation.is_charged:
-            budget, spent = self.store.find_budget(run.population), from_pairs(run.spent)
+            budget, spent = self.store.find_budget(run.population), decode_events(run.spent)
             assert budget is not None
             event = self.config.privacy.event(self.federation.sampling).model_dump()
             self.guard(budget, plus(budget.spent, event), plus(spent, event))
@@ -440,7 +440,7 @@ class Hub:
             try:
                 self.store.check_examples(run.run_id, wanted)
             except BudgetExhausted:
-                if not self.goes_on_without_a_cohort():
+                if not self.may_skip_round():
                     raise
 
     def example_charges(self, cohort: Sequence[int]) -> ExampleCharges | None:
@@ -452,7 +452,7 @@ class Hub:
         federation, rule = self.federation, self.federation.example_level
         if rule is None:
             return None
-        rows = range(federation.data.num_clients) if federation.withholds_cohort else cohort
+        rows = range(federation.data.num_clients) if federation.hides_participation else cohort
         names = {row: of_client(self.run.population, federation.data.client_ids[row]) for row in rows}
         self.store.register_clients(self.run.population, list(names.values()))
         terms = example_terms(federation)
@@ -466,7 +466,7 @@ class Hub:
     def _least_that_pay(self) -> int:
         return max(1, self.config.selection.min_updates)
 
-    def goes_on_without_a_cohort(self) -> bool:
+    def may_skip_round(self) -> bool:
         """Whether a round whose cohort cannot pay for its examples is made with nobody, since enough of all clients
         can: other rounds draw others. They are looked through until that many are found."""
         federation, rule = self.federation, self.federation.example_level
@@ -506,7 +506,7 @@ class Hub:
     @cached_property
     def trainer(self) -> Trainer:
         """What trains the clients: made when the first round needs it."""
-        trainer = self.config.execution.trainer(self.federation.workload(), self.say_of_clients)
+        trainer = self.config.execution.trainer(self.federation.workload(), self.notify_restricted)
         trainer.on_shard = self._on_shard
         return trainer
 
@@ -514,7 +514,7 @@ class Hub:
         if self.profile is not None and not self.federation.withholds:  # how many there are tells of the cohort
             self.profile.add(name, "shard", began, ended, process)
 
-    def say_of_clients(self, text: str) -> None:
+    def notify_restricted(self, text: str) -> None:
         """Say what names clients or tells of their data: under a claim about private data to those alone who may read
         this home. Not even that there is something to read: that may be due to one client."""
         if self.federation.withholds:
@@ -678,7 +678,7 @@ def _create_run(
             initial_state=state.to_bytes(),
             params_digest=state.params_digest,
             ancestor=ancestor,
-            engine=engine_facts()
+            engine=engine_environment()
             | federation.facts
             | data_facts(federation.data, digest_key(store))
             | {"delta_warnings": delta_warnings(federation)},
@@ -772,7 +772,7 @@ def _short(value: int | str) -> str:
 
 
 def _warn_of_another_engine(run: RunRecord, say: Say) -> None:
-    changed = {name: value for name, value in engine_facts().items() if run.engine.get(name) != value}
+    changed = {name: value for name, value in engine_environment().items() if run.engine.get(name) != value}
     if changed:
         facts = "; ".join(f"{name} was {run.engine.get(name)!r}, is {value!r}" for name, value in changed.items())
         say(f"this machine differs from the one that began the run: {facts}; the last bits of the model may differ")

@@ -14,10 +14,10 @@ from fedrounds.fl_components.store import Owners
 
 T = TypeVar("T")
 
-MOST_DIGESTS: Final = 100_000
-"""Digests of all clients' rows together, but for `LEAST_ROWS` of each client."""
+MAX_DIGESTS: Final = 100_000
+"""Digests of all clients' rows together, but for `MIN_ROWS` of each client."""
 
-LEAST_ROWS: Final = 4
+MIN_ROWS: Final = 4
 """Rows that must be the same before a client's data count as another's."""
 
 SHARE_OF_A_POPULATION: Final = 0.25
@@ -30,14 +30,14 @@ COINCIDENT: Final = {"named": 0.1, "all": 0.1}
 COINCIDENT_WITHOUT_A_COLUMN: Final = 0.02
 """The share of rows that other rows equal, up to which a view identifies rows and is kept."""
 
-LEAST_ROWS_WITHOUT_A_COLUMN: Final = 100
+MIN_ROWS_WITHOUT_A_COLUMN: Final = 100
 """The least number of rows for which views without one column are judged."""
 
-LEAST_DISTINCT: Final = 0.25
+MIN_DISTINCT: Final = 0.25
 """The least share of distinct rows among a client's for which `named` identifies rows: in a table of a few short
 columns, rows are anybody's."""
 
-LEAST_IN_WHOLE: Final = {"named": 2, "all": 8}
+MIN_IN_WHOLE: Final = {"named": 2, "all": 8}
 """The least number of distinct rows for which the multiset of a client's rows identifies it."""
 
 
@@ -91,7 +91,7 @@ def keyed(prints: Fingerprints, key: bytes) -> KeyedData:
     """Return the digests of data by a key.
 
     Which rows represent a client is the same for all data that hold these rows, as far as there is room: at most
-    `MOST_DIGESTS` for all clients, at least `LEAST_ROWS` for each.
+    `MAX_DIGESTS` for all clients, at least `MIN_ROWS` for each.
     """
 
     @cache  # views share rows
@@ -108,8 +108,8 @@ def keyed(prints: Fingerprints, key: bytes) -> KeyedData:
     clients: list[KeyedClient] = []
     recorded: dict[str, str] = {}
     if prints.clients:
-        num_views = max(1, min(len(views), MOST_DIGESTS // (2 * LEAST_ROWS * len(prints.clients))))
-        most = max(LEAST_ROWS, MOST_DIGESTS // (num_views * len(prints.clients)))
+        num_views = max(1, min(len(views), MAX_DIGESTS // (2 * MIN_ROWS * len(prints.clients))))
+        most = max(MIN_ROWS, MAX_DIGESTS // (num_views * len(prints.clients)))
         checked, kept = set(views[:num_views]), set(telling[:num_views])
         for name, each in prints.clients.items():
             mine = {view: rows(view, sketch.hashes, most) for view, sketch in each.views.items()}
@@ -117,7 +117,7 @@ def keyed(prints: Fingerprints, key: bytes) -> KeyedData:
                 *(
                     digest(f"whole {view}", value)
                     for view, value in each.whole.items()
-                    if each.views[view].distinct >= LEAST_IN_WHOLE[view]
+                    if each.views[view].distinct >= MIN_IN_WHOLE[view]
                 ),
                 *(digest("column", value) for value in each.columns),
             ]
@@ -126,10 +126,10 @@ def keyed(prints: Fingerprints, key: bytes) -> KeyedData:
                 recorded[code] = "" if code in recorded else name
         shared = {code for code, name in recorded.items() if not name}
         recorded = {code: name for code, name in recorded.items() if code not in shared or code[0] == "r"}
-    most_of_all = max(256, MOST_DIGESTS // max(1, len(views)))
+    most_of_all = max(256, MAX_DIGESTS // max(1, len(views)))
     all_rows = {view: rows(view, prints.all_rows.views[view].hashes, most_of_all) for view in views}
     for view in telling:
-        for code in all_rows[view][: MOST_DIGESTS // max(1, len(telling))]:
+        for code in all_rows[view][: MAX_DIGESTS // max(1, len(telling))]:
             recorded.setdefault(code, "")
     all_columns = [digest("all of a column", value) for value in prints.all_rows.columns]
     recorded |= dict.fromkeys(all_columns, "")
@@ -140,7 +140,7 @@ def matches(data: KeyedData, owners: Owners) -> set[Match]:
     """Whose the data are, by what is bound.
 
     A client's data are another's where the multiset of their rows or the values of a column are the same, or enough of
-    their rows: at least `LEAST_ROWS`, and of the rows with the smallest hashes up to any one of them
+    their rows: at least `MIN_ROWS`, and of the rows with the smallest hashes up to any one of them
     `SHARE_OF_A_POPULATION`, or `SHARE_OF_A_CLIENT` to count as those of one client. (The smallest hashes of a part are
     among the smallest of the whole, so a part is recognised however small it is.)
     """
@@ -169,13 +169,13 @@ def matches(data: KeyedData, owners: Owners) -> set[Match]:
 
 
 def _enough(codes: Sequence[str], owners: Owners, share: float, whose: Callable[[tuple[str, str]], T]) -> Iterator[T]:
-    """Those who own at least `LEAST_ROWS` of the first digests, and this share of them."""
+    """Those who own at least `MIN_ROWS` of the first digests, and this share of them."""
     counts: Counter[T] = Counter()
     found: set[T] = set()
     for seen, code in enumerate(codes, 1):
         for owner in {whose(each) for each in owners.get(code, ())}:
             counts[owner] += 1
-            if counts[owner] >= LEAST_ROWS and counts[owner] >= share * seen and owner not in found:
+            if counts[owner] >= MIN_ROWS and counts[owner] >= share * seen and owner not in found:
                 found.add(owner)
                 yield owner
 
@@ -196,9 +196,9 @@ def _tells_apart(view: str, prints: Fingerprints) -> bool:
     reference = "named" if "named" in parts[0].views else "all"
     rows = sum(each.views[reference].distinct for each in parts)
     limit = COINCIDENT.get(view, COINCIDENT_WITHOUT_A_COLUMN)
-    if view not in COINCIDENT and rows < LEAST_ROWS_WITHOUT_A_COLUMN:
+    if view not in COINCIDENT and rows < MIN_ROWS_WITHOUT_A_COLUMN:
         return False
-    if view == reference and rows < LEAST_DISTINCT * sum(each.num_rows for each in parts):
+    if view == reference and rows < MIN_DISTINCT * sum(each.num_rows for each in parts):
         return False
     if sum(each.views[view].distinct for each in parts) < (1 - limit) * rows:
         return False

@@ -20,7 +20,7 @@ from fedrounds.fl_components.data import FederatedData
 from fedrounds.fl_components.data.federated import NumberedIds
 from fedrounds.fl_components.store import Store
 
-MOST_NAMED: Final = 1000
+MAX_NAMED: Final = 1000
 """The most clients of which each has a digest of its own, so that an error can name those whose rows have changed."""
 
 _DIGITS: Final = 8  # of a client's own digest: it only names, the digest of all data decides
@@ -34,7 +34,7 @@ def digest_key(store: Store) -> bytes:
 
 def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
     """Return what a run remembers of its data: a digest of all rows, labels, client ids and their order, and up to
-    `MOST_NAMED` clients one of each, 8 hexadecimal digits of it.
+    `MAX_NAMED` clients one of each, 8 hexadecimal digits of it.
 
     >>> rows = (np.zeros((3, 2), np.float32), np.array([0, 1, 1]), np.zeros((1, 2), np.float32), np.array([1]))
     >>> from fedrounds.fl_components.data.federated import ClientExamples
@@ -44,7 +44,7 @@ def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
     >>> {name: len(value) for name, value in facts.items()}
     {'data_digest': 64, 'client_digests': 16}
     """
-    clients = range(data.num_clients if data.num_clients <= MOST_NAMED else 0)
+    clients = range(data.num_clients if data.num_clients <= MAX_NAMED else 0)
     return {
         "data_digest": hmac.digest(key, digest_of_data(data), "sha256").hex(),
         "client_digests": "".join(

@@ -21,8 +21,8 @@ from fedrounds.fl_components.aggregation import AdditiveRule
 from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
-from fedrounds.fl_components.privacy.events import Nothing
-from fedrounds.fl_components.privacy.releases import Release, public, shown_and_withheld, withheld
+from fedrounds.fl_components.privacy.events import NoOpEvent
+from fedrounds.fl_components.privacy.releases import Release, public, split_releases, withheld
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.run_state import RunState
@@ -30,12 +30,12 @@ from fedrounds.fl_components.server.encoding import admit_all
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.withheld import withheld_error
 from fedrounds.fl_components.store.ledger import of_client
-from fedrounds.fl_components.training import ShardReport, Summing, names_of
+from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of
 from fedrounds.fl_components.values import (
+    Accumulator,
     ClientTask,
-    Collected,
+    CohortResult,
     EncodedBatch,
-    Partial,
     RoundPlan,
     RoundResult,
     ServerState,
@@ -117,7 +117,9 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
         base_digest=hub.broadcast(state).digest,
         **_cut(hub, cohort),
         min_updates=0 if config.privacy.claims else config.selection.min_updates,
-        event=(config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else Nothing()).model_dump(),
+        event=(
+            config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else NoOpEvent()
+        ).model_dump(),
         clipping_norm=float(state.clipping["norm"][0]) if config.privacy.claims else None,
     )
 
@@ -130,9 +132,9 @@ def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
     """
     config, federation = hub.config, hub.federation
     rule, num_parameters = config.execution, federation.num_parameters
-    work_N = [config.training.num_stepped(task.num_examples) * num_parameters for task in cohort]
+    work_N = [config.training.num_samples_processed(task.num_examples) * num_parameters for task in cohort]
     additive = federation.additive is not None
-    if federation.withholds_cohort:
+    if federation.hides_participation:
         waves = rule.equal_waves(len(cohort), federation.largest_cohort, num_parameters, additive=additive)
         shards = tuple(
             slice(wave.start + shard.start, wave.start + shard.stop)
@@ -155,7 +157,7 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     try:
         collection = hub.lease.reserve(plan.round, dict(plan.event), guard, examples, training)
     except BudgetExhausted:
-        if examples is None or not hub.goes_on_without_a_cohort():
+        if examples is None or not hub.may_skip_round():
             raise
         nobody = replace(examples, events={}, least=0)
         collection = hub.lease.reserve(plan.round, dict(plan.event), guard, nobody, training)
@@ -166,7 +168,7 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     refused = [task for task in plan.cohort if of_client(hub.run.population, task.client_id) not in paying]
     if not refused:
         return plan
-    say = hub.say_of_clients if hub.federation.withholds_cohort else hub.say
+    say = hub.notify_restricted if hub.federation.hides_participation else hub.say
     why = EXHAUSTED if paying else TOO_FEW_PAY
     say(f"round {plan.round} is made without {names_of(refused)}: {why}")
     reasons = {task.client_id: why for task in refused}
@@ -188,8 +190,10 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
     ]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
-    summing = Summing(additive, hub.federation.clip(plan), hub.config.admission) if additive is not None else None
-    trained = hub.trainer.train(training, broadcast.params_D, shards, summing, rounds_left)
+    streaming = (
+        StreamingSum(additive, hub.federation.clip(plan), hub.config.admission) if additive is not None else None
+    )
+    trained = hub.trainer.train(training, broadcast.params_D, shards, streaming, rounds_left)
     batch = (
         _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
         if additive is None
@@ -210,7 +214,7 @@ def _stack(deltas_ND: Float32, trained: Iterable[tuple[ShardReport, Float32]]) -
     return UpdateBatch(tuple(client_ids), deltas_ND[: len(client_ids)], tuple(losses))
 
 
-def _add_up(rule: AdditiveRule, partial: Partial, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateSum:
+def _add_up(rule: AdditiveRule, partial: Accumulator, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateSum:
     """The shards' sums, in the order of the shards."""
     client_ids: list[str] = []
     loss = Weighted()
@@ -248,10 +252,10 @@ def _tasks(plan: RoundPlan, client_ids: Sequence[str]) -> list[ClientTask]:
 
 
 @stage
-def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collected | None) -> Collected:
+def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: CohortResult | None) -> CohortResult:
     """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
     rule = hub.config.aggregation
-    collected = collected or Collected(
+    collected = collected or CohortResult(
         rule.init(hub.federation.num_coordinates), selected=len(plan.excluded), rejected=plan.excluded
     )
     if isinstance(batch, UpdateSum):
@@ -296,7 +300,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
     )
 
 
-def _add_clipped(hub: Hub, partial: Partial, deltas_ND: Float32, examples_N: Float64, clip: Clip) -> Partial:
+def _add_clipped(hub: Hub, partial: Accumulator, deltas_ND: Float32, examples_N: Float64, clip: Clip) -> Accumulator:
     """Under a claim about clients: the server clips what it decoded, whatever compression made of it."""
     rule = hub.config.aggregation
     assert isinstance(rule, AdditiveRule) and rule.max_weight is not None
@@ -306,7 +310,7 @@ def _add_clipped(hub: Hub, partial: Partial, deltas_ND: Float32, examples_N: Flo
     return rule.add_sum(partial, sum_D1, float(weights_N.sum()), len(deltas_ND))
 
 
-def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: Collected) -> Collected:
+def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: CohortResult) -> CohortResult:
     """Take in updates that were checked and added up where they were made."""
     codec, upload_bytes = hub.codec(plan), sum(len(frame) * count for frame, count in batch.frames)
     for frame, _ in batch.frames:
@@ -331,7 +335,7 @@ def _download(batch: EncodedBatch | UpdateSum) -> int:
 
 
 @stage
-def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected) -> ServerState:
+def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: CohortResult) -> ServerState:
     """Seal what was collected, then move the server's parameters by it.
 
     Raises `TooFewClients` before the seal when too little was admitted, and `Diverged` after it when the new parameters
@@ -387,7 +391,7 @@ def evaluate(hub: Hub, state: ServerState) -> dict[str, float]:
 
 @stage
 def commit(
-    hub: Hub, plan: RoundPlan, state: ServerState, collected: Collected, evaluated: dict[str, float]
+    hub: Hub, plan: RoundPlan, state: ServerState, collected: CohortResult, evaluated: dict[str, float]
 ) -> RoundResult:
     """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
     claim = {}
@@ -405,7 +409,7 @@ def commit(
         hub.round_seconds,
         hub.peak_memory_bytes,
         withholds=hub.federation.withholds,
-        withholds_cohort=hub.federation.withholds_cohort,
+        hides_participation=hub.federation.hides_participation,
     )
     hub.lease.commit(
         plan.round,
@@ -427,14 +431,14 @@ def commit(
 
 def round_result(
     state: ServerState,
-    collected: Collected,
+    collected: CohortResult,
     found: dict[str, Release],
     seconds: dict[str, float],
     round_s: float,
     peak_memory_bytes: int,
     *,
     withholds: bool,
-    withholds_cohort: bool,
+    hides_participation: bool,
 ) -> RoundResult:
     """What a round's row, MLflow and people are told, and what a privacy claim withholds from them. Its own commit is
     not in `seconds`: it is not over yet.
@@ -465,20 +469,20 @@ def round_result(
     if collected.partial.count:
         sent = collected.partial.count * len(state.params_D)
         of_cohort["communication/bits_per_parameter"] = 8 * collected.upload_bytes / sent
-    told = withheld if withholds_cohort else public
+    told = withheld if hides_participation else public
     metrics = found | {name: withheld(value) for name, value in of_examples.items()}
     metrics |= {name: told(value) for name, value in of_cohort.items()}
     finite = {  # a loss may not be; an epsilon is never dropped
         name: each for name, each in metrics.items() if np.isfinite(each.value) or name.startswith("privacy/")
     }
-    shown, kept = shown_and_withheld(finite, withholds=withholds)
+    shown, kept = split_releases(finite, withholds=withholds)
     return RoundResult(
         round=state.round,
         params_digest=state.params_digest,
         metrics={name: float(value) for name, value in shown.items()},
-        rejected={} if withholds_cohort else rejected,
+        rejected={} if hides_participation else rejected,
         left_out=[]
-        if withholds_cohort
+        if hides_participation
         else [each for each, reason in collected.rejected.items() if reason.code == RejectionCode.BUDGET_EXHAUSTED],
         seconds={} if withholds else seconds,
         withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},

@@ -17,9 +17,9 @@ from fedrounds.fl_components.privacy.accountants import pld_epsilon
 from fedrounds.fl_components.privacy.events import Neighbouring, as_neighbouring
 from fedrounds.fl_components.privacy.example_level import UNIT
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.server.claim import MOST_SHOWN, epsilon_of, events_of, example_spending, spending
+from fedrounds.fl_components.server.claim import MAX_SHOWN, epsilon_of, events_of, example_spending, spending
 from fedrounds.fl_components.store import Budget, RoundRecord, RunRecord, Store
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, from_pairs, of_client
+from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client
 
 UNITS_IN_WORDS: Final = {
     "client": "a client: all that one client holds",
@@ -118,7 +118,7 @@ def statement(store: Store, run: RunRecord) -> dict[str, Any]:
 def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> dict[str, Any]:
     central, budget = config.privacy, store.find_budget(run.population)
     assert isinstance(central, CentralPrivacy) and budget is not None
-    told, lineage = spending(budget, from_pairs(run.spent)), _lineage(store, run)
+    told, lineage = spending(budget, decode_events(run.spent)), _lineage(store, run)
     return {
         "demonstration": run.engine["public_data"],
         "protects": UNITS_IN_WORDS[budget.unit],
@@ -128,7 +128,7 @@ def _about_clients(store: Store, run: RunRecord, config: FederationConfig) -> di
         "delta": budget.delta,
         "epsilon": {
             "run": told.run.epsilon,
-            "run_tightest": tightest_epsilon(budget, from_pairs(run.spent)),
+            "run_tightest": tightest_epsilon(budget, decode_events(run.spent)),
             "lineage": _epsilon_of(budget, lineage),
             "population": told.population,
             "population_limit": budget.epsilon,
@@ -168,7 +168,7 @@ def _about_examples(store: Store, run: RunRecord, config: FederationConfig) -> d
         },
         "clients": {
             name: {"run": epsilon, "population": spending(budget, {}).population, "population_limit": budget.epsilon}
-            for name, (budget, epsilon, _) in sorted(clients.items())[:MOST_SHOWN]
+            for name, (budget, epsilon, _) in sorted(clients.items())[:MAX_SHOWN]
         },
         "unclaimed_runs": unclaimed_runs(store, run.population, UNIT),
         "left_out": left_out(store.rounds(run.run_id)),
@@ -221,8 +221,8 @@ def left_out_in_words(found: Mapping[str, int]) -> str:
     >>> left_out_in_words({"va": 3, "cleveland": 1})
     'va (3 rounds), cleveland (1 round)'
     """
-    named = [f"{name} ({count} round{'s' * (count > 1)})" for name, count in list(found.items())[:MOST_SHOWN]]
-    return ", ".join(named) + (f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else "")
+    named = [f"{name} ({count} round{'s' * (count > 1)})" for name, count in list(found.items())[:MAX_SHOWN]]
+    return ", ".join(named) + (f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else "")
 
 
 def _clients(store: Store, run: RunRecord) -> dict[str, tuple[Budget, float, Mapping[str, int]]]:
@@ -235,7 +235,7 @@ def _clients(store: Store, run: RunRecord) -> dict[str, tuple[Budget, float, Map
 
 
 def _example_mechanism(run: RunRecord, config: FederationConfig) -> str:
-    rule = config.training.private_in(run.rounds)
+    rule = config.training.resolved_privacy(run.rounds)
     cut = f", cut to {rule.max_batch_size} at random" if rule.max_batch_size is not None else ""
     steps = config.training.private_steps
     batch = f"{rule.sampling_rate:g} of" if rule.sampling_rate < 1 else "all"
@@ -243,7 +243,7 @@ def _example_mechanism(run: RunRecord, config: FederationConfig) -> str:
         f"DP-SGD (Abadi et al. 2016), {steps} step{'s' * (steps > 1)} a round: the gradient of each example is "
         f"clipped to an L2 norm of {rule.max_grad_norm:g}; Gaussian noise of {rule.noise_multiplier:.4g} times that, "
         "from a cryptographic stream, is added to their sum on a fixed grid, which is divided by the expected size of "
-        f"a batch ({batch} the examples{cut}). Gradients of single examples by {run.engine['example_way']}"
+        f"a batch ({batch} the examples{cut}). Gradients of single examples by {run.engine['grad_sampler_name']}"
     )
 
 
@@ -312,7 +312,7 @@ def _epsilon_of(budget: Budget, lineage: list[RunRecord] | None) -> float | None
     for run in lineage or ():
         if run.population != budget.population or (run.committed_round and not run.spent):
             return None
-        for event, count in from_pairs(run.spent).items():
+        for event, count in decode_events(run.spent).items():
             total[event] = total.get(event, 0) + count
     return spending(budget, total).run.epsilon if lineage else None
 

@@ -25,7 +25,7 @@ from fedrounds.fl_components.store.keys import KeyRing, SigningKey
 from fedrounds.fl_components.store.schema import bindings, data_uses, fingerprint_key, fingerprints, runs
 from fedrounds.fl_components.store.schema import journal as journal_table
 
-LEAST_ROWS: Final = 4
+MIN_ROWS: Final = 4
 """Rows that two data sets must share to count as the same clients' where no more is known of them."""
 
 Owners = Mapping[str, Collection[tuple[str, str]]]
@@ -113,7 +113,7 @@ def enter(
     if units:
         names = [population, population + ledger.EACH_CLIENT]
         if not ledger.find_many(connection, names, lock=True):
-            raise ledger.unregistered(population)
+            raise ledger.unregistered_error(population)
     journal.lock(connection)
     check(owners_of(connection, digests))
     data_id = id_of(digests)
@@ -161,7 +161,7 @@ def uses_without(connection: Connection, population: str, unit: str, client: str
     """The runs that have committed rounds on the data of a population, or on one client's, and answer for them to no
     budget of this unit. The oldest first.
 
-    They are the population's runs, and those on data of which enough is bound to it: `LEAST_ROWS` rows, or all rows or
+    They are the population's runs, and those on data of which enough is bound to it: `MIN_ROWS` rows, or all rows or
     a column of a client.
     """
     rows = [row for row in connection.execute(select(data_uses.c.data_id, data_uses.c.units).distinct())]
@@ -212,8 +212,8 @@ def _shared_data(connection: Connection, candidates: set[str], population: str, 
         kind = func.substr(found.c.digest, 1, 1)
         counts = select(found.c.data_id, kind.label("kind"), func.count()).group_by(found.c.data_id, kind)
         for data_id, letter, count in connection.execute(counts):
-            weights[data_id] += count if letter == "r" else LEAST_ROWS * count
-    return {data_id for data_id, weight in weights.items() if weight >= LEAST_ROWS}
+            weights[data_id] += count if letter == "r" else MIN_ROWS * count
+    return {data_id for data_id, weight in weights.items() if weight >= MIN_ROWS}
 
 
 def clients_known(connection: Connection, population: str) -> set[str]:

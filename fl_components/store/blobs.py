@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from fedrounds.fl_components.errors import ConfigError, CorruptBlob, StoreError
 from fedrounds.fl_components.redaction import redact_url
-from fedrounds.fl_components.store.database import disk_full
+from fedrounds.fl_components.store.database import disk_full_error
 from fedrounds.fl_components.store.durable_files import erase, write_durably
 
 _ANY_FENCE: Final = 1 << 62
@@ -131,7 +131,7 @@ class Blobs:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_full(self.label) from error
+                raise disk_full_error(self.label) from error
             raise StoreError(
                 f"a blob in {self.label} cannot be {verb}: {error.strerror or error}",
                 hint="check that the place exists, that this account may write there and that it is not read-only",

@@ -266,7 +266,7 @@ def _explain_sqlite(cause: sqlite3.Error, label: str) -> StoreError | None:
     code = (getattr(cause, "sqlite_errorcode", None) or 0) & 0xFF  # the low byte is the primary code
     match code:
         case sqlite3.SQLITE_FULL:
-            return disk_full(label)
+            return disk_full_error(label)
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             return StoreError(
                 f"the database {label} cannot be written to",
@@ -300,7 +300,7 @@ def _explain_postgresql(error: DBAPIError, label: str) -> FedroundsError | None:
     reason = str(error.orig).strip().split("\n")[0]
     match state:
         case "53100":
-            return disk_full(label)
+            return disk_full_error(label)
         case "55P03":
             return _locked(label)
         case "42501" | "25006":
@@ -325,7 +325,7 @@ def _locked(label: str) -> StoreError:
     )
 
 
-def disk_full(place: str) -> StoreError:
+def disk_full_error(place: str) -> StoreError:
     return StoreError(
         f"the disk that holds {place} is full",
         hint="free some space, then resume the run: nothing that was committed is lost",

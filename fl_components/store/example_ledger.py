@@ -116,7 +116,7 @@ def spending_of(connection: Connection, run_id: str, names: Collection[str] | No
     """What a run has spent of each client's budget, or of these clients'."""
     query = select(example_spending.c.population, example_spending.c.spent).where(example_spending.c.run_id == run_id)
     pages = [query] if names is None else [query.where(each) for each in in_pages(example_spending.c.population, names)]
-    return {row.population: ledger.from_pairs(row.spent) for each in pages for row in connection.execute(each)}
+    return {row.population: ledger.decode_events(row.spent) for each in pages for row in connection.execute(each)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def totals(connection: Connection, run_id: str) -> ExampleTotals:
     )
     names = list(connection.scalars(each))
     return ExampleTotals(
-        count, [ledger.from_pairs(pairs) for pairs in spent], list(ledger.find_many(connection, names).values())
+        count, [ledger.decode_events(pairs) for pairs in spent], list(ledger.find_many(connection, names).values())
     )
 
 
@@ -150,7 +150,7 @@ def runs_of(connection: Connection, population: str) -> dict[str, Events]:
     query = select(example_spending.c.run_id, example_spending.c.spent).where(
         example_spending.c.population == population
     )
-    return {row.run_id: ledger.from_pairs(row.spent) for row in connection.execute(query)}
+    return {row.run_id: ledger.decode_events(row.spent) for row in connection.execute(query)}
 
 
 def charges_of(connection: Connection, population: str) -> list[ChargeRecord]:
@@ -185,7 +185,7 @@ def as_groups(paid: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def _write(connection: Connection, run_id: str, spent: Mapping[str, Events], known: Collection[str]) -> None:
-    rows = [{"whose": name, "all_spent": ledger.as_pairs(events)} for name, events in sorted(spent.items())]
+    rows = [{"whose": name, "all_spent": ledger.encode_events(events)} for name, events in sorted(spent.items())]
     old, new = ([row for row in rows if (row["whose"] in known) == before] for before in (True, False))
     if old:
         connection.execute(

@@ -292,8 +292,8 @@ class Lease:
                 return int(charge.collection)
             if guard is not None:
                 budget = ledger.locked(connection, run.population)
-                spent = ledger.charge(connection, budget, ledger.from_pairs(run.spent), event, guard)
-                self._update_run(connection, spent=ledger.as_pairs(spent))
+                spent = ledger.charge(connection, budget, ledger.decode_events(run.spent), event, guard)
+                self._update_run(connection, spent=ledger.encode_events(spent))
             paid = example_ledger.charge(connection, self.run_id, examples) if examples is not None else {}
             return self._enter_charge(connection, run.population, round, event, paid, training)
 
@@ -354,7 +354,7 @@ class Lease:
             charge = ledger.open_charge(connection, self.run_id, round)
             lost = max(0, lost - (charge is not None))
             unlimited = None if examples is None else replace(examples, guard=_granted, least=0)
-            spent, paid = ledger.from_pairs(run.spent), list[dict[str, dict[str, Any]]]()
+            spent, paid = ledger.decode_events(run.spent), list[dict[str, dict[str, Any]]]()
             for _ in range(lost):  # all before the journal's head is locked
                 if is_charged:
                     budget = ledger.locked(connection, run.population)
@@ -380,7 +380,7 @@ class Lease:
                 connection,
                 secret_id=secret_id,
                 secret_home=secret_home,
-                spent=ledger.as_pairs(spent),
+                spent=ledger.encode_events(spent),
                 updated_at=row.at,
             )
         if seal is not None:
@@ -440,10 +440,10 @@ class Lease:
                     f"round {round} of run {self.run_id} {why}, so its charge stays",
                     hint=f"`fedrounds resume {self.run_id}` makes use of what is paid for",
                 )
-            spent = ledger.from_pairs(run.spent)
+            spent = ledger.decode_events(run.spent)
             if charge.event.get("kind") != "none":
                 spent = ledger.give_back(connection, ledger.locked(connection, run.population), spent, charge.event)
-                self._update_run(connection, spent=ledger.as_pairs(spent))
+                self._update_run(connection, spent=ledger.encode_events(spent))
             content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
             row = self._append(connection, "charge.voided", content)
             ledger.settle(connection, charge, "voided", row.at)

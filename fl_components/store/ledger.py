@@ -54,7 +54,7 @@ def locked(connection: Connection, population: str) -> Budget:
     """The budget, locked against other reservations for the rest of the transaction. Raises `BudgetNotSet`."""
     budget = _find_locked(connection, population)
     if budget is None:
-        raise unregistered(population)
+        raise unregistered_error(population)
     return budget
 
 
@@ -63,7 +63,7 @@ def _find_locked(connection: Connection, population: str) -> Budget | None:
     return _budget(connection.execute(row).one_or_none())
 
 
-def unregistered(population: str) -> BudgetNotSet:
+def unregistered_error(population: str) -> BudgetNotSet:
     options = " --unit example" * population.endswith(EACH_CLIENT)
     command = f"`fedrounds privacy budget set {shlex.quote(population)}{options} --epsilon E --delta D --reason ...`"
     return BudgetNotSet(
@@ -202,12 +202,12 @@ def give_back(connection: Connection, budget: Budget, run_spent: Events, event: 
     return minus(run_spent, event)
 
 
-def as_pairs(spent: Events) -> list[list[Any]]:
+def encode_events(spent: Events) -> list[list[Any]]:
     """As it is kept: [[event, count], ...], sorted."""
     return [[text, count] for text, count in sorted(spent.items())]
 
 
-def from_pairs(pairs: Iterable[tuple[str, int]]) -> Events:
+def decode_events(pairs: Iterable[tuple[str, int]]) -> Events:
     return {text: count for text, count in pairs}
 
 
@@ -222,7 +222,9 @@ def minus(spent: Events, event: dict[str, Any]) -> Events:
 
 
 def _write(connection: Connection, population: str, spent: Events) -> None:
-    connection.execute(update(populations).where(populations.c.population == population).values(spent=as_pairs(spent)))
+    connection.execute(
+        update(populations).where(populations.c.population == population).values(spent=encode_events(spent))
+    )
 
 
 def find_many(connection: Connection, names: Collection[str], *, lock: bool = False) -> dict[str, Budget]:
@@ -245,9 +247,9 @@ def write_many(connection: Connection, spent: Mapping[str, Events]) -> None:
     """What these populations have spent from now on."""
     connection.execute(
         update(populations).where(populations.c.population == bindparam("whose")).values(spent=bindparam("all_spent")),
-        [{"whose": population, "all_spent": as_pairs(events)} for population, events in sorted(spent.items())],
+        [{"whose": population, "all_spent": encode_events(events)} for population, events in sorted(spent.items())],
     )
 
 
 def _budget(row: AnyRow | None) -> Budget | None:
-    return None if row is None else Budget(**{**row._asdict(), "spent": from_pairs(row.spent)})
+    return None if row is None else Budget(**{**row._asdict(), "spent": decode_events(row.spent)})

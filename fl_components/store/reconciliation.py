@@ -342,10 +342,10 @@ def _stored(connection: Connection) -> dict[str, Book]:
             f"{_charge(row.run_id, row.round, row.collection)} of {row.population}": canonical_json(row.event)
             for row in connection.execute(select(example_charges))
         },
-        "totals of populations": {row.population: ledger.from_pairs(row.spent) for row in budgets if row.spent},
-        "totals of runs": {row.run_id: ledger.from_pairs(row.spent) for row in all_runs if row.spent}
+        "totals of populations": {row.population: ledger.decode_events(row.spent) for row in budgets if row.spent},
+        "totals of runs": {row.run_id: ledger.decode_events(row.spent) for row in all_runs if row.spent}
         | {
-            f"{row.run_id} at {row.population}": ledger.from_pairs(row.spent)
+            f"{row.run_id} at {row.population}": ledger.decode_events(row.spent)
             for row in connection.execute(select(example_spending))
             if row.spent
         },

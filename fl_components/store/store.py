@@ -74,7 +74,7 @@ from fedrounds.fl_components.store.secrets import RunSecret, destroy_secret, des
 _logger = logging.getLogger(__name__)
 
 _PAGE: Final = 1000
-_MOST_ROWS: Final = 2**63 - 1  # a database's whole numbers have 64 bits
+_MAX_ROWS: Final = 2**63 - 1  # a database's whole numbers have 64 bits
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # also a folder's name
 
 _UNFINISHED: Final = and_(
@@ -283,7 +283,7 @@ class Store:
     ) -> list[RunRecord]:
         """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for. Those
         that were deleted are among them only where `deleted` says so."""
-        most = None if limit is None else min(limit, _MOST_ROWS)
+        most = None if limit is None else min(limit, _MAX_ROWS)
         query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(most)
         if not deleted:
             query = query.where(runs.c.state != RunState.DELETED)

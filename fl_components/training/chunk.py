@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrounds.fl_components.arrays import IGNORED
-from fedrounds.fl_components.training.layers import Batch, DualForm, View
+from fedrounds.fl_components.training.layers import Batch, ClientWeights, FactoredWeight
 from fedrounds.fl_components.training.replicas import Replicas
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.step import descend, is_vanilla, regularise
@@ -20,7 +20,7 @@ from fedrounds.fl_components.values import Weighted
 Rows = NDArray[np.int64]
 
 
-class Examples:
+class ExampleTable:
     """All clients' training examples: features [M, ...], labels [M, ...], and client i's rows `starts[i]:stops[i]`."""
 
     def __init__(self, x: Tensor, y: Tensor, starts: Rows, stops: Rows) -> None:
@@ -49,7 +49,7 @@ class Examples:
         return Batch(x, y, sizes, counts, generators)
 
 
-def made_up(examples: Examples, sizes: Sequence[int] = (5, 2)) -> Examples:
+def synthetic_like(examples: ExampleTable, sizes: Sequence[int] = (5, 2)) -> ExampleTable:
     """Rows like these, but nobody's, for clients of these sizes: how all clients are trained must not depend on what
     some of them hold."""
     generator, stops = torch.Generator().manual_seed(0), np.cumsum(sizes, dtype=np.int64)
@@ -59,30 +59,35 @@ def made_up(examples: Examples, sizes: Sequence[int] = (5, 2)) -> Examples:
 
     bits = partial(torch.randint, 0, 2)  # tokens and labels of any vocabulary
     x = like(examples.x, torch.randn if examples.x.is_floating_point() else bits)
-    return Examples(x, like(examples.y, bits), stops - sizes, stops)
+    return ExampleTable(x, like(examples.y, bits), stops - sizes, stops)
 
 
 class Updates:
     """What C clients came to: w_local - w_global of each, float32 [C, D], in parts, one for each parameter."""
 
-    def __init__(self, parts: Sequence[View]) -> None:
+    def __init__(self, parts: Sequence[ClientWeights]) -> None:
         self._parts = parts
 
     def norms(self) -> Tensor:
         """The L2 norm of each client's update, float64 [C]; not finite where the update is not."""
-        return _length([part.squared_norms() if isinstance(part, DualForm) else _squares(part) for part in self._parts])
+        return _length(
+            [part.squared_norms() if isinstance(part, FactoredWeight) else _squares(part) for part in self._parts]
+        )
 
     def norm_bounds(self) -> Tensor:
         """No less than `norms`, and cheaper."""
         return _length(
-            [part.norm_bounds().square() if isinstance(part, DualForm) else _squares(part) for part in self._parts]
+            [
+                part.norm_bounds().square() if isinstance(part, FactoredWeight) else _squares(part)
+                for part in self._parts
+            ]
         )
 
     def add_weighted(self, total_D: Tensor, weights_C: Tensor) -> None:
         """total_D += sum of weights_C * updates; weight 0 leaves a client out, whatever its update is."""
         start, all_count = 0, bool(weights_C.all())
         for part in self._parts:
-            if isinstance(part, DualForm):
+            if isinstance(part, FactoredWeight):
                 stop = start + part.weight.numel()
                 part.add_weighted(total_D[start:stop].view(part.weight.shape), weights_C)
             else:
@@ -94,7 +99,7 @@ class Updates:
 
     def parts(self) -> list[Tensor]:
         """The updates themselves in pieces, float32 [C, d] each: one for each parameter. May be written to."""
-        return [(part.deltas() if isinstance(part, DualForm) else part).flatten(1) for part in self._parts]
+        return [(part.deltas() if isinstance(part, FactoredWeight) else part).flatten(1) for part in self._parts]
 
     def stack(self) -> Tensor:
         """The updates themselves, float32 [C, D]."""
@@ -115,7 +120,7 @@ def train_chunk(
     replicas: Replicas,
     rule: SGD,
     params_D: Tensor,
-    examples: Examples,
+    examples: ExampleTable,
     batches: Sequence[Sequence[Rows]],
     generators: Sequence[torch.Generator],
 ) -> tuple[Updates, list[Weighted]]:
@@ -135,13 +140,13 @@ def train_chunk(
             torch.split(params_D, [shape.numel() for shape in replicas.shapes]), replicas.shapes, strict=True
         )
     ]
-    views: list[View] = [
-        DualForm(part, num_clients, dual[index], rule.learning_rate)
+    views: list[ClientWeights] = [
+        FactoredWeight(part, num_clients, dual[index], rule.learning_rate)
         if index in dual
         else part.expand(num_clients, *part.shape).clone()
         for index, part in enumerate(start)
     ]
-    params = [None if isinstance(view, DualForm) else view for view in views]
+    params = [None if isinstance(view, FactoredWeight) else view for view in views]
     velocities = [None if each is None or not rule.momentum else torch.zeros_like(each) for each in params]
     replicas.use(views)
     means = torch.zeros(len(actives), num_clients, device=params_D.device)
@@ -152,7 +157,9 @@ def train_chunk(
         counts[step, :active] = torch.tensor(batch.counts)
         with torch.no_grad():
             _move(rule, replicas, _first(params, active), start, _first(velocities, active))
-    updates = [view if isinstance(view, DualForm) else view.sub_(part) for view, part in zip(views, start, strict=True)]
+    updates = [
+        view if isinstance(view, FactoredWeight) else view.sub_(part) for view, part in zip(views, start, strict=True)
+    ]
     losses = (means.cpu() * counts).sum(0)
     return Updates(updates), [Weighted(*each) for each in zip(losses.tolist(), counts.sum(0).tolist(), strict=True)]
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
-from fedrounds.fl_components.training.chunk import Examples
-from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing, names_of
-from fedrounds.fl_components.training.facts import engine_facts
+from fedrounds.fl_components.training.chunk import ExampleTable
+from fedrounds.fl_components.training.engine import Engine, ShardReport, StreamingSum, names_of
+from fedrounds.fl_components.training.facts import engine_environment
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.training.trainer import (
@@ -43,7 +43,7 @@ from fedrounds.fl_components.training.trainer import (
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-MOST_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 3
 """How many workers may be lost while they train one shard before the round is given up."""
 
 BUNDLE_BYTES: Final = 8_000_000
@@ -96,7 +96,7 @@ class _Job:
     """Shards to train one after the other."""
 
     rule: SGD
-    summing: Summing | None
+    streaming: StreamingSum | None
     shards: tuple[Shard, ...]
 
 
@@ -128,11 +128,11 @@ def build_engine(setup: _Setup) -> _Replica:
     try:
         with _one_at_a_time:
             x, y = (_aligned(setup.examples[name]) for name in ("x", "y"))
-            examples = Examples(x, y, setup.examples["starts"], setup.examples["stops"])
+            examples = ExampleTable(x, y, setup.examples["starts"], setup.examples["stops"])
             engine = Engine(setup.spec.build(), examples)
     except Exception as error:
         return _Replica(None, _Hello(problem=_problem(error), hint=getattr(error, "hint", None)))
-    facts = tuple((name, str(value)) for name, value in engine_facts().items())
+    facts = tuple((name, str(value)) for name, value in engine_environment().items())
     hello = _Hello(engine.note, facts, peak_memory_bytes=peak_memory_bytes())
     return _Replica(engine, hello, setup.result)
 
@@ -151,8 +151,8 @@ def train_shards(replica: _Replica, params_D: Float32, job: _Job) -> _Answer:
             start_D = _aligned(params_D).numpy()
             for shard in job.shards:
                 began, result = time.time(), empty(replica.result)
-                report = replica.engine.train(job.rule, start_D, shard, result, job.summing)
-                result = result if job.summing else result[: len(report.client_ids)]
+                report = replica.engine.train(job.rule, start_D, shard, result, job.streaming)
+                result = result if job.streaming else result[: len(report.client_ids)]
                 trained.append(_Trained(report, result, began, time.time(), os.getpid()))
     except Exception as error:
         return _Answer([], _problem(error), getattr(error, "hint", None))
@@ -181,9 +181,9 @@ class DaskTrainer(Trainer):
         self._cluster = _Cluster(self._client, workload, address, wait_s)
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None, rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
-        round = _Round(self._cluster, rule, summing, params_D, shards)
+        round = _Round(self._cluster, rule, streaming, params_D, shards)
         self._sync(round.begin)
         try:
             for turn, shard in enumerate(shards):
@@ -280,7 +280,7 @@ class _Cluster:
         self._failed_starts = 0
         if hello.note:
             self.say_once(hello.note)
-        ours = {name: str(value) for name, value in engine_facts().items()}
+        ours = {name: str(value) for name, value in engine_environment().items()}
         others = [f"{name} is {value!r}, here {ours[name]!r}" for name, value in hello.facts if value != ours[name]]
         if others:
             self.say_once(f"a Dask worker differs from this machine: {'; '.join(others)}; {LAST_BITS}")
@@ -299,9 +299,9 @@ class _Cluster:
         self.workers.pop(worker.address, None)
         worker.prepared.cancel()
         self._failed_starts += worker.engine is None
-        if self._failed_starts == MOST_ATTEMPTS:
+        if self._failed_starts == MAX_ATTEMPTS:
             raise RunFailed(
-                f"{MOST_ATTEMPTS} Dask workers were lost as they were prepared ({how})",
+                f"{MAX_ATTEMPTS} Dask workers were lost as they were prepared ({how})",
                 hint="see the workers' logs; each needs memory for all clients' examples and twice that for a moment",
             )
 
@@ -310,10 +310,10 @@ class _Round:
     """The shards of one round: waiting, with a worker, or done; and how many workers each has lost."""
 
     def __init__(
-        self, cluster: _Cluster, rule: SGD, summing: Summing | None, params_D: Float32, shards: Sequence[Shard]
+        self, cluster: _Cluster, rule: SGD, streaming: StreamingSum | None, params_D: Float32, shards: Sequence[Shard]
     ) -> None:
         self._cluster, self._params_D, self._shards = cluster, params_D, shards
-        self._rule, self._summing = rule, summing
+        self._rule, self._summing = rule, streaming
         self._waiting = deque(range(len(shards)))
         self._done: dict[int, _Trained] = {}
         self._losses = [0] * len(shards)
@@ -472,9 +472,9 @@ class _Round:
                 told = f"; trained again: {_names(self._shards, bundles[0])}"
                 for index in bundles[0]:
                     self._losses[index] += 1
-                if max(self._losses[index] for index in bundles[0]) == MOST_ATTEMPTS:
+                if max(self._losses[index] for index in bundles[0]) == MAX_ATTEMPTS:
                     raise RunFailed(
-                        f"{MOST_ATTEMPTS} Dask workers were lost ({how}) while they trained the same shard: "
+                        f"{MAX_ATTEMPTS} Dask workers were lost ({how}) while they trained the same shard: "
                         f"{_names(self._shards, bundles[0])}",
                         hint="see the workers' logs; where memory ran out, a smaller execution.shard_size needs less",
                     )

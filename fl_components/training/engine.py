@@ -19,11 +19,11 @@ from fedrounds.fl_components.models import failing_layer
 from fedrounds.fl_components.parameters import flatten, load_into
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
 from fedrounds.fl_components.rejections import Rejection
-from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, made_up, train_chunk
-from fedrounds.fl_components.training.layers import NoClientForm
-from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
+from fedrounds.fl_components.training.chunk import ExampleTable, Rows, Updates, synthetic_like, train_chunk
+from fedrounds.fl_components.training.layers import UnsupportedLayer
+from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler
 from fedrounds.fl_components.training.per_example import ClippedReplicas
-from fedrounds.fl_components.training.private import PrivateChunks, Way, find_way
+from fedrounds.fl_components.training.private import PrivateChunks, Way, choose_grad_sampler
 from fedrounds.fl_components.training.replicas import LayeredReplicas, Replicas, VmapReplicas
 from fedrounds.fl_components.training.sgd import SGD, torch_seed
 from fedrounds.fl_components.training.step import is_vanilla
@@ -48,7 +48,7 @@ class Additive(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Summing:
+class StreamingSum:
     """How a round's updates are added up as they come.
 
     With `clip`, what is added up are contributions (privacy/clipping.py), each times its weight over the largest
@@ -100,8 +100,8 @@ class Engine:
     It has three ways: layers that hold many clients' parameters at once, torch.func.vmap, and one client after the
     other. Each keeps clients apart by construction. It takes the first that makes a few small steps as `SGD.train`
     makes them, on synthetic rows and from the initial parameters: the choice is the same whenever it is made. Where
-    clients make a claim about their examples the ways are others (private.py, `find_way`), found when that is first
-    asked for.
+    clients make a claim about their examples the ways are others (private.py, `choose_grad_sampler`), found when that
+    is first asked for.
 
     Args:
       module: with its initial parameters. It stays as it is.
@@ -111,14 +111,14 @@ class Engine:
       note: why it is not the first way; empty where it is.
     """
 
-    def __init__(self, module: nn.Module, examples: Examples) -> None:
+    def __init__(self, module: nn.Module, examples: ExampleTable) -> None:
         self._examples, self._device = examples, examples.x.device
         self._module = copy.deepcopy(module).to(self._device)  # never trained: what is found of it is found anywhere
         self._scratch = copy.deepcopy(self._module)
         self._shapes = [each.shape for each in module.parameters() if each.requires_grad]
         self._sizes = [shape.numel() for shape in self._shapes]
         with one_thread():
-            self._replicas, self.note = _fastest(self._module, made_up(examples))
+            self._replicas, self.note = _fastest(self._module, synthetic_like(examples))
         self._way: Way | None = None
 
     def train(
@@ -127,54 +127,54 @@ class Engine:
         params_D: Float32,
         tasks: Sequence[ClientTask],
         out: NDArray[np.floating],
-        summing: Summing | None = None,
+        streaming: StreamingSum | None = None,
     ) -> ShardReport:
         """Train a shard of clients from the same parameters.
 
-        Without `summing`, their updates go into the first rows of `out` [N, D], in the order of
+        Without `streaming`, their updates go into the first rows of `out` [N, D], in the order of
         the tasks. With it, the weighted sum of those that are not refused goes into `out` [D] (float64 [D + 1] where
         contributions are summed), and N x D never exists. Raises `ModelError` when the model fails, and what
-        `example_way` raises.
+        `grad_sampler_name` raises.
         """
         if rule.example_level is not None and not all(task.key for task in tasks):
             raise ValueError("clients that make a claim about their examples need a key each")
         if rule.example_level is not None and self._way is None:
             with one_thread():
-                self._way = find_way(self._module, made_up(self._examples))
+                self._way = choose_grad_sampler(self._module, synthetic_like(self._examples))
         losses, rejected = [Weighted()] * len(tasks), dict[str, Rejection]()
         weights_N = np.array([each.num_examples for each in tasks], np.float64)
-        weights_N = summing.rule.weigh(weights_N).copy() if summing is not None else weights_N
-        if summing is not None and summing.clip is not None:
+        weights_N = streaming.rule.weigh(weights_N).copy() if streaming is not None else weights_N
+        if streaming is not None and streaming.clip is not None:
             out[:] = 0
         with one_thread():  # all of it: a second thread, once awake, spins for a while
-            total_D = torch.zeros(len(params_D) if summing is None else len(out), device=self._device)
+            total_D = torch.zeros(len(params_D) if streaming is None else len(out), device=self._device)
             for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), tasks):
                 for position, loss in zip(positions, found, strict=True):
                     losses[position] = loss
-                if summing is None:
+                if streaming is None:
                     out[positions] = updates.stack().cpu().numpy()
                     continue
-                if summing.clip is not None:
-                    assert summing.rule.max_weight is not None
-                    shares_C = torch.from_numpy(weights_N[positions] / summing.rule.max_weight)
-                    add_contributions(out, updates.parts(), shares_C, summing.clip)
+                if streaming.clip is not None:
+                    assert streaming.rule.max_weight is not None
+                    shares_C = torch.from_numpy(weights_N[positions] / streaming.rule.max_weight)
+                    add_contributions(out, updates.parts(), shares_C, streaming.clip)
                     continue
-                if any(summing.admission.rejection(bound) for bound in updates.norm_bounds().tolist()):
+                if any(streaming.admission.rejection(bound) for bound in updates.norm_bounds().tolist()):
                     for position, norm in zip(positions, updates.norms().tolist(), strict=True):
-                        reason = summing.admission.rejection(norm)
+                        reason = streaming.admission.rejection(norm)
                         if reason is not None:
                             rejected[tasks[position].client_id] = reason
                             weights_N[position] = 0
                 weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
                 updates.add_weighted(total_D, weights_C)
-        if summing is not None and summing.clip is None:
+        if streaming is not None and streaming.clip is None:
             out[:] = total_D.cpu().numpy()
         return ShardReport(
             client_ids=tuple(task.client_id for task in tasks),
             losses=tuple(losses),
             rejected=rejected,
             weight=float(weights_N.sum()),
-            count=len(tasks) - len(rejected) if summing else 0,
+            count=len(tasks) - len(rejected) if streaming else 0,
         )
 
     def _chunks(
@@ -259,7 +259,7 @@ class Engine:
             examples, (task,) = self._examples, tasks
             rows = slice(examples.starts[task.index], examples.stops[task.index])
             start_D, x, y = params_D.cpu().numpy(), examples.x[rows], examples.y[rows]
-            if isinstance(self._way, (OpacusWay, OneAtATime)) and rule.example_level is not None:
+            if isinstance(self._way, (OpacusGradSampler, OneAtATime)) and rule.example_level is not None:
                 delta_D, loss = self._way.train(rule, start_D, x, y, task)
             else:
                 delta_D, loss = rule.train(self._scratch, start_D, x, y, task.seed, work=task.work)
@@ -292,7 +292,7 @@ def _chunk_size(num_clients: int, floats: int) -> int:
     return -(-num_clients // -(-num_clients // most))
 
 
-def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, str]:
+def _fastest(module: nn.Module, examples: ExampleTable) -> tuple[Replicas | None, str]:
     """The first way that makes a few small steps as `SGD.train` does, and why not an earlier one."""
     notes = []
     for make, name in ((LayeredReplicas, "many clients at once"), (VmapReplicas, "torch.func.vmap")):
@@ -300,7 +300,7 @@ def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, st
             replicas = make(copy.deepcopy(module))
             difference = _difference(replicas, copy.deepcopy(module), examples)
         except Exception as error:
-            notes.append(f"{name}: {error if isinstance(error, NoClientForm) else one_line(error)}")
+            notes.append(f"{name}: {error if isinstance(error, UnsupportedLayer) else one_line(error)}")
             continue
         if difference is None:
             return replicas, "; ".join(notes)
@@ -308,7 +308,7 @@ def _fastest(module: nn.Module, examples: Examples) -> tuple[Replicas | None, st
     return None, "; ".join(notes)
 
 
-def _difference(replicas: Replicas, module: nn.Module, examples: Examples) -> str | None:
+def _difference(replicas: Replicas, module: nn.Module, examples: ExampleTable) -> str | None:
     """How two clients' updates by `replicas` differ from what each comes to alone; None where they agree.
 
     The clients have five rows and two, in batches of three: some are padded, and one client finishes first. First with

@@ -21,23 +21,23 @@ from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import ConfigError, FedroundsError
 from fedrounds.fl_components.rules import Rule, union
 from fedrounds.fl_components.training.dask import DaskTrainer
-from fedrounds.fl_components.training.engine import ShardReport, Summing
+from fedrounds.fl_components.training.engine import ShardReport, StreamingSum
 from fedrounds.fl_components.training.processes import ProcessTrainer
 from fedrounds.fl_components.training.sgd import SGD
-from fedrounds.fl_components.training.trainer import OwnTrainer, Shard, T, Trainer, Work, Workload
+from fedrounds.fl_components.training.trainer import OwnTrainer, RowTask, Shard, T, Trainer, Workload
 
 COPIES_OF_AN_UPDATE: Final = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
 
 WORK_OF_SHARD: Final = 600e6  # examples times parameters: about 50 ms of a processor where clients train at once
 WORTH_SHARING: Final = 100e6
-MOST_OF_SHARD: Final = 50  # clients
+MAX_OF_SHARD: Final = 50  # clients
 
 WORTH_PROCESSES_S: Final = 10.0  # of training still to do: a process takes some 3 s of work to start
 
 
 def _evenly(start: int, stop: int) -> list[int]:
-    """Where pieces of `MOST_OF_SHARD` clients at most begin."""
-    pieces = max(1, math.ceil((stop - start) / MOST_OF_SHARD))
+    """Where pieces of `MAX_OF_SHARD` clients at most begin."""
+    pieces = max(1, math.ceil((stop - start) / MAX_OF_SHARD))
     return [start + (stop - start) * piece // pieces for piece in range(pieces)]
 
 
@@ -199,21 +199,21 @@ class GrowingTrainer(Trainer):
         self._shard_s = 0.0  # of the last shard; the first one of all is not typical
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None, rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         self._own.on_shard = self.on_shard
         for index, shard in enumerate(shards):
             processes = self._ready()
             if processes is not None:
                 processes.on_shard = self.on_shard
-                yield from processes.train(rule, params_D, shards[index:], summing, rounds_left)
+                yield from processes.train(rule, params_D, shards[index:], streaming, rounds_left)
                 return
             left_s = self._shard_s * (rounds_left * len(shards) - index)
             num_processes = min(self._num_processes, len(shards))
             if self._processes is None and left_s > WORTH_PROCESSES_S and num_processes > 1:
                 self._start(num_processes)
             began, first = time.perf_counter(), self._own.is_new
-            (trained,) = self._own.train(rule, params_D, [shard], summing, rounds_left)
+            (trained,) = self._own.train(rule, params_D, [shard], streaming, rounds_left)
             self._shard_s = 0.0 if first else time.perf_counter() - began
             yield trained
 
@@ -237,7 +237,7 @@ class GrowingTrainer(Trainer):
             return None
 
     def spread(
-        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+        self, work_on: Callable[[slice], RowTask[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
     ) -> Iterator[T]:
         workers = self._ready() or self._own
         return workers.spread(work_on, rows_ND, unit, reads=reads, writes=writes)

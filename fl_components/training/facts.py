@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 
-def engine_facts() -> dict[str, Any]:
+def engine_environment() -> dict[str, Any]:
     """Of this process: the way it trains, its releases of fedrounds, torch and numpy, and its processor."""
     return {
         "training": "cohort engine",

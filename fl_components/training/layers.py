@@ -15,7 +15,7 @@ from torch.nn import functional
 from fedrounds.fl_components.models.transformer import LearnedPositions
 
 
-class NoClientForm(Exception):
+class UnsupportedLayer(Exception):
     """A module, or a layer of it, that has no form for many clients."""
 
 
@@ -38,7 +38,7 @@ class Batch:
     generators: Sequence[torch.Generator]
 
 
-class InHand:
+class CurrentBatch:
     """The batch that a module's layers are at, held by all of them."""
 
     batch: Batch
@@ -52,7 +52,7 @@ class InHand:
         return x.reshape(self.num_clients, -1, *x.shape[1:])
 
 
-class DualForm:
+class FactoredWeight:
     """A linear layer's weight for C clients, as the weight that all started from less the learning rate times the sum
     of g^T x over the rows that the client has seen (x went into the layer, g is the loss's gradient by what came out).
 
@@ -126,7 +126,7 @@ class DualForm:
         total.addmm_(g.flatten(0, 1).T, x.flatten(0, 1), alpha=-self.learning_rate)
 
 
-class PrimalForm:
+class DenseWeight:
     """The same with a weight for each client, [C, out, in]."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -139,20 +139,20 @@ class PrimalForm:
         return torch.bmm(g, self.weight[: len(g)]) if needs_input else None
 
 
-View = Tensor | DualForm
+ClientWeights = Tensor | FactoredWeight
 """The clients' values of one parameter: [C, *shape], or their dual form."""
 
 
 class ClientLayer(nn.Module):
     """One layer for C clients: `use` gives it their parameters, `add_gradients` hands on what a backward pass left."""
 
-    def __init__(self, layer: nn.Module, in_hand: InHand, name: str = "") -> None:
+    def __init__(self, layer: nn.Module, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__()
         self.in_hand, self.name = in_hand, name
         self._views: list[Any] = []
         self._leaves: list[Tensor] = []
 
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         """The clients' parameters: weight, then bias. The layer reads them; whoever gave them moves them."""
         self._views[:] = views
         self._leaves.clear()
@@ -184,15 +184,15 @@ class ClientLinear(ClientLayer):
     """A linear layer. The gradient by its weight is a product of two thin matrices, which are kept apart until they are
     added to the weights in one pass (`baddbmm_`); in the dual form they are never multiplied out."""
 
-    def __init__(self, layer: nn.Linear, in_hand: InHand, name: str = "") -> None:
+    def __init__(self, layer: nn.Linear, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)
         self.shape = (layer.out_features, layer.in_features)
         self.passes = _Passes()
 
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         weight, *bias = views
         super().use(bias)
-        self.passes.form = weight if isinstance(weight, DualForm) else PrimalForm(weight)
+        self.passes.form = weight if isinstance(weight, FactoredWeight) else DenseWeight(weight)
         self.passes.bias = self._views[0] if bias else None
         self.passes.factors.clear()
 
@@ -227,7 +227,7 @@ class _Passes:
 
     def __init__(self) -> None:
         self.anchor = torch.zeros((), requires_grad=True)  # leads autograd to a layer whose input needs no gradient
-        self.form: PrimalForm | DualForm
+        self.form: DenseWeight | FactoredWeight
         self.bias: Tensor | None = None
         self.factors: list[tuple[Tensor, Tensor]] = []
         self.rows_of_one, self.most_uses = 1, 0
@@ -251,7 +251,7 @@ class _Product(torch.autograd.Function):
 class ClientConv(ClientLayer):
     """A convolution, one client after the other: on a CPU that is faster than one convolution in groups."""
 
-    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, in_hand: InHand, name: str = "") -> None:
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)
         self._convolve: Callable[..., Tensor] = layer._conv_forward
 
@@ -266,10 +266,10 @@ class ClientEmbedding(ClientLayer):
     """An embedding: the clients' tables one under the other. A token outside a table raises `IndexError`, before
     another client's table is read."""
 
-    def __init__(self, layer: nn.Embedding, in_hand: InHand, name: str = "") -> None:
+    def __init__(self, layer: nn.Embedding, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)
         if layer.max_norm is not None or layer.padding_idx is not None or layer.scale_grad_by_freq or layer.sparse:
-            raise NoClientForm("an embedding with options has no form for many clients")
+            raise UnsupportedLayer("an embedding with options has no form for many clients")
 
     def forward(self, x: Tensor) -> Tensor:
         (tables,) = self.own()
@@ -285,7 +285,7 @@ class ClientEmbedding(ClientLayer):
 class ClientNorm(ClientLayer):
     """Layer or group normalisation: the same for all but for each client's scale and shift."""
 
-    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, in_hand: InHand, name: str = "") -> None:
+    def __init__(self, layer: nn.LayerNorm | nn.GroupNorm, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)
         self._of_channels = isinstance(layer, nn.GroupNorm)
         if isinstance(layer, nn.GroupNorm):
@@ -316,7 +316,7 @@ class ClientPositions(ClientLayer):
 class ClientDropout(ClientLayer):
     """Dropout. Each client draws its zeros from its own generator, the same as if it trained alone."""
 
-    def __init__(self, layer: nn.Dropout, in_hand: InHand, name: str = "") -> None:
+    def __init__(self, layer: nn.Dropout, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)
         self._p = layer.p
 
@@ -330,7 +330,7 @@ class ClientDropout(ClientLayer):
         return x * kept.div_(1 - self._p).to(x.device)
 
 
-LAYERS: Final[dict[type[nn.Module], Callable[[Any, InHand, str], ClientLayer]]] = {
+LAYERS: Final[dict[type[nn.Module], Callable[[Any, CurrentBatch, str], ClientLayer]]] = {
     nn.Linear: ClientLinear,
     nn.Conv1d: ClientConv,
     nn.Conv2d: ClientConv,

@@ -15,7 +15,7 @@ from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts
 from fedrounds.fl_components.training.isolation import VmappedModule
-from fedrounds.fl_components.training.layers import Batch, ClientLinear, NoClientForm, View
+from fedrounds.fl_components.training.layers import Batch, ClientLinear, ClientWeights, UnsupportedLayer
 from fedrounds.fl_components.training.loss import label_losses
 from fedrounds.fl_components.training.replicas import LayeredReplicas
 
@@ -31,7 +31,7 @@ class ClippedReplicas:
     shapes: list[torch.Size]
 
     @abstractmethod
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         """The clients' parameters, [C, *shape] each. They are read, and moved by whoever gave them."""
 
     @property
@@ -67,7 +67,9 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
         super().__init__(module)
         for layer, indices in self._layers:
             if indices and not isinstance(layer, ClientLinear):
-                raise NoClientForm(f"a {type(layer).__name__.removeprefix('Client')} trains, not linear layers alone")
+                raise UnsupportedLayer(
+                    f"a {type(layer).__name__.removeprefix('Client')} trains, not linear layers alone"
+                )
         self._formed: set[int] = set()  # parameters, as far as batches have shown
 
     @property
@@ -174,7 +176,7 @@ class VmapExamples(ClippedReplicas):
     def formed(self) -> int:
         return sum(shape.numel() for shape in self.shapes)
 
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         self._views = [view for view in views if isinstance(view, Tensor)]
 
     def add_clipped(

@@ -14,19 +14,19 @@ from torch.func import vmap
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.privacy import ExampleLevel
-from fedrounds.fl_components.privacy.central import LEAST_NOISE
+from fedrounds.fl_components.privacy.central import MIN_NOISE
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fedrounds.fl_components.training.chunk import Examples, Rows, Updates, made_up
-from fedrounds.fl_components.training.layers import Batch, NoClientForm
+from fedrounds.fl_components.training.chunk import ExampleTable, Rows, Updates, synthetic_like
+from fedrounds.fl_components.training.layers import Batch, UnsupportedLayer
 from fedrounds.fl_components.training.loss import labels_of_each
-from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay, is_dropout, objections
+from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler, is_dropout, objections
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
 from fedrounds.fl_components.training.sgd import SGD, example_seed
 from fedrounds.fl_components.training.step import descend, is_vanilla, regularise
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.values import ClientTask, Weighted
 
-Way = ClippedReplicas | OpacusWay | OneAtATime
+Way = ClippedReplicas | OpacusGradSampler | OneAtATime
 
 _MIXED: Final = "gradients of examples would mix: what the model makes of an example depends on the others of its batch"
 
@@ -55,7 +55,7 @@ class PrivateChunks:
         return (2 + bool(self._rule.momentum)) * self._mechanism.num_parameters + self._replicas.formed
 
     def train(
-        self, examples: Examples, tasks: Sequence[ClientTask], batches: Sequence[Sequence[Rows]]
+        self, examples: ExampleTable, tasks: Sequence[ClientTask], batches: Sequence[Sequence[Rows]]
     ) -> tuple[Updates, list[Weighted]]:
         """Their updates and losses; `batches` as for `train_chunk`, among all clients' rows. A batch may be empty."""
         rule, mechanism, num_clients = self._rule, self._mechanism, len(tasks)
@@ -93,7 +93,7 @@ class PrivateChunks:
 
     def _sum(
         self,
-        examples: Examples,
+        examples: ExampleTable,
         tasks: Sequence[ClientTask],
         rows: Sequence[Rows],
         step: int,
@@ -124,7 +124,7 @@ class PrivateChunks:
         return wholes, losses
 
     def _batch(
-        self, examples: Examples, tasks: Sequence[ClientTask], rows: Sequence[Rows], step: int, first: int
+        self, examples: ExampleTable, tasks: Sequence[ClientTask], rows: Sequence[Rows], step: int, first: int
     ) -> Batch:
         batch = examples.gather(rows, (), [int(examples.starts[task.index]) for task in tasks[: len(rows)]])
         if not self._draws:
@@ -137,7 +137,7 @@ class PrivateChunks:
         return Batch(batch.x, batch.y, [int(place < size) for _, size, place in places], batch.counts, generators)
 
 
-def example_way(module: nn.Module, examples: Examples) -> str:
+def grad_sampler_name(module: nn.Module, examples: ExampleTable) -> str:
     """How the gradients of single examples are found: "ghost norms", "vmap", "opacus" or "one example at a time".
 
     It follows from the model and from what its rows look like, not from what they hold. Raises `ModelError` for a model
@@ -145,11 +145,11 @@ def example_way(module: nn.Module, examples: Examples) -> str:
     which is not installed.
     """
     with one_thread():
-        return find_way(module, made_up(examples)).name
+        return choose_grad_sampler(module, synthetic_like(examples)).name
 
 
-def find_way(module: nn.Module, rows: Examples) -> Way:
-    """The first way that makes a few small steps as `SGD.train` does, on synthetic rows (`made_up`).
+def choose_grad_sampler(module: nn.Module, rows: ExampleTable) -> Way:
+    """The first way that makes a few small steps as `SGD.train` does, on synthetic rows (`synthetic_like`).
 
     Each way keeps examples apart by construction. Ghost norms and Opacus run whole batches, and take modules whose
     types say that each row is treated by itself; vmap runs the module's code for one example, and refuses code that
@@ -161,7 +161,7 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
         failed = f"the model fails on synthetic rows: {one_line(error)}"
         raise ModelError("; ".join([failed, *objections(copy.deepcopy(module))])) from error
     notes: list[str] = []
-    for make in (GhostNorms, VmapExamples, VmapAlone, OpacusWay, OneAtATime):
+    for make in (GhostNorms, VmapExamples, VmapAlone, OpacusGradSampler, OneAtATime):
         if mixed and make is not OneAtATime:
             if make is VmapExamples and _runs_under_vmap(module, rows.x):
                 break
@@ -176,7 +176,7 @@ def find_way(module: nn.Module, rows: Examples) -> Way:
             notes.append(f"{make.name}: {error.message}")
             continue
         except Exception as error:
-            notes.append(f"{make.name}: {error if isinstance(error, NoClientForm) else one_line(error)}")
+            notes.append(f"{make.name}: {error if isinstance(error, UnsupportedLayer) else one_line(error)}")
             continue
         if difference is None:
             return way
@@ -218,7 +218,7 @@ def _mixes(module: nn.Module, x: Tensor) -> bool:
     return False
 
 
-def _difference(way: Way, module: nn.Module, rows: Examples) -> str | None:
+def _difference(way: Way, module: nn.Module, rows: ExampleTable) -> str | None:
     """How two clients' updates differ from what each comes to by one example after the other; None where they agree.
 
     They have five rows and two, and batches that coins draw, some of them empty. First with all gradients clipped, as a
@@ -228,7 +228,7 @@ def _difference(way: Way, module: nn.Module, rows: Examples) -> str | None:
     tasks = [ClientTask(str(index), index, size, index, bytes([index]) * 32) for index, size in enumerate((5, 2))]
     for norm, momentum in ((0.1, 0.5), (10.0, 0.0)):
         # Hardly any noise: next to it a difference must not look small.
-        private = ExampleLevel(noise_multiplier=LEAST_NOISE, max_grad_norm=norm, sampling_rate=0.5)
+        private = ExampleLevel(noise_multiplier=MIN_NOISE, max_grad_norm=norm, sampling_rate=0.5)
         rule = SGD(learning_rate=0.1 / norm, momentum=momentum, steps=4, privacy=private)
         own = [slice(start, stop) for start, stop in zip(rows.starts, rows.stops, strict=True)]
         each = [(task, rows.x[mine], rows.y[mine]) for task, mine in zip(tasks, own, strict=True)]

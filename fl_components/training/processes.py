@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, RunFailed, one_line
-from fedrounds.fl_components.shared_memory import Place, SharedMemory
-from fedrounds.fl_components.training.chunk import Examples
-from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing, names_of
+from fedrounds.fl_components.shared_memory import ArraySpec, SharedMemory
+from fedrounds.fl_components.training.chunk import ExampleTable
+from fedrounds.fl_components.training.engine import Engine, ShardReport, StreamingSum, names_of
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.training.trainer import (
     ModelSpec,
+    RowTask,
     Shard,
     T,
     Trainer,
-    Work,
     Workload,
     name_of,
     peak_memory_bytes,
     private_memory_bytes,
 )
 
-MOST_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 3
 """How many processes may die of one shard before the round is given up."""
 
 # What a process runs. It ends when the one that started it does: a thread sees to that, and on Linux the kernel for as
@@ -74,8 +74,8 @@ class _Setup:
     """The first message to a process: all that stays."""
 
     spec: ModelSpec
-    examples: tuple[int, dict[str, Place]]
-    exchange: tuple[int, dict[str, Place]]
+    examples: tuple[int, dict[str, ArraySpec]]
+    exchange: tuple[int, dict[str, ArraySpec]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +83,18 @@ class _Training:
     """A shard to train."""
 
     rule: SGD
-    summing: Summing | None
+    streaming: StreamingSum | None
     tasks: Shard
 
     def __call__(self, engine: Engine, params_D: Float32, slot: NDArray[Any]) -> ShardReport:
-        return engine.train(self.rule, params_D, self.tasks, slot, self.summing)
+        return engine.train(self.rule, params_D, self.tasks, slot, self.streaming)
 
 
 @dataclass(frozen=True, slots=True)
 class _OnRows:
     """Work on the first rows of a slot."""
 
-    work: Work[Any]
+    work: RowTask[Any]
     num_rows: int
 
     def __call__(self, engine: Engine, params_D: Float32, slot: NDArray[Any]) -> Any:
@@ -214,14 +214,14 @@ class ProcessTrainer(Trainer):
         return all(process.ready for process in self._processes)
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None, rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         self._exchange["params"][:] = params_D
-        jobs = [_Job(_Training(rule, summing, tasks), names_of(tasks)) for tasks in shards]
+        jobs = [_Job(_Training(rule, streaming, tasks), names_of(tasks)) for tasks in shards]
         yield from self._done(jobs)
 
     def spread(
-        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+        self, work_on: Callable[[slice], RowTask[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
     ) -> Iterator[T]:
         pieces = self._pieces(rows_ND.shape, unit)
         if len(pieces) < 2:
@@ -311,18 +311,18 @@ class ProcessTrainer(Trainer):
         how = process.how_it_ended()
         if process.job is None:
             self._failed_starts += not process.ready
-            if self._failed_starts == MOST_ATTEMPTS:
+            if self._failed_starts == MAX_ATTEMPTS:
                 raise RunFailed(
-                    f"{MOST_ATTEMPTS} training processes ended as they started ({how})",
+                    f"{MAX_ATTEMPTS} training processes ended as they started ({how})",
                     hint="execution.processes: 1 trains without any",
                 )
             self._say(f"a training process died ({how}) and is replaced")
         else:
             round.deaths[process.job] += 1
             about = round.jobs[process.job].about
-            if round.deaths[process.job] == MOST_ATTEMPTS:
+            if round.deaths[process.job] == MAX_ATTEMPTS:
                 raise RunFailed(
-                    f"{MOST_ATTEMPTS} training processes died ({how}) of the same work: {about}",
+                    f"{MAX_ATTEMPTS} training processes died ({how}) of the same work: {about}",
                     hint="where memory ran out, a smaller execution.shard_size or fewer execution.processes need less",
                 )
             self._say(f"a training process died ({how}) and is replaced; its work is done again: {about}")
@@ -361,7 +361,7 @@ def serve(fd: int) -> None:
         setup: _Setup = connection.recv()
         examples, exchange = SharedMemory(*setup.examples), SharedMemory(*setup.exchange)
         x, y = (torch.from_numpy(examples[name]) for name in ("x", "y"))
-        engine = Engine(setup.spec.build(), Examples(x, y, examples["starts"], examples["stops"]))
+        engine = Engine(setup.spec.build(), ExampleTable(x, y, examples["starts"], examples["stops"]))
         connection.send(_Answer(note=engine.note, memory_bytes=private_memory_bytes()))
         while True:
             work, slot = connection.recv()

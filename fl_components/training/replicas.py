@@ -14,7 +14,15 @@ from torch.func import functional_call, grad_and_value
 
 from fedrounds.fl_components.models import meeting_place
 from fedrounds.fl_components.training.isolation import VmappedModule
-from fedrounds.fl_components.training.layers import LAYERS, Batch, ClientLayer, ClientLinear, InHand, NoClientForm, View
+from fedrounds.fl_components.training.layers import (
+    LAYERS,
+    Batch,
+    ClientLayer,
+    ClientLinear,
+    ClientWeights,
+    CurrentBatch,
+    UnsupportedLayer,
+)
 from fedrounds.fl_components.training.loss import label_losses, mean_loss
 
 
@@ -34,7 +42,7 @@ class Replicas(ABC):
         return {}
 
     @abstractmethod
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         """The clients' parameters. They are read, and moved by whoever gave them."""
 
     @abstractmethod
@@ -50,8 +58,8 @@ class LayeredReplicas(Replicas):
     """The module with each trainable layer replaced by its form for many clients (layers.py).
 
     The rows of all clients run through it as one batch. So it takes only modules whose types say that each row is
-    treated by itself (`meeting_place`). Raises `NoClientForm` for others, and for a module with trainable parameters
-    outside the layers that have a form for many clients.
+    treated by itself (`meeting_place`). Raises `UnsupportedLayer` for others, and for a module with trainable
+    parameters outside the layers that have a form for many clients.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -59,8 +67,8 @@ class LayeredReplicas(Replicas):
         self._check_layers(module)
         meets = meeting_place(module)
         if meets is not None:
-            raise NoClientForm(f"{meets} is not among the layers that are known to treat each row by itself")
-        self._in_hand = InHand()
+            raise UnsupportedLayer(f"{meets} is not among the layers that are known to treat each row by itself")
+        self._in_hand = CurrentBatch()
         self._layers: list[tuple[ClientLayer, list[int]]] = []
         self._gradients: list[Tensor] = []
         position = {id(parameter): index for index, parameter in enumerate(self.trainable.values())}
@@ -84,9 +92,9 @@ class LayeredReplicas(Replicas):
             if not num_trained and not isinstance(layer, nn.Dropout):
                 continue
             if type(layer) not in LAYERS or not own.keys() <= {"weight", "bias"}:
-                raise NoClientForm(f"{where} has parameters of its own and no form for many clients")
+                raise UnsupportedLayer(f"{where} has parameters of its own and no form for many clients")
             if num_trained != len(own) or layer._forward_hooks or layer._forward_pre_hooks:
-                raise NoClientForm(f"{where} is frozen in part or has hooks, which has no form for many clients")
+                raise UnsupportedLayer(f"{where} is frozen in part or has hooks, which has no form for many clients")
 
     def dual(self, num_examples: int) -> dict[int, int]:
         found = {}
@@ -97,7 +105,7 @@ class LayeredReplicas(Replicas):
                     found[indices[0]] = rows
         return found
 
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         for layer, indices in self._layers:
             layer.use([views[index] for index in indices])
 
@@ -136,7 +144,7 @@ class VmapReplicas(Replicas):
         self._gradients: list[Tensor] = []
         self._census = True  # of the first call: the code that runs is the same in all
 
-    def use(self, views: Sequence[View]) -> None:
+    def use(self, views: Sequence[ClientWeights]) -> None:
         self._views = [view for view in views if isinstance(view, Tensor)]
 
     def losses(self, batch: Batch, label_smoothing: float) -> Tensor:

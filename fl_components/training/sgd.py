@@ -116,10 +116,10 @@ class SGD(Rule):
         if factor != 1:
             changes |= {"learning_rate": self.learning_rate * factor, "schedule": Constant()}
         if self.example_level is not None:
-            changes["privacy"] = self.private_in(rounds)
+            changes["privacy"] = self.resolved_privacy(rounds)
         return self.model_copy(update=changes) if changes else self
 
-    def private_in(self, rounds: int) -> ExampleLevel:
+    def resolved_privacy(self, rounds: int) -> ExampleLevel:
         """What is promised about each example in a run of so many rounds, its noise multiplier found where a target
         epsilon is given: what training adds and what is charged. Raises `ConfigError` when no noise is enough."""
         private = self.example_level
@@ -136,7 +136,7 @@ class SGD(Rule):
         assert self.example_level is not None
         return self.steps or self.example_level.steps(self.epochs or 1)
 
-    def num_stepped(self, num_examples: int) -> int:
+    def num_samples_processed(self, num_examples: int) -> int:
         """How many examples a client with so many steps through, each pass counted; under an example-level claim the
         expected number."""
         if self.example_level is not None:
@@ -263,7 +263,7 @@ class SGD(Rule):
         assert private is not None and key is not None
         mechanism = Mechanism.of(private, sum(parameter.numel() for parameter in parameters))
         noise, scale = mechanism.noise(key), mechanism.per_example(private.sampling_rate, len(labels))
-        clipped_sum = clipped_sum or OneByOne(module, parameters, mechanism, self.label_smoothing, watch)
+        clipped_sum = clipped_sum or PerExampleLoop(module, parameters, mechanism, self.label_smoothing, watch)
         for step, rows in enumerate(batches):
             loss = Weighted()
             whole = [torch.zeros(each.shape, dtype=torch.float64, device=each.device) for each in parameters]
@@ -281,7 +281,7 @@ class SGD(Rule):
             yield gradients, loss
 
 
-class OneByOne:
+class PerExampleLoop:
     """A `ClippedSum` as it is defined: the gradient of one example after the other.
 
     After each, the `watch` compares the module with what it was: nothing of one example may reach the next gradient.

@@ -15,24 +15,25 @@ from fedrounds.fl_components.arrays import IGNORED, Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import rowwise
 from fedrounds.fl_components.parameters import flatten
-from fedrounds.fl_components.training.chunk import Examples, made_up
-from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
-from fedrounds.fl_components.training.private import PrivateChunks, Way, find_way
+from fedrounds.fl_components.training.chunk import ExampleTable, synthetic_like
+from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler
+from fedrounds.fl_components.training.private import PrivateChunks, Way, choose_grad_sampler
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.values import ClientTask
 
-LOUD: Final = 2.0**20
+CANARY_GAIN: Final = 2.0**20
 """What a canary's own part of its gradient is multiplied by: far more than the rest of it, and far from the largest
 float32."""
 
 
-class Shadow:
+class CanaryClient:
     """A silo that holds public rows, and makes one step on them and on canaries as the silos of a run make theirs: the
     run's model, its way of finding the gradients of single examples, its clipping, its noise.
 
-    Each canary has a parameter of its own, which is zero: `LOUD` times it is added to one score of what the model makes
-    of a public row. So nearly all of the canary's gradient is there: clipped, it is as long as clipping allows, in a
-    coordinate of its own (a "Dirac canary"), and yet it is an example's, by a backward pass through the whole model.
+    Each canary has a parameter of its own, which is zero: `CANARY_GAIN` times it is added to one score of what the
+    model makes of a public row. So nearly all of the canary's gradient is there: clipped, it is as long as clipping
+    allows, in a coordinate of its own (a "Dirac canary"), and yet it is an example's, by a backward pass through the
+    whole model.
 
     The score and the label are those of the class that the model finds least likely: of C classes it has a probability
     p of at most 1 / C, so with label smoothing s the gradient by its score, p - (1 - s) - s / C, is at most
@@ -45,17 +46,17 @@ class Shadow:
         sampling takes no part.
       num_canaries: M.
 
-    Raises what `find_way` raises.
+    Raises what `choose_grad_sampler` raises.
 
     >>> rule = SGD.model_validate({"learning_rate": 0.1, "epochs": 1, "privacy": {"kind": "example_level",
     ...     "noise_multiplier": 1.0, "max_grad_norm": 0.5, "sampling_rate": 0.1}})
-    >>> rows = Examples(torch.zeros(3, 4), torch.tensor([0, 1, 1]), np.array([0]), np.array([3]))
-    >>> shadow = Shadow(nn.Linear(4, 2), rows, rule, num_canaries=100)
+    >>> rows = ExampleTable(torch.zeros(3, 4), torch.tensor([0, 1, 1]), np.array([0]), np.array([3]))
+    >>> shadow = CanaryClient(nn.Linear(4, 2), rows, rule, num_canaries=100)
     >>> shadow.num_parameters, shadow.step(np.arange(100) < 50, key=bytes(32)).shape
     (110, (110,))
     """
 
-    def __init__(self, module: nn.Module, rows: Examples, rule: SGD, num_canaries: int) -> None:
+    def __init__(self, module: nn.Module, rows: ExampleTable, rule: SGD, num_canaries: int) -> None:
         assert rule.example_level is not None
         everyone = rule.example_level.model_copy(update={"sampling_rate": 1.0, "max_batch_size": None})
         one_step = {"steps": 1, "epochs": None}
@@ -67,7 +68,7 @@ class Shadow:
             raise _failure(error) from error
         shown = torch.arange(num_canaries + len(rows.y)) % len(rows.y)
         self._labels = torch.cat([self._module.labels[shown[:num_canaries]], rows.y[shown[num_canaries:]]])
-        make: Any = type(find_way(module, made_up(rows)))  # what is right for the run's own module
+        make: Any = type(choose_grad_sampler(module, synthetic_like(rows)))  # what is right for the run's own module
         self._way: Way = make(self._module)
         self._start_D = flatten(self._module)
 
@@ -100,11 +101,11 @@ class Shadow:
         return update_D
 
     def _train(self, x: Tensor, y: Tensor, task: ClientTask) -> Float32:
-        if isinstance(self._way, (OpacusWay, OneAtATime)):
+        if isinstance(self._way, (OpacusGradSampler, OneAtATime)):
             return self._way.train(self._rule, self._start_D, x, y, task)[0]
         chunks = PrivateChunks(self._way, self._module, self._rule, torch.from_numpy(self._start_D))
         batches = self._rule.private_batches_of(len(x), task.key)
-        updates, _ = chunks.train(Examples(x, y, np.array([0]), np.array([len(x)])), [task], [batches])
+        updates, _ = chunks.train(ExampleTable(x, y, np.array([0]), np.array([len(x)])), [task], [batches])
         update_D: Float32 = updates.stack()[0].numpy()
         return update_D
 
@@ -128,7 +129,7 @@ class _WithCanaries(nn.Module):
     rows: Tensor
     loud: Tensor
 
-    def __init__(self, module: nn.Module, rows: Examples, num_canaries: int) -> None:
+    def __init__(self, module: nn.Module, rows: ExampleTable, num_canaries: int) -> None:
         super().__init__()
         self.module, self.num_canaries = module.eval(), num_canaries
         self.canaries = nn.Linear(num_canaries, 1, bias=False, device="meta").to_empty(device="cpu")  # draws nothing
@@ -140,7 +141,7 @@ class _WithCanaries(nn.Module):
         self.labels = torch.full_like(rows.y, IGNORED)
         self.labels.view(len(scores), -1)[:, 0] = least_likely
         loud = by_label.new_zeros(by_label.shape)
-        loud[torch.arange(len(scores)), 0, least_likely] = LOUD
+        loud[torch.arange(len(scores)), 0, least_likely] = CANARY_GAIN
         self.register_buffer("rows", rows.x)
         self.register_buffer("loud", loud.view(scores.shape))
 

@@ -21,8 +21,8 @@ from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import ModelRule, build_seeded
 from fedrounds.fl_components.parameters import constants_digest
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training.chunk import Examples
-from fedrounds.fl_components.training.engine import Engine, ShardReport, Summing
+from fedrounds.fl_components.training.chunk import ExampleTable
+from fedrounds.fl_components.training.engine import Engine, ShardReport, StreamingSum
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.values import ClientTask
@@ -31,7 +31,7 @@ Shard = Sequence[ClientTask]
 Result = tuple[type[np.floating], tuple[int, ...]]
 OnShard = Callable[[str, float, float, int], object]
 T = TypeVar("T")
-Work = Callable[[Float32], T]
+RowTask = Callable[[Float32], T]
 """Work on some rows of updates, float32 [N, D]. It goes to other processes: pickle must be able to write it."""
 
 
@@ -79,14 +79,14 @@ class Workload:
     def engine(self, device: str = "cpu") -> Engine:
         """An engine in this process."""
         x, y = (torch.from_numpy(self.examples[name]).to(device) for name in ("x", "y"))
-        return Engine(self.module, Examples(x, y, self.examples["starts"], self.examples["stops"]))
+        return Engine(self.module, ExampleTable(x, y, self.examples["starts"], self.examples["stops"]))
 
 
-class Spread(Protocol):
+class RowMapper(Protocol):
     """Work other than training, on updates in some rows, wherever that is."""
 
     def __call__(
-        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+        self, work_on: Callable[[slice], RowTask[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
     ) -> Iterator[T]:
         """What the work on each piece of the rows returns, in the order of the pieces.
 
@@ -99,8 +99,10 @@ class Spread(Protocol):
         """
 
 
-def here(work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool) -> Iterator[T]:
-    """A `Spread` over one piece: in this process, on one thread.
+def here(
+    work_on: Callable[[slice], RowTask[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+) -> Iterator[T]:
+    """A `RowMapper` over one piece: in this process, on one thread.
 
     >>> ones_ND = np.ones((3, 2), np.float32)
     >>> list(here(lambda rows: len, ones_ND, 1, reads=True, writes=False))
@@ -123,7 +125,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None, rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         """Each shard's report and result, in the order of the shards. Asking for the next one overwrites a result.
 
@@ -132,9 +134,9 @@ class Trainer(ABC):
         """
 
     def spread(
-        self, work_on: Callable[[slice], Work[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
+        self, work_on: Callable[[slice], RowTask[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
     ) -> Iterator[T]:
-        """A `Spread` over the processes that train, where there are any. Raises what `train` raises."""
+        """A `RowMapper` over the processes that train, where there are any. Raises what `train` raises."""
         return here(work_on, rows_ND, unit, reads=reads, writes=writes)
 
     def close(self) -> None:  # noqa: B027 (most trainers start nothing)
@@ -177,7 +179,7 @@ class OwnTrainer(Trainer):
         return self._engine is None
 
     def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], summing: Summing | None, rounds_left: int
+        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None, rounds_left: int
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         if self._engine is None:
             self._engine = self._workload.engine(self._device)
@@ -186,7 +188,7 @@ class OwnTrainer(Trainer):
         result = empty(self._workload.result)
         for shard in shards:
             began = time.time()
-            report = self._engine.train(rule, params_D, shard, result, summing)
+            report = self._engine.train(rule, params_D, shard, result, streaming)
             self.on_shard(name_of(shard), began, time.time(), os.getpid())
             yield report, result
 

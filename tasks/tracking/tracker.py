@@ -67,7 +67,7 @@ class Tracker:
 
     Rounds that follow each other within a second are logged together.
 
-    `start` it when the lease is held and the rest of the program is imported, `poke` it when a round was committed,
+    `start` it when the lease is held and the rest of the program is imported, `wake` it when a round was committed,
     and `close` it after `lease.finish`, while the lease is still held:
 
         tracker = Tracker(store, lease, model=model, prefect_flow_run={"id": ..., "url": ...}, say=print)
@@ -115,7 +115,7 @@ class Tracker:
             self._lease.note(prefect_flow_run=self._prefect_flow_run)
         self._thread.start()
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """A round was committed."""
         self._wake.set()
 

@@ -27,7 +27,7 @@ from fedrounds.fl_components.server.claim import check_client_budget
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.server.statement import in_short
 from fedrounds.fl_components.store import ExampleCharges, Store
-from fedrounds.fl_components.training import Shadow
+from fedrounds.fl_components.training import CanaryClient
 from fedrounds.flows.round import walk
 from fedrounds.tasks.audit import audit_mechanism, auditable_run
 from tests.fl_components.server import wards
@@ -414,7 +414,9 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
             walk(stages, hub, 1)
         spent = {each.population: each.spent for each in store.budgets()}
         shown = []
-        monkeypatch.setattr("fedrounds.tasks.audit.Shadow", lambda *given: shown.append(given[1]) or Shadow(*given))
+        monkeypatch.setattr(
+            "fedrounds.tasks.audit.CanaryClient", lambda *given: shown.append(given[1]) or CanaryClient(*given)
+        )
         found = audit_mechanism(store, store.run("r"), 1000)
         assert found.examples is not None and found.examples.num_canaries == 1000 and not found.accused
         (rows,) = shown

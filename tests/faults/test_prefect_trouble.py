@@ -11,7 +11,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from fedrounds.fl_components.errors import RunFailed, Unreachable
-from fedrounds.flows.prefect_runs import in_our_words
+from fedrounds.flows.prefect_runs import translate_prefect_error
 
 
 class Broken(BaseHTTPRequestHandler):
@@ -35,7 +35,7 @@ def test_a_server_that_fails() -> None:
         finally:
             server.shutdown()
             thread.join()
-    error = in_our_words(caught.value, "k3f9")
+    error = translate_prefect_error(caught.value, "k3f9")
     assert isinstance(error, RunFailed)
     assert error.message == (
         f"the Prefect server at 127.0.0.1:{server.server_port} failed: it answered 500 (Internal Server Error) "
@@ -50,11 +50,11 @@ def test_a_server_that_is_gone() -> None:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/api"
     with pytest.raises(httpx.ConnectError) as caught:
         httpx.get(url)
-    error = in_our_words(caught.value, "k3f9")
+    error = translate_prefect_error(caught.value, "k3f9")
     assert isinstance(error, Unreachable)
     assert error.hint is not None and "fedrounds resume k3f9" in error.hint
 
 
 def test_any_other_error_stays_as_it_is() -> None:
     error = ValueError("a bug")
-    assert in_our_words(error, "k3f9") is error
+    assert translate_prefect_error(error, "k3f9") is error

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedrounds.fl_components.errors import StoreError
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
-from fedrounds.fl_components.values import Collected, Partial, RoundPlan, ServerState, Weighted, pack, unpack
+from fedrounds.fl_components.values import Accumulator, CohortResult, RoundPlan, ServerState, Weighted, pack, unpack
 
 SPECIAL = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, -1e-40, 3.4e38], np.float32)
 QUIET_AND_SIGNALLING = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32).view(np.float32)
@@ -103,8 +103,8 @@ class TestCollected:
     )
     def test_round_trip(self, rejected: Any, loss: Any, seconds: Any, counts: Any) -> None:
         count, selected, upload_bytes, download_bytes = counts
-        partial = Partial({"sum": np.array([1e-320, -0.0, 0.1]), "weight": np.array([3.0])}, count)
-        collected = Collected(
+        partial = Accumulator({"sum": np.array([1e-320, -0.0, 0.1]), "weight": np.array([3.0])}, count)
+        collected = CohortResult(
             partial=partial,
             train_loss=Weighted(*loss),
             compression_error=Weighted(*loss),
@@ -118,7 +118,7 @@ class TestCollected:
             seconds=seconds,
         )
         data = collected.to_bytes()
-        found = Collected.from_bytes(data)
+        found = CohortResult.from_bytes(data)
         assert found.to_bytes() == data
         assert (found.partial.count, found.train_loss, found.rejected) == (count, Weighted(*loss), rejected)
         assert (found.selected, found.upload_bytes, found.download_bytes) == (selected, upload_bytes, download_bytes)
@@ -127,8 +127,8 @@ class TestCollected:
         assert same_bits(found.partial.tensors["sum"], partial.tensors["sum"])
 
     def test_a_loss_that_is_not_finite(self) -> None:
-        collected = Collected(Partial({}), Weighted(float("nan"), 3.0))
-        found = Collected.from_bytes(collected.to_bytes())
+        collected = CohortResult(Accumulator({}), Weighted(float("nan"), 3.0))
+        found = CohortResult.from_bytes(collected.to_bytes())
         assert np.isnan(found.train_loss.mean)
 
 
@@ -143,8 +143,8 @@ def test_values_are_frozen() -> None:
     for value, name in (
         (plan, "round"),
         (Weighted(), "total"),
-        (Partial({}), "count"),
-        (Collected(Partial({})), "selected"),
+        (Accumulator({}), "count"),
+        (CohortResult(Accumulator({})), "selected"),
     ):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, 2)

@@ -74,7 +74,7 @@ def train(store: Store, run_id: str, rounds: range, state: str, digest: str = "d
         tracker = make_tracker(store, lease, say=said.append, **changes)
         for n in rounds:
             commit(lease, n, digest)
-            tracker.poke()
+            tracker.wake()
         lease.finish(RunState(state))
         report = tracker.close(TIMEOUT_S)
     assert (report.pending_rounds, report.error) == (0, None)
@@ -276,7 +276,7 @@ def test_a_resume_reopens_the_run(store: Store) -> None:
         tracker = make_tracker(store, lease, prefect_flow_run={"id": "f-2", "url": "u-2"})
         wait_until(lambda: shown(store).info.status == "RUNNING")
         commit(lease, 4)
-        tracker.poke()
+        tracker.wake()
         wait_until(lambda: store.run("r1").tracked_round == 4)
         commit(lease, 5)
         lease.finish(RunState.COMPLETED)
@@ -318,7 +318,7 @@ def test_quick_rounds_are_logged_together(store: Store, monkeypatch: pytest.Monk
         wait_until(lambda: written == [1])
         for n in range(2, 6):
             commit(lease, n)
-            tracker.poke()
+            tracker.wake()
         lease.finish(RunState.COMPLETED)
         assert tracker.close(TIMEOUT_S).error is None
     assert written == [1, 4]
@@ -389,12 +389,12 @@ def test_a_superseded_process_writes_no_more(store: Store) -> None:
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease)
         commit(lease, 1)
-        tracker.poke()
+        tracker.wake()
         wait_until(lambda: store.run("r1").tracked_round == 1)
         lease.release()
         with store.acquire("r1") as successor:
             commit(successor, 2)
-            tracker.poke()
+            tracker.wake()
             report = tracker.close(TIMEOUT_S)
             assert (report.pending_rounds, report.lacking, report.superseded) == (1, "1 round", True)
             assert report.error is not None
@@ -470,12 +470,12 @@ def test_the_server_is_killed_and_started_again_between_rounds(store: Store, mlf
             store, lease, tracking_uri=uri, say=said.append, model=make_model, prefect_flow_run={"id": "f", "url": "u"}
         )
         commit(lease, 1)
-        tracker.poke()
+        tracker.wake()
         wait_until(lambda: store.run("r1").tracked_round == 1)
         mlflow_server.kill()
         for n in (2, 3, 4):
             commit(lease, n)
-            tracker.poke()
+            tracker.wake()
         wait_until(lambda: len(said) == 1)
         assert store.run("r1").tracked_round == 1
         mlflow_server.start()
@@ -594,7 +594,7 @@ def test_a_deleted_experiment_is_the_users_to_restore(store: Store) -> None:
     with store.acquire("r1") as lease:
         tracker = make_tracker(store, lease, say=said.append)
         commit(lease, 1)
-        tracker.poke()
+        tracker.wake()
         wait_until(lambda: len(said) == 1)
         assert f"mlflow experiments restore --experiment-id {experiment_id}" in said[0]
         mlflow.restore_experiment(experiment_id)

@@ -122,7 +122,7 @@ def wait_until(condition: Any) -> None:
 def test_the_page_follows_the_rounds(api: PrefectApi, running: Session, said: list[str]) -> None:
     artifact = RunArtifact(running)
     commit(running, 1)
-    artifact.poke()
+    artifact.wake()
     wait_until(lambda: api.pages)
     assert "**1 of 3 rounds** committed" in api.pages[-1]
     assert "| round | accuracy |\n|---:|---:|\n| 1 | 0.5100 |" in api.pages[-1]  # no column without a value
@@ -162,7 +162,7 @@ def test_an_update_that_fails_is_made_good(api: PrefectApi, running: Session, sa
     artifact = RunArtifact(running)
     api.failures = 1
     commit(running, 1)
-    artifact.poke()
+    artifact.wake()
     wait_until(lambda: api.failed)
     artifact.close()
     assert "**1 of 3 rounds** committed" in api.pages[-1]
@@ -173,7 +173,7 @@ def test_a_page_that_cannot_be_written_is_told_once(api: PrefectApi, running: Se
     artifact = RunArtifact(running)
     api.failures = 1000
     commit(running, 1)
-    artifact.poke()
+    artifact.wake()
     wait_until(lambda: api.failed)
     artifact.close()
     assert said == ["the page of this run in Prefect could not be brought up to date"]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedrounds.fl_components.aggregation import AggregationRule
 from fedrounds.fl_components.arrays import Float32, Float64
-from fedrounds.fl_components.values import Partial
+from fedrounds.fl_components.values import Accumulator
 
 
 class CappedMean(AggregationRule):
@@ -24,14 +24,14 @@ class CappedMean(AggregationRule):
     kind: Literal["capped_mean"] = "capped_mean"
     cap: float = Field(default=1.0, gt=0)
 
-    def init(self, num_parameters: int) -> Partial:
-        return Partial({"sum": np.zeros(num_parameters)})
+    def init(self, num_parameters: int) -> Accumulator:
+        return Accumulator({"sum": np.zeros(num_parameters)})
 
-    def add(self, partial: Partial, deltas_ND: Float32, weights_N: Float64) -> Partial:
+    def add(self, partial: Accumulator, deltas_ND: Float32, weights_N: Float64) -> Accumulator:
         deltas_ND = deltas_ND.astype(np.float64)
         lengths_N = np.linalg.norm(deltas_ND, axis=1)
         scales_N = np.minimum(1.0, self.cap / np.maximum(lengths_N, 1e-12))
-        return Partial({"sum": partial.tensors["sum"] + scales_N @ deltas_ND}, partial.count + len(deltas_ND))
+        return Accumulator({"sum": partial.tensors["sum"] + scales_N @ deltas_ND}, partial.count + len(deltas_ND))
 
-    def aggregate(self, partial: Partial) -> Float64:
+    def aggregate(self, partial: Accumulator) -> Float64:
         return partial.tensors["sum"] / max(1, partial.count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule
+from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule
 from fedrounds.fl_components.data.partition.dirichlet import Dirichlet
 from fedrounds.fl_components.data.partition.iid import Iid
 from fedrounds.fl_components.data.partition.log_normal import QuantitySkew
@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 else:
     Partition = union("partitions", Iid, Dirichlet, Shards, QuantitySkew, Natural)
 
-__all__ = ["Dealt", "Dirichlet", "Iid", "Natural", "Partition", "PartitionRule", "QuantitySkew", "Shards"]
+__all__ = ["Assignment", "Dirichlet", "Iid", "Natural", "Partition", "PartitionRule", "QuantitySkew", "Shards"]

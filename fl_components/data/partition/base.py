@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dealt:
+class Assignment:
     """Which rows are whose: client i owns the rows `order[rows.starts[i] : rows.stops[i]]` of the table.
 
     Args:
@@ -35,7 +35,7 @@ class Dealt:
     owners: Array | None = None
 
     @classmethod
-    def by_client(cls, client_M: Rows, num_clients: int, generator: np.random.Generator) -> Dealt:
+    def by_client(cls, client_M: Rows, num_clients: int, generator: np.random.Generator) -> Assignment:
         """Row j of the table goes to client `client_M[j]`; a client's rows lie in random order."""
         shuffled = generator.permutation(len(client_M))
         order = shuffled[np.argsort(client_M[shuffled], kind="stable")]
@@ -53,7 +53,7 @@ class PartitionRule(Rule):
         """How many clients there will be, where that is known before loading."""
 
     @abstractmethod
-    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Dealt:
+    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Assignment:
         """Deal out a table of M rows, of which the labels are known and perhaps who made them (`owners_M`).
 
         Raises `DataError` when a client would be left without rows.
@@ -108,13 +108,13 @@ def federate(
     )
 
 
-def check_enough(num_rows: int, num_clients: int, each: int, mend: str) -> None:
+def check_enough(num_rows: int, num_clients: int, each: int, hint: str) -> None:
     """Raises `DataError` when there are not `each` rows for every client."""
     if num_clients * each > num_rows:
         raise DataError(
             f"{num_rows} rows cannot give {num_clients} clients {each} row(s) each: the partition would leave clients "
             "without",
-            hint=mend,
+            hint=hint,
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.data.federated import Array, Labels
-from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule, check_enough
 from fedrounds.fl_components.errors import DataError
 
 _TRIES: Final = 100
@@ -38,9 +38,9 @@ class Dirichlet(PartitionRule):
     def known_num_clients(self) -> int:
         return self.num_clients
 
-    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Dealt:
-        mend = "make num_clients or min_examples smaller"
-        check_enough(len(labels_M), self.num_clients, self.min_examples, mend)
+    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Assignment:
+        hint = "make num_clients or min_examples smaller"
+        check_enough(len(labels_M), self.num_clients, self.min_examples, hint)
         shuffled = generator.permutation(len(labels_M))
         by_label = shuffled[np.argsort(labels_M[shuffled], kind="stable")]
         count_C = np.bincount(labels_M)
@@ -53,7 +53,7 @@ class Dirichlet(PartitionRule):
             if not short:
                 client_M = np.empty(len(labels_M), np.int64)
                 client_M[by_label] = np.repeat(np.tile(np.arange(self.num_clients), len(count_C)), size_Cn.ravel())
-                return Dealt.by_client(client_M, self.num_clients, generator)
+                return Assignment.by_client(client_M, self.num_clients, generator)
             if short > _HOPELESS:  # the chance of a draw that leaves none short is then less than one in a million
                 break
         raise DataError(

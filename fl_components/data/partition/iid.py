@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
-from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule, check_enough
 from fedrounds.fl_components.errors import DataError
 
 
@@ -33,11 +33,11 @@ class Iid(PartitionRule):
     def known_num_clients(self) -> int:
         return self.num_clients
 
-    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Dealt:
+    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Assignment:
         num_rows, size = len(labels_M), self.examples_per_client
         if size is None:
-            mend = f"make num_clients at most {num_rows}, or give examples_per_client: clients may then share rows"
-            check_enough(num_rows, self.num_clients, 1, mend)
+            hint = f"make num_clients at most {num_rows}, or give examples_per_client: clients may then share rows"
+            check_enough(num_rows, self.num_clients, 1, hint)
         elif size > num_rows:
             raise DataError(
                 f"examples_per_client is {size} and there are {num_rows} rows",
@@ -52,4 +52,4 @@ class Iid(PartitionRule):
         else:
             starts = client_n * (num_rows - size) // max(self.num_clients - 1, 1)
             rows = RowRanges(starts, starts + size)
-        return Dealt(order, rows, NumberedIds(self.num_clients))
+        return Assignment(order, rows, NumberedIds(self.num_clients))

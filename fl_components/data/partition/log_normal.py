@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
-from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule, check_enough
 
 
 class QuantitySkew(PartitionRule):
@@ -31,7 +31,7 @@ class QuantitySkew(PartitionRule):
     def known_num_clients(self) -> int:
         return self.num_clients
 
-    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Dealt:
+    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Assignment:
         num_rows = len(labels_M)
         check_enough(num_rows, self.num_clients, self.min_examples, "make num_clients or min_examples smaller")
         order = generator.permutation(num_rows)
@@ -40,4 +40,4 @@ class QuantitySkew(PartitionRule):
         size_n = self.min_examples + np.floor(above_minimum).astype(np.int64)
         remainder = num_rows - int(size_n.sum())
         size_n[np.argsort(np.floor(above_minimum) - above_minimum, kind="stable")[:remainder]] += 1
-        return Dealt(order, RowRanges.consecutive(size_n), NumberedIds(self.num_clients))
+        return Assignment(order, RowRanges.consecutive(size_n), NumberedIds(self.num_clients))

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fedrounds.fl_components.data.federated import Array, Labels, RowRanges
-from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule
+from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule
 from fedrounds.fl_components.errors import DataError
 
 
@@ -24,14 +24,14 @@ class Natural(PartitionRule):
     def known_num_clients(self) -> None:
         return None
 
-    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Dealt:
+    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Assignment:
         if owners_M is None:
             raise DataError(
                 "partition natural needs data that says who made each row, and this data does not",
                 hint="choose another partition, for instance iid; femnist has writers",
             )
         owners, lengths = np.unique(owners_M, return_counts=True)
-        return Dealt(
+        return Assignment(
             np.argsort(owners_M, kind="stable"),
             RowRanges.consecutive(lengths),
             tuple(f"client-{owner:04d}" for owner in owners.tolist()),

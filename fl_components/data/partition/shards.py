@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.fl_components.data.federated import Array, Labels
-from fedrounds.fl_components.data.partition.base import Dealt, PartitionRule, check_enough
+from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule, check_enough
 
 
 class Shards(PartitionRule):
@@ -30,13 +30,13 @@ class Shards(PartitionRule):
     def known_num_clients(self) -> int:
         return self.num_clients
 
-    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Dealt:
+    def deal(self, labels_M: Labels, generator: np.random.Generator, owners_M: Array | None = None) -> Assignment:
         num_rows, num_shards = len(labels_M), self.num_clients * self.shards_per_client
-        mend = f"make num_clients times shards_per_client at most {num_rows}: a shard has at least one row"
-        check_enough(num_rows, self.num_clients, self.shards_per_client, mend)
+        hint = f"make num_clients times shards_per_client at most {num_rows}: a shard has at least one row"
+        check_enough(num_rows, self.num_clients, self.shards_per_client, hint)
         shuffled = generator.permutation(num_rows)
         by_label = shuffled[np.argsort(labels_M[shuffled], kind="stable")]
         client_of_shard = generator.permutation(num_shards) // self.shards_per_client
         client_M = np.empty(num_rows, np.int64)
         client_M[by_label] = client_of_shard[np.arange(num_rows) * num_shards // num_rows]
-        return Dealt.by_client(client_M, self.num_clients, generator)
+        return Assignment.by_client(client_M, self.num_clients, generator)

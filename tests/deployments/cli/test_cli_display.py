@@ -13,7 +13,7 @@ from rich.console import Console
 from fedrounds.deployments.cli import tables
 from fedrounds.deployments.cli.progress import (
     Display,
-    Heard,
+    DisplayState,
     Lines,
     LivePanel,
     RoundLine,
@@ -240,14 +240,14 @@ def test_no_color_leaves_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_the_last_rounds_are_kept() -> None:
-    heard = Heard("heart.yaml")
+    heard = DisplayState("heart.yaml")
     for number in range(1, 21):
         heard.take(event("round", round=number), now=float(number))
     assert [line.round for line in heard.lines] == list(range(13, 21))
 
 
 def test_the_time_left_follows_the_pace_of_the_last_rounds() -> None:
-    heard = Heard("heart.yaml")
+    heard = DisplayState("heart.yaml")
     heard.take(event("run", round=4), now=100.0)
     assert heard.seconds_left(now=101.0) is None
     heard.take(event("round", round=5), now=103.0)

@@ -14,7 +14,7 @@ import pytest
 from fedrounds.deployments import privacy
 from fedrounds.deployments.account import account_name
 from fedrounds.deployments.cli import screen
-from fedrounds.deployments.cli.screen import Screen
+from fedrounds.deployments.cli.screen import CliOutput
 from fedrounds.fl_components.store import Store
 
 PRINT = """
@@ -94,7 +94,7 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line(flags: str) -> No
 
 def test_a_bug_report_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDROUNDS_HOME", str(tmp_path))
-    shown = Screen(as_json=True)
+    shown = CliOutput(as_json=True)
     shown.errors = screen.PipeConsole(file=io.StringIO())
     with pytest.raises(ValueError, match="hunter2") as caught:
         raise ValueError("postgresql://admin:hunter2@db/fed")

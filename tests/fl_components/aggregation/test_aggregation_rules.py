@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedrounds.fl_components.aggregation import AggregationRule, Mean
 from fedrounds.fl_components.arrays import Float64
-from fedrounds.fl_components.values import Collected, Partial
+from fedrounds.fl_components.values import Accumulator, CohortResult
 
 # Each rule, and what it makes of deltas [N, D] and numbers of examples [N], in other words.
 CASES = [
@@ -28,7 +28,7 @@ def updates(num_clients: int = 23, num_parameters: int = 40, seed: int = 0) -> t
     return deltas_ND, generator.integers(1, 300, num_clients).astype(np.float64)
 
 
-def collect(rule: AggregationRule, deltas_ND: Any, weights_N: Float64, shard_size: int) -> Partial:
+def collect(rule: AggregationRule, deltas_ND: Any, weights_N: Float64, shard_size: int) -> Accumulator:
     partial = rule.init(deltas_ND.shape[1])
     for start in range(0, len(deltas_ND), shard_size):
         shard = slice(start, start + shard_size)
@@ -36,8 +36,8 @@ def collect(rule: AggregationRule, deltas_ND: Any, weights_N: Float64, shard_siz
     return partial
 
 
-def same_bits(a: Partial, b: Partial) -> bool:
-    return a.count == b.count and Collected(a).to_bytes() == Collected(b).to_bytes()
+def same_bits(a: Accumulator, b: Accumulator) -> bool:
+    return a.count == b.count and CohortResult(a).to_bytes() == CohortResult(b).to_bytes()
 
 
 @pytest.mark.parametrize(("rule", "expected"), CASES, ids=lambda case: getattr(case, "weights", ""))
@@ -70,7 +70,7 @@ class TestAggregationRule:
         partial = rule.init(40)
         edges = [0, *sorted(min(cut * shard_size, 23) for cut in cuts), 23]
         for start, stop in pairwise(edges):  # a wave is whole shards; between two waves the partial may rest
-            partial = Collected.from_bytes(Collected(partial).to_bytes()).partial
+            partial = CohortResult.from_bytes(CohortResult(partial).to_bytes()).partial
             for begin in range(start, stop, shard_size):
                 shard = slice(begin, min(begin + shard_size, stop))
                 partial = rule.add(partial, deltas_ND[shard], weights_N[shard])
@@ -78,17 +78,17 @@ class TestAggregationRule:
 
     def test_a_partial_is_kept_bit_for_bit(self, rule: AggregationRule, expected: Any) -> None:
         partial = collect(rule, *updates(), 4)
-        kept = Collected.from_bytes(Collected(partial).to_bytes()).partial
+        kept = CohortResult.from_bytes(CohortResult(partial).to_bytes()).partial
         assert same_bits(kept, partial)
         assert rule.aggregate(kept).tobytes() == rule.aggregate(partial).tobytes()
 
     def test_adding_changes_no_argument(self, rule: AggregationRule, expected: Any) -> None:
         deltas_ND, weights_N = updates()
         first = rule.add(rule.init(40), deltas_ND, weights_N)
-        before = Collected(first).to_bytes(), deltas_ND.tobytes(), weights_N.tobytes()
+        before = CohortResult(first).to_bytes(), deltas_ND.tobytes(), weights_N.tobytes()
         rule.add(first, deltas_ND, weights_N)
         rule.aggregate(first)
-        assert (Collected(first).to_bytes(), deltas_ND.tobytes(), weights_N.tobytes()) == before
+        assert (CohortResult(first).to_bytes(), deltas_ND.tobytes(), weights_N.tobytes()) == before
 
     def test_one_update_is_its_own_aggregate(self, rule: AggregationRule, expected: Any) -> None:
         deltas_ND, weights_N = updates(1)

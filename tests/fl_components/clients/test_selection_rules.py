@@ -41,7 +41,7 @@ CASES = [
     (Stratified(by="region", cohort_size=20, shares="equal"), Always()),
     (Stratified(by="region", cohort_size=7), HALF),
     (Fair(cohort_size=7), Always()),
-    (Fair(cohort_size=20, candidates_per_seat=1), Always()),
+    (Fair(cohort_size=20, oversampling=1), Always()),
     (Fair(cohort_size=7), BY_DAY),
 ]
 

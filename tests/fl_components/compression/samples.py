@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedrounds.fl_components.compression import CompressionRule, Known
+from fedrounds.fl_components.compression import CodecContext, CompressionRule
 from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes
 
 SHAPES = ((16, 12), (16,), (10, 16), (10,))
@@ -23,8 +23,8 @@ vectors = hnp.arrays(
 ).filter(np.any)
 
 
-def known(num_updates: int = 1, *, shapes: Any = SHAPES, first_seed: int = 0) -> Known:
-    return Known(seeds=range(first_seed, first_seed + num_updates), round_seed=first_seed, shapes=shapes)
+def known(num_updates: int = 1, *, shapes: Any = SHAPES, first_seed: int = 0) -> CodecContext:
+    return CodecContext(seeds=range(first_seed, first_seed + num_updates), round_seed=first_seed, shapes=shapes)
 
 
 def normal(size: int, draw: np.random.Generator) -> Any:
@@ -49,7 +49,7 @@ def update(vector: Vector = normal, size: int = SIZE) -> Any:
     return vector(size, np.random.default_rng(size)).astype(np.float32)
 
 
-def there_and_back(rule: CompressionRule, deltas_ND: Any, what: Known) -> Any:
+def there_and_back(rule: CompressionRule, deltas_ND: Any, what: CodecContext) -> Any:
     """Through the rule alone."""
     payloads = rule.compress(deltas_ND, what)
     for payload in payloads:
@@ -57,7 +57,7 @@ def there_and_back(rule: CompressionRule, deltas_ND: Any, what: Known) -> Any:
     return rule.decompress(payloads, what)
 
 
-def through_frames(rule: CompressionRule, deltas_ND: Any, what: Known) -> tuple[Any, list[bytes]]:
+def through_frames(rule: CompressionRule, deltas_ND: Any, what: CodecContext) -> tuple[Any, list[bytes]]:
     frames = [encode_update(Update("client-0001", "ab" * 32, each)) for each in rule.compress(deltas_ND, what)]
     found = [decode_update(frame, max_update_bytes(what.num_parameters)).parts for frame in frames]
     for payload in found:

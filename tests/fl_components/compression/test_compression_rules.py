@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from fedrounds.fl_components.arrays import Indices, Payload, Symbols
 from fedrounds.fl_components.compression import (
     ByteBudget,
+    CodecContext,
     CompressionRule,
     DeadZone,
     Dithered,
     Eden,
-    Known,
     LowRank,
     NoCompression,
     Qsgd,
@@ -280,7 +280,7 @@ def test_short_blocks_are_rotated_uniformly() -> None:
         assert np.allclose(rotate_back(rotated, block, known(1, shapes=((block,),))), values, atol=1e-5)
 
 
-def batches(rule: CompressionRule, many: int) -> list[Known]:
+def batches(rule: CompressionRule, many: int) -> list[CodecContext]:
     """Draws for so many updates; where all of a round share some, one update a round."""
     size = 1 if shares(rule) else 200
     return [known(size, first_seed=first) for first in range(0, many, size)]

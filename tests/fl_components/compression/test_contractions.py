@@ -14,11 +14,11 @@ from fedrounds.fl_components.arrays import Float32, Payload
 from fedrounds.fl_components.compression import (
     Broadcast,
     ByteBudget,
+    CodecContext,
     CompressionRule,
     DeadZone,
     Dithered,
     Eden,
-    Known,
     LowRank,
     NoCompression,
     Qsgd,
@@ -95,8 +95,8 @@ FEW: list[CompressionRule] = [
 ]
 
 
-def what(size: int, seeds: Sequence[int]) -> Known:
-    return Known(seeds=seeds, round_seed=seeds[0], shapes=SHAPES[size])
+def what(size: int, seeds: Sequence[int]) -> CodecContext:
+    return CodecContext(seeds=seeds, round_seed=seeds[0], shapes=SHAPES[size])
 
 
 def vectors(size: int, seed: int = 0) -> Any:
@@ -110,7 +110,7 @@ def vectors(size: int, seed: int = 0) -> Any:
     return found_ND
 
 
-def lost(rule: CompressionRule, deltas_ND: Any, known: Known) -> Any:
+def lost(rule: CompressionRule, deltas_ND: Any, known: CodecContext) -> Any:
     return deltas_ND - rule.decompress(rule.compress(deltas_ND, known), known)
 
 
@@ -240,13 +240,13 @@ class Undeclared(Quantiser):
     def unbiased(self) -> bool:
         return False
 
-    def compress(self, deltas_ND: Float32, known: Known) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
         return NoCompression().compress(deltas_ND, known)
 
-    def check(self, payload: Payload, known: Known) -> None:
+    def check(self, payload: Payload, known: CodecContext) -> None:
         NoCompression().check(payload, known)
 
-    def decompress(self, payloads: Sequence[Payload], known: Known) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
         return NoCompression().decompress(payloads, known)
 
 

@@ -113,7 +113,7 @@ class TestDataRule:
         assert sum(data.num_examples(i) for i in clients) == len(data.x_train) == len(data.y_train)
         assert np.array_equal(np.concatenate([data.train(i)[0] for i in clients]), data.x_train)
         assert np.array_equal(np.concatenate([data.train(i)[1] for i in clients]), data.y_train)
-        tests = [*(data.test(i) for i in clients), data.test_of_nobody()]
+        tests = [*(data.test(i) for i in clients), data.unowned_test()]
         assert np.array_equal(np.concatenate([x for x, _ in tests]), data.x_test)
         assert np.array_equal(np.concatenate([y for _, y in tests]), data.y_test)
         for i in clients:

@@ -190,10 +190,10 @@ def test_one_label_a_row_cannot_be_ignored() -> None:
 def test_test_rows_of_nobody_stand_at_the_end() -> None:
     both = arrays(x_test=np.arange(6, dtype=np.float32).reshape(3, 2), y_test=np.array([0, 1, 1]))
     data = FederatedData(**both)
-    assert data.test_of_nobody()[1].tolist() == [1, 1]
+    assert data.unowned_test()[1].tolist() == [1, 1]
     assert data.baselines() == {"pooled_majority": pytest.approx(1 / 3), "client_majority": 1.0}
     nobodys = FederatedData(**both | {"test_rows": rows([0, 0], [0, 0])})
-    assert len(nobodys.test_of_nobody()[0]) == 3
+    assert len(nobodys.unowned_test()[0]) == 3
     assert nobodys.baselines() == {"pooled_majority": pytest.approx(1 / 3)}
 
 

@@ -28,7 +28,7 @@ class TestMnist:
     def test_test_rows_are_nobodys(self, tmp_path: Path) -> None:
         write_mnist(tmp_path)
         data = Mnist(folder=str(tmp_path)).load(seed=0)
-        assert not data.test_rows.lengths.any() and len(data.test_of_nobody()[1]) == 20
+        assert not data.test_rows.lengths.any() and len(data.unowned_test()[1]) == 20
         assert set(data.baselines()) == {"pooled_majority"}
 
     def test_nobody_made_mnist(self, tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ class TestFemnist:
         for client in range(3):
             np.testing.assert_array_equal(data.train(client)[0][:, 0], x[client::3])
         assert [data.test(i)[1].tolist() for i in range(3)] == [[2, 3, 6], [7], [1, 5]]
-        assert data.test_of_nobody()[1].tolist() == [0, 4]  # of writer 9, who has no training rows
+        assert data.unowned_test()[1].tolist() == [0, 4]  # of writer 9, who has no training rows
         np.testing.assert_array_equal(data.test(1)[0][0, 0], pixels(8, seed=1)[7] / np.float32(255))
 
     def test_in_another_partition_test_rows_are_nobodys(self, tmp_path: Path) -> None:
         write_femnist(tmp_path)
         data = Femnist(folder=str(tmp_path), partition=Shards(num_clients=4)).load(seed=0)
         assert data.num_clients == 4
-        assert not data.test_rows.lengths.any() and len(data.test_of_nobody()[1]) == 8
+        assert not data.test_rows.lengths.any() and len(data.unowned_test()[1]) == 8
 
     @pytest.mark.parametrize(
         ("writers", "words"),

@@ -45,7 +45,7 @@ def test_users_are_clients_and_others_test_rows_are_nobodys(tmp_path: Path) -> N
     assert data.train(0)[0].tolist() == [[0.5, 1], [2, 3]] and data.train(0)[1].tolist() == [0, 1]
     assert [len(data.test(i)[1]) for i in range(3)] == [0, 2, 0]
     assert data.test(1)[0].tolist() == [[7, 7], [8, 8]]
-    assert data.test_of_nobody()[0].tolist() == [[9, 9]]
+    assert data.unowned_test()[0].tolist() == [[9, 9]]
     assert (data.x_train.dtype, data.num_classes, data.public) == (np.float32, 3, False)
 
 

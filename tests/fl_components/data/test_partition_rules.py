@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from fedrounds.fl_components.data.federated import RowRanges
-from fedrounds.fl_components.data.partition import Dealt, Dirichlet, Iid, Natural, Partition, QuantitySkew, Shards
+from fedrounds.fl_components.data.partition import Assignment, Dirichlet, Iid, Natural, Partition, QuantitySkew, Shards
 from fedrounds.fl_components.data.partition.base import federate
 from fedrounds.fl_components.errors import DataError
 from tests.support import cases
@@ -39,17 +39,17 @@ OVERLAPPING = [
 ]
 
 
-def deal(rule: Any, seed: int = 0, labels: np.ndarray = LABELS) -> Dealt:
+def deal(rule: Any, seed: int = 0, labels: np.ndarray = LABELS) -> Assignment:
     return rule.deal(labels, np.random.default_rng(seed), OWNERS)
 
 
-def counts_nC(dealt: Dealt, labels: np.ndarray) -> np.ndarray:
+def counts_nC(dealt: Assignment, labels: np.ndarray) -> np.ndarray:
     """Labels of each client, counted one by one."""
     parts = zip(dealt.rows.starts, dealt.rows.stops, strict=True)
     return np.array([np.bincount(labels[dealt.order[start:stop]], minlength=labels.max() + 1) for start, stop in parts])
 
 
-def labels_of_a_client(dealt: Dealt, labels: np.ndarray) -> np.ndarray:
+def labels_of_a_client(dealt: Assignment, labels: np.ndarray) -> np.ndarray:
     return (counts_nC(dealt, labels) > 0).sum(axis=1)
 
 
@@ -268,5 +268,5 @@ class TestFederate:
         assert data.x_train.dtype == np.float32
         np.testing.assert_allclose(data.x_train[:, 0], data.y_train * 25 / 255, rtol=1e-6)
         assert [len(data.test(client)[1]) for client in range(5)] == [0] * 5
-        assert np.array_equal(data.test_of_nobody()[1], y[:10])
+        assert np.array_equal(data.unowned_test()[1], y[:10])
         assert data.public

@@ -28,8 +28,8 @@ from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import RowFormat, check_fits
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.training import SGD, one_thread
-from fedrounds.fl_components.training.chunk import Examples, made_up
-from fedrounds.fl_components.training.private import find_way
+from fedrounds.fl_components.training.chunk import ExampleTable, synthetic_like
+from fedrounds.fl_components.training.private import choose_grad_sampler
 from tests.fl_components.models import hidden_state
 
 ROWS = RowFormat((4,))
@@ -409,9 +409,9 @@ def test_recurrent_layers_do_not_change_as_they_run(kind: Any) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.layer(x.unflatten(1, (2, 2)))[0][:, -1])
 
-    examples = Examples(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), np.array([0]), np.array([1]))
+    examples = ExampleTable(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), np.array([0]), np.array([1]))
     check_fits(Recurrent(), ROWS, (2,))
-    assert find_way(Recurrent(), made_up(examples)).name in ("vmap", "one example at a time")
+    assert choose_grad_sampler(Recurrent(), synthetic_like(examples)).name in ("vmap", "one example at a time")
 
 
 def _hooked() -> nn.Module:

@@ -15,7 +15,7 @@ from fedrounds.fl_components.privacy.events import (
     Event,
     Gaussian,
     Neighbouring,
-    Nothing,
+    NoOpEvent,
     PoissonSampled,
     SampledWithoutReplacement,
     SelfComposed,
@@ -131,8 +131,8 @@ class TestStepsOfAClient:
 
     def test_each_of_the_steps_may_be_cut(self) -> None:
         """The exceptions of single steps add up, in one event as in many."""
-        one = self.cut(30).exception_probability
-        assert SelfComposed(event=self.cut(30), count=7).exception_probability == pytest.approx(7 * one)
+        one = self.cut(30).truncation_probability
+        assert SelfComposed(event=self.cut(30), count=7).truncation_probability == pytest.approx(7 * one)
         assert one > 0
 
     def test_a_draw_within_a_draw_is_refused(self) -> None:
@@ -210,8 +210,8 @@ def test_next_to_no_noise_is_never_next_to_nothing(noise: float, relation: Neigh
 
 
 def test_nothing_costs_nothing() -> None:
-    assert rdp_epsilon({}, "add_or_remove", 1e-5) == rdp_epsilon({Nothing(): 5}, "add_or_remove", 1e-5) == 0
-    assert pld_epsilon({Nothing(): 5}, "add_or_remove", 1e-5) == 0
+    assert rdp_epsilon({}, "add_or_remove", 1e-5) == rdp_epsilon({NoOpEvent(): 5}, "add_or_remove", 1e-5) == 0
+    assert pld_epsilon({NoOpEvent(): 5}, "add_or_remove", 1e-5) == 0
 
 
 def test_the_orders_are_fixed() -> None:

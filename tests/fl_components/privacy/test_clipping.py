@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedrounds.fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, Clip, contributions, kept_units
+from fedrounds.fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, Clip, clip_norm_in_units, contributions
 from tests.support import cases
 
 any_float32 = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
@@ -79,7 +79,7 @@ def test_what_is_shorter_keeps_its_direction_and_length(deltas_CD: np.ndarray) -
     deltas_CD = deltas_CD.clip(-1, 1)
     norm = math.sqrt(deltas_CD.shape[1])
     units_CD, _ = clipped(deltas_CD, norm)
-    back_CD = units_CD.double().numpy() * norm / kept_units(deltas_CD.shape[1])
+    back_CD = units_CD.double().numpy() * norm / clip_norm_in_units(deltas_CD.shape[1])
     np.testing.assert_allclose(back_CD, deltas_CD, rtol=0, atol=norm / UNITS)
 
 

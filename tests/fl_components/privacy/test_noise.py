@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedrounds.fl_components.privacy.noise import MOST_DEVIATION, WholeNormals, gaussian
+from fedrounds.fl_components.privacy.noise import MAX_DEVIATION, WholeNormals, gaussian
 from tests.support import cases
 
 KEY = bytes(range(32))
@@ -63,9 +63,9 @@ def test_the_first_draws_by_hand() -> None:
 
 def test_none_and_too_much() -> None:
     assert not gaussian(KEY, 0.0, 100).any()
-    assert np.abs(gaussian(KEY, MOST_DEVIATION, 1000).astype(np.float64)).max() < 2.0**62
+    assert np.abs(gaussian(KEY, MAX_DEVIATION, 1000).astype(np.float64)).max() < 2.0**62
     with pytest.raises(ValueError, match="is not between"):
-        gaussian(KEY, MOST_DEVIATION * 2, 1)
+        gaussian(KEY, MAX_DEVIATION * 2, 1)
 
 
 def drawn(key: bytes, deviation: float, size: int) -> np.ndarray:

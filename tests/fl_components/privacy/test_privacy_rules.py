@@ -18,10 +18,10 @@ from fedrounds.fl_components.privacy import (
     neighbouring_of,
 )
 from fedrounds.fl_components.privacy.central import ClippingRule
-from fedrounds.fl_components.privacy.clipping import UNITS, kept_units
+from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
 from fedrounds.fl_components.privacy.events import (
     Gaussian,
-    Nothing,
+    NoOpEvent,
     PoissonSampled,
     SampledWithoutReplacement,
     parse_event,
@@ -46,7 +46,7 @@ class TestPrivacyRule:
         event = rule.event(sampling)
         assert parse_event(json.loads(json.dumps(event.model_dump()))) == event
         assert rule.event(sampling) == event
-        assert rule.claims == (event != Nothing())
+        assert rule.claims == (event != NoOpEvent())
 
     def test_its_state_can_be_kept(self, rule: PrivacyRule, sampling: Sampling) -> None:
         rule.check(sampling.cohort_size)
@@ -119,9 +119,9 @@ class TestAdaptiveClipping:
 
     def test_an_audit_draws_the_count_s_noise_of_the_cohort_it_is_about(self) -> None:
         rule = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping())
-        assert rule.counting_for(100).sum_noise_multiplier(50) == rule.sum_noise_multiplier(100)
+        assert rule.resolve_count_noise(100).sum_noise_multiplier(50) == rule.sum_noise_multiplier(100)
         fixed = CASES[1]
-        assert isinstance(fixed, CentralPrivacy) and fixed.counting_for(100) == fixed
+        assert isinstance(fixed, CentralPrivacy) and fixed.resolve_count_noise(100) == fixed
 
 
 class TestRelease:
@@ -138,7 +138,7 @@ class TestRelease:
         assert deviation <= state["noise"][0] <= deviation * 1.001
         assert mean_D[100:].std() == pytest.approx(deviation, rel=0.03)
         assert mean_D[:100].mean() == pytest.approx(4 * 0.5 / 100, abs=5 * deviation / 10)
-        units = mean_D * 100 / 0.5 * kept_units(20_000)
+        units = mean_D * 100 / 0.5 * clip_norm_in_units(20_000)
         np.testing.assert_allclose(units, np.rint(units), atol=1e-3)  # whole units: on the grid, like the sum
 
     def test_the_count_has_noise_of_its_own(self) -> None:

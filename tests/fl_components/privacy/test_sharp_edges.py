@@ -19,14 +19,14 @@ from fedrounds.fl_components.parameters import check_trainable
 from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy, FixedClipping, neighbouring_of
 from fedrounds.fl_components.privacy.accountants import pld_epsilon, rdp_epsilon
 from fedrounds.fl_components.privacy.calibration import least_noise
-from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions, kept_units
+from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, clip_norm_in_units, contributions
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.privacy.noise import gaussian
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.stages import round_result
 from fedrounds.fl_components.store.secrets import RunSecret
 from fedrounds.fl_components.training import Evaluation
-from fedrounds.fl_components.values import Collected, Partial, Sampling, ServerState, Weighted
+from fedrounds.fl_components.values import Accumulator, CohortResult, Sampling, ServerState, Weighted
 from tests.support import PRIVATE
 
 NUM_PARAMETERS = 300
@@ -77,7 +77,7 @@ class TestSensitivityAlignment:
         assert longest <= UNITS * share
         rule = RULE.model_copy(update={"per_layer": per_layer})
         mean_D, state = rule.release(np.zeros(NUM_PARAMETERS + 1), rule.init(), POISSON, key_of)
-        unit = 0.5 / kept_units(NUM_PARAMETERS) / POISSON.cohort_size
+        unit = 0.5 / clip_norm_in_units(NUM_PARAMETERS) / POISSON.cohort_size
         assert state["noise"][0] >= 1.5 * unit * longest
         assert mean_D.std() == pytest.approx(state["noise"][0], rel=0.15)
 
@@ -190,7 +190,7 @@ class TestRandomness:
 class TestFloatingPointRobustness:
     def test_what_is_released_are_whole_units(self) -> None:
         mean_D, _ = RULE.release(total(updates(9)), RULE.init(), POISSON, key_of)
-        units_D = mean_D * POISSON.cohort_size / 0.5 * kept_units(NUM_PARAMETERS)
+        units_D = mean_D * POISSON.cohort_size / 0.5 * clip_norm_in_units(NUM_PARAMETERS)
         np.testing.assert_allclose(units_D, np.rint(units_D), rtol=0, atol=1e-4)
 
 
@@ -251,8 +251,8 @@ def clients(number: int) -> Clients:
 
 def shown_of_a_round() -> Any:
     """What is told of a round on private data."""
-    collected = Collected(
-        partial=Partial({"sum": np.zeros(3)}, 3),
+    collected = CohortResult(
+        partial=Accumulator({"sum": np.zeros(3)}, 3),
         train_loss=Weighted(2.1, 3.0),
         selected=4,
         rejected={"ward-1": Rejection(RejectionCode.NOT_FINITE, "NaN")},
@@ -261,4 +261,4 @@ def shown_of_a_round() -> Any:
     )
     state = ServerState(1, np.zeros(2, np.float32), {}, "digest")
     found = Evaluation().releases({"eval/accuracy": 0.5})
-    return round_result(state, collected, found, {"train": 1.0}, 1.0, 10, withholds=True, withholds_cohort=True)
+    return round_result(state, collected, found, {"train": 1.0}, 1.0, 10, withholds=True, hides_participation=True)

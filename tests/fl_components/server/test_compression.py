@@ -11,7 +11,7 @@ from torch import nn
 
 from fedrounds.deployments.api import run_data
 from fedrounds.fl_components.arrays import params_digest
-from fedrounds.fl_components.compression import Known
+from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, TooFewClients, WireError
 from fedrounds.fl_components.server import stages
@@ -258,7 +258,7 @@ def test_everybody_begins_with_what_was_decoded(open_run: OpenRun) -> None:
 
 def test_a_difference_is_of_use_only_to_those_who_hold_what_it_is_from(open_run: OpenRun) -> None:
     hub = open_run(broadcast=DELTAS, model=MLP)
-    rule, known = hub.config.broadcast, Known([0], 0, hub.federation.shapes)
+    rule, known = hub.config.broadcast, CodecContext([0], 0, hub.federation.shapes)
     walk(stages, hub, 1)
     state = hub.state()
     sent, held_D = hub.broadcast(state), state.broadcast["params"]
@@ -308,7 +308,9 @@ def test_a_round_takes_as_long_as_its_slowest_client(open_run: OpenRun) -> None:
     each_N = network.seconds(
         np.arange(9),
         seed=hub.config.seed,
-        examples_N=[hub.config.training.num_stepped(hub.federation.data.num_examples(row)) for row in range(9)],
+        examples_N=[
+            hub.config.training.num_samples_processed(hub.federation.data.num_examples(row)) for row in range(9)
+        ],
         upload_bytes_N=[round(result.metrics["communication/upload_bytes"] / 9)] * 9,
         download_bytes=round(result.metrics["communication/download_bytes"] / 9),
     )

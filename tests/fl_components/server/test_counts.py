@@ -18,7 +18,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Lease, Store
 from fedrounds.fl_components.training import LocalExecution
-from fedrounds.fl_components.values import Collected, Partial, Weighted
+from fedrounds.fl_components.values import Accumulator, CohortResult, Weighted
 from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS
 
@@ -118,9 +118,11 @@ def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.M
         rejection = Rejection(RejectionCode.UNDECODABLE, "\u20ac" * 300)
         long = {"\U00020000" * 99 + str(row): rejection for row in range(9)}
         for collected in (
-            Collected(Partial(tensors)),
-            Collected(Partial(tensors, 9), Weighted(1 / 3, 2 / 3), selected=9, upload_bytes=2**40, slowest_s=1 / 7),
-            Collected(Partial(tensors, 9), rejected=long, seconds=dict.fromkeys("abcdefghi", 1 / 3)),
+            CohortResult(Accumulator(tensors)),
+            CohortResult(
+                Accumulator(tensors, 9), Weighted(1 / 3, 2 / 3), selected=9, upload_bytes=2**40, slowest_s=1 / 7
+            ),
+            CohortResult(Accumulator(tensors, 9), rejected=long, seconds=dict.fromkeys("abcdefghi", 1 / 3)),
         ):
             hub.seal(plan, collected)
     assert len(lengths) == 1

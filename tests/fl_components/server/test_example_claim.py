@@ -473,9 +473,9 @@ class TestBadInput:
     def test_an_unchanged_way_of_gradients(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         budget(store)
         begin(**EVERYONE).close()
-        assert store.run("r").engine["example_way"] == "ghost norms"
+        assert store.run("r").engine["grad_sampler_name"] == "ghost norms"
         from fedrounds.fl_components.server import federation
 
-        monkeypatch.setattr(federation, "example_way", lambda *_: "opacus")
+        monkeypatch.setattr(federation, "grad_sampler_name", lambda *_: "opacus")
         with pytest.raises(RunConflict, match="example way ghost norms, now opacus"):
             begin(**EVERYONE)

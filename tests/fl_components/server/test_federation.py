@@ -15,7 +15,7 @@ from fedrounds.fl_components.config import config_digest, parse_config
 from fedrounds.fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.server.federation import assemble
-from fedrounds.fl_components.training import engine_facts, evaluate
+from fedrounds.fl_components.training import engine_environment, evaluate
 
 FUNCTIONS = """
 import numpy as np
@@ -266,7 +266,7 @@ class TestEvaluate:
 
 
 def test_the_engine_s_facts_can_be_kept() -> None:
-    facts = engine_facts()
+    facts = engine_environment()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["processor"]
 

@@ -22,7 +22,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Anchor, BudgetTerms, RunRecord, RunSecret, Sighting, Store
-from fedrounds.fl_components.store.ledger import from_pairs
+from fedrounds.fl_components.store.ledger import decode_events
 from fedrounds.fl_components.values import RoundPlan
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -156,7 +156,7 @@ def test_keys_of_a_client_are_equal_where_all_that_determines_its_update_is(
         hub = hub_with(secret, replace(federation, data=data, config=config))
         plan = replace(PLAN, base_digest=base, collection=collection, cohort=tasks_of(federation))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(hub_module, "engine_facts", lambda: {"torch": torch})
+            patched.setattr(hub_module, "engine_environment", lambda: {"torch": torch})
             return [task.key for task in hub.with_keys(plan, plan.cohort)]
 
     same = [a == b for a, b in zip(keys(one), keys(other), strict=True)]
@@ -236,7 +236,7 @@ def test_another_engine_pays_again(attempts: Callable[..., Attempts], monkeypatc
     hub = run.open()
     sent(hub)
     hub.close()
-    monkeypatch.setattr(hub_module, "engine_facts", lambda: {"torch": "another"})
+    monkeypatch.setattr(hub_module, "engine_environment", lambda: {"torch": "another"})
     hub = run.open()
     with pytest.raises(StoreError, match="updates computed now would differ") as caught:
         sent(hub)
@@ -273,7 +273,7 @@ def test_a_lost_secret_is_never_made_anew_silently(attempts: Callable[..., Attem
     whose = "wards" if claim == "central" else "wards/ward-3"
     assert sum(store.find_budget(whose).spent.values()) == 3  # type: ignore[union-attr]
     if claim == "central":
-        assert sum(from_pairs(store.run("r").spent).values()) == 3
+        assert sum(decode_events(store.run("r").spent).values()) == 3
     (row,) = [each for each in store.journal("r") if each.kind == "secret.replaced"]
     assert row.content["reason"] == "the secret is missing" and row.content["round"] == 1
     store.verify_journal()

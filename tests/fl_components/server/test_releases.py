@@ -110,7 +110,7 @@ class TestReleases:
         store.set_budget("wards", TERMS, reason="x", by="ada")
         hub, heard = begin(data=WARDS), list[str]()
         hub.say = heard.append
-        hub.say_of_clients("a training process died; its work is done again: clients ward-3, ward-4")
+        hub.notify_restricted("a training process died; its work is done again: clients ward-3, ward-4")
         file = store.home / "withheld" / "r.log"
         assert heard == [] and "ward-3" in file.read_text()
 
@@ -159,7 +159,7 @@ class TestReleases:
         store.set_budget("wards", TERMS, reason="x", by="ada")
         (store.home / "withheld").write_text("a file where a folder should be")
         hub = begin(data=WARDS)
-        hub.say_of_clients("ward-3 is slow")
+        hub.notify_restricted("ward-3 is slow")
         monkeypatch.setattr("fedrounds.fl_components.server.federation.Federation.select", fails)
         with pytest.raises(RunFailed, match="the stage select failed") as caught:
             walk(stages, hub, 1)

@@ -17,7 +17,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.values import Collected
+from fedrounds.fl_components.values import CohortResult
 from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import (
     FIELDS,
@@ -116,7 +116,7 @@ class TestSecrets:
         data = store.sealed("r", 1)
         assert data is not None
         with pytest.raises(StoreError):
-            Collected.from_bytes(data.data)
+            CohortResult.from_bytes(data.data)
         assert collected.partial.tensors["sum"].tobytes()[:64] not in all_bytes(store.home)
 
     def test_after_a_commit_nobody_can_make_the_noise_again(self, begin: Begin, store: Store) -> None:

@@ -19,7 +19,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.profile import Profile, check_writable
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.values import Collected, Partial, RoundPlan, ServerState, UpdateBatch, Weighted
+from fedrounds.fl_components.values import Accumulator, CohortResult, RoundPlan, ServerState, UpdateBatch, Weighted
 from fedrounds.fl_components.wire import Download, encode_params
 
 from .conftest import OpenRun
@@ -30,7 +30,7 @@ def begin(hub: Hub, round: int = 1) -> tuple[ServerState, RoundPlan]:
     return state, stages.authorise(hub, stages.select(hub, state))
 
 
-def collect(hub: Hub, state: ServerState, plan: RoundPlan, poisoned: tuple[str, ...] = ()) -> Collected:
+def collect(hub: Hub, state: ServerState, plan: RoundPlan, poisoned: tuple[str, ...] = ()) -> CohortResult:
     """A round up to the seal, where some clients send NaN."""
     collected = None
     for wave in plan.waves:
@@ -43,7 +43,7 @@ def collect(hub: Hub, state: ServerState, plan: RoundPlan, poisoned: tuple[str, 
     return collected
 
 
-def finish(hub: Hub, state: ServerState, plan: RoundPlan, collected: Collected) -> Any:
+def finish(hub: Hub, state: ServerState, plan: RoundPlan, collected: CohortResult) -> Any:
     state = stages.aggregate(hub, plan, state, collected)
     return stages.commit(hub, plan, state, collected, stages.evaluate(hub, state))
 
@@ -286,8 +286,8 @@ class TestRoundResult:
     state = ServerState(4, np.ones(3, np.float32), {}, "")
 
     def test_values_that_are_not_finite_are_left_out_but_no_epsilon(self) -> None:
-        collected = Collected(
-            Partial({}, 0),
+        collected = CohortResult(
+            Accumulator({}, 0),
             selected=2,
             rejected={name: Rejection(RejectionCode.NOT_FINITE, "x") for name in ("a", "b")},
             upload_bytes=10,
@@ -304,7 +304,7 @@ class TestRoundResult:
             round_s=7.0,
             peak_memory_bytes=3_000_000,
             withholds=False,
-            withholds_cohort=False,
+            hides_participation=False,
         )
         assert result.metrics == {
             "eval/accuracy": 0.5,
@@ -322,7 +322,7 @@ class TestRoundResult:
         assert result.rejected == {"not_finite": 2}
 
     def test_seconds_of_a_sealed_attempt_are_kept(self) -> None:
-        collected = Collected(Partial({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
+        collected = CohortResult(Accumulator({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
         result = stages.round_result(
             self.state,
@@ -332,7 +332,7 @@ class TestRoundResult:
             round_s=3.0,
             peak_memory_bytes=0,
             withholds=False,
-            withholds_cohort=False,
+            hides_participation=False,
         )
         assert result.seconds == {"load": 0.5, "train": 8.0, "aggregate": 2.0}
         assert result.metrics["time/round_s"] == 3 + 1 + 8
@@ -345,7 +345,7 @@ def test_a_stage_is_announced_and_timed_even_when_it_fails(open_run: OpenRun) ->
     hub.on_stage = heard.append
     state, plan = begin(hub)
     with pytest.raises(TooFewClients):
-        stages.aggregate(hub, plan, state, Collected(Partial({}, 0)))
+        stages.aggregate(hub, plan, state, CohortResult(Accumulator({}, 0)))
     assert heard == ["load", "select", "authorise", "aggregate"] == list(hub.seconds)
     stages.load(hub, 1)
     assert list(hub.seconds) == ["load"]

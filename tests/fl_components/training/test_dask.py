@@ -342,8 +342,8 @@ class TestWorkers:
                     far.scheduler.kill()
 
     def test_another_engine_is_told_once(self, far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-        ours = module.engine_facts()
-        monkeypatch.setattr(module, "engine_facts", lambda: ours | {"torch": "0.1"})
+        ours = module.engine_environment()
+        monkeypatch.setattr(module, "engine_environment", lambda: ours | {"torch": "0.1"})
         far.add_worker("--no-nanny")
         work = workload()
         with trainer(work, far.address) as (far_trainer, said):

@@ -28,11 +28,11 @@ from fedrounds.fl_components.models import (
     build_seeded,
 )
 from fedrounds.fl_components.parameters import flatten, num_parameters
-from fedrounds.fl_components.privacy.clipping import Clip, add_contributions, kept_units
+from fedrounds.fl_components.privacy.clipping import Clip, add_contributions, clip_norm_in_units
 from fedrounds.fl_components.training import SGD, one_thread
-from fedrounds.fl_components.training.chunk import Examples
-from fedrounds.fl_components.training.engine import CHUNK_BYTES, Engine, Summing
-from fedrounds.fl_components.training.layers import DualForm
+from fedrounds.fl_components.training.chunk import ExampleTable
+from fedrounds.fl_components.training.engine import CHUNK_BYTES, Engine, StreamingSum
+from fedrounds.fl_components.training.layers import FactoredWeight
 from fedrounds.fl_components.training.objectives import LossAlone, Proximal
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fedrounds.fl_components.values import ClientTask
@@ -119,7 +119,7 @@ class Data:
             self.y[generator.random(self.y.shape) < 0.2] = IGNORED
             self.y[:, 0] = 0
         stops = np.cumsum(sizes)
-        self.examples = Examples(torch.from_numpy(self.x), torch.from_numpy(self.y), stops - sizes, stops)
+        self.examples = ExampleTable(torch.from_numpy(self.x), torch.from_numpy(self.y), stops - sizes, stops)
         self.tasks = [ClientTask(f"c{row}", row, size, seed=2**70 + 100 * seed + row) for row, size in enumerate(sizes)]
 
     def alone(self, rule: SGD, module: nn.Module, params_D: Any) -> tuple[Any, list[Any]]:
@@ -233,7 +233,7 @@ class TestManyAtOnce:
         limit = float(np.sort(norms)[-2:].mean())  # the longest one is refused
         total_D = np.empty(len(params_D), np.float32)
         report = Engine(module, data.examples).train(
-            rule, params_D, data.tasks, total_D, Summing(Mean(), admission=Admission(max_update_norm=limit))
+            rule, params_D, data.tasks, total_D, StreamingSum(Mean(), admission=Admission(max_update_norm=limit))
         )
         longest = int(norms.argmax())
         reason = Admission(max_update_norm=limit).rejection(norms[longest])
@@ -258,7 +258,7 @@ def test_contributions_added_up(case: str, per_layer: bool) -> None:
     clip = Clip(float(np.median(norms)) * 1.01, per_layer)
     weights = Mean(max_examples=5)
     sum_D1 = np.full(len(params_D) + 1, np.nan)
-    report = Engine(module, data.examples).train(rule, params_D, data.tasks, sum_D1, Summing(weights, clip))
+    report = Engine(module, data.examples).train(rule, params_D, data.tasks, sum_D1, StreamingSum(weights, clip))
     assert (report.client_ids, report.rejected) == (tuple(task.client_id for task in data.tasks), {})
     expected_D, unclipped = np.zeros(len(params_D)), 0
     edges = np.cumsum([0, *(each.numel() for each in module.parameters())]) if per_layer else [0, len(params_D)]
@@ -270,7 +270,7 @@ def test_contributions_added_up(case: str, per_layer: bool) -> None:
             expected_D[start:stop] += delta_D[start:stop] * min(1.0, bound / length) * min(task.num_examples, 5) / 5
     assert sum_D1[-1] == unclipped - 5 / 2
     assert (sum_D1[:-1] == np.rint(sum_D1[:-1])).all()
-    found_D = sum_D1[:-1] * clip.norm / kept_units(len(params_D))
+    found_D = sum_D1[:-1] * clip.norm / clip_norm_in_units(len(params_D))
     np.testing.assert_allclose(found_D, expected_D, rtol=2e-3, atol=clip.norm * 2e-5)
 
 
@@ -379,10 +379,10 @@ def test_what_is_wrong_with_one_clients_data_does_not_reach_another(features: in
 
 
 class TestDualForm:
-    def steps(self, num_rows: list[int]) -> tuple[DualForm, Tensor]:
+    def steps(self, num_rows: list[int]) -> tuple[FactoredWeight, Tensor]:
         """A form that has seen these numbers of rows, step by step, and the clients' changes by the definition."""
         generator = torch.Generator().manual_seed(0)
-        form = DualForm(torch.randn(7, 5, generator=generator), 3, sum(num_rows), 0.1)
+        form = FactoredWeight(torch.randn(7, 5, generator=generator), 3, sum(num_rows), 0.1)
         deltas = torch.zeros(3, 7, 5)
         for rows in num_rows:
             x, g = (torch.randn(3, rows, width, generator=generator) for width in (5, 7))
@@ -427,7 +427,7 @@ def test_the_same_again_is_the_same_bits() -> None:
         engine = Engine(module, data.examples)
         for _ in range(2):
             total_D = np.empty(num_parameters(module), np.float32)
-            engine.train(rule, flatten(module), data.tasks, total_D, Summing(Mean()))
+            engine.train(rule, flatten(module), data.tasks, total_D, StreamingSum(Mean()))
             bits.add(total_D.tobytes())
     assert len(bits) == 1
 
@@ -442,7 +442,7 @@ class TestRefused:
             params_D = flatten(module)
             rule = SGD(learning_rate=0.1, batch_size=4, epochs=1)
             total_D = np.empty(num_parameters(module), np.float32)
-            report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, Summing(Mean()))
+            report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, StreamingSum(Mean()))
             assert report.rejected == {"c1": Admission().rejection(float("nan"))}
             expected_ND, _ = data.alone(rule, module, params_D)
             assert not np.isfinite(expected_ND[1]).all()
@@ -454,7 +454,7 @@ def test_no_clients() -> None:
     module = linears()
     total_D = np.ones(53, np.float32)
     report = Engine(module, data.examples).train(
-        SGD(learning_rate=0.1, epochs=1), flatten(module), [], total_D, Summing(Mean())
+        SGD(learning_rate=0.1, epochs=1), flatten(module), [], total_D, StreamingSum(Mean())
     )
     assert (report.client_ids, report.weight, report.count) == ((), 0, 0)
     assert not total_D.any()
@@ -542,7 +542,7 @@ def test_a_gpu_comes_to_the_same(case: str) -> None:
     params_D = flatten(module)
     rule = SGD(learning_rate=0.1, batch_size=4, epochs=2)
     expected_ND, _ = data.alone(rule, module, params_D)
-    there = Examples(data.examples.x.cuda(), data.examples.y.cuda(), data.examples.starts, data.examples.stops)
+    there = ExampleTable(data.examples.x.cuda(), data.examples.y.cuda(), data.examples.starts, data.examples.stops)
     found_ND = np.empty((5, len(params_D)), np.float32)
     Engine(module, there).train(rule, params_D, data.tasks, found_ND)
     np.testing.assert_allclose(found_ND, expected_ND, rtol=1e-3, atol=1e-5)

@@ -24,14 +24,22 @@ from fedrounds.fl_components.parameters import constants_digest, flatten, load_i
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, private_batches
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Summing, Workload, example_way, one_thread
-from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training import (
+    SGD,
+    LocalExecution,
+    ModelSpec,
+    StreamingSum,
+    Workload,
+    grad_sampler_name,
+    one_thread,
+)
+from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.training.layers import Batch
 from fedrounds.fl_components.training.objectives import Proximal
-from fedrounds.fl_components.training.opacus_way import OpacusWay
+from fedrounds.fl_components.training.opacus_sampler import OpacusGradSampler
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
-from fedrounds.fl_components.training.sgd import OneByOne
+from fedrounds.fl_components.training.sgd import PerExampleLoop
 from fedrounds.fl_components.values import ClientTask
 from tests.support import cases, parameters
 
@@ -140,7 +148,7 @@ class Data:
             self.y[generator.random(self.y.shape) < 0.3] = IGNORED
             self.y[0] = IGNORED  # a row of which no label counts
         stops = np.cumsum(sizes)
-        self.examples = Examples(torch.from_numpy(self.x), torch.from_numpy(self.y), stops - sizes, stops)
+        self.examples = ExampleTable(torch.from_numpy(self.x), torch.from_numpy(self.y), stops - sizes, stops)
         self.tasks = [
             ClientTask(f"c{row}", row, size, seed=2**70 + row, key=bytes([seed % 256, row]) * 16)
             for row, size in enumerate(sizes)
@@ -181,9 +189,9 @@ def three_ways(
     mechanism = Mechanism.of(private, len(flatten(module)))
     parameters = [each for each in module.parameters() if each.requires_grad]
     ways = [
-        OneByOne(module.train(), parameters, mechanism, smoothing),
+        PerExampleLoop(module.train(), parameters, mechanism, smoothing),
         fast(module),
-        OpacusWay(module).clipped_sum(mechanism, smoothing),
+        OpacusGradSampler(module).clipped_sum(mechanism, smoothing),
     ]
     return [clipped_by(way, module, x, y, mechanism, smoothing) for way in ways]
 
@@ -239,7 +247,7 @@ class TestThreeWays:
         make, x_of, labels, way = CASES[case]
         module, data = make(), Data([9, 1, 17], x_of, labels)
         params_D = flatten(module)
-        assert example_way(module, data.examples) == way
+        assert grad_sampler_name(module, data.examples) == way
         assert flatten(module).tobytes() == params_D.tobytes()
         options = {"momentum": 0.5, "weight_decay": 0.01, "objective": Proximal(mu=0.1), "label_smoothing": 0.1}
         for each in (rule(), rule(**options)):
@@ -443,7 +451,7 @@ class TestRefused:
             Engine(module, data.examples).train(rule(), params_D, data.tasks, out)
         assert (out == 7).all()
         with pytest.raises(ModelError) as early:
-            example_way(module, data.examples)
+            grad_sampler_name(module, data.examples)
         assert early.value.message == raised.value.message
         return raised.value
 
@@ -462,10 +470,10 @@ class TestRefused:
         monkeypatch.setitem(sys.modules, "opacus", None)
         data = Data([5], floats(6), ())
         with pytest.raises(ConfigError, match="needs Opacus") as raised:
-            example_way(CASES["layer-norm-and-dropout"][0](), data.examples)
+            grad_sampler_name(CASES["layer-norm-and-dropout"][0](), data.examples)
         assert raised.value.hint == "pip install 'fedrounds[opacus]'"
-        assert example_way(CASES["mlp"][0](), data.examples) == "ghost norms"
-        assert example_way(Careful(), data.examples) == "one example at a time"
+        assert grad_sampler_name(CASES["mlp"][0](), data.examples) == "ghost norms"
+        assert grad_sampler_name(Careful(), data.examples) == "one example at a time"
 
     def test_a_run_without_a_claim_needs_no_way(self) -> None:
         data, module = Data([5], floats(6), ()), Centred()
@@ -493,7 +501,7 @@ def test_processes_come_to_the_same_bits() -> None:
     for processes in (1, 2):
         trainer = LocalExecution(processes=processes).trainer(work, print)
         try:
-            found = trainer.train(rule(momentum=0.5), params_D, shards, Summing(Mean(weights="uniform")), 1)
+            found = trainer.train(rule(momentum=0.5), params_D, shards, StreamingSum(Mean(weights="uniform")), 1)
             bits.append([(report, result.tobytes()) for report, result in found])
         finally:
             trainer.close()

@@ -13,7 +13,7 @@ from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.training import LocalExecution
 from fedrounds.fl_components.training.execution import (
     COPIES_OF_AN_UPDATE,
-    MOST_OF_SHARD,
+    MAX_OF_SHARD,
     WORK_OF_SHARD,
     WORTH_SHARING,
     num_processors,
@@ -56,9 +56,9 @@ def test_shards_of_a_size(cohort_size: int, shard_size: int) -> None:
 def test_shards_by_default_have_about_as_much_to_do(work_N: list[float]) -> None:
     shards = LocalExecution().shards(work_N)
     assert rows(shards) == list(range(len(work_N)))
-    assert all(0 < shard.stop - shard.start <= MOST_OF_SHARD for shard in shards)
+    assert all(0 < shard.stop - shard.start <= MAX_OF_SHARD for shard in shards)
     most, share = max(work_N, default=0), sum(work_N) / max(1, len(shards))
-    if sum(work_N) > WORTH_SHARING and len(work_N) <= MOST_OF_SHARD:
+    if sum(work_N) > WORTH_SHARING and len(work_N) <= MAX_OF_SHARD:
         assert all(sum(work_N[shard]) <= WORK_OF_SHARD + most for shard in shards)
         assert all(sum(work_N[shard]) <= share + most or len(shards) % 2 for shard in shards)
 

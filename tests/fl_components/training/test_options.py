@@ -18,7 +18,7 @@ from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.training import SGD
-from fedrounds.fl_components.training.chunk import Examples
+from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.training.objectives import Proximal
 from fedrounds.fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
@@ -217,7 +217,7 @@ class TestStragglers:
         everybody = np.zeros(4, np.int64)
         tasks = [ClientTask(f"c{row}", row, len(y), seed=row, work=work) for row, work in enumerate((None, 1, 2, None))]
         found_ND = np.empty((4, num_parameters(module)), np.float32)
-        Engine(module, Examples(x, y, everybody, everybody + len(y))).train(rule, start(module), tasks, found_ND)
+        Engine(module, ExampleTable(x, y, everybody, everybody + len(y))).train(rule, start(module), tasks, found_ND)
         alone_ND = [rule.train(module, start(module), x, y, task.seed, work=task.work)[0] for task in tasks]
         np.testing.assert_allclose(found_ND, np.stack(alone_ND), rtol=0, atol=1e-6)
 

@@ -17,16 +17,21 @@ from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, accuses, audit_examples
 from fedrounds.fl_components.privacy.noise import WholeNormals
 from fedrounds.fl_components.privacy.steps import Mechanism
-from fedrounds.fl_components.training import SGD, Examples, Shadow, one_thread
+from fedrounds.fl_components.training import SGD, CanaryClient, ExampleTable, one_thread
 from fedrounds.fl_components.training.objectives import Proximal
-from fedrounds.fl_components.training.opacus_way import OneAtATime, OpacusWay
+from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler
 from fedrounds.fl_components.training.per_example import GhostNorms, VmapExamples
 from tests.fl_components.training.test_example_level import CASES, Data, floats, rule
 
 CANARIES, ROWS = 40, 7
 JOINED_M = np.arange(CANARIES) % 3 > 0
 KEY = bytes(range(32))
-WAYS = {"ghost norms": GhostNorms, "vmap": VmapExamples, "opacus": OpacusWay, "one example at a time": OneAtATime}
+WAYS = {
+    "ghost norms": GhostNorms,
+    "vmap": VmapExamples,
+    "opacus": OpacusGradSampler,
+    "one example at a time": OneAtATime,
+}
 ONE_OF_EACH_WAY = ("mlp", *(pytest.param(case, marks=pytest.mark.slow) for case in ("cnn", "careful")))
 
 
@@ -45,17 +50,17 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shadow_of(
     module: nn.Module, x_of: Any, labels: tuple[int, ...], trained_by: SGD, canaries: int = CANARIES, rows: int = ROWS
-) -> Shadow:
-    return Shadow(module, Data([rows], x_of, labels).examples, trained_by, canaries)
+) -> CanaryClient:
+    return CanaryClient(module, Data([rows], x_of, labels).examples, trained_by, canaries)
 
 
-def sum_of(shadow: Shadow, trained_by: SGD, joined_M: Any, key: bytes = KEY) -> Any:
+def sum_of(shadow: CanaryClient, trained_by: SGD, joined_M: Any, key: bytes = KEY) -> Any:
     """The sum of the clipped gradients that an update came from, float64 [D], where there is no noise."""
     num_examples = ROWS + int(joined_M.sum())
     return -shadow.step(joined_M, key).astype(np.float64) * num_examples / trained_by.learning_rate
 
 
-def audited(shadow: Shadow, claimed: float, canaries: int, seed: int = 0) -> ExampleAuditReport:
+def audited(shadow: CanaryClient, claimed: float, canaries: int, seed: int = 0) -> ExampleAuditReport:
     def key_of(purpose: str) -> bytes:
         return f"{seed} {purpose}".encode().ljust(32)
 
@@ -69,7 +74,7 @@ def audited(shadow: Shadow, claimed: float, canaries: int, seed: int = 0) -> Exa
     )
 
 
-def assert_dirac(shadow: Shadow, trained_by: SGD, norm: float, *, draws: bool = False) -> None:
+def assert_dirac(shadow: CanaryClient, trained_by: SGD, norm: float, *, draws: bool = False) -> None:
     sum_D = sum_of(shadow, trained_by, JOINED_M)
     np.testing.assert_allclose(sum_D[-CANARIES:], np.where(JOINED_M, -norm, 0), rtol=1e-3, atol=1e-12)
     if draws:  # others for the public rows, as soon as one canary less joins
@@ -119,8 +124,8 @@ class TestCanaries:
 
     def test_two_classes(self) -> None:
         module, trained_by = build_seeded(LogisticRegression(), (6,), (2,), seed=0), rule(learning_rate=100.0)
-        rows = Examples(torch.randn(ROWS, 6), torch.arange(ROWS) % 2, np.array([0]), np.array([ROWS]))
-        assert_dirac(Shadow(module, rows, trained_by, CANARIES), trained_by, 0.7)
+        rows = ExampleTable(torch.randn(ROWS, 6), torch.arange(ROWS) % 2, np.array([0]), np.array([ROWS]))
+        assert_dirac(CanaryClient(module, rows, trained_by, CANARIES), trained_by, 0.7)
 
     def test_the_public_rows_are_trained_on_as_they_are(self) -> None:
         """Without a canary, a step is the client's own on these rows."""
@@ -236,8 +241,8 @@ def test_half_the_noise_is_caught_and_nobody_else_over_many_keys() -> None:
     module = build_seeded(LogisticRegression(), (28, 28), (10,), seed=0)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(300, 28, 28, generator=generator), torch.randint(0, 10, (300,), generator=generator)
-    rows = Examples(x, y, np.array([0]), np.array([300]))
+    rows = ExampleTable(x, y, np.array([0]), np.array([300]))
     for true, expected in ((1.0, 0), (0.5, 50)):
-        shadow = Shadow(module, rows, rule({"noise_multiplier": true, "max_grad_norm": 1.0}), 1000)
+        shadow = CanaryClient(module, rows, rule({"noise_multiplier": true, "max_grad_norm": 1.0}), 1000)
         reports = [audited(shadow, 1.0, 1000, seed) for seed in range(50)]
         assert sum(map(accuses, reports)) == expected

@@ -24,9 +24,9 @@ from fedrounds.fl_components.models import Mlp, ModelRule, ModuleModel, build_se
 from fedrounds.fl_components.parameters import constants_digest, flatten
 from fedrounds.fl_components.privacy.clipping import Clip
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Result, Summing, Trainer, Workload
+from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Result, StreamingSum, Trainer, Workload
 from fedrounds.fl_components.training import execution as executions
-from fedrounds.fl_components.training.processes import MOST_ATTEMPTS, ProcessTrainer
+from fedrounds.fl_components.training.processes import MAX_ATTEMPTS, ProcessTrainer
 from fedrounds.fl_components.training.trainer import OwnTrainer
 from fedrounds.fl_components.values import ClientTask
 
@@ -101,11 +101,11 @@ def tasks_of(work: Workload) -> list[list[ClientTask]]:
     return [tasks[start : start + SHARD_SIZE] for start in range(0, len(tasks), SHARD_SIZE)]
 
 
-def summing_of(work: Workload) -> Summing | None:
+def summing_of(work: Workload) -> StreamingSum | None:
     dtype, shape = work.result
     if dtype is np.float64:
-        return Summing(Mean(weights="uniform"), Clip(0.1))
-    return Summing(Mean()) if len(shape) == 1 else None
+        return StreamingSum(Mean(weights="uniform"), Clip(0.1))
+    return StreamingSum(Mean()) if len(shape) == 1 else None
 
 
 def outcome(trainer: Trainer, work: Workload, params_D: Any = None, rounds_left: int = 1) -> list[tuple[Any, bytes]]:
@@ -215,7 +215,7 @@ class TestDeath:
             ) as caught:
                 outcome(trainer, work)
             assert "execution.shard_size" in str(caught.value.hint)
-            assert len(deaths(said)) == MOST_ATTEMPTS - 1
+            assert len(deaths(said)) == MAX_ATTEMPTS - 1
             monkeypatch.delenv("FRAGILE")
             for process in trainer._processes:
                 process.popen.kill()  # those that were started with the old environment

@@ -21,14 +21,14 @@ from fedrounds.fl_components.models import Gru, RowFormat, Transformer, build_se
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fedrounds.fl_components.training import SGD, evaluate, example_way, one_thread
-from fedrounds.fl_components.training.chunk import Examples, made_up
+from fedrounds.fl_components.training import SGD, evaluate, grad_sampler_name, one_thread
+from fedrounds.fl_components.training.chunk import ExampleTable, synthetic_like
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.training.layers import Batch
 from fedrounds.fl_components.training.per_example import ClippedReplicas
-from fedrounds.fl_components.training.private import find_way
+from fedrounds.fl_components.training.private import choose_grad_sampler
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
-from fedrounds.fl_components.training.sgd import OneByOne
+from fedrounds.fl_components.training.sgd import PerExampleLoop
 from fedrounds.fl_components.values import ClientTask
 
 PLAIN = SGD(learning_rate=0.1, batch_size=4, epochs=2)
@@ -71,29 +71,29 @@ class Tokens(nn.Module):
         return self.last(self.look_up(self.table.weight, x).flatten(1))
 
 
-def clients(x: Any, sizes: list[int]) -> tuple[Examples, list[ClientTask]]:
+def clients(x: Any, sizes: list[int]) -> tuple[ExampleTable, list[ClientTask]]:
     stops = np.cumsum(sizes)
     y = np.random.default_rng(9).integers(0, 2, len(x))
-    examples = Examples(torch.from_numpy(x), torch.from_numpy(y), stops - sizes, stops)
+    examples = ExampleTable(torch.from_numpy(x), torch.from_numpy(y), stops - sizes, stops)
     return examples, [ClientTask(f"c{i}", i, n, seed=100 + i, key=bytes([i + 1]) * 32) for i, n in enumerate(sizes)]
 
 
-def floats(sizes: list[int], width: int = 4) -> tuple[Examples, list[ClientTask]]:
+def floats(sizes: list[int], width: int = 4) -> tuple[ExampleTable, list[ClientTask]]:
     return clients(np.random.default_rng(0).standard_normal((sum(sizes), width)).astype(np.float32), sizes)
 
 
-def tokens(sizes: list[int]) -> tuple[Examples, list[ClientTask]]:
+def tokens(sizes: list[int]) -> tuple[ExampleTable, list[ClientTask]]:
     return clients(np.random.default_rng(0).integers(0, 5, (sum(sizes), 3)), sizes)
 
 
-def updates(module: nn.Module, examples: Examples, tasks: list[ClientTask], rule: SGD = PLAIN) -> Any:
+def updates(module: nn.Module, examples: ExampleTable, tasks: list[ClientTask], rule: SGD = PLAIN) -> Any:
     params_D = flatten(module)
     out = np.empty((len(tasks), len(params_D)), np.float32)
     Engine(module, examples).train(rule, params_D, tasks, out)
     return out
 
 
-def alone(module: nn.Module, examples: Examples, tasks: list[ClientTask], rule: SGD = PLAIN) -> Any:
+def alone(module: nn.Module, examples: ExampleTable, tasks: list[ClientTask], rule: SGD = PLAIN) -> Any:
     """By the definition: `SGD.train` for one client after the other."""
     params_D, own = flatten(module), copy.deepcopy(module)
     rows = [slice(examples.starts[task.index], examples.stops[task.index]) for task in tasks]
@@ -498,7 +498,7 @@ def test_an_example_moves_a_sum_by_at_most_the_clipping_norm_or_is_refused(
         ExampleLevel(noise_multiplier=0.5, max_grad_norm=1.0, sampling_rate=0.5), len(flatten(module))
     )
     try:
-        way = find_way(module, made_up(Examples(x, y, np.array([0]), np.array([num_rows]))))
+        way = choose_grad_sampler(module, synthetic_like(ExampleTable(x, y, np.array([0]), np.array([num_rows]))))
         sums = [_step(way, module, each, y[-len(each) :], mechanism) for each in (x, x[1:])]
     except ModelError:
         return
@@ -515,7 +515,7 @@ def _step(way: Any, module: nn.Module, x: Tensor, y: Tensor, mechanism: Mechanis
         way.add_clipped(Batch(x[None], y[None], [len(y)], [len(y)], []), 0.0, mechanism, sums, fresh=True)
     else:
         own = copy.deepcopy(module).train()
-        sums, _ = OneByOne(own, [each for each in own.parameters()], mechanism, 0.0)(x, y, list(range(len(y))))
+        sums, _ = PerExampleLoop(own, [each for each in own.parameters()], mechanism, 0.0)(x, y, list(range(len(y))))
     return torch.cat([each.flatten() for each in sums]).double().round() * mechanism.unit
 
 
@@ -534,7 +534,7 @@ def test_images_of_bytes_among_images_of_floats(bright: float) -> None:
     module, (examples, tasks) = Maximum(), floats([12], 64)
     examples.x.abs_().clamp_(max=1)
     examples.x[3] = bright
-    assert example_way(module, examples) == "one example at a time"
+    assert grad_sampler_name(module, examples) == "one example at a time"
     np.testing.assert_allclose(
         updates(module, examples, tasks, PRIVATE), alone(module, examples, tasks, PRIVATE), rtol=1e-5, atol=1e-7
     )

@@ -18,7 +18,7 @@ from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.models import meeting_place
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import Mechanism, counts
-from fedrounds.fl_components.training.layers import Batch, ClientDropout, InHand, NoClientForm
+from fedrounds.fl_components.training.layers import Batch, ClientDropout, CurrentBatch, UnsupportedLayer
 from fedrounds.fl_components.training.loss import label_losses, labels_of_each
 from fedrounds.fl_components.training.per_example import FORMED_FLOATS
 from fedrounds.fl_components.training.sgd import SGD, ClippedSum
@@ -46,11 +46,11 @@ def objections(module: nn.Module) -> list[str]:
     return [" ".join(str(each).split()) for each in opacus.validators.ModuleValidator.validate(module.train())]
 
 
-class OpacusWay:
+class OpacusGradSampler:
     """Holds a gradient for each example of a part of a batch, at most 64 MiB of them (one example at least).
 
     Opacus runs whole batches. So it takes only modules whose types say that each row is treated by itself
-    (`meeting_place`). Raises `NoClientForm` for others, what Opacus raises for a module that it cannot take, and
+    (`meeting_place`). Raises `UnsupportedLayer` for others, what Opacus raises for a module that it cannot take, and
     `ConfigError` where it is not installed.
     """
 
@@ -59,8 +59,8 @@ class OpacusWay:
     def __init__(self, module: nn.Module) -> None:
         meets = meeting_place(module)
         if meets is not None:
-            raise NoClientForm(f"{meets} is not among the layers that are known to treat each row by itself")
-        opacus, self._in_hand = import_opacus(), InHand()
+            raise UnsupportedLayer(f"{meets} is not among the layers that are known to treat each row by itself")
+        opacus, self._in_hand = import_opacus(), CurrentBatch()
         # deepcopy takes what its memo holds for a copy that is made already.
         dropouts: dict[int, Any] = {
             id(each): ClientDropout(each, self._in_hand) for each in module.modules() if is_dropout(each)
