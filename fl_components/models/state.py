@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -22,7 +23,7 @@ class ModuleState:
     modules of the user's, and what `functools.lru_cache` holds.
 
     State that lies outside of the user's Python objects is not found: files, environment variables, and attributes that
-    a model sets on other packages.
+    a model sets on other packages. Raises `ModelError` for what is nested too deeply.
 
     Args:
       module: it may be changed afterwards.
@@ -38,12 +39,14 @@ class ModuleState:
 
     def __init__(self, module: nn.Module, *, without: Set[int] = frozenset(), fast: bool = False) -> None:
         self._without, self._fast = without, fast
-        self._values = dict(self._walk(module))
+        with _nesting_refused():
+            self._values = dict(self._walk(module))
 
     def changes(self, module: nn.Module) -> list[str]:
-        """What differs now, named by layer; empty where nothing does."""
-        values = dict(self._walk(module))
-        names = [name for name in self._values.keys() | values.keys() if self._values.get(name) != values.get(name)]
+        """Return what differs now, named by layer; empty where nothing does."""
+        with _nesting_refused():
+            values = dict(self._walk(module))
+            names = [name for name in self._values.keys() | values.keys() if self._values.get(name) != values.get(name)]
         layers = dict(module.named_modules())
         return sorted({_where(layers, *name) for name in names})
 
@@ -104,6 +107,18 @@ def refuse_changes(changes: list[str]) -> None:
             hint="a forward pass must leave the model as it is, for what it writes is neither averaged, clipped nor "
             "noised: leave out max_norm, running statistics and values set from a first batch; keep nothing on self",
         )
+
+
+@contextmanager
+def _nesting_refused() -> Iterator[None]:
+    """Raise `ModelError` where what the model keeps is nested more deeply than Python's stack allows."""
+    try:
+        yield
+    except RecursionError:
+        raise ModelError(
+            "the model keeps something that is nested too deeply to be compared",
+            hint="keep chains of more than about 100 objects in flat lists",
+        ) from None  # its traceback is a thousand equal lines
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

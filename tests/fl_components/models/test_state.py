@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from fl_components.errors import ModelError
 from fl_components.models import RowFormat, check_fits
+from fl_components.models.state import ModuleState
 from fl_components.privacy import ExampleLevel
 from fl_components.training import SGD, one_thread
 from fl_components.training.chunk import Examples, made_up
@@ -432,3 +433,13 @@ def _hooked() -> nn.Module:
 def test_what_cannot_be_checked_or_copied_is_refused(make: Callable[[], nn.Module], sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         check_fits(make(), ROWS, (2,))
+
+
+def test_what_is_nested_too_deeply_is_refused_by_its_own_sentence() -> None:
+    chain: list[Any] = []
+    for _ in range(300):  # copy.deepcopy takes about 450
+        chain = [chain]
+    layer = nn.Linear(2, 1)
+    layer.chain = chain  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="nested too deeply"):
+        ModuleState(layer).changes(layer)
