@@ -5,10 +5,11 @@ from __future__ import annotations
 import array
 import io
 import random
+import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,34 @@ def started() -> Iterator[int]:
     return counter
 
 
+HELPER = types.ModuleType("a_module_of_the_users")
+HELPER.total = 0  # type: ignore[attr-defined]
+
+
+def read_helper() -> Any:
+    return vars(HELPER)["to" + "tal"]  # the function's code does not name the attribute
+
+
+def with_cell() -> Callable[[int], int]:
+    total = 0
+
+    def add(more: int) -> int:
+        nonlocal total
+        total += more
+        return total
+
+    return add
+
+
+def cached(size: int | None) -> Callable[[int], list[int]]:
+    @lru_cache(size)
+    def numbers_below(limit: int) -> list[int]:
+        return list(range(limit))
+
+    numbers_below(2)
+    return numbers_below
+
+
 def set_held(each: Any) -> None:
     each.held[0] = 1
 
@@ -118,6 +147,12 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "map": (lambda: map(abs, [1, 2]), next),
     "partial": (lambda: partial(max, [0]), lambda each: each.args[0].append(1)),
     "bound method of a list": (lambda: [0].append, lambda each: each(1)),
+    "variable of an enclosing function": (with_cell, lambda each: each(1)),
+    "module that a function reads by vars": (lambda: read_helper, lambda _: setattr(HELPER, "total", HELPER.total + 1)),
+    "new result in a cache": (lambda: cached(None), lambda each: each(3)),
+    "new result in a bounded cache": (lambda: cached(8), lambda each: each(3)),
+    "result of a cache": (lambda: cached(None), lambda each: each(2).append(1)),
+    "result of a bounded cache": (lambda: cached(8), lambda each: each(2).append(1)),
     "weak reference": (lambda: weakref.ref(TARGET), lambda each: setattr(each(), "held", each().held + 1)),
 }
 
