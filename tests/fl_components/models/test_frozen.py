@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import io
+import operator
 import random
 import types
 import weakref
@@ -81,12 +82,27 @@ def started() -> Iterator[int]:
     return counter
 
 
-HELPER = types.ModuleType("a_module_of_the_users")
-HELPER.total = 0  # type: ignore[attr-defined]
+HELPER: Any = types.ModuleType("a_module_of_the_users")
+HELPER.total = 0
 
 
 def read_helper() -> Any:
-    return vars(HELPER)["to" + "tal"]  # the function's code does not name the attribute
+    return max(each for each in vars(HELPER).values() if isinstance(each, int))
+
+
+def read_helper_by_name() -> Any:
+    return operator.attrgetter("total")(HELPER)
+
+
+def read_helper_inside() -> Any:
+    def read() -> Any:
+        return HELPER.total
+
+    return read()
+
+
+def count_in_helper(_: Any) -> None:
+    HELPER.total += 1
 
 
 def with_cell() -> Callable[[int], int]:
@@ -148,7 +164,9 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "partial": (lambda: partial(max, [0]), lambda each: each.args[0].append(1)),
     "bound method of a list": (lambda: [0].append, lambda each: each(1)),
     "variable of an enclosing function": (with_cell, lambda each: each(1)),
-    "module that a function reads by vars": (lambda: read_helper, lambda _: setattr(HELPER, "total", HELPER.total + 1)),
+    "module that a function reads by vars": (lambda: read_helper, count_in_helper),
+    "module that a function reads by a name": (lambda: read_helper_by_name, count_in_helper),
+    "module that an inner function reads": (lambda: read_helper_inside, count_in_helper),
     "new result in a cache": (lambda: cached(None), lambda each: each(3)),
     "new result in a bounded cache": (lambda: cached(8), lambda each: each(3)),
     "result of a cache": (lambda: cached(None), lambda each: each(2).append(1)),

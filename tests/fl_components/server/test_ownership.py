@@ -195,6 +195,7 @@ def daily(column: str, clients: list[str], *years: int) -> Files:
             {
                 column: {
                     "month": day.month,
+                    "month's name": day.strftime("%B"),
                     "day": day.day,
                     "date": day.isoformat(),
                     "number": number,
@@ -288,7 +289,7 @@ class TestWhatIsDoneToFiles:
         assert populations(data_of(answers(seed)), data_of(answers(0))) == set()
         assert populations(data_of(shuffled_rows(answers(0), random.Random(seed))), data_of(answers(0))) == {"wards"}
 
-    @pytest.mark.parametrize("column", ["month", "day", "date", "number", "working day", "month's end"])
+    @pytest.mark.parametrize("column", ["month", "month's name", "day", "date", "number", "working day", "month's end"])
     def test_a_calendar_is_anybodys(self, column: str) -> None:
         """Strangers who count by the same days are strangers, and so are two clients of one population."""
         mine, yours = data_of(daily(column, ["shop"], 2023)), data_of(daily(column, ["mill", "farm"], 2023, 2024))
