@@ -87,7 +87,7 @@ HELPER.total = 0
 
 
 def read_helper() -> Any:
-    return max(each for each in vars(HELPER).values() if isinstance(each, int))
+    return max(each for each in HELPER.__dict__.values() if isinstance(each, int))
 
 
 def read_helper_by_name() -> Any:
@@ -164,7 +164,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "partial": (lambda: partial(max, [0]), lambda each: each.args[0].append(1)),
     "bound method of a list": (lambda: [0].append, lambda each: each(1)),
     "variable of an enclosing function": (with_cell, lambda each: each(1)),
-    "module that a function reads by vars": (lambda: read_helper, count_in_helper),
+    "module that a function reads as a whole": (lambda: read_helper, count_in_helper),
     "module that a function reads by a name": (lambda: read_helper_by_name, count_in_helper),
     "module that an inner function reads": (lambda: read_helper_inside, count_in_helper),
     "new result in a cache": (lambda: cached(None), lambda each: each(3)),
