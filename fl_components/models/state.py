@@ -5,16 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fl_components.errors import ModelError
 from fl_components.models.frozen import Freezer, bits, is_users
-
-_VIEWS_OF_PARAMETERS: Final = frozenset({"_flat_weights", "_flat_weight_refs"})
-"""Attributes of torch's recurrent layers, which follow their parameters."""
 
 
 class ModuleState:
@@ -59,11 +56,8 @@ class ModuleState:
                     is_watched = tensor is not None and id(tensor) in self._without
                     copy_of = freezer.attributes_of_tensor if is_watched else freezer.freeze
                     yield (layer_name, f"{kind} {name!r}"), copy_of(tensor)
-            skipped = {"_parameters", "_buffers", "_modules"}
-            if isinstance(layer, nn.RNNBase):
-                skipped |= _VIEWS_OF_PARAMETERS
             for name, value in vars(layer).items():
-                if name not in skipped:
+                if name not in ("_parameters", "_buffers", "_modules"):
                     yield (layer_name, f"attribute {name!r}"), freezer.freeze(value)
             yield (layer_name, "layers"), [(name, id(each)) for name, each in layer._modules.items()]
             for kind_of in type(layer).__mro__:

@@ -6,6 +6,7 @@ import array
 import io
 import operator
 import random
+import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -151,6 +152,8 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "tensor by its version": (lambda: torch.zeros(LARGE + 1), lambda each: each[0].add_(1)),
     "slot": (Slotted, set_held),
     "slot of a base class": (SlottedBelow, set_held),
+    "a thread's local": (threading.local, lambda each: setattr(each, "held", 1)),
+    "namespace": (types.SimpleNamespace, lambda each: setattr(each, "held", 1)),
     "attribute": (WithProperty, set_held),
     "cached property": (WithProperty, lambda each: each.first),
     "Python's generator": (lambda: random.Random(0), lambda each: each.random()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import datetime as dt
 import functools
 import itertools
@@ -342,6 +343,32 @@ PLACES: dict[str, Callable[[], nn.Module]] = {
 def test_a_model_that_keeps_something_is_refused(place: str) -> None:
     with pytest.raises(ModelError, match="the model changes as it runs"):
         check_fits(PLACES[place](), ROWS, (2,))
+
+
+class CountsOnItsClass(nn.Sequential):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+class ReplacesItsLayer(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        self[0] = copy.deepcopy(self[0])
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(CountsOnItsClass, "class CountsOnItsClass of the model"), (ReplacesItsLayer, "layers of")]
+)
+def test_a_change_of_a_layers_class_or_of_its_layers_is_named(kind: Any, where: str) -> None:
+    model = kind(nn.Linear(4, 2))
+    before = ModuleState(model)
+    model(torch.zeros(1, 4))
+    assert any(each.startswith(where) for each in before.changes(model))
+    with pytest.raises(ModelError, match="the model changes as it runs"):
+        check_fits(kind(nn.Linear(4, 2)), ROWS, (2,))
 
 
 def of_unusual_rows(_: Any, x: Tensor, largest: list[float] = [1.0]) -> float:  # noqa: B006
