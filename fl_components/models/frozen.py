@@ -133,7 +133,7 @@ class Freezer:
             case functools.cached_property():
                 return self.freeze(value.func)
             case functools._lru_cache_wrapper():
-                return (self.freeze(value.__wrapped__), self.freeze(vars(value)), self._results(value))
+                return (self.freeze(value.__wrapped__), self._held_by_cache(value))
             case weakref.ref():
                 return self.freeze(value())
             case contextvars.ContextVar():
@@ -155,9 +155,9 @@ class Freezer:
     def _attributes(self, value: Any) -> Any:
         """The class and the attributes of an object of the user's, or of a namespace."""
         if is_users(type(value).__module__):
-            kinds = type(value).__mro__
-            slots = [each for kind in kinds for each in vars(kind).values() if isinstance(each, _Slot)]
-            return (self._each(kinds), self.freeze(getattr(value, "__dict__", None)), self._each(_filled(slots, value)))
+            kind = type(value)
+            slots = [each for base in kind.__mro__ for each in vars(base).values() if isinstance(each, _Slot)]
+            return (self.freeze(kind), self.freeze(getattr(value, "__dict__", None)), self._each(_filled(slots, value)))
         return self.freeze(vars(value)) if isinstance(value, _NAMESPACES) else None
 
     def _class(self, kind: type) -> Any:
@@ -187,20 +187,21 @@ class Freezer:
         copies = [(name, self.freeze(each)) for name, each in referred.items()]
         return (id(function.__code__), self._each(kept), copies)
 
-    def _results(self, cached: Any) -> Any:
-        """What `functools.lru_cache` holds: in a dictionary, or in links that a dictionary refers to."""
-        results: list[Any] = []
+    def _held_by_cache(self, cached: Any) -> Any:
+        """What a function of `functools.lru_cache` holds: its attributes, and its results in a dictionary or in links
+        that a dictionary refers to."""
+        held: list[Any] = []
         waiting = deque(each for each in gc.get_referents(cached) if each is not cached.__wrapped__)
         while waiting:
             each = waiting.popleft()
-            if type(each) is dict and each is not vars(cached):
+            if type(each) is dict:
                 waiting += [*each.keys(), *each.values()]
             elif type(each).__name__ != "_lru_list_elem":
-                results.append(self.freeze(each))
+                held.append(self.freeze(each))
             elif id(each) not in self._met:
                 self._met[id(each)] = each
                 waiting += gc.get_referents(each)
-        return results
+        return held
 
     def _pickled(self, value: Any) -> Any:
         """An object of another package, by what it would be pickled as where that package's objects are known to tell

@@ -4,16 +4,14 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models.frozen import Freezer, bits, is_users
-
-_VIEWS_OF_PARAMETERS: Final = frozenset({"_flat_weights", "_flat_weight_refs"})
-"""Attributes of torch's recurrent layers, which follow their parameters."""
 
 
 class ModuleState:
@@ -22,7 +20,7 @@ class ModuleState:
     modules of the user's, and what `functools.lru_cache` holds.
 
     State that lies outside of the user's Python objects is not found: files, environment variables, and attributes that
-    a model sets on other packages.
+    a model sets on other packages. Raises `ModelError` for what is nested too deeply.
 
     Args:
       module: it may be changed afterwards.
@@ -38,12 +36,14 @@ class ModuleState:
 
     def __init__(self, module: nn.Module, *, without: Set[int] = frozenset(), fast: bool = False) -> None:
         self._without, self._fast = without, fast
-        self._values = dict(self._walk(module))
+        with _nesting_refused():
+            self._values = dict(self._walk(module))
 
     def changes(self, module: nn.Module) -> list[str]:
-        """What differs now, named by layer; empty where nothing does."""
-        values = dict(self._walk(module))
-        names = [name for name in self._values.keys() | values.keys() if self._values.get(name) != values.get(name)]
+        """Return what differs now, named by layer; empty where nothing does."""
+        with _nesting_refused():
+            values = dict(self._walk(module))
+            names = [name for name in self._values.keys() | values.keys() if self._values.get(name) != values.get(name)]
         layers = dict(module.named_modules())
         return sorted({_where(layers, *name) for name in names})
 
@@ -56,11 +56,8 @@ class ModuleState:
                     is_watched = tensor is not None and id(tensor) in self._without
                     copy_of = freezer.attributes_of_tensor if is_watched else freezer.freeze
                     yield (layer_name, f"{kind} {name!r}"), copy_of(tensor)
-            skipped = {"_parameters", "_buffers", "_modules"}
-            if isinstance(layer, nn.RNNBase):
-                skipped |= _VIEWS_OF_PARAMETERS
             for name, value in vars(layer).items():
-                if name not in skipped:
+                if name not in ("_parameters", "_buffers", "_modules"):
                     yield (layer_name, f"attribute {name!r}"), freezer.freeze(value)
             yield (layer_name, "layers"), [(name, id(each)) for name, each in layer._modules.items()]
             for kind_of in type(layer).__mro__:
@@ -104,6 +101,18 @@ def refuse_changes(changes: list[str]) -> None:
             hint="a forward pass must leave the model as it is, for what it writes is neither averaged, clipped nor "
             "noised: leave out max_norm, running statistics and values set from a first batch; keep nothing on self",
         )
+
+
+@contextmanager
+def _nesting_refused() -> Iterator[None]:
+    """Raise `ModelError` where what the model keeps is nested more deeply than Python's stack allows."""
+    try:
+        yield
+    except RecursionError:
+        raise ModelError(
+            "the model keeps something that is nested too deeply to be compared",
+            hint="keep chains of more than about 100 objects in flat lists",
+        ) from None  # its traceback is a thousand equal lines
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

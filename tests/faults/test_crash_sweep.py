@@ -124,7 +124,8 @@ def test_a_kill_at_any_write_under_a_privacy_claim(run_cases: Callable[..., Case
     cases = run_cases("kills", config="private.yaml")
     check_private(dict(cases), kills=1)
     forgetting = [name for name in cases if name.partition(" ")[2].startswith("?: after the rename")]
-    assert len(forgetting) == 1 + 3  # the first key is made, and each round's is forgotten after its commit
+    # The secret is made and gets the name of its database, and the key of each round is forgotten after its commit.
+    assert len(forgetting) == 2 + 3
 
 
 def check_mishaps(cases: Cases) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import datetime as dt
 import functools
 import itertools
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import RowFormat, check_fits
+from fedrounds.fl_components.models.state import ModuleState
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.training import SGD, one_thread
 from fedrounds.fl_components.training.chunk import ExampleTable, synthetic_like
@@ -343,6 +345,32 @@ def test_a_model_that_keeps_something_is_refused(place: str) -> None:
         check_fits(PLACES[place](), ROWS, (2,))
 
 
+class CountsOnItsClass(nn.Sequential):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+class ReplacesItsLayer(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        self[0] = copy.deepcopy(self[0])
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(CountsOnItsClass, "class CountsOnItsClass of the model"), (ReplacesItsLayer, "layers of")]
+)
+def test_a_change_of_a_layers_class_or_of_its_layers_is_named(kind: Any, where: str) -> None:
+    model = kind(nn.Linear(4, 2))
+    before = ModuleState(model)
+    model(torch.zeros(1, 4))
+    assert any(each.startswith(where) for each in before.changes(model))
+    with pytest.raises(ModelError, match="the model changes as it runs"):
+        check_fits(kind(nn.Linear(4, 2)), ROWS, (2,))
+
+
 def of_unusual_rows(_: Any, x: Tensor, largest: list[float] = [1.0]) -> float:  # noqa: B006
     if 20 < x.max() < 300:
         largest[0] = max(largest[0], float(x.max()))
@@ -432,3 +460,13 @@ def _hooked() -> nn.Module:
 def test_what_cannot_be_checked_or_copied_is_refused(make: Callable[[], nn.Module], sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         check_fits(make(), ROWS, (2,))
+
+
+def test_what_is_nested_too_deeply_is_refused_by_its_own_sentence() -> None:
+    chain: list[Any] = []
+    for _ in range(300):  # copy.deepcopy takes about 450
+        chain = [chain]
+    layer = nn.Linear(2, 1)
+    layer.chain = chain  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="nested too deeply"):
+        ModuleState(layer).changes(layer)

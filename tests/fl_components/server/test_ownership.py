@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrounds.fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
-from fedrounds.fl_components.data.fingerprints import Fingerprints, column_hash, is_calendar, of_rows_scaled
+from fedrounds.fl_components.data.fingerprints import MAX_COLUMNS, Fingerprints, column_hash, is_calendar, of_rows_scaled
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.server.ownership import KeyedData, Match, keyed, matches
 
@@ -195,6 +195,7 @@ def daily(column: str, clients: list[str], *years: int) -> Files:
             {
                 column: {
                     "month": day.month,
+                    "month's name": day.strftime("%B"),
                     "day": day.day,
                     "date": day.isoformat(),
                     "number": number,
@@ -288,7 +289,7 @@ class TestWhatIsDoneToFiles:
         assert populations(data_of(answers(seed)), data_of(answers(0))) == set()
         assert populations(data_of(shuffled_rows(answers(0), random.Random(seed))), data_of(answers(0))) == {"wards"}
 
-    @pytest.mark.parametrize("column", ["month", "day", "date", "number", "working day", "month's end"])
+    @pytest.mark.parametrize("column", ["month", "month's name", "day", "date", "number", "working day", "month's end"])
     def test_a_calendar_is_anybodys(self, column: str) -> None:
         """Strangers who count by the same days are strangers, and so are two clients of one population."""
         mine, yours = data_of(daily(column, ["shop"], 2023)), data_of(daily(column, ["mill", "farm"], 2023, 2024))
@@ -298,6 +299,24 @@ class TestWhatIsDoneToFiles:
             ("shop", "shop"),
             ("bank", "bank"),
         }
+
+    def test_one_measurement_beside_a_calendar_is_enough(self) -> None:
+        """Without it, rows of strangers are equal, and so they tell nobody apart."""
+
+        def loads(*clients: str) -> Files:
+            files = daily("date", [*clients], 2023)
+            return {name: [{key: row[key] for key in ("date", "load")} for row in files[name]] for name in files}
+
+        assert populations(data_of(loads("mill")), data_of(loads("shop"))) == set()
+        assert populations(data_of(loads("shop")), data_of(loads("shop", "mill"))) == {"wards"}
+
+    def test_a_wide_table_has_a_bounded_number_of_views_and_may_lose_a_column(self) -> None:
+        draw = random.Random(0)
+        wide = {name: [{f"c{place}": draw.random() for place in range(150)} for _ in range(20)] for name in "ab"}
+        recorded = Fingerprints.of_tables({name: pd.DataFrame(rows) for name, rows in wide.items()})
+        assert all(len(each.views) <= MAX_COLUMNS + 3 for each in recorded.clients.values())
+        fewer = {name: [{key: row[key] for key in row if key != "c7"} for row in rows] for name, rows in wide.items()}
+        assert populations(data_of(fewer), data_of(wide)) == {"wards"}
 
     def test_clients_are_told_apart(self) -> None:
         """A client's data are its own, and another one's under any other name."""
