@@ -29,7 +29,7 @@ BASELINES = {
     "unigram": "the most frequent token (unigram)",
     "bigram": "what most often follows the token (bigram)",
 }
-STATE_STYLES = {
+STATE_STYLES: dict[str, str] = {
     RunState.COMPLETED: "green",
     RunState.RUNNING: "cyan",
     RunState.PENDING: "cyan",

@@ -448,7 +448,7 @@ def round_result(
     spent before its seal is added.
     """
     seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
-    rejected = Counter(rejection.code for rejection in collected.rejected.values())
+    rejected = Counter[str](rejection.code for rejection in collected.rejected.values())
     of_examples = {
         "train/loss": collected.train_loss.mean,
         **{f"time/{name}_s": s for name, s in seconds.items()},

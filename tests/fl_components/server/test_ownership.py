@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrounds.fl_components.data import FederatedData, FunctionData, HeartDisease, Tables
-from fedrounds.fl_components.data.fingerprints import MAX_COLUMNS, Fingerprints, column_hash, is_calendar, of_rows_scaled
+from fedrounds.fl_components.data.fingerprints import (
+    MAX_COLUMNS,
+    Fingerprints,
+    column_hash,
+    is_calendar,
+    of_rows_scaled,
+)
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.server.ownership import KeyedData, Match, keyed, matches
 
