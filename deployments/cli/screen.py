@@ -16,7 +16,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -97,9 +97,15 @@ class PipeConsole(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        discard_output(self.file)
+
+
+def discard_output(stream: IO[str]) -> None:
+    """Let a stream that cannot be written go nowhere from here on, with what is still in its buffer: else Python fails
+    to write it as the process ends, and exits with 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class CliOutput:
@@ -142,9 +148,7 @@ class CliOutput:
         try:
             print(json.dumps(_finite(self._reply), allow_nan=False), flush=True)
         except OSError as problem:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+            discard_output(sys.stdout)
             if not isinstance(problem, BrokenPipeError):  # else the reader has what it wanted
                 self.fail("store", f"the output cannot be written: {problem.strerror}", None, exit_code=1)
                 raise SystemExit(1) from problem
@@ -166,6 +170,7 @@ class CliOutput:
         except OSError as error:
             from fedrounds.fl_components.errors import StoreError
 
+            discard_output(self.console.file)
             raise StoreError(f"the output cannot be written: {error.strerror}") from error
 
     def fail(self, code: str, message: str, hint: str | None, *, exit_code: int, label: str = "Error") -> int:

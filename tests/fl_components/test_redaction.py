@@ -131,12 +131,24 @@ def test_no_form_of_a_password_in_a_variable_is_in_a_message(password: str) -> N
         "{'Authorization': 'Digest hunter2'}",
         "AccountName=x;AccountKey=hunter2;EndpointSuffix=core.windows.net",
         "SharedAccessSignature=hunter2",
+        "the proxy does not accept Bearer hunter2hunter2",
+        "sent: Basic hunter2hunter2==",
         "sslkey=hunter2",
         "X" * 3000 + "password=hunter2",
     ],
 )
 def test_a_password_is_hidden_where_no_variable_holds_it(text: str) -> None:
     assert "hunter2" not in redact(text)
+
+
+def test_a_password_of_several_words_in_a_query_is_hidden_where_the_text_is_one_url() -> None:
+    url = "postgresql://db.example/fed?user=a&password=my 'hunter2' words&sslmode=require"
+    assert redact_url(url) == "postgresql://db.example/fed?user=a&password=***&sslmode=require"
+
+
+def test_a_password_that_is_taken_for_a_hosts_name_is_hidden_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:Hunter2@mlflow.example")
+    assert redact("no address of hunter2 is known") == "no address of *** is known"
 
 
 def test_a_user_name_without_a_password_is_not_hidden_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
