@@ -39,13 +39,13 @@ from benchmarks.peers.tables import aligned
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.errors import DataError
-from fedrounds.fl_components.models import Mlp, build_seeded
-from fedrounds.fl_components.parameters import constants_digest, flatten
+from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded
+from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training import MAX_OF_SHARD, LocalExecution, ModelSpec, RowMapper, Trainer, Workload
+from fedrounds.fl_components.training import MAX_OF_SHARD, LocalExecution, RowMapper, Trainer, Workload
 from fedrounds.fl_components.values import ClientTask, RoundPlan
 
 RULES: dict[str, dict[str, Any]] = {
@@ -136,7 +136,7 @@ def workers() -> Trainer:
     num_parameters = len(flatten(module))
     work = Workload(
         module=module,
-        spec=ModelSpec(rule, *shapes, 0, constants_digest(module)),
+        spec=ModelSpec.of(rule, *shapes, 0, module),
         examples=SharedMemory.holding({name: np.asarray(array) for name, array in row.items()}),
         num_parameters=num_parameters,
         most_of_shard=MAX_OF_SHARD,

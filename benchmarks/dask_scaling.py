@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import psutil
 
+from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.training import DaskExecution, LocalExecution, StreamingSum, Trainer
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
 NUM_CLIENTS, NUM_EXAMPLES = 1_000, 60
 TARGET = 0.85
@@ -104,9 +105,9 @@ def cpu_s() -> float:
 def measure(shard_size: int, rounds: int) -> None:
     whole = federation(shard_size)
     workload, rule = whole.workload(), whole.config.training
-    assert whole.additive is not None
-    streaming = StreamingSum(whole.additive)
-    tasks = [ClientTask(whole.data.client_ids[row], row, NUM_EXAMPLES, seed=row) for row in range(NUM_CLIENTS)]
+    assert whole.streamed is not None
+    streaming = StreamingSum(whole.streamed, RoundAdmission(Admission()))
+    tasks = [SimulatedClient(whole.data.client_ids[row], row, NUM_EXAMPLES, seed=row) for row in range(NUM_CLIENTS)]
     shards = [tasks[shard] for shard in whole.config.execution.shards([1.0] * NUM_CLIENTS)]
     with ExitStack() as stack:
         lines: dict[str, Trainer] = {}

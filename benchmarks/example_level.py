@@ -30,23 +30,23 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.measure import WORKLOAD, Task  # noqa: E402
 from benchmarks.peers.torch_models import load  # noqa: E402
+from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.aggregation import Mean  # noqa: E402
 from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
-from fedrounds.fl_components.models import Mlp, build_seeded  # noqa: E402
-from fedrounds.fl_components.parameters import constants_digest, flatten  # noqa: E402
+from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded  # noqa: E402
+from fedrounds.fl_components.parameters import flatten  # noqa: E402
 from fedrounds.fl_components.privacy.noise import WholeNormals  # noqa: E402
 from fedrounds.fl_components.shared_memory import SharedMemory  # noqa: E402
 from fedrounds.fl_components.training import (  # noqa: E402
     SGD,
     LocalExecution,
-    ModelSpec,
     StreamingSum,
     Workload,
     grad_sampler_name,
     one_thread,
 )
 from fedrounds.fl_components.training.chunk import ExampleTable  # noqa: E402
-from fedrounds.fl_components.values import ClientTask  # noqa: E402
+from fedrounds.fl_components.values import SimulatedClient  # noqa: E402
 
 FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 PRIVACY = {"kind": "example_level", "noise_multiplier": 1.0, "max_grad_norm": 1.0}
@@ -109,12 +109,12 @@ def main() -> None:
     x_train, y_train = task.images[:2]
     arrays: dict[str, Any] = {"x": x_train[rows], "y": y_train[rows], "starts": starts, "stops": stops}
     tasks = [
-        ClientTask(str(client), row, int(stops[row] - starts[row]), seed=row, key=row.to_bytes(32, "little"))
+        SimulatedClient(str(client), row, int(stops[row] - starts[row]), seed=row, key=row.to_bytes(32, "little"))
         for row, client in enumerate(cohort)
     ]
     work = Workload(
         module=module,
-        spec=ModelSpec(rule, (784,), (10,), 0, constants_digest(module)),
+        spec=ModelSpec.of(rule, (784,), (10,), 0, module),
         examples=SharedMemory.holding(arrays),
         num_parameters=len(start_D),
         most_of_shard=len(tasks),
@@ -139,7 +139,9 @@ def main() -> None:
             for name, each in (("not private", plain), ("clipped steps", weights), ("example-level", private)):
 
                 def run(trainer: Any = trainer, each: SGD = each, cut: Any = cut) -> float:
-                    found = trainer.train(each, start_D, cut, StreamingSum(Mean(weights="uniform")), 1)
+                    found = trainer.train(
+                        each, start_D, cut, StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission())), 1
+                    )
                     return sum(float(result.sum()) for _, result in found)
 
                 runs[f"engine, {processes} process{'es' * (processes > 1)}, {name}"] = run
@@ -169,7 +171,7 @@ def main() -> None:
     print(f"noise: {middle['the noise alone, 1 process'] / noised * 1e9:.2f} ns a normal, {noised / 1e6:.0f} million")
 
 
-def noise(tasks: list[ClientTask], num_parameters: int, steps: int) -> None:
+def noise(tasks: list[SimulatedClient], num_parameters: int, steps: int) -> None:
     for task in tasks:
         assert task.key is not None
         stream = WholeNormals(task.key, 2.0**20)

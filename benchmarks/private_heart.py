@@ -35,7 +35,7 @@ from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.training import ExampleTable
 from fedrounds.fl_components.training.engine import Engine
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 from fedrounds.flows.round import walk
 
 DELTA = 1e-3
@@ -107,7 +107,8 @@ def accuracy_on_folds(config: FederationConfig, seeds: int) -> float:
             updates_ND = np.empty((len(clients), num_parameters), np.float32)
             for round in range(1, config.rounds + 1):
                 tasks = [
-                    ClientTask(str(client), client, len(y), 0, os.urandom(32)) for client, (_, y) in enumerate(clients)
+                    SimulatedClient(str(client), client, len(y), 0, key=os.urandom(32))
+                    for client, (_, y) in enumerate(clients)
                 ]
                 engine.train(config.training.in_round(round, config.rounds), params_D, tasks, updates_ND)
                 params_D = params_D + np.average(updates_ND, axis=0, weights=stops - starts).astype(np.float32)

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedrounds.fl_components.admission import Admission
-from fedrounds.fl_components.aggregation import AdditiveRule, Aggregation, Mean
+from fedrounds.fl_components.aggregation import Aggregation, LinearAggregator, Mean
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
@@ -129,6 +129,7 @@ def check_cohort(config: FederationConfig, num_clients: int) -> None:
             f"selection.min_updates is {config.selection.min_updates} but a round selects at most {most} clients: no "
             f"round could succeed; make selection.min_updates at most {most}"
         )
+    config.aggregation.check(most)
     share = config.simulation.availability.mean_share
     if share is not None:
         sampling = config.sampling(num_clients)
@@ -167,10 +168,12 @@ def check_claim(config: FederationConfig, num_clients: int | None) -> None:
     privacy, selection, aggregation = config.privacy, config.selection, config.aggregation
     if not privacy.claims:
         return
-    if not isinstance(aggregation, AdditiveRule):
+    if not isinstance(aggregation, LinearAggregator) or aggregation.prepare:
+        chain = "".join(f" after {preparation.kind}" for preparation in aggregation.prepare)
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but aggregation.kind is {aggregation.kind}: how far one client moves it "
-            "is not known, so no noise could cover it; use aggregation.kind mean"
+            f"privacy.kind is {privacy.kind} but aggregation.kind is {aggregation.kind}{chain}: how far one client "
+            "moves the aggregate is not known, so no noise could cover it; use aggregation.kind mean, and leave "
+            "aggregation.prepare out"
         )
     if aggregation.max_weight is None:
         raise ValueError(

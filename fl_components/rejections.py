@@ -7,8 +7,8 @@ from enum import StrEnum
 
 
 class RejectionCode(StrEnum):
-    """The kinds of rejection: of a frame that is no update of the round, of an update that breaks a limit, and of
-    clients from which none came."""
+    """The kinds of rejection: of a frame that is no update of the round, of an update that breaks a limit, of a client
+    that sent none, and of an update that the aggregator excluded."""
 
     TOO_LARGE = "too_large"
     UNDECODABLE = "undecodable"
@@ -20,6 +20,7 @@ class RejectionCode(StrEnum):
     NORM_TOO_LARGE = "norm_too_large"
     STRAGGLER = "straggler"
     BUDGET_EXHAUSTED = "budget_exhausted"
+    EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,24 @@
-"""The reference semantics: federated training in plain loops, without a store, stages or frames.
+"""The reference semantics: federated training in plain loops, without a store, stages or executors.
 
 What the flows compute is what this computes; a test holds them equal. Read it to see what a run means.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedrounds.fl_components.arrays import Float32
-from fedrounds.fl_components.compression import CodecContext
+from fedrounds.fl_components.aggregation import Updates
+from fedrounds.fl_components.arrays import Float32, Tensors
+from fedrounds.fl_components.client import ClientExamples, RoundSpec, run_round, seed_text
 from fedrounds.fl_components.config import FederationConfig
+from fedrounds.fl_components.layout import DELTA, PARAMS
 from fedrounds.fl_components.randomness import derive_key
-from fedrounds.fl_components.server.federation import assemble
-from fedrounds.fl_components.training import one_thread
+from fedrounds.fl_components.server.broadcast import encode_broadcast
+from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.wire import decode_update, max_update_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class SimulatedRound:
 
 
 def simulate(config: FederationConfig, source_folder: str | None = None) -> Iterator[SimulatedRound]:
-    """The rounds of `config`, one after the other, from fresh parameters.
+    """Return the rounds of `config`, one after the other, from fresh parameters.
 
     >>> from fedrounds.fl_components.config import parse_config
     >>> config = parse_config({
@@ -41,46 +43,78 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     [(1, True), (2, True), (3, True)]
     """
     federation = assemble(config, source_folder)
-    module = copy.deepcopy(federation.module)
-
-    def key(round: int, client: int) -> bytes | None:
-        """From the seed, which everybody knows: here it protects nobody."""
-        if federation.example_level is None:
-            return None
-        return derive_key(config.seed, round, "examples", data.client_ids[client]).to_bytes(32, "little")
-
-    data, params_D = federation.data, federation.initial_params_D
-    optimizer = config.server_optimizer.init(len(params_D))
-    held_D, memory = None, dict[int, Float32]()
-    participations, stragglers = np.zeros(data.num_clients, np.int64), config.simulation.stragglers
+    data, objective = federation.data, config.training.objective
+    sent_layout, received_layout = federation.update_layout, federation.broadcast_layout
+    state = federation.initial_state()
+    params_D, optimizer, aggregator, channels, held = (
+        state.params_D,
+        state.server_optimizer,
+        state.aggregator,
+        state.channels,
+        state.broadcast,
+    )
+    client_states: dict[str, Tensors] = {}
+    participations = np.zeros(data.num_clients, np.int64)
     for round in range(1, config.rounds + 1):
         cohort = federation.select(round, participations.__getitem__, config.seed).tolist()
         participations[cohort] += 1
-        training = config.training.in_round(round, config.rounds)
-        round_seed, broadcast_seed = (derive_key(config.seed, round, each) for each in ("compression", "broadcast"))
-        broadcast = CodecContext([broadcast_seed], broadcast_seed, federation.shapes)
-        sent = config.broadcast.compress(params_D, held_D, broadcast)
-        base_D = config.broadcast.decompress(sent, held_D, broadcast)
-        held_D = base_D if config.broadcast.against == "previous" else None
-        deltas, weights = [], []
+
+        values_M = received_layout.join({PARAMS: params_D, **channels})
+        context = _spec(federation, round, 0, "0" * 64).broadcast_context(received_layout)
+        sent = encode_broadcast(config.broadcast, received_layout.channels, values_M, held, context)
+
+        updates, num_examples, names = [], [], []
         for client in cohort:
-            seed = derive_key(config.seed, round, "training", data.client_ids[client])
-            work = stragglers.work(seed, training.num_units) if stragglers is not None else None
-            if stragglers is not None and stragglers.drop and work is not None:
+            spec, name = _spec(federation, round, client, sent.digest), data.client_ids[client]
+            stragglers = config.simulation.stragglers
+            if stragglers is not None and stragglers.drop and spec.work is not None:
                 continue
-            with one_thread():
-                delta_D, _ = training.train(module, base_D, *data.train(client), seed, key(round, client), work=work)
-                known = CodecContext([seed], round_seed, federation.shapes)
-                wanted_D = delta_D + memory.get(client, np.float32(0))
-                (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)
-            if config.compression.error_feedback:
-                memory[client] = wanted_D - received_D
-            deltas.append(received_D)
-            weights.append(float(data.num_examples(client)))
-        total = config.aggregation.init(len(params_D))
-        if deltas:
-            total = config.aggregation.add(total, np.stack(deltas), np.array(weights))
-        params_D, optimizer = config.server_optimizer.update(params_D, -config.aggregation.aggregate(total), optimizer)
+            examples, secret = ClientExamples(*data.train(client)), _secret(federation, round, name)
+            answer = run_round(spec, sent.frame, examples, client_states.get(name), secret)
+            client_states[name] = answer.state
+            update = decode_update(answer.frame, max_update_bytes(sent_layout.size))
+            updates.append(config.compression.decompress([update.parts], spec.update_context(sent_layout))[0])
+            num_examples.append(float(data.num_examples(client)))
+            names.append(name)
+
+        updates_NM = np.stack(updates) if updates else np.zeros((0, sent_layout.size), np.float32)
+        admitted = Updates(tuple(names), updates_NM, np.array(num_examples), np.zeros(len(names), np.int64))
+        result = config.aggregation.combine(admitted, aggregator)
+        aggregate, aggregator = sent_layout.split(result.aggregate_M), result.state
+        params_D, optimizer = config.server_optimizer.update(params_D, -aggregate.pop(DELTA), optimizer)
+        if objective.channels:
+            channels = objective.next_received(channels, aggregate, len(names) / data.num_clients)
+        held = sent.held
         yield SimulatedRound(
             round, tuple(data.client_ids[client] for client in cohort), params_D, federation.evaluate(params_D)
         )
+
+
+def _spec(federation: Federation, round: int, client: int, base_digest: str) -> RoundSpec:
+    """Return what a client must know of a round."""
+    config, name = federation.config, federation.data.client_ids[client]
+    seed = derive_key(config.seed, round, "training", name)
+    stragglers = config.simulation.stragglers
+    return RoundSpec(
+        run_id="simulation",
+        round=round,
+        collection=0,
+        client_id=name,
+        base_digest=base_digest,
+        model=federation.model_spec,
+        training=config.training.in_round(round, config.rounds),
+        compression=config.compression,
+        broadcast=config.broadcast,
+        privacy=config.privacy,
+        seed=seed_text(seed),
+        round_seed=seed_text(derive_key(config.seed, round, "compression")),
+        broadcast_seed=seed_text(derive_key(config.seed, round, "broadcast")),
+        work=None if stragglers is None else stragglers.work(seed, config.training.num_units),
+    )
+
+
+def _secret(federation: Federation, round: int, name: str) -> bytes | None:
+    """Return a client's secret. It comes from the seed, which everybody knows: here it protects nobody."""
+    if federation.example_level is None:
+        return None
+    return derive_key(federation.config.seed, round, "examples", name).to_bytes(32, "little")

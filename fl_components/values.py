@@ -1,6 +1,6 @@
 """The values that travel between the stages of a round. All frozen; a stage takes values and returns new ones.
 
-Arrays carry their shape in their name: N clients of a cohort, D trainable parameters.
+Arrays carry their shape in their name: N clients of a cohort, D trainable parameters, M coordinates of an update.
 """
 
 from __future__ import annotations
@@ -22,23 +22,41 @@ from fedrounds.fl_components.rejections import Rejection, RejectionCode
 
 @dataclass(frozen=True, slots=True)
 class ClientTask:
-    """What one client is asked to do.
+    """What one client is asked to do in a round; part of the plan.
 
     Args:
-      client_id, index: its name, and its row in the table of clients.
+      client_id, index: its name, and its place in the table of clients.
       num_examples: how many training examples it has.
-      seed: of its own draws.
-      key: the client's own secret of the round (32 bytes), where it makes a claim about each of its examples: batches
-        and noise are drawn from it.
-      work: after how many epochs (or steps) a simulated straggler stops; None for a client that does them all.
+      seed: of its public draws.
+      work: the epochs (or steps) after which a simulated straggler stops; None for a client that does them all.
     """
 
     client_id: str
     index: int
     num_examples: int
     seed: int
-    key: bytes | None = field(default=None, repr=False)
     work: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedClient(ClientTask):
+    """A task with what its client holds itself, where clients are simulated. It is no part of the plan.
+
+    Args:
+      key: the client's secret of the round (32 bytes), where it makes a claim about each of its examples: batches and
+        noise are drawn from it.
+      kept: the channels of the objective that the client keeps from round to round, float32 [D] each.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
+    kept: Mapping[str, Float32] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls, task: ClientTask, key: bytes | None = None, kept: Mapping[str, Float32] | None = None
+    ) -> SimulatedClient:
+        """Return the client of a task."""
+        return cls(task.client_id, task.index, task.num_examples, task.seed, task.work, key, kept or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +77,8 @@ class Sampling:
 class RoundPlan:
     """All that is decided about a round before any client is contacted.
 
-    `base_digest` names the parameters that every update must start from; `shards` cut the cohort into what is trained
+    `base_digest` names the parameters that every update must start from, `download_bytes` is the length of the frame in
+    which a client receives them; `shards` cut the cohort into what is trained
     and summed together, `waves` into whole shards that fit the memory budget; `collection` is the number of this
     round's reservation in the ledger (0 until authorised). `clipping_norm` is that of this round, under a privacy
     claim. `excluded` are clients that were selected and take no part, each with the reason.
@@ -68,6 +87,7 @@ class RoundPlan:
     run_id: str
     round: int
     base_digest: str
+    download_bytes: int
     cohort: tuple[ClientTask, ...]
     shards: tuple[slice, ...]
     waves: tuple[slice, ...]
@@ -99,38 +119,36 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class UpdateBatch:
-    """One wave's updates as the clients computed them, float32 [N, D], and each one's training loss.
+    """The updates of one wave as the clients computed them, float32 [N, M], and each one's training loss.
 
-    `absent` are the selected clients from which no update came, each with the reason.
+    `absent` are the selected clients that sent no update, each with the reason.
     """
 
     client_ids: tuple[str, ...]
-    deltas_ND: Float32
+    updates_NM: Float32
     losses: tuple[Weighted, ...]
-    download_bytes: int = 0
     absent: Mapping[str, Rejection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """One wave's updates as they travel: one frame of bytes per client.
+    """The updates of one wave as they travel: one frame of bytes for each client.
 
-    `error` is the squared norm of what compression lost over that of what was compressed, of all or of a few of the
-    clients; `residuals_ND` is what each of them keeps to add to its next update, with error feedback.
+    `error` is the squared norm of what compression lost over that of what was compressed, of all or of some of the
+    clients; `client_states` is what each client keeps for its next round, where clients keep something.
     """
 
     client_ids: tuple[str, ...]
     frames: tuple[bytes, ...]
     losses: tuple[Weighted, ...]
-    download_bytes: int = 0
     absent: Mapping[str, Rejection] = field(default_factory=dict)
     error: Weighted = field(default_factory=Weighted)
-    residuals_ND: Float32 | None = None
+    client_states: tuple[Tensors, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Accumulator:
-    """What an aggregation rule keeps of the updates seen so far: its own tensors, and how many updates they hold."""
+    """A running sum of updates: the tensors of a linear aggregator, and how many updates they hold."""
 
     tensors: Tensors
     count: int = 0
@@ -142,85 +160,114 @@ class Accumulator:
 
 @dataclass(frozen=True, slots=True)
 class UpdateSum:
-    """One wave's updates, checked and added up where they were made, so that N x D never exists.
+    """The updates of one wave, admitted and summed where they were computed, so that no array [N, M] exists.
 
-    `loss` is that of the updates in the sum; `rejected` are those that were left out of it, `absent` the clients from
-    which no update came, each with the reason. `frames` are updates as they would travel, each with how many there are
-    of that length: none before the compress stage.
+    `loss` is that of the updates in the sum; `rejected` are those that were left out of it, `absent` the clients that
+    sent no update, each with the reason. `frame_bytes` are the lengths of the frames [N] in which the updates would
+    travel, in the order of `client_ids`: empty before the stage `compress`.
     """
 
     client_ids: tuple[str, ...]
-    partial: Accumulator
+    total: Accumulator
     loss: Weighted
-    download_bytes: int = 0
     rejected: Mapping[str, Rejection] = field(default_factory=dict)
     absent: Mapping[str, Rejection] = field(default_factory=dict)
-    frames: tuple[tuple[bytes, int], ...] = ()
+    frame_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class CohortResult:
-    """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs.
+class CohortStatistics:
+    """What a round's collection came to, besides the updates.
 
-    `client_states` holds the keys of what clients keep for their next round, by client. `largest_bytes` is the length
-    of the longest update, `slowest_s` the simulated time of the slowest client.
+    Args:
+      selected, received: how many clients were selected, and how many updates were admitted.
+      rejected: the clients whose updates do not count, each with the reason.
+      client_states: the keys of what clients keep for their next round, by client.
+      upload_bytes, download_bytes, largest_bytes: of all updates, of all broadcasts, and of the longest update.
+      slowest_s: the simulated time of the slowest client.
+      metrics: what the aggregator measured.
+      seconds: spent in each stage until the seal.
     """
 
-    partial: Accumulator
+    selected: int = 0
+    received: int = 0
+    rejected: Mapping[str, Rejection] = field(default_factory=dict)
     train_loss: Weighted = field(default_factory=Weighted)
     compression_error: Weighted = field(default_factory=Weighted)
     client_states: Mapping[str, str] = field(default_factory=dict)
-    selected: int = 0
-    rejected: Mapping[str, Rejection] = field(default_factory=dict)  # by client id
     upload_bytes: int = 0
     download_bytes: int = 0
     largest_bytes: int = 0
     slowest_s: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        return pack(
-            self.partial.tensors,
-            {
-                "count": self.partial.count,
-                "train_loss": [self.train_loss.total, self.train_loss.weight],
-                "compression_error": [self.compression_error.total, self.compression_error.weight],
-                "rejected": {client_id: [each.code, each.detail] for client_id, each in self.rejected.items()},
-                **{name: getattr(self, name) for name in _PLAIN_OF_COLLECTED},
-            },
-        )
+    def to_header(self) -> dict[str, Any]:
+        """Return the statistics as JSON values."""
+        return {
+            **{name: getattr(self, name) for name in _PLAIN_STATISTICS},
+            **{name: [getattr(self, name).total, getattr(self, name).weight] for name in _WEIGHTED_STATISTICS},
+            "rejected": {client_id: [reason.code, reason.detail] for client_id, reason in self.rejected.items()},
+        }
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> CohortResult:
-        tensors, header = unpack(data)
-        return cls(
-            partial=Accumulator(tensors, header["count"]),
-            train_loss=Weighted(*header["train_loss"]),
-            compression_error=Weighted(*header["compression_error"]),
-            rejected={
-                client_id: Rejection(RejectionCode(code), detail)
-                for client_id, (code, detail) in header["rejected"].items()
-            },
-            **{name: header[name] for name in _PLAIN_OF_COLLECTED},
-        )
+    def from_header(cls, header: Mapping[str, Any]) -> CohortStatistics:
+        """Return the statistics that `to_header` wrote."""
+        rejected = {
+            client_id: Rejection(RejectionCode(code), detail)
+            for client_id, (code, detail) in header["rejected"].items()
+        }
+        weighted: dict[str, Any] = {name: Weighted(*header[name]) for name in _WEIGHTED_STATISTICS}
+        return cls(**{name: header[name] for name in _PLAIN_STATISTICS}, **weighted, rejected=rejected)
 
 
-_PLAIN_OF_COLLECTED: Final = (
-    "client_states",
+_PLAIN_STATISTICS: Final = (
     "selected",
+    "received",
+    "client_states",
     "upload_bytes",
     "download_bytes",
     "largest_bytes",
     "slowest_s",
+    "metrics",
     "seconds",
 )
+_WEIGHTED_STATISTICS: Final = ("train_loss", "compression_error")
+
+
+@dataclass(frozen=True, slots=True)
+class SealedCohort:
+    """The outcome of a round's collection, which the seal makes durable: all that the rest of the round needs.
+
+    `tensors` hold the exact sum of the contributions (`sum`) under a claim, on which noise is drawn after the seal;
+    otherwise the aggregate (`aggregate`) and the aggregator's new state (`state.NAME`).
+    """
+
+    tensors: Tensors
+    statistics: CohortStatistics = field(default_factory=CohortStatistics)
+
+    @property
+    def aggregator_state(self) -> Tensors:
+        """The aggregator's new state."""
+        return _part(self.tensors, "state")
+
+    def to_bytes(self) -> bytes:
+        """Return the value as one safetensors file."""
+        return pack(self.tensors, self.statistics.to_header())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SealedCohort:
+        """Return the value that `to_bytes` wrote. Raises `StoreError` where it is none."""
+        tensors, header = unpack(data)
+        return cls(tensors, CohortStatistics.from_header(header))
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """The whole state of a federation after `round` rounds: the checkpoint is this one value.
 
-    `broadcast` is what clients hold of the parameters, where these travel as differences.
+    `aggregator` is the state of the aggregator, `channels` what the server sends besides the parameters, `broadcast` what clients hold of the parameters, where these travel as
+    differences.
 
     >>> state = ServerState(0, np.zeros(3, np.float32), {"m": np.ones(3, np.float32)}, "ab12")
     >>> ServerState.from_bytes(state.to_bytes()).server_optimizer["m"]
@@ -231,6 +278,8 @@ class ServerState:
     params_D: Float32
     server_optimizer: Tensors
     config_digest: str
+    aggregator: Tensors = field(default_factory=dict)
+    channels: Tensors = field(default_factory=dict)
     clipping: Tensors = field(default_factory=dict)
     broadcast: Tensors = field(default_factory=dict)
 
@@ -253,7 +302,7 @@ class ServerState:
         )
 
 
-_PARTS_OF_STATE: Final = ("server_optimizer", "clipping", "broadcast")
+_PARTS_OF_STATE: Final = ("server_optimizer", "aggregator", "channels", "clipping", "broadcast")
 
 
 def _flat(parts: Mapping[str, Tensors]) -> Tensors:

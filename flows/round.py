@@ -21,14 +21,17 @@ def walk(stages: Any, hub: Hub, round: int) -> RoundResult:
     if result is not None:
         return result
     state = stages.load(hub, round)
-    plan = stages.authorise(hub, stages.select(hub, state))
-    collected = hub.sealed(round)  # an earlier attempt's: what is sealed is never collected again
-    if collected is None:
+    sent = stages.broadcast(hub, state)
+    plan = stages.authorise(hub, stages.select(hub, state, sent))
+    cohort = hub.sealed(round)  # an earlier attempt's: what is sealed is never collected again
+    if cohort is None:
+        collected = None
         for wave in plan.waves:
-            batch = stages.train(hub, plan, state, wave)
-            collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), collected)
-    state = stages.aggregate(hub, plan, state, collected)
-    result = stages.commit(hub, plan, state, collected, stages.evaluate(hub, state))
+            batch = stages.train(hub, plan, sent, wave)
+            collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), collected)
+        cohort = stages.aggregate(hub, plan, state, collected)
+    state = stages.server_step(hub, plan, state, sent, cohort)
+    result = stages.commit(hub, plan, state, cohort, stages.evaluate(hub, state))
     return result
 
 

@@ -37,11 +37,13 @@ def as_task(stage: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub
 
 
 load = as_task(stages.load)
+broadcast = as_task(stages.broadcast)
 select = as_task(stages.select)
 authorise = as_task(stages.authorise)
 train = as_task(stages.train)
 compress = as_task(stages.compress)
 admit = as_task(stages.admit)
 aggregate = as_task(stages.aggregate)
+server_step = as_task(stages.server_step)
 evaluate = as_task(stages.evaluate)
 commit = as_task(stages.commit)

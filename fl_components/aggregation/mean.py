@@ -8,18 +8,18 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from fedrounds.fl_components.aggregation.base import AdditiveRule
+from fedrounds.fl_components.aggregation.base import LinearAggregator
 from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.values import Accumulator
 
 
-class Mean(AdditiveRule):
+class Mean(LinearAggregator):
     """sum_i w_i delta_i / sum_i w_i, where w_i is the client's number of examples (but no more than `max_examples`), or
     1.
 
     >>> rule = Mean(weights="num_examples")
-    >>> deltas_ND = np.array([[1.0, 0.0], [4.0, 3.0]], np.float32)
-    >>> rule.aggregate(rule.add(rule.init(2), deltas_ND, np.array([2.0, 1.0])))
+    >>> updates_NM = np.array([[1.0, 0.0], [4.0, 3.0]], np.float32)
+    >>> rule.finish(rule.add(rule.start(2), updates_NM, np.array([2.0, 1.0])))
     array([2., 1.])
     """
 
@@ -45,6 +45,6 @@ class Mean(AdditiveRule):
             return np.ones(len(num_examples_N))
         return num_examples_N if self.max_examples is None else np.minimum(num_examples_N, self.max_examples)
 
-    def aggregate(self, partial: Accumulator) -> Float64:
-        mean_D: Float64 = partial.tensors["sum"] / (partial.tensors["weight"] if partial.count else 1.0)
-        return mean_D
+    def finish(self, total: Accumulator) -> Float64:
+        mean_M: Float64 = total.tensors["sum"] / (total.tensors["weight"] if total.count else 1.0)
+        return mean_M

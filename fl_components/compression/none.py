@@ -29,10 +29,10 @@ class NoCompression(Quantiser):
         return 0.0
 
     def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
-        return [{"delta": delta_D} for delta_D in deltas_ND]
+        return [{"values": delta_D} for delta_D in deltas_ND]
 
     def check(self, payload: Payload, known: CodecContext) -> None:
-        expect(payload, delta=("float32", known.num_parameters, None))
+        expect(payload, values=("float32", known.num_parameters, None))
 
     def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        return numbers(payloads, "delta")
+        return numbers(payloads, "values")

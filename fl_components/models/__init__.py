@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fedrounds.fl_components.models.base import ModelRule, build_seeded
 from fedrounds.fl_components.models.cnn import Cnn
+from fedrounds.fl_components.models.families import Model
 from fedrounds.fl_components.models.fit import Mode, RowFormat, check_fits, check_scores, failing_layer
 from fedrounds.fl_components.models.gru import Gru
 from fedrounds.fl_components.models.logistic_regression import LogisticRegression
@@ -13,14 +12,9 @@ from fedrounds.fl_components.models.mlp import Mlp
 from fedrounds.fl_components.models.module import ModuleModel
 from fedrounds.fl_components.models.resnet import ResNet
 from fedrounds.fl_components.models.rowwise import meeting_place, rowwise
+from fedrounds.fl_components.models.spec import ModelSpec
 from fedrounds.fl_components.models.state import Watch, same_bits
 from fedrounds.fl_components.models.transformer import Transformer
-from fedrounds.fl_components.rules import union
-
-if TYPE_CHECKING:
-    Model = ModelRule
-else:
-    Model = union("models", LogisticRegression, Mlp, Cnn, ResNet, Gru, Transformer, ModuleModel)
 
 __all__ = [
     "Cnn",
@@ -30,6 +24,7 @@ __all__ = [
     "Mode",
     "Model",
     "ModelRule",
+    "ModelSpec",
     "ModuleModel",
     "ResNet",
     "RowFormat",

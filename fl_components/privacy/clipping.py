@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedrounds.fl_components.admission import Clip
 
 UNITS: Final = 1 << 19
 """Whole units in a clipping norm. A float32 holds the sum of 32 contributions exactly, a float64 that of 2^34."""
@@ -34,15 +35,6 @@ def clip_norm_in_units(num_parameters: int) -> float:
     0.9995419...
     """
     return UNITS * (1 - 2 * BLOCK * 2.0**-24) - math.sqrt(num_parameters) / 2 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """How long a contribution may be: `norm` over all parameters. With `per_layer` each of L parameter tensors is
-    clipped for itself, to norm / sqrt(L) (McMahan et al. 2018, section 3)."""
-
-    norm: float
-    per_layer: bool = False
 
 
 def contributions(parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> Tensor:

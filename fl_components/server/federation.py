@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.admission import Clip, RoundAdmission
+from fedrounds.fl_components.aggregation import LinearAggregator
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.clients import Clients, Strata
 from fedrounds.fl_components.config import (
@@ -29,10 +30,11 @@ from fedrounds.fl_components.config import (
 )
 from fedrounds.fl_components.data import FederatedData
 from fedrounds.fl_components.errors import ConfigError, DataError, ModelError
-from fedrounds.fl_components.models import Mode, RowFormat, build_seeded, check_fits
+from fedrounds.fl_components.layout import DELTA, PARAMS, Layout, Shape
+from fedrounds.fl_components.models import Mode, ModelSpec, RowFormat, build_seeded, check_fits
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
 from fedrounds.fl_components.privacy import CentralPrivacy, ExampleLevel
-from fedrounds.fl_components.privacy.clipping import UNITS, Clip, clip_norm_in_units
+from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
 from fedrounds.fl_components.privacy.events import Event
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.randomness import generator
@@ -42,7 +44,6 @@ from fedrounds.fl_components.training import (
     BATCH_SIZE,
     MAX_OF_SHARD,
     ExampleTable,
-    ModelSpec,
     Result,
     Workload,
     evaluate,
@@ -71,9 +72,25 @@ class Federation:
         return len(self.initial_params_D)
 
     @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of the trainable parameters, in the order of D."""
-        return [tuple(each.shape) for each in self.module.parameters() if each.requires_grad]
+    def parameter_shapes(self) -> tuple[Shape, ...]:
+        """The shapes of the trainable parameters, in the order of D."""
+        return tuple(tuple(parameter.shape) for parameter in self.module.parameters() if parameter.requires_grad)
+
+    @cached_property
+    def update_layout(self) -> Layout:
+        """How an update is laid out."""
+        return Layout((DELTA, *self.config.training.objective.channels), self.parameter_shapes)
+
+    @cached_property
+    def broadcast_layout(self) -> Layout:
+        """How a broadcast is laid out."""
+        return Layout((PARAMS, *self.config.training.objective.channels), self.parameter_shapes)
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """How another process builds the same model."""
+        data = self.data
+        return ModelSpec.of(self.config.model, data.input_shape, data.output_shape, self.config.seed, self.module)
 
     @property
     def facts(self) -> dict[str, int | str]:
@@ -138,10 +155,16 @@ class Federation:
         return rows[np.argsort(-lengths, kind="stable")]
 
     @property
-    def additive(self) -> AdditiveRule | None:
-        """The aggregation, where updates may be added up where they are made: nothing looks at a single one later."""
-        rule = self.config.aggregation
-        return rule if isinstance(rule, AdditiveRule) and self.config.compression.transparent else None
+    def streamed(self) -> LinearAggregator | None:
+        """The aggregator, where updates may be summed where they are made: nothing needs a single one later."""
+        config, rule = self.config, self.config.aggregation
+        is_streamed = config.compression.transparent and not rule.prepare and not config.training.objective.channels
+        return rule if isinstance(rule, LinearAggregator) and is_streamed else None
+
+    @property
+    def keeps_client_states(self) -> bool:
+        """Whether clients keep something from round to round."""
+        return self.config.compression.error_feedback or bool(self.config.training.objective.channels)
 
     @property
     def sampling(self) -> Sampling:
@@ -227,35 +250,30 @@ class Federation:
         digest.update(Path(file).read_bytes() if file is not None else b"")
         return digest.hexdigest()
 
-    @property
-    def num_coordinates(self) -> int:
-        """Of the sum of a cohort's updates."""
-        return self.num_parameters + self.config.privacy.claims
-
-    def clip(self, plan: RoundPlan) -> Clip | None:
-        """How a round's updates are clipped, under a claim."""
-        if self.central is None:
-            return None
-        assert plan.clipping_norm is not None
-        return Clip(plan.clipping_norm, self.central.per_layer)
+    def admission(self, plan: RoundPlan) -> RoundAdmission:
+        """Return what decides which updates of a round count, and how long they may be."""
+        clip = None
+        if self.central is not None:
+            assert plan.clipping_norm is not None
+            clip = Clip(plan.clipping_norm, self.central.per_layer)
+        return RoundAdmission(self.config.admission, clip)
 
     def workload(self) -> Workload:
         """What local training needs of this federation."""
-        config, data = self.config, self.data
+        config = self.config
         most_of_shard = config.execution.shard_size or MAX_OF_SHARD
-        if self.additive is None:
-            result: Result = (np.float32, (most_of_shard, self.num_parameters))
+        num_coordinates = self.update_layout.size
+        if self.streamed is None:
+            result: Result = (np.float32, (most_of_shard, num_coordinates))
         elif config.privacy.claims:
-            result = (np.float64, (self.num_coordinates,))
+            result = (np.float64, (num_coordinates + 1,))
         else:
-            result = (np.float32, (self.num_parameters,))
+            result = (np.float32, (num_coordinates,))
         return Workload(
             module=self.module,
-            spec=ModelSpec(
-                config.model, data.input_shape, data.output_shape, config.seed, constants_digest(self.module)
-            ),
+            spec=self.model_spec,
             examples=self.examples,
-            num_parameters=self.num_parameters,
+            num_parameters=num_coordinates,
             most_of_shard=most_of_shard,
             result=result,
         )
@@ -272,6 +290,10 @@ class Federation:
             params_D=self.initial_params_D if params_D is None else params_D,
             server_optimizer=self.config.server_optimizer.init(self.num_parameters),
             config_digest=config_digest(self.config),
+            aggregator=self.config.aggregation.init(self.update_layout.size),
+            channels={
+                name: np.zeros(self.num_parameters, np.float32) for name in self.config.training.objective.channels
+            },
             clipping=self.config.privacy.init(),
         )
 
@@ -343,8 +365,8 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     give_back_memory()
     federation = Federation(config, data, examples, module, initial_params_D)
     try:
-        config.compression.check_size(federation.num_parameters)
-        config.broadcast.check_size(federation.num_parameters)
+        config.compression.check_size(federation.update_layout.size)
+        config.broadcast.check_size(federation.update_layout.size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _check_mechanisms(federation)
@@ -402,16 +424,16 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
 def _check_mechanisms(federation: Federation) -> None:
     """Refuse noise and clipping that no step or round could be computed with: public values decide that, so no client
     is charged first."""
-    config, num_parameters = federation.config, federation.num_parameters
+    config, num_coordinates = federation.config, federation.update_layout.size
     if config.training.example_level is not None:
         try:
-            Mechanism.of(config.training.resolved_privacy(config.rounds), num_parameters)
+            Mechanism.of(config.training.resolved_privacy(config.rounds), federation.num_parameters)
         except ModelError as error:
             raise ConfigError(error.message, hint=error.hint) from None
     if federation.central is not None:
-        if clip_norm_in_units(num_parameters) < UNITS / 2:
+        if clip_norm_in_units(num_coordinates) < UNITS / 2:
             raise ConfigError(
-                f"privacy.kind is central: rounding the {num_parameters} parameters of the model to whole units would "
+                f"privacy.kind is central: rounding the {num_coordinates} coordinates of an update to whole units would "
                 "take more than half of the clipping norm",
                 hint="use a smaller model, or freeze a part of it",
             )

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.aggregation import LinearAggregator
 from fedrounds.fl_components.arrays import Float32, Tensors, tensors_digest
-from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import FederationConfig, config_digest, is_moved, parse_config
 from fedrounds.fl_components.errors import (
     BudgetExhausted,
@@ -46,7 +46,8 @@ from fedrounds.fl_components.server.claim import (
     simulated_epsilon,
     spending,
 )
-from fedrounds.fl_components.server.encoding import Codec, EncodedBroadcast, send
+from fedrounds.fl_components.server.collection import Collection, UpdateStack
+from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.profile import Profile
 from fedrounds.fl_components.server.rows import changed_clients, data_facts, digest_key
@@ -71,7 +72,18 @@ from fedrounds.fl_components.store import (
 )
 from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client, plus
 from fedrounds.fl_components.training import Trainer, engine_environment, peak_memory_bytes
-from fedrounds.fl_components.values import ClientTask, CohortResult, RoundPlan, RoundResult, ServerState, pack, unpack
+from fedrounds.fl_components.values import (
+    Accumulator,
+    ClientTask,
+    CohortStatistics,
+    RoundPlan,
+    RoundResult,
+    SealedCohort,
+    ServerState,
+    SimulatedClient,
+    pack,
+    unpack,
+)
 
 Say = Callable[[str], None]
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
@@ -117,7 +129,6 @@ class Hub:
     cancelled: threading.Event = field(default_factory=threading.Event)
     secret: RunSecret | None = None
     _round_began: float = 0.0
-    _sent: tuple[int, EncodedBroadcast] | None = None
     _fresh_collection: bool = False
 
     @property
@@ -156,42 +167,49 @@ class Hub:
         """In how many committed rounds the clients in these rows [N] took part, int64 [N]."""
         return np.array(self.store.participations(self.run_id, clients.tolist()), np.int64)
 
-    def sealed(self, round: int) -> CohortResult | None:
-        """What an earlier attempt collected and sealed for this round, if it did."""
+    def sealed(self, round: int) -> SealedCohort | None:
+        """Return what an earlier attempt collected and sealed for this round, if it did."""
         seal = self.store.sealed(self.run_id, round)
         if seal is None:
             return None
         data = seal.data if self.secret is None else opened(self.key(round, "seal"), seal.data)
-        return CohortResult.from_bytes(data)
+        return SealedCohort.from_bytes(data)
 
-    def seal(self, plan: RoundPlan, collected: CohortResult) -> None:
+    def seal(self, plan: RoundPlan, cohort: SealedCohort) -> None:
         """Make what was collected durable, under a claim so that nobody can read it once the round's key is gone."""
         if self.secret is None:
-            data = collected.to_bytes()
+            data = cohort.to_bytes()
         else:
-            rejected = {client_id: _shortened(each) for client_id, each in collected.rejected.items()}
+            rejected = {client_id: _shortened(reason) for client_id, reason in cohort.statistics.rejected.items()}
             # Nothing of the cohort may show in the length, which is that of one whole piece.
             of_clients = self.federation.largest_cohort * BYTES_OF_CLIENT if self.federation.hides_participation else 0
-            of_sum = sum(tensor.nbytes for tensor in collected.partial.tensors.values())
+            of_tensors = sum(tensor.nbytes for tensor in cohort.tensors.values())
             data = closed(
                 self.key(plan.round, "seal"),
-                replace(collected, rejected=rejected).to_bytes(),
-                multiple=of_sum + SEAL_BYTES + of_clients,
+                replace(cohort, statistics=replace(cohort.statistics, rejected=rejected)).to_bytes(),
+                multiple=of_tensors + SEAL_BYTES + of_clients,
             )
-        self.lease.seal(plan.round, plan.collection, data, collected.client_states)
+        self.lease.seal(plan.round, plan.collection, data, cohort.statistics.client_states)
 
-    def residuals(self, client_ids: Sequence[str]) -> Float32:
-        """What compression left out of these clients' updates so far, float32 [N, D]."""
-        residuals_ND = np.zeros((len(client_ids), self.federation.num_parameters), np.float32)
-        states = self.store.client_states(self.run_id, client_ids)
-        for residual_D, client_id in zip(residuals_ND, client_ids, strict=True):
-            if client_id in states:
-                residual_D[:] = unpack(states[client_id])[0]["residual"]
-        return residuals_ND
+    def client_states(self, client_ids: Sequence[str]) -> list[Tensors]:
+        """Return what each of these clients keeps from its last round; empty for one that took part in none."""
+        blobs = self.store.client_states(self.run_id, client_ids)
+        return [unpack(blobs[client_id])[0] if client_id in blobs else {} for client_id in client_ids]
 
-    def write_residual(self, residual_D: Float32) -> str:
-        """Make what compression left out of a client's update durable, and return its key."""
-        return self.lease.write_client_state(pack({"residual": residual_D}, {}))
+    def write_client_state(self, state: Tensors) -> str:
+        """Make what a client keeps for its next round durable, and return its key."""
+        return self.lease.write_client_state(pack(state, {}))
+
+    def empty_collection(self, plan: RoundPlan) -> Collection:
+        """Return the collection of a round before its first wave."""
+        rule, num_coordinates = self.config.aggregation, self.federation.update_layout.size
+        if isinstance(rule, LinearAggregator) and not rule.prepare:
+            updates: Accumulator | UpdateStack = rule.start(num_coordinates + self.config.privacy.claims)
+        else:
+            memory_bytes = int(self.config.execution.memory_mb * 1e6)
+            updates = UpdateStack(len(plan.cohort), num_coordinates, memory_bytes, self.store.home)
+        statistics = CohortStatistics(selected=len(plan.excluded), rejected=plan.excluded)
+        return Collection(updates, statistics)
 
     def source(self, round: int) -> int | bytes:
         """What a round's cohort and its clients draw from: the seed, or under a claim a secret, since who was selected
@@ -199,20 +217,9 @@ class Hub:
         return self.config.seed if self.secret is None else self.key(round, "selection and training")
 
     def codec(self, plan: RoundPlan) -> Codec:
-        """How the updates of a round travel."""
-        return Codec(
-            rule=self.config.compression,
-            round_seed=derive_key(self.source(plan.round), plan.round, "compression"),
-            shapes=self.federation.shapes,
-        )
-
-    def broadcast(self, state: ServerState) -> EncodedBroadcast:
-        """The parameters of the round after `state`, as the clients receive them."""
-        if self._sent is None or self._sent[0] != state.round:
-            seed = derive_key(self.config.seed, state.round + 1, "broadcast")  # of public numbers
-            known = CodecContext([seed], seed, self.federation.shapes)
-            self._sent = state.round, send(self.config.broadcast, state.params_D, state.broadcast, known)
-        return self._sent[1]
+        """Return how the updates of a round travel."""
+        seed = derive_key(self.source(plan.round), plan.round, "compression")
+        return Codec(self.config.compression, seed, self.federation.update_layout)
 
     def slowest_s(self, tasks: Sequence[ClientTask], upload_bytes: Sequence[int], download_bytes: int) -> float:
         """The simulated time of the slowest of these clients, where a network is simulated."""
@@ -228,26 +235,24 @@ class Hub:
         )
         return float(seconds_N.max())
 
-    def with_keys(self, plan: RoundPlan, tasks: Sequence[ClientTask]) -> Sequence[ClientTask]:
-        """The tasks with the simulated clients' own secrets, where they answer for their examples: no other purpose's
-        keys, and gone with the round's. A client whose rows or training differ has another one."""
-        if self.federation.example_level is None:
-            return tasks
-        training = self.training_digest(plan)
-        return [
-            replace(
-                task,
-                key=self.key(
-                    plan.round,
-                    "examples",
-                    plan.collection,
-                    task.client_id,
-                    training,
-                    self.federation.digest_of_client(task.index).hex(),
-                ),
-            )
-            for task in tasks
-        ]
+    def simulated_clients(self, plan: RoundPlan, tasks: Sequence[ClientTask]) -> list[SimulatedClient]:
+        """Return the clients of these tasks, with what each of them holds itself.
+
+        A client that answers for its examples has a secret of the round, which serves no other purpose and is gone with
+        the round's key. A client whose rows or training differ has another one.
+        """
+        keys: list[bytes | None] = [None] * len(tasks)
+        if self.federation.example_level is not None:
+            training = self.training_digest(plan)
+            rows = [self.federation.digest_of_client(task.index).hex() for task in tasks]
+            keys = [
+                self.key(plan.round, "examples", plan.collection, task.client_id, training, digest)
+                for task, digest in zip(tasks, rows, strict=True)
+            ]
+        kept: Sequence[Tensors] = [{}] * len(tasks)
+        if self.config.training.objective.channels:
+            kept = self.client_states([task.client_id for task in tasks])
+        return [SimulatedClient.of(task, key, state) for task, key, state in zip(tasks, keys, kept, strict=True)]
 
     def training_digest(self, plan: RoundPlan) -> str:
         """The sha256 over what determines the clients' updates of a round besides their rows and keys; it is public."""

@@ -5,11 +5,10 @@ Only `authorise`, `aggregate` (its seal) and `commit` write, each of them so tha
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,33 +16,38 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from fedrounds.fl_components.aggregation import AdditiveRule
-from fedrounds.fl_components.arrays import Float32, Float64
+from fedrounds.fl_components.admission import Clip
+from fedrounds.fl_components.aggregation import LinearAggregator
+from fedrounds.fl_components.arrays import Float32, Float64, Tensors
+from fedrounds.fl_components.client import RESIDUAL
+from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
-from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
+from fedrounds.fl_components.layout import DELTA, PARAMS
+from fedrounds.fl_components.privacy.clipping import add_contributions
 from fedrounds.fl_components.privacy.events import NoOpEvent
 from fedrounds.fl_components.privacy.releases import Release, public, split_releases, withheld
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.server.encoding import admit_all
+from fedrounds.fl_components.server.broadcast import EncodedBroadcast, encode_broadcast
+from fedrounds.fl_components.server.collection import Collection, UpdateStack
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.withheld import withheld_error
 from fedrounds.fl_components.store.ledger import of_client
-from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of
+from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of, next_kept
 from fedrounds.fl_components.values import (
     Accumulator,
     ClientTask,
-    CohortResult,
+    CohortStatistics,
     EncodedBatch,
     RoundPlan,
     RoundResult,
+    SealedCohort,
     ServerState,
     UpdateBatch,
     UpdateSum,
     Weighted,
 )
-from fedrounds.fl_components.wire import decode_update
 
 OF_CLIENTS = ("train", "compress", "admit", "evaluate")
 """Stages whose errors may tell of clients' data; so may errors of any stage that nobody foresaw."""
@@ -95,7 +99,17 @@ def load(hub: Hub, round: int) -> ServerState:
 
 
 @stage
-def select(hub: Hub, state: ServerState) -> RoundPlan:
+def broadcast(hub: Hub, state: ServerState) -> EncodedBroadcast:
+    """Return the parameters, and the other channels, as the clients receive them."""
+    layout = hub.federation.broadcast_layout
+    seed = derive_key(hub.config.seed, state.round + 1, "broadcast")  # of public numbers
+    values_M = layout.join({PARAMS: state.params_D, **state.channels})
+    context = CodecContext([seed], seed, layout.shapes)
+    return encode_broadcast(hub.config.broadcast, layout.channels, values_M, state.broadcast, context)
+
+
+@stage
+def select(hub: Hub, state: ServerState, sent: EncodedBroadcast) -> RoundPlan:
     """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
     config, data, round = hub.config, hub.federation.data, state.round + 1
     source, stragglers = hub.source(round), config.simulation.stragglers
@@ -114,7 +128,8 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
     return RoundPlan(
         run_id=hub.run_id,
         round=round,
-        base_digest=hub.broadcast(state).digest,
+        base_digest=sent.digest,
+        download_bytes=len(sent.frame),
         **_cut(hub, cohort),
         min_updates=0 if config.privacy.claims else config.selection.min_updates,
         event=(
@@ -131,11 +146,11 @@ def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
     from public values: as many as the largest cohort needs, each with an equal part of the actual one, perhaps empty.
     """
     config, federation = hub.config, hub.federation
-    rule, num_parameters = config.execution, federation.num_parameters
-    work_N = [config.training.num_samples_processed(task.num_examples) * num_parameters for task in cohort]
-    additive = federation.additive is not None
+    rule, num_coordinates = config.execution, federation.update_layout.size
+    work_N = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in cohort]
+    additive = federation.streamed is not None
     if federation.hides_participation:
-        waves = rule.equal_waves(len(cohort), federation.largest_cohort, num_parameters, additive=additive)
+        waves = rule.equal_waves(len(cohort), federation.largest_cohort, num_coordinates, additive=additive)
         shards = tuple(
             slice(wave.start + shard.start, wave.start + shard.stop)
             for wave in waves
@@ -143,7 +158,7 @@ def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
         )
     else:
         shards = rule.shards(work_N)
-        waves = rule.waves(shards, num_parameters, additive=additive)
+        waves = rule.waves(shards, num_coordinates, additive=additive)
     return {"cohort": cohort, "shards": shards, "waves": waves}
 
 
@@ -177,73 +192,82 @@ def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
 
 
 @stage
-def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateBatch | UpdateSum:
-    """Local training of one wave, from the parameters as the clients receive them."""
-    broadcast = hub.broadcast(state)
-    tasks, additive, stragglers = plan.cohort[wave], hub.federation.additive, hub.config.simulation.stragglers
+def train(hub: Hub, plan: RoundPlan, sent: EncodedBroadcast, wave: slice) -> UpdateBatch | UpdateSum:
+    """Return the updates of one wave's local training, from the parameters as the clients receive them."""
+    tasks, rule, stragglers = plan.cohort[wave], hub.federation.streamed, hub.config.simulation.stragglers
     dropped = [task for task in tasks if stragglers is not None and stragglers.drop and task.work is not None]
     absent = {task.client_id: STRAGGLER for task in dropped}
     shards = [
-        hub.with_keys(plan, [task for task in plan.cohort[shard] if task.client_id not in absent])
+        hub.simulated_clients(plan, [task for task in plan.cohort[shard] if task.client_id not in absent])
         for shard in plan.shards
         if wave.start <= shard.start < wave.stop
     ]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
     rounds_left = hub.config.rounds - plan.round + 1
-    streaming = (
-        StreamingSum(additive, hub.federation.clip(plan), hub.config.admission) if additive is not None else None
-    )
-    trained = hub.trainer.train(training, broadcast.params_D, shards, streaming, rounds_left)
+    streaming = StreamingSum(rule, hub.federation.admission(plan)) if rule is not None else None
+    trained = hub.trainer.train(training, sent.base_M, shards, streaming, rounds_left)
+    num_coordinates = hub.federation.update_layout.size
     batch = (
-        _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
-        if additive is None
-        else _add_up(additive, additive.init(hub.federation.num_coordinates), trained)
+        _stack(np.empty((len(tasks), num_coordinates), np.float32), trained)
+        if rule is None or streaming is None
+        else _add_up(rule, rule.start(streaming.size(num_coordinates)), trained)
     )
-    return replace(batch, download_bytes=len(broadcast.frame) * len(tasks), absent=absent)
+    return replace(batch, absent=absent)
 
 
-def _stack(deltas_ND: Float32, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateBatch:
-    """The shards' updates, one under the other."""
+def _stack(updates_NM: Float32, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateBatch:
+    """Return the shards' updates, one under the other."""
     client_ids: list[str] = []
     losses: list[Weighted] = []
-    for report, shard_ND in trained:
+    for report, shard_NM in trained:
         start, stop = len(client_ids), len(client_ids) + len(report.client_ids)
-        deltas_ND[start:stop] = shard_ND[: stop - start]
+        updates_NM[start:stop] = shard_NM[: stop - start]
         client_ids += report.client_ids
         losses += report.losses
-    return UpdateBatch(tuple(client_ids), deltas_ND[: len(client_ids)], tuple(losses))
+    return UpdateBatch(tuple(client_ids), updates_NM[: len(client_ids)], tuple(losses))
 
 
-def _add_up(rule: AdditiveRule, partial: Accumulator, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateSum:
-    """The shards' sums, in the order of the shards."""
+def _add_up(rule: LinearAggregator, total: Accumulator, trained: Iterable[tuple[ShardReport, Float32]]) -> UpdateSum:
+    """Return the shards' sums, added in the order of the shards."""
     client_ids: list[str] = []
     loss = Weighted()
     rejected: dict[str, Rejection] = {}
-    for report, sum_D in trained:
-        partial = rule.add_sum(partial, sum_D, report.weight, report.count)
-        for client_id, each in zip(report.client_ids, report.losses, strict=True):
-            loss = loss if client_id in report.rejected else loss + each
+    for report, sum_M in trained:
+        total = rule.add_sum(total, sum_M, report.weight, report.count)
+        for client_id, client_loss in zip(report.client_ids, report.losses, strict=True):
+            loss = loss if client_id in report.rejected else loss + client_loss
         client_ids += report.client_ids
         rejected |= report.rejected
-    return UpdateSum(tuple(client_ids), partial, loss, rejected=rejected)
+    return UpdateSum(tuple(client_ids), total, loss, rejected=rejected)
 
 
 @stage
-def compress(hub: Hub, plan: RoundPlan, state: ServerState, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
-    """One wave's updates as the bytes that travel; of updates that are added up already, one of each length."""
-    codec = hub.codec(plan)
+def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
+    """Return one wave's updates as the bytes that travel; of summed updates, how many bytes would travel."""
+    codec, layout = hub.codec(plan), hub.federation.update_layout
     if isinstance(batch, UpdateSum):
-        delta_1D = batch.partial.tensors["sum"][None, : hub.federation.num_parameters].astype(np.float32)
-        alike: dict[int, list[str]] = {}
-        for client_id in batch.client_ids:
-            alike.setdefault(len(json.dumps(client_id)), []).append(client_id)
-        tasks = _tasks(plan, [ids[0] for ids in alike.values()])
-        frames = [codec.encode(plan, [task], delta_1D)[0][0] for task in tasks]
-        return replace(batch, frames=tuple(zip(frames, map(len, alike.values()), strict=True)))
-    residuals_ND = hub.residuals(batch.client_ids) if hub.config.compression.error_feedback else None
+        return replace(batch, frame_bytes=tuple(map(codec.fixed_update_bytes, batch.client_ids)))
+    objective, feedback = hub.config.training.objective, hub.config.compression.error_feedback
+    states = hub.client_states(batch.client_ids) if hub.federation.keeps_client_states else []
+    new_states: list[dict[str, Float32]] = (
+        [
+            next_kept(objective, state, layout.split(update_M))
+            for state, update_M in zip(states, batch.updates_NM, strict=True)
+        ]
+        if states
+        else []
+    )
+    residuals_NM = None
+    if feedback:
+        residuals_NM = np.zeros_like(batch.updates_NM)
+        for residual_M, state in zip(residuals_NM, states, strict=True):
+            residual_M[:] = state.get(RESIDUAL, 0)
     tasks = _tasks(plan, batch.client_ids)
-    encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, residuals_ND, hub.trainer.spread)
-    return EncodedBatch(batch.client_ids, encoded, batch.losses, batch.download_bytes, batch.absent, error, kept_ND)
+    frames, error, residuals_NM = codec.encode(plan, tasks, batch.updates_NM, residuals_NM, hub.trainer.spread)
+    if residuals_NM is not None:
+        for state, residual_M in zip(new_states, residuals_NM, strict=True):
+            state[RESIDUAL] = residual_M
+    return EncodedBatch(batch.client_ids, frames, batch.losses, batch.absent, error, tuple(new_states))
 
 
 def _tasks(plan: RoundPlan, client_ids: Sequence[str]) -> list[ClientTask]:
@@ -252,115 +276,167 @@ def _tasks(plan: RoundPlan, client_ids: Sequence[str]) -> list[ClientTask]:
 
 
 @stage
-def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: CohortResult | None) -> CohortResult:
-    """Decode, check and take in one wave's updates, shard by shard; what is refused is kept with its reason."""
-    rule = hub.config.aggregation
-    collected = collected or CohortResult(
-        rule.init(hub.federation.num_coordinates), selected=len(plan.excluded), rejected=plan.excluded
-    )
+def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collection | None) -> Collection:
+    """Return the collection with one wave's updates, decoded and checked; each rejection has its reason."""
+    collected = collected or hub.empty_collection(plan)
+    statistics = collected.statistics
     if isinstance(batch, UpdateSum):
-        return _admit_sum(hub, plan, batch, collected)
-    tasks, clip = _tasks(plan, batch.client_ids), hub.federation.clip(plan)
-    # What is clipped counts whatever its norm is; what is not finite contributes zero.
-    rejection = hub.config.admission.rejection if clip is None else admit_all
-    deltas_ND, rejected = hub.codec(plan).decode(plan, tasks, batch.frames, rejection, hub.trainer.spread)
-    partial, place_of = collected.partial, {task.client_id: place for place, task in enumerate(tasks)}
+        assert isinstance(collected.updates, Accumulator)
+        updates: Accumulator | UpdateStack = collected.updates + batch.total
+        frame_bytes, received = batch.frame_bytes, batch.total.count
+        rejected, loss, error = batch.rejected, batch.loss, Weighted()
+        client_states: dict[str, str] = {}
+    else:
+        tasks, admission = _tasks(plan, batch.client_ids), hub.federation.admission(plan)
+        updates_NM, reasons = hub.codec(plan).decode(plan, tasks, batch.frames, admission, hub.trainer.spread)
+        updates = _add_updates(hub, plan, collected.updates, tasks, updates_NM, reasons)
+        frame_bytes, received = tuple(map(len, batch.frames)), len(tasks) - len(reasons)
+        rejected, error = {tasks[place].client_id: reason for place, reason in reasons.items()}, batch.error
+        loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in reasons), Weighted())
+        # A client whose update is rejected keeps its earlier state: what is not finite would stay so for ever.
+        client_states = {
+            tasks[place].client_id: hub.write_client_state(state)
+            for place, state in enumerate(batch.client_states)
+            if place not in reasons
+        }
+    num_selected = len(batch.client_ids) + len(batch.absent)
+    slowest_s = hub.slowest_s(_tasks(plan, batch.client_ids), frame_bytes, plan.download_bytes)
+    return Collection(
+        updates,
+        replace(
+            statistics,
+            selected=statistics.selected + num_selected,
+            received=statistics.received + received,
+            rejected={**statistics.rejected, **batch.absent, **rejected},
+            train_loss=statistics.train_loss + loss,
+            compression_error=statistics.compression_error + error,
+            client_states={**statistics.client_states, **client_states},
+            upload_bytes=statistics.upload_bytes + sum(frame_bytes),
+            download_bytes=statistics.download_bytes + plan.download_bytes * num_selected,
+            largest_bytes=max(statistics.largest_bytes, *frame_bytes, 0),
+            slowest_s=max(statistics.slowest_s, slowest_s),
+        ),
+    )
+
+
+def _add_updates(
+    hub: Hub,
+    plan: RoundPlan,
+    updates: Accumulator | UpdateStack,
+    tasks: Sequence[ClientTask],
+    updates_NM: Float32,
+    rejected: Mapping[int, Rejection],
+) -> Accumulator | UpdateStack:
+    """Return the updates collected so far with those of one wave, taken in shard by shard."""
+    rule, clip = hub.config.aggregation, hub.federation.admission(plan).clip
+    place_of = {task.client_id: place for place, task in enumerate(tasks)}
     for shard in plan.shards:
         places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
         places = [place for place in places if place not in rejected]
-        if places:
-            examples_N = np.array([float(tasks[place].num_examples) for place in places])
-            together = places == [*range(places[0], places[0] + len(places))]  # then there is no need for a copy
-            own_ND = deltas_ND[places[0] : places[-1] + 1] if together else deltas_ND[places]
-            if clip is None:
-                partial = rule.add(partial, own_ND, examples_N)
-            else:
-                partial = _add_clipped(hub, partial, own_ND, examples_N, clip)
-    loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in rejected), collected.train_loss)
-    reasons = {tasks[place].client_id: reason for place, reason in rejected.items()}
-    residuals_ND = () if batch.residuals_ND is None else batch.residuals_ND
-    # A client whose update is rejected keeps its earlier residual: what is not finite would stay so for ever.
-    client_states = {
-        tasks[place].client_id: hub.write_residual(residual_D)
-        for place, residual_D in enumerate(residuals_ND)
-        if place not in rejected
-    }
-    return replace(
-        collected,
-        partial=partial,
-        train_loss=loss,
-        compression_error=collected.compression_error + batch.error,
-        client_states={**collected.client_states, **client_states},
-        selected=collected.selected + len(batch.frames) + len(batch.absent),
-        rejected={**collected.rejected, **batch.absent, **reasons},
-        upload_bytes=collected.upload_bytes + sum(map(len, batch.frames)),
-        download_bytes=collected.download_bytes + batch.download_bytes,
-        largest_bytes=max([collected.largest_bytes, *map(len, batch.frames)]),
-        slowest_s=max(collected.slowest_s, hub.slowest_s(tasks, list(map(len, batch.frames)), _download(batch))),
-    )
+        if not places:
+            continue
+        num_examples_N = np.array([float(tasks[place].num_examples) for place in places])
+        is_contiguous = places == [*range(places[0], places[0] + len(places))]  # then there is no need for a copy
+        shard_NM = updates_NM[places[0] : places[-1] + 1] if is_contiguous else updates_NM[places]
+        if isinstance(updates, UpdateStack):
+            updates.append([tasks[place].client_id for place in places], shard_NM, num_examples_N)
+            continue
+        assert isinstance(rule, LinearAggregator)
+        if clip is None:
+            updates = rule.add(updates, shard_NM, num_examples_N)
+        else:
+            updates = _add_clipped(hub, rule, updates, shard_NM, num_examples_N, clip)
+    return updates
 
 
-def _add_clipped(hub: Hub, partial: Accumulator, deltas_ND: Float32, examples_N: Float64, clip: Clip) -> Accumulator:
-    """Under a claim about clients: the server clips what it decoded, whatever compression made of it."""
-    rule = hub.config.aggregation
-    assert isinstance(rule, AdditiveRule) and rule.max_weight is not None
-    weights_N, sum_D1 = rule.weigh(examples_N), np.zeros(hub.federation.num_coordinates)
-    layers = torch.from_numpy(deltas_ND).split_with_sizes([math.prod(shape) for shape in hub.federation.shapes], dim=1)
-    add_contributions(sum_D1, layers, torch.from_numpy(weights_N / rule.max_weight), clip)
-    return rule.add_sum(partial, sum_D1, float(weights_N.sum()), len(deltas_ND))
-
-
-def _admit_sum(hub: Hub, plan: RoundPlan, batch: UpdateSum, collected: CohortResult) -> CohortResult:
-    """Take in updates that were checked and added up where they were made."""
-    codec, upload_bytes = hub.codec(plan), sum(len(frame) * count for frame, count in batch.frames)
-    for frame, _ in batch.frames:
-        codec.decode(plan, _tasks(plan, [decode_update(frame, len(frame)).client_id]), [frame], admit_all)
-    each = [upload_bytes // max(1, len(batch.client_ids))] * len(batch.client_ids)
-    return replace(
-        collected,
-        partial=collected.partial + batch.partial,
-        train_loss=collected.train_loss + batch.loss,
-        selected=collected.selected + len(batch.client_ids) + len(batch.absent),
-        rejected={**collected.rejected, **batch.rejected, **batch.absent},
-        upload_bytes=collected.upload_bytes + upload_bytes,
-        download_bytes=collected.download_bytes + batch.download_bytes,
-        largest_bytes=max([collected.largest_bytes, *(len(frame) for frame, _ in batch.frames)]),
-        slowest_s=max(collected.slowest_s, hub.slowest_s(_tasks(plan, batch.client_ids), each, _download(batch))),
-    )
-
-
-def _download(batch: EncodedBatch | UpdateSum) -> int:
-    """Bytes, of each client."""
-    return batch.download_bytes // max(1, len(batch.client_ids) + len(batch.absent))
+def _add_clipped(
+    hub: Hub,
+    rule: LinearAggregator,
+    total: Accumulator,
+    updates_NM: Float32,
+    num_examples_N: Float64,
+    clip: Clip,
+) -> Accumulator:
+    """Return the sum with clipped updates: the server clips what it decoded, whatever compression made of it."""
+    assert rule.max_weight is not None
+    weights_N, sum_M1 = rule.weigh(num_examples_N), np.zeros(updates_NM.shape[1] + 1)
+    sizes = [math.prod(shape) for shape in hub.federation.update_layout.shapes]
+    tensors = torch.from_numpy(updates_NM).split_with_sizes(sizes, dim=1)
+    add_contributions(sum_M1, tensors, torch.from_numpy(weights_N / rule.max_weight), clip)
+    return rule.add_sum(total, sum_M1, float(weights_N.sum()), len(updates_NM))
 
 
 @stage
-def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: CohortResult) -> ServerState:
-    """Seal what was collected, then move the server's parameters by it.
+def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collection) -> SealedCohort:
+    """Combine the admitted updates, and seal the outcome: what is sealed is never collected again.
 
-    Raises `TooFewClients` before the seal when too little was admitted, and `Diverged` after it when the new parameters
-    or the state of the server optimiser are not finite.
+    Under a claim about clients the exact sum is sealed, and noise is drawn only after that: it must never be drawn for
+    two different sums.
+
+    Raises:
+      TooFewClients: fewer updates were admitted than `selection.min_updates`, or than the aggregator needs.
     """
-    received = collected.partial.count
-    if received < plan.min_updates:
-        reasons = Counter(rejection.code for rejection in collected.rejected.values())
-        told = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items())) or "none was rejected"
-        raise TooFewClients(
-            f"round {plan.round}: {received} of {collected.selected} updates could be used and "
-            f"selection.min_updates is {plan.min_updates} ({told})",
-            hint=LOWER_RATE if {"not_finite", "norm_too_large"} & reasons.keys() else None,
+    statistics, rule = collected.statistics, hub.config.aggregation
+    _check_enough(plan, statistics, rule.num_needed)
+    statistics = replace(statistics, seconds=dict(hub.seconds))
+    if isinstance(collected.updates, UpdateStack):
+        result = rule.combine(collected.updates.updates(), state.aggregator)
+        reasons = {name: Rejection(RejectionCode.EXCLUDED, why) for name, why in result.excluded.items()}
+        statistics = replace(
+            statistics,
+            rejected={**statistics.rejected, **reasons},
+            metrics={f"aggregation/{name}": value for name, value in result.metrics.items()},
         )
-    hub.seal(plan, replace(collected, seconds=dict(hub.seconds)))
-    clipping, central = state.clipping, hub.federation.central
-    if central is None:
-        mean_D = hub.config.aggregation.aggregate(collected.partial)
-    else:  # noise only now: it must never be drawn for two different sums
-        sum_D1 = collected.partial.tensors["sum"]
-        keys = hub.noise_keys(plan, {"sum": sum_D1, **clipping})
-        mean_D, clipping = central.release(sum_D1, clipping, hub.federation.sampling, keys)
+        new_state = {f"state.{name}": tensor for name, tensor in result.state.items()}
+        tensors: Tensors = {"aggregate": result.aggregate_M, **new_state}
+    elif hub.federation.central is not None:
+        tensors = {"sum": collected.updates.tensors["sum"]}
+    else:
+        assert isinstance(rule, LinearAggregator)
+        tensors = {"aggregate": rule.finish(collected.updates)}
+    cohort = SealedCohort(tensors, statistics)
+    hub.seal(plan, cohort)
+    return cohort
+
+
+def _check_enough(plan: RoundPlan, statistics: CohortStatistics, num_needed: int) -> None:
+    received = statistics.received
+    if received >= plan.min_updates and (received >= num_needed or received == 0):
+        return
+    reasons = Counter(rejection.code for rejection in statistics.rejected.values())
+    counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items())) or "none was rejected"
+    needed = (
+        f"selection.min_updates is {plan.min_updates}"
+        if received < plan.min_updates
+        else f"the aggregator needs {num_needed}"
+    )
+    raise TooFewClients(
+        f"round {plan.round}: {received} of {statistics.selected} updates could be used and {needed} ({counts})",
+        hint=LOWER_RATE if {"not_finite", "norm_too_large"} & reasons.keys() else None,
+    )
+
+
+@stage
+def server_step(
+    hub: Hub, plan: RoundPlan, state: ServerState, sent: EncodedBroadcast, cohort: SealedCohort
+) -> ServerState:
+    """Return the state after the round: the server's parameters moved by the aggregate, with noise under a claim.
+
+    Raises:
+      Diverged: the new parameters or the state of the server optimiser are not finite.
+    """
+    federation, clipping = hub.federation, state.clipping
+    if federation.central is None:
+        aggregate_M = cohort.tensors["aggregate"]
+    else:
+        sum_M1 = cohort.tensors["sum"]
+        keys = hub.noise_keys(plan, {"sum": sum_M1, **clipping})
+        aggregate_M, clipping = federation.central.release(sum_M1, clipping, federation.sampling, keys)
+    aggregate = federation.update_layout.split(aggregate_M)
+    delta_D, optimizer = aggregate.pop(DELTA), hub.config.server_optimizer
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
-            params_D, optimizer = hub.config.server_optimizer.update(state.params_D, -mean_D, state.server_optimizer)
+            params_D, optimizer_state = optimizer.update(state.params_D, -delta_D, state.server_optimizer)
         if not np.isfinite(params_D).all():
             raise Diverged(
                 "the server's parameters are no longer finite",
@@ -374,10 +450,22 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: CohortRe
         state,
         round=plan.round,
         params_D=params_D,
-        server_optimizer=optimizer,
+        server_optimizer=optimizer_state,
+        aggregator=cohort.aggregator_state,
+        channels=_next_channels(hub, state.channels, aggregate, cohort.statistics.received),
         clipping=clipping,
-        broadcast=hub.broadcast(state).held,
+        broadcast=sent.held,
     )
+
+
+def _next_channels(hub: Hub, channels: Tensors, aggregate: Mapping[str, Float64], received: int) -> Tensors:
+    """Return what the server sends besides the parameters in the next round."""
+    if not channels:
+        return {}
+    # How many updates came is private where the cohort is: the expected number takes its place.
+    num_updates = hub.federation.sampling.cohort_size if hub.config.privacy.claims else received
+    share = num_updates / hub.federation.data.num_clients
+    return hub.config.training.objective.next_received(channels, aggregate, share)
 
 
 @stage
@@ -391,19 +479,20 @@ def evaluate(hub: Hub, state: ServerState) -> dict[str, float]:
 
 @stage
 def commit(
-    hub: Hub, plan: RoundPlan, state: ServerState, collected: CohortResult, evaluated: dict[str, float]
+    hub: Hub, plan: RoundPlan, state: ServerState, cohort: SealedCohort, evaluated: dict[str, float]
 ) -> RoundResult:
     """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
     claim = {}
     if hub.federation.central is not None:
         assert plan.clipping_norm is not None
-        claim = hub.federation.central.metrics(state.clipping, plan.clipping_norm, hub.federation.num_parameters)
-        claim |= hub.federation.central.clipped_fraction(collected.partial.tensors["sum"], collected.partial.count)
+        num_coordinates = hub.federation.update_layout.size
+        claim = hub.federation.central.metrics(state.clipping, plan.clipping_norm, num_coordinates)
+        claim |= hub.federation.central.clipped_fraction(cohort.tensors["sum"], cohort.statistics.received)
     if hub.config.claims:
         claim |= hub.epsilons()
     result = round_result(
         state,
-        collected,
+        cohort.statistics,
         hub.config.evaluation.releases(evaluated) | claim,
         hub.seconds,
         hub.round_seconds,
@@ -431,7 +520,7 @@ def commit(
 
 def round_result(
     state: ServerState,
-    collected: CohortResult,
+    statistics: CohortStatistics,
     found: dict[str, Release],
     seconds: dict[str, float],
     round_s: float,
@@ -447,28 +536,29 @@ def round_result(
     wall-clock time since the round was loaded, so what is between the stages counts as well; what an earlier attempt
     spent before its seal is added.
     """
-    seconds = {**collected.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
-    rejected = Counter[str](rejection.code for rejection in collected.rejected.values())
+    seconds = {**statistics.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
+    rejected = Counter[str](rejection.code for rejection in statistics.rejected.values())
     of_examples = {
-        "train/loss": collected.train_loss.mean,
+        "train/loss": statistics.train_loss.mean,
         **{f"time/{name}_s": s for name, s in seconds.items()},
-        "time/round_s": round_s + sum(collected.seconds.values()),
+        "time/round_s": round_s + sum(statistics.seconds.values()),
         "memory/peak_mb": peak_memory_bytes / 1e6,
     }
     of_cohort = {  # what comes of updates that are private themselves may be told
-        "clients/selected": collected.selected,
-        "clients/received": collected.partial.count,
-        "clients/rejected": len(collected.rejected),
-        "communication/upload_bytes": collected.upload_bytes,
-        "communication/download_bytes": collected.download_bytes,
-        "communication/largest_update_bytes": collected.largest_bytes,
-        "communication/error": collected.compression_error.mean,
+        "clients/selected": statistics.selected,
+        "clients/received": statistics.received,
+        "clients/rejected": len(statistics.rejected),
+        "communication/upload_bytes": statistics.upload_bytes,
+        "communication/download_bytes": statistics.download_bytes,
+        "communication/largest_update_bytes": statistics.largest_bytes,
+        "communication/error": statistics.compression_error.mean,
     }
-    if collected.slowest_s:
-        of_cohort["communication/simulated_s"] = collected.slowest_s
-    if collected.partial.count:
-        sent = collected.partial.count * len(state.params_D)
-        of_cohort["communication/bits_per_parameter"] = 8 * collected.upload_bytes / sent
+    of_cohort |= statistics.metrics
+    if statistics.slowest_s:
+        of_cohort["communication/simulated_s"] = statistics.slowest_s
+    if statistics.received:
+        num_sent = statistics.received * len(state.params_D)
+        of_cohort["communication/bits_per_parameter"] = 8 * statistics.upload_bytes / num_sent
     told = withheld if hides_participation else public
     metrics = found | {name: withheld(value) for name, value in of_examples.items()}
     metrics |= {name: told(value) for name, value in of_cohort.items()}
@@ -483,7 +573,7 @@ def round_result(
         rejected={} if hides_participation else rejected,
         left_out=[]
         if hides_participation
-        else [each for each, reason in collected.rejected.items() if reason.code == RejectionCode.BUDGET_EXHAUSTED],
+        else [each for each, reason in statistics.rejected.items() if reason.code == RejectionCode.BUDGET_EXHAUSTED],
         seconds={} if withholds else seconds,
         withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},
     )

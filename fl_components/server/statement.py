@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from fedrounds.fl_components.aggregation import AdditiveRule
+from fedrounds.fl_components.aggregation import LinearAggregator
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
@@ -263,7 +263,7 @@ def _example_epsilon_of(store: Store, run: RunRecord, terms: Budget, lineage: li
 
 
 def _mechanism(config: FederationConfig, central: CentralPrivacy) -> str:
-    assert isinstance(config.aggregation, AdditiveRule)
+    assert isinstance(config.aggregation, LinearAggregator)
     equal = config.aggregation.max_weight == 1
     weights = "each with the same weight" if equal else "weighted by examples, with a cap"
     layers = ", layer by layer" if central.per_layer else ""

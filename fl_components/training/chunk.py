@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrounds.fl_components.arrays import IGNORED
+from fedrounds.fl_components.training.channels import ClientChannels
 from fedrounds.fl_components.training.layers import Batch, ClientWeights, FactoredWeight
 from fedrounds.fl_components.training.replicas import Replicas
 from fedrounds.fl_components.training.sgd import SGD
@@ -62,8 +63,8 @@ def synthetic_like(examples: ExampleTable, sizes: Sequence[int] = (5, 2)) -> Exa
     return ExampleTable(x, like(examples.y, bits), stops - sizes, stops)
 
 
-class Updates:
-    """What C clients came to: w_local - w_global of each, float32 [C, D], in parts, one for each parameter."""
+class ChunkUpdates:
+    """The updates of C clients, float32 [C, M], in parts: one for each parameter, then one for each channel."""
 
     def __init__(self, parts: Sequence[ClientWeights]) -> None:
         self._parts = parts
@@ -123,8 +124,9 @@ def train_chunk(
     examples: ExampleTable,
     batches: Sequence[Sequence[Rows]],
     generators: Sequence[torch.Generator],
-) -> tuple[Updates, list[Weighted]]:
-    """Train C clients from the same parameters. Returns their updates, and each one's loss over the labels that it
+    channels: ClientChannels | None = None,
+) -> tuple[ChunkUpdates, list[Weighted]]:
+    """Return the updates of C clients that train from the same parameters, and each one's loss over the labels that it
     stepped through.
 
     `batches[c]` are the rows of client c's steps; who has more steps comes first, so that those still training are
@@ -148,6 +150,7 @@ def train_chunk(
     ]
     params = [None if isinstance(view, FactoredWeight) else view for view in views]
     velocities = [None if each is None or not rule.momentum else torch.zeros_like(each) for each in params]
+    corrections = None if channels is None else channels.corrections(replicas.shapes)
     replicas.use(views)
     means = torch.zeros(len(actives), num_clients, device=params_D.device)
     counts = torch.zeros(len(actives), num_clients, dtype=torch.float64)
@@ -156,12 +159,17 @@ def train_chunk(
         means[step, :active] = replicas.losses(batch, rule.label_smoothing)
         counts[step, :active] = torch.tensor(batch.counts)
         with torch.no_grad():
-            _move(rule, replicas, _first(params, active), start, _first(velocities, active))
+            _move(rule, replicas, _first(params, active), start, _first(velocities, active), corrections)
     updates = [
         view if isinstance(view, FactoredWeight) else view.sub_(part) for view, part in zip(views, start, strict=True)
     ]
+    if channels is not None:
+        delta_CD = ChunkUpdates(updates).stack()
+        updates += channels.sent(delta_CD, [len(each) for each in batches], rule.learning_rate)
     losses = (means.cpu() * counts).sum(0)
-    return Updates(updates), [Weighted(*each) for each in zip(losses.tolist(), counts.sum(0).tolist(), strict=True)]
+    return ChunkUpdates(updates), [
+        Weighted(*each) for each in zip(losses.tolist(), counts.sum(0).tolist(), strict=True)
+    ]
 
 
 def _first(tensors: Sequence[Tensor | None], num_clients: int) -> list[Tensor | None]:
@@ -174,6 +182,7 @@ def _move(
     params: Sequence[Tensor | None],
     start: Sequence[Tensor],
     velocities: Sequence[Tensor | None],
+    corrections: Sequence[Tensor] | None,
 ) -> None:
     """One step of every client, in the order that `SGD` states; what is in dual form (None) moves by itself."""
     if is_vanilla(rule):
@@ -187,5 +196,6 @@ def _move(
     else:
         gradients = [torch.zeros_like(each) for each in own]
     replicas.add_gradients(gradients, 1.0)
-    regularise(rule, gradients, own, start)
+    corrected = None if corrections is None else [each[: len(own[0])] for each in corrections]
+    regularise(rule, gradients, own, start, corrected)
     descend(rule, gradients, own, [] if in_velocities else kept)

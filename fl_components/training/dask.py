@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, NotInstalled, RunFailed, Unreachable, one_line
+from fedrounds.fl_components.models import ModelSpec
 from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import Engine, ShardReport, StreamingSum, names_of
 from fedrounds.fl_components.training.facts import engine_environment
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.threads import one_thread
 from fedrounds.fl_components.training.trainer import (
-    ModelSpec,
     Result,
     Shard,
     Trainer,

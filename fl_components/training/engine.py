@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedrounds.fl_components.admission import Admission
+from fedrounds.fl_components.admission import RoundAdmission
 from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import failing_layer
 from fedrounds.fl_components.parameters import flatten, load_into
-from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
+from fedrounds.fl_components.privacy.clipping import add_contributions
 from fedrounds.fl_components.rejections import Rejection
-from fedrounds.fl_components.training.chunk import ExampleTable, Rows, Updates, synthetic_like, train_chunk
+from fedrounds.fl_components.training.channels import ClientChannels
+from fedrounds.fl_components.training.chunk import ChunkUpdates, ExampleTable, Rows, synthetic_like, train_chunk
 from fedrounds.fl_components.training.layers import UnsupportedLayer
 from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler
 from fedrounds.fl_components.training.per_example import ClippedReplicas
@@ -28,7 +29,7 @@ from fedrounds.fl_components.training.replicas import LayeredReplicas, Replicas,
 from fedrounds.fl_components.training.sgd import SGD, torch_seed
 from fedrounds.fl_components.training.step import is_vanilla
 from fedrounds.fl_components.training.threads import one_thread
-from fedrounds.fl_components.values import ClientTask, Weighted
+from fedrounds.fl_components.values import ClientTask, SimulatedClient, Weighted
 
 CHUNK_BYTES: Final = 18_000_000
 """Of the parameters of clients that are trained together, and of what moves them: what stays in a processor's cache."""
@@ -36,34 +37,32 @@ CHUNK_BYTES: Final = 18_000_000
 NAMED: Final = 12  # clients in a message
 
 
-class Additive(Protocol):
-    """What the engine must know of an aggregation in order to add updates up as they come."""
+class Weighing(Protocol):
+    """What the engine must know of a linear aggregator in order to sum updates as they come."""
 
     @property
     def max_weight(self) -> float | None:
         """The largest weight that a client can have, where there is one."""
 
     def weigh(self, num_examples_N: Float64) -> Float64:
-        """The weight of each client."""
+        """Return the weight of each client."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingSum:
-    """How a round's updates are added up as they come.
+    """How a round's updates are admitted and summed as they come.
 
-    With `clip`, what is added up are contributions (privacy/clipping.py), each times its weight over the largest
+    Where the admission clips, contributions are summed (privacy/clipping.py), each times its weight over the largest
     possible one: whole numbers, so that the sum is exact. One more coordinate, the last, counts those that were not
-    clipped: each adds 1/2, each of the others -1/2. No update is rejected then; one that is not finite adds zeros.
-    Otherwise `admission` decides which updates count.
+    clipped: each adds 1/2, each of the others -1/2.
     """
 
-    rule: Additive
-    clip: Clip | None = None
-    admission: Admission = field(default_factory=Admission)
+    rule: Weighing
+    admission: RoundAdmission
 
-    def num_coordinates(self, num_parameters: int) -> int:
-        """Of the sum."""
-        return num_parameters + (self.clip is not None)
+    def size(self, num_coordinates: int) -> int:
+        """Return the length of the sum of updates of `num_coordinates` (M)."""
+        return num_coordinates + (self.admission.clip is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +123,21 @@ class Engine:
     def train(
         self,
         rule: SGD,
-        params_D: Float32,
-        tasks: Sequence[ClientTask],
+        base_M: Float32,
+        tasks: Sequence[SimulatedClient],
         out: NDArray[np.floating],
         streaming: StreamingSum | None = None,
     ) -> ShardReport:
-        """Train a shard of clients from the same parameters.
+        """Train a shard of clients from the same broadcast, and return the report.
 
-        Without `streaming`, their updates go into the first rows of `out` [N, D], in the order of
-        the tasks. With it, the weighted sum of those that are not refused goes into `out` [D] (float64 [D + 1] where
-        contributions are summed), and N x D never exists. Raises `ModelError` when the model fails, and what
-        `grad_sampler_name` raises.
+        Args:
+          base_M: what the server sent, float32 [M]: the parameters, then each channel of the objective.
+          out: without `streaming`, its first rows receive the updates [N, M], in the order of the tasks. With it, it
+            receives the weighted sum of the admitted updates [M] (float64 [M + 1] where contributions are summed), and
+            no array [N, M] exists.
+
+        Raises:
+          ModelError: the model fails, or has no gradients of single examples where these are needed.
         """
         if rule.example_level is not None and not all(task.key for task in tasks):
             raise ValueError("clients that make a claim about their examples need a key each")
@@ -144,20 +147,22 @@ class Engine:
         losses, rejected = [Weighted()] * len(tasks), dict[str, Rejection]()
         weights_N = np.array([each.num_examples for each in tasks], np.float64)
         weights_N = streaming.rule.weigh(weights_N).copy() if streaming is not None else weights_N
-        if streaming is not None and streaming.clip is not None:
+        clip = None if streaming is None else streaming.admission.clip
+        if clip is not None:
             out[:] = 0
         with one_thread():  # all of it: a second thread, once awake, spins for a while
-            total_D = torch.zeros(len(params_D) if streaming is None else len(out), device=self._device)
-            for positions, updates, found in self._chunks(rule, torch.from_numpy(params_D).to(self._device), tasks):
-                for position, loss in zip(positions, found, strict=True):
+            total_M = torch.zeros(len(base_M), device=self._device)
+            base_on_device_M = torch.from_numpy(base_M).to(self._device)
+            for positions, updates, chunk_losses in self._chunks(rule, base_on_device_M, tasks):
+                for position, loss in zip(positions, chunk_losses, strict=True):
                     losses[position] = loss
                 if streaming is None:
                     out[positions] = updates.stack().cpu().numpy()
                     continue
-                if streaming.clip is not None:
+                if clip is not None:
                     assert streaming.rule.max_weight is not None
                     shares_C = torch.from_numpy(weights_N[positions] / streaming.rule.max_weight)
-                    add_contributions(out, updates.parts(), shares_C, streaming.clip)
+                    add_contributions(out, updates.parts(), shares_C, clip)
                     continue
                 if any(streaming.admission.rejection(bound) for bound in updates.norm_bounds().tolist()):
                     for position, norm in zip(positions, updates.norms().tolist(), strict=True):
@@ -165,10 +170,10 @@ class Engine:
                         if reason is not None:
                             rejected[tasks[position].client_id] = reason
                             weights_N[position] = 0
-                weights_C = torch.from_numpy(weights_N[positions]).to(total_D)
-                updates.add_weighted(total_D, weights_C)
-        if streaming is not None and streaming.clip is None:
-            out[:] = total_D.cpu().numpy()
+                weights_C = torch.from_numpy(weights_N[positions]).to(total_M)
+                updates.add_weighted(total_M, weights_C)
+        if streaming is not None and clip is None:
+            out[:] = total_M.cpu().numpy()
         return ShardReport(
             client_ids=tuple(task.client_id for task in tasks),
             losses=tuple(losses),
@@ -178,13 +183,13 @@ class Engine:
         )
 
     def _chunks(
-        self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask]
-    ) -> Iterator[tuple[list[int], Updates, list[Weighted]]]:
+        self, rule: SGD, base_M: Tensor, tasks: Sequence[SimulatedClient]
+    ) -> Iterator[tuple[list[int], ChunkUpdates, list[Weighted]]]:
         """The clients in chunks, those with the most steps first: their positions, updates and losses."""
         steps = [self._steps(rule, task) for task in tasks]
         private = None
         if rule.example_level is not None and isinstance(self._way, ClippedReplicas):
-            private = PrivateChunks(self._way, self._module, rule, params_D)
+            private = PrivateChunks(self._way, self._module, rule, base_M[: sum(self._sizes)])
         order = sorted(range(len(tasks)), key=lambda position: -len(steps[position]))
         while order:
             if private is not None:
@@ -194,19 +199,16 @@ class Engine:
             positions, order = order[:size], order[size:]
             chunk, batches = [tasks[position] for position in positions], [steps[position] for position in positions]
             try:
-                if private is not None:
-                    trained = private.train(self._examples, chunk, batches)
-                else:
-                    trained = self._train_chunk(rule, params_D, chunk, batches)
+                trained = self._train_chunk(rule, base_M, chunk, batches, private)
             except Exception as error:
-                raise self._failure(rule, params_D, chunk, batches, private, error) from error
+                raise self._failure(rule, base_M, chunk, batches, private, error) from error
             yield positions, *trained
 
     def _failure(
         self,
         rule: SGD,
-        params_D: Tensor,
-        chunk: Sequence[ClientTask],
+        base_M: Tensor,
+        chunk: Sequence[SimulatedClient],
         batches: Sequence[Sequence[Rows]],
         private: PrivateChunks | None,
         error: Exception,
@@ -215,29 +217,26 @@ class Engine:
         fails alone, and the layer in which it does."""
         for task, steps in zip(chunk, batches, strict=True) if len(chunk) > 1 else ():
             try:
-                if private is not None:
-                    private.train(self._examples, [task], [steps])
-                else:
-                    self._train_chunk(rule, params_D, [task], [steps])
+                self._train_chunk(rule, base_M, [task], [steps], private)
             except Exception as own_error:
                 chunk, error = [task], own_error
                 break
-        layer = self._failing_layer(params_D, chunk[0]) if len(chunk) == 1 else ""
+        layer = self._failing_layer(base_M, chunk[0]) if len(chunk) == 1 else ""
         what = error.message if isinstance(error, FedroundsError) else one_line(error)
         return ModelError(
             f"the model failed while {names_of(chunk)} trained{layer}: {what}",
             hint=getattr(error, "hint", None) or "correct the model, then resume the run",
         )
 
-    def _failing_layer(self, params_D: Tensor, task: ClientTask) -> str:
+    def _failing_layer(self, base_M: Tensor, task: SimulatedClient) -> str:
         """The layer that fails for a client's rows, in words; empty where none does."""
         module = copy.deepcopy(self._module).train()
-        load_into(module, params_D.cpu().numpy())
+        load_into(module, base_M[: sum(self._sizes)].cpu().numpy())
         return failing_layer(
             module, self._examples.x[self._examples.starts[task.index] : self._examples.stops[task.index]]
         )
 
-    def _steps(self, rule: SGD, task: ClientTask) -> list[Rows]:
+    def _steps(self, rule: SGD, task: SimulatedClient) -> list[Rows]:
         """The rows of each step's batch, among all clients' rows; one who trains alone needs none."""
         if self._goes_alone(rule):
             return []
@@ -253,21 +252,39 @@ class Engine:
         return not isinstance(self._way, ClippedReplicas)
 
     def _train_chunk(
-        self, rule: SGD, params_D: Tensor, tasks: Sequence[ClientTask], steps: Sequence[Sequence[Rows]]
-    ) -> tuple[Updates, list[Weighted]]:
+        self,
+        rule: SGD,
+        base_M: Tensor,
+        clients: Sequence[SimulatedClient],
+        steps: Sequence[Sequence[Rows]],
+        private: PrivateChunks | None,
+    ) -> tuple[ChunkUpdates, list[Weighted]]:
         if self._goes_alone(rule):
-            examples, (task,) = self._examples, tasks
-            rows = slice(examples.starts[task.index], examples.stops[task.index])
-            start_D, x, y = params_D.cpu().numpy(), examples.x[rows], examples.y[rows]
-            if isinstance(self._way, (OpacusGradSampler, OneAtATime)) and rule.example_level is not None:
-                delta_D, loss = self._way.train(rule, start_D, x, y, task)
-            else:
-                delta_D, loss = rule.train(self._scratch, start_D, x, y, task.seed, work=task.work)
-            delta_1D = torch.from_numpy(delta_D[None]).to(params_D.device)
-            return Updates(delta_1D.split_with_sizes(self._sizes, dim=1)), [loss]
+            (client,) = clients
+            return self._train_alone(rule, base_M, client)
+        channels = None
+        if rule.objective.channels:
+            channels = ClientChannels(rule.objective, base_M, [client.kept for client in clients])
+        if private is not None:
+            return private.train(self._examples, clients, steps, channels)
         assert self._replicas is not None
-        generators = [torch.Generator().manual_seed(torch_seed(task.seed)) for task in tasks]
-        return train_chunk(self._replicas, rule, params_D, self._examples, steps, generators)
+        generators = [torch.Generator().manual_seed(torch_seed(client.seed)) for client in clients]
+        params_D = base_M[: sum(self._sizes)]
+        return train_chunk(self._replicas, rule, params_D, self._examples, steps, generators, channels)
+
+    def _train_alone(self, rule: SGD, base_M: Tensor, client: SimulatedClient) -> tuple[ChunkUpdates, list[Weighted]]:
+        examples = self._examples
+        rows = slice(examples.starts[client.index], examples.stops[client.index])
+        x, y = examples.x[rows], examples.y[rows]
+        if isinstance(self._way, (OpacusGradSampler, OneAtATime)) and rule.example_level is not None:
+            update_M, loss = self._way.train(rule, base_M.cpu().numpy(), x, y, client)
+        else:
+            update_M, loss = rule.train(
+                self._scratch, base_M.cpu().numpy(), x, y, client.seed, work=client.work, kept=client.kept
+            )
+        update_1M = torch.from_numpy(update_M[None]).to(base_M.device)
+        sizes = self._sizes * (1 + len(rule.objective.channels))
+        return ChunkUpdates(update_1M.split_with_sizes(sizes, dim=1)), [loss]
 
     def _chunk_size(self, rule: SGD, num_examples: Sequence[int]) -> int:
         """How many of the clients to come train together. `num_examples` are those that each steps through: those who

@@ -22,7 +22,7 @@ from fedrounds.fl_components.training.layers import Batch, ClientDropout, Curren
 from fedrounds.fl_components.training.loss import label_losses, labels_of_each
 from fedrounds.fl_components.training.per_example import FORMED_FLOATS
 from fedrounds.fl_components.training.sgd import SGD, ClippedSum
-from fedrounds.fl_components.values import ClientTask, Weighted
+from fedrounds.fl_components.values import SimulatedClient, Weighted
 
 
 def import_opacus() -> Any:
@@ -71,12 +71,15 @@ class OpacusGradSampler:
         self._hooked = opacus.GradSampleModule(self._module, loss_reduction="sum", strict=False)
         self._parameters = [each for each in self._module.parameters() if each.requires_grad]
 
-    def train(self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, task: ClientTask) -> tuple[Float32, Weighted]:
-        """`SGD.train` with these gradients."""
+    def train(
+        self, rule: SGD, base_M: Float32, x: Tensor, y: Tensor, client: SimulatedClient
+    ) -> tuple[Float32, Weighted]:
+        """Return the result of `SGD.train` with these gradients."""
         private = rule.example_level
         assert private is not None
-        clipped_sum = self.clipped_sum(Mechanism.of(private, len(params_D)), rule.label_smoothing)
-        return rule.train(self._module, params_D, x, y, task.seed, task.key, clipped_sum, task.work)
+        num_parameters = sum(parameter.numel() for parameter in self._parameters)
+        clipped_sum = self.clipped_sum(Mechanism.of(private, num_parameters), rule.label_smoothing)
+        return rule.train(self._module, base_M, x, y, client.seed, client.key, clipped_sum, client.work, client.kept)
 
     def clipped_sum(self, mechanism: Mechanism, label_smoothing: float) -> ClippedSum:
         """Of the parameters that the module holds."""
@@ -113,9 +116,11 @@ class OneAtATime:
     def __init__(self, module: nn.Module) -> None:
         self._module = copy.deepcopy(module).train()
 
-    def train(self, rule: SGD, params_D: Float32, x: Tensor, y: Tensor, task: ClientTask) -> tuple[Float32, Weighted]:
-        """`SGD.train`, as it is."""
-        return rule.train(self._module, params_D, x, y, task.seed, task.key, work=task.work)
+    def train(
+        self, rule: SGD, base_M: Float32, x: Tensor, y: Tensor, client: SimulatedClient
+    ) -> tuple[Float32, Weighted]:
+        """Return the result of `SGD.train`, as it is."""
+        return rule.train(self._module, base_M, x, y, client.seed, client.key, work=client.work, kept=client.kept)
 
 
 def is_dropout(layer: nn.Module) -> TypeGuard[nn.Dropout]:

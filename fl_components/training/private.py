@@ -16,7 +16,8 @@ from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.central import MIN_NOISE
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
-from fedrounds.fl_components.training.chunk import ExampleTable, Rows, Updates, synthetic_like
+from fedrounds.fl_components.training.channels import ClientChannels
+from fedrounds.fl_components.training.chunk import ChunkUpdates, ExampleTable, Rows, synthetic_like
 from fedrounds.fl_components.training.layers import Batch, UnsupportedLayer
 from fedrounds.fl_components.training.loss import labels_of_each
 from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler, is_dropout, objections
@@ -24,7 +25,7 @@ from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostN
 from fedrounds.fl_components.training.sgd import SGD, example_seed
 from fedrounds.fl_components.training.step import descend, is_vanilla, regularise
 from fedrounds.fl_components.training.threads import one_thread
-from fedrounds.fl_components.values import ClientTask, Weighted
+from fedrounds.fl_components.values import SimulatedClient, Weighted
 
 Way = ClippedReplicas | OpacusGradSampler | OneAtATime
 
@@ -55,9 +56,14 @@ class PrivateChunks:
         return (2 + bool(self._rule.momentum)) * self._mechanism.num_parameters + self._replicas.formed
 
     def train(
-        self, examples: ExampleTable, tasks: Sequence[ClientTask], batches: Sequence[Sequence[Rows]]
-    ) -> tuple[Updates, list[Weighted]]:
-        """Their updates and losses; `batches` as for `train_chunk`, among all clients' rows. A batch may be empty."""
+        self,
+        examples: ExampleTable,
+        tasks: Sequence[SimulatedClient],
+        batches: Sequence[Sequence[Rows]],
+        channels: ClientChannels | None = None,
+    ) -> tuple[ChunkUpdates, list[Weighted]]:
+        """Return the clients' updates and losses; `batches` and `channels` as for `train_chunk`. A batch may be
+        empty."""
         rule, mechanism, num_clients = self._rule, self._mechanism, len(tasks)
         noises = [mechanism.noise(task.key) for task in tasks]
         scales = [mechanism.per_example(self._private.sampling_rate, task.num_examples) for task in tasks]
@@ -65,6 +71,7 @@ class PrivateChunks:
         velocities = [torch.zeros_like(each) for each in params] if rule.momentum else []
         sums = [torch.empty_like(each) for each in params]
         losses = [Weighted()] * num_clients
+        corrections = None if channels is None else channels.corrections(self._replicas.shapes)
         self._replicas.use(params)
         for step in range(len(batches[0])):
             active = sum(len(each) > step for each in batches)
@@ -86,15 +93,19 @@ class PrivateChunks:
                     else:
                         mechanism.release(flat_wholes, noises[client], flat, scales[client], fresh=True)
                 if not vanilla:
-                    regularise(rule, gradients, own, self._start)
+                    corrected = None if corrections is None else [each[:active] for each in corrections]
+                    regularise(rule, gradients, own, self._start, corrected)
                     descend(rule, gradients, own, kept)
         updates = [each.sub_(part) for each, part in zip(params, self._start, strict=True)]
-        return Updates(updates), losses
+        if channels is not None:
+            delta_CD = ChunkUpdates(updates).stack()
+            updates += channels.sent(delta_CD, [len(each) for each in batches], rule.learning_rate)
+        return ChunkUpdates(updates), losses
 
     def _sum(
         self,
         examples: ExampleTable,
-        tasks: Sequence[ClientTask],
+        tasks: Sequence[SimulatedClient],
         rows: Sequence[Rows],
         step: int,
         sums: Sequence[Tensor],
@@ -124,7 +135,7 @@ class PrivateChunks:
         return wholes, losses
 
     def _batch(
-        self, examples: ExampleTable, tasks: Sequence[ClientTask], rows: Sequence[Rows], step: int, first: int
+        self, examples: ExampleTable, tasks: Sequence[SimulatedClient], rows: Sequence[Rows], step: int, first: int
     ) -> Batch:
         batch = examples.gather(rows, (), [int(examples.starts[task.index]) for task in tasks[: len(rows)]])
         if not self._draws:
@@ -225,7 +236,9 @@ def _difference(way: Way, module: nn.Module, rows: ExampleTable) -> str | None:
     rule, and momentum; then with few or none of them clipped, and plain steps.
     """
     start_D = flatten(module)
-    tasks = [ClientTask(str(index), index, size, index, bytes([index]) * 32) for index, size in enumerate((5, 2))]
+    tasks = [
+        SimulatedClient(str(index), index, size, index, key=bytes([index]) * 32) for index, size in enumerate((5, 2))
+    ]
     for norm, momentum in ((0.1, 0.5), (10.0, 0.0)):
         # Hardly any noise: next to it a difference must not look small.
         private = ExampleLevel(noise_multiplier=MIN_NOISE, max_grad_norm=norm, sampling_rate=0.5)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedrounds.fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExam
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
 from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.training.channels import ClientChannels
 from fedrounds.fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
 from fedrounds.fl_components.training.objectives import LossAlone, Objective
 from fedrounds.fl_components.training.schedules import Constant, Schedule
@@ -183,15 +184,19 @@ class SGD(Rule):
     def train(
         self,
         module: torch.nn.Module,
-        params_D: Float32,
+        base_M: Float32,
         x: NDArray[Any] | torch.Tensor,
         y: NDArray[np.int64] | torch.Tensor,
         seed: int,
         key: bytes | None = None,
         clipped_sum: ClippedSum | None = None,
         work: int | None = None,
+        kept: Mapping[str, Float32] | None = None,
     ) -> tuple[Float32, Weighted]:
-        """One client's update (w_local - w_global, float32 [D]) and the loss over the labels that it stepped through.
+        """Return one client's update, float32 [M], and the loss over the labels that it stepped through.
+
+        The update is w_local - w_global [D], followed by the channels of the objective. `base_M` is what the server
+        sent: the parameters and the same channels. `kept` are the channels that the client keeps.
 
         The update is the sum of the steps: parameters are moved here, each step reads them from a copy in `module`, and
         what the module writes to them never reaches the update. `module` is a scratch pad: its parameters are
@@ -200,6 +205,7 @@ class SGD(Rule):
         `clipped_sum` replaces one example after the other. Raises `ModelError` where the module changes itself as it
         runs (`Watch`).
         """
+        params_D = base_M[: len(base_M) // (1 + len(self.objective.channels))]
         load_into(module, params_D)
         module.train()
         inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
@@ -207,8 +213,12 @@ class SGD(Rule):
         start = [parameter.detach().clone() for parameter in parameters]
         values = [value.clone()[None] for value in start]  # of one client, as `step` has them of many
         velocities = [torch.zeros_like(value) for value in values] if self.momentum else []
+        channels, corrections = None, None
+        if self.objective.channels:
+            channels = ClientChannels(self.objective, torch.from_numpy(base_M).to(start[0].device), [kept or {}])
+            corrections = channels.corrections([each.shape for each in start])
         watch = Watch(module, parameters) if clipped_sum is None else None
-        loss = Weighted()
+        loss, num_steps = Weighted(), 0
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch_seed(seed))
             if self.example_level is None:
@@ -220,14 +230,18 @@ class SGD(Rule):
                     watch.check()
                 with torch.no_grad():
                     followed = [gradient.clone()[None] for gradient in gradients]
-                    regularise(self, followed, values, start)
+                    regularise(self, followed, values, start, corrections)
                     descend(self, followed, values, velocities)
                     for parameter, value in zip(parameters, values, strict=True):
                         parameter.copy_(value[0])
                 if watch is not None:
                     watch.renew()
-                loss += loss_of_step
-        return np.concatenate([value.cpu().numpy().ravel() for value in values]) - params_D, loss
+                loss, num_steps = loss + loss_of_step, num_steps + 1
+        delta_D: Float32 = np.concatenate([value.cpu().numpy().ravel() for value in values]) - params_D
+        if channels is None:
+            return delta_D, loss
+        sent = channels.sent(torch.from_numpy(delta_D[None]).to(start[0].device), [num_steps], self.learning_rate)
+        return np.concatenate([delta_D, *(channel.cpu().numpy()[0] for channel in sent)]), loss
 
     def _gradients(
         self,

@@ -19,7 +19,7 @@ from fedrounds.fl_components.training.chunk import ExampleTable, synthetic_like
 from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler
 from fedrounds.fl_components.training.private import PrivateChunks, Way, choose_grad_sampler
 from fedrounds.fl_components.training.sgd import SGD
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
 CANARY_GAIN: Final = 2.0**20
 """What a canary's own part of its gradient is multiplied by: far more than the rest of it, and far from the largest
@@ -89,7 +89,7 @@ class CanaryClient:
         members = np.concatenate([np.flatnonzero(joined_M), np.arange(self._num_canaries, len(self._labels))])
         # In any order: what goes wrong in one part of a batch must not spare the canaries.
         places = torch.from_numpy(randomness.generator(key, 0, "order").permutation(members))
-        task = ClientTask("shadow", 0, len(places), randomness.derive_key(key, 0, "draws of the model"), key)
+        task = SimulatedClient("shadow", 0, len(places), randomness.derive_key(key, 0, "draws of the model"), key=key)
         try:
             update_D = self._train(places[:, None], self._labels[places], task)
         except FedroundsError:
@@ -100,7 +100,7 @@ class CanaryClient:
             raise ModelError("the update of a step over canaries is not finite", hint="lower training.learning_rate")
         return update_D
 
-    def _train(self, x: Tensor, y: Tensor, task: ClientTask) -> Float32:
+    def _train(self, x: Tensor, y: Tensor, task: SimulatedClient) -> Float32:
         if isinstance(self._way, (OpacusGradSampler, OneAtATime)):
             return self._way.train(self._rule, self._start_D, x, y, task)[0]
         chunks = PrivateChunks(self._way, self._module, self._rule, torch.from_numpy(self._start_D))

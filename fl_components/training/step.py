@@ -23,16 +23,24 @@ def is_vanilla(rule: SGD) -> bool:
     )
 
 
-def regularise(rule: SGD, gradients: Sequence[Tensor], params: Sequence[Tensor], start: Sequence[Tensor]) -> None:
+def regularise(
+    rule: SGD,
+    gradients: Sequence[Tensor],
+    params: Sequence[Tensor],
+    start: Sequence[Tensor],
+    corrections: Sequence[Tensor] | None = None,
+) -> None:
     """Turn the gradients of the loss, in place, into those that a step follows: the objective's term is added, each
     client's gradient is scaled down to `max_gradient_norm`, and weight decay is added.
 
     Args:
       gradients, params: of each parameter, for C clients, float32 [C, *shape].
       start: as the round began, float32 [*shape] each.
+      corrections: of an objective with channels, float32 [C, *shape] each.
     """
-    for gradient, each, from_ in zip(gradients, params, start, strict=True):
-        rule.objective.add_gradient(gradient, each, from_)
+    for index, (gradient, parameter, first) in enumerate(zip(gradients, params, start, strict=True)):
+        correction = None if corrections is None else corrections[index]
+        rule.objective.add_gradient(gradient, parameter, first, correction)
     if rule.max_gradient_norm is not None:
         norms = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients]).norm(dim=0)
         scales = (rule.max_gradient_norm / norms).clamp_(max=1.0)

@@ -17,43 +17,20 @@ import torch
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float32
-from fedrounds.fl_components.errors import ModelError
-from fedrounds.fl_components.models import ModelRule, build_seeded
-from fedrounds.fl_components.parameters import constants_digest
+from fedrounds.fl_components.models import ModelSpec
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import Engine, ShardReport, StreamingSum
 from fedrounds.fl_components.training.sgd import SGD
 from fedrounds.fl_components.training.threads import one_thread
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
-Shard = Sequence[ClientTask]
+Shard = Sequence[SimulatedClient]
 Result = tuple[type[np.floating], tuple[int, ...]]
 OnShard = Callable[[str, float, float, int], object]
 T = TypeVar("T")
 RowTask = Callable[[Float32], T]
 """Work on some rows of updates, float32 [N, D]. It goes to other processes: pickle must be able to write it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """How another process builds the same model. `constants_digest` is that of its frozen parameters and buffers."""
-
-    rule: ModelRule
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    seed: int
-    constants_digest: str
-
-    def build(self) -> torch.nn.Module:
-        """Raises `ModelError` when it is not the same in all that is not trained."""
-        module = build_seeded(self.rule, self.input_shape, self.output_shape, self.seed)
-        if constants_digest(module) != self.constants_digest:
-            raise ModelError(
-                "the model's frozen parameters or buffers are others in each process that builds it",
-                hint="draw them from torch's generator, which is seeded, or set execution.processes to 1",
-            )
-        return module
 
 
 @dataclass(frozen=True, slots=True, eq=False)

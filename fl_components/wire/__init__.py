@@ -11,6 +11,7 @@ from fedrounds.fl_components.wire.frames import (
     encode_params,
     encode_update,
     max_update_bytes,
+    raw_update_bytes,
     read_frame,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "encode_update",
     "frame_digest",
     "max_update_bytes",
+    "raw_update_bytes",
     "read_frame",
 ]

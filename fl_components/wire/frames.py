@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase, RawIOBase
 from typing import Any
@@ -20,11 +20,11 @@ from fedrounds.fl_components.arrays import Part, Payload
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import UpdateRejected, WireError
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
-from fedrounds.fl_components.wire.codings import Coding, coding_of, encode, entry
+from fedrounds.fl_components.wire.codings import Coding, Raw, coding_of, encode, entry
 
 Buffer = bytes | bytearray | memoryview
 
-MAGIC, VERSION = b"FRW", 1
+MAGIC, VERSION = b"FRW", 2
 START = struct.Struct("<3sBIQ")  # magic, version, bytes of the header, bytes of the parts; then comes the checksum
 CHECKSUM_BYTES = 8
 PREFIX_BYTES = START.size + CHECKSUM_BYTES
@@ -39,15 +39,19 @@ to just under that."""
 
 BASE_DIGITS = 16
 DIGEST = re.compile(rf"[0-9a-f]{{{BASE_DIGITS}}}")
+CHANNELS = re.compile(r"[a-z_]{1,40}(,[a-z_]{1,40}){0,9}")
+
+VALUES = "values"
+"""The part that holds numbers as they are, where nothing is compressed."""
 
 
-def max_update_bytes(num_parameters: int) -> int:
-    """The longest frame of an update: each parameter as float32, one bit for each index, and a header.
+def max_update_bytes(num_coordinates: int) -> int:
+    """The longest frame of an update: each coordinate as float32, one bit for each index, and a header.
 
     >>> max_update_bytes(1000)
     9445
     """
-    return PREFIX_BYTES + MAX_HEADER_BYTES + 4 * num_parameters + -(-num_parameters // 8)
+    return PREFIX_BYTES + MAX_HEADER_BYTES + 4 * num_coordinates + -(-num_coordinates // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,13 @@ class Update:
       client_id: who sends it.
       base_digest: the digest of the parameters that it started from, in hex. Its first 16 digits travel, and are all
         that a decoded update has: they tell a stale base, and are no proof against a client that lies.
-      parts: the compressed update.
+      channels: how the update is laid out: the names of its channels, in order.
+      parts: the compressed update, all channels together.
     """
 
     client_id: str
     base_digest: str
+    channels: tuple[str, ...]
     parts: Payload
 
 
@@ -72,7 +78,27 @@ def encode_update(update: Update) -> bytes:
     Raises:
       WireError: as `encode_frame`.
     """
-    return encode_frame({"base": update.base_digest[:BASE_DIGITS], "client": update.client_id}, update.parts)
+    return encode_frame(_update_words(update.client_id, update.base_digest, update.channels), update.parts)
+
+
+def raw_update_bytes(client_id: str, channels: Sequence[str], num_coordinates: int) -> int:
+    """Return the length of the frame of an update whose numbers travel as they are: it depends on nothing else.
+
+    Args:
+      num_coordinates: M, float32 each.
+
+    >>> import numpy as np
+    >>> update = Update("va", "0" * 16, ("delta",), {"values": np.zeros(5, np.float32)})
+    >>> raw_update_bytes("va", ["delta"], 5) == len(encode_update(update))
+    True
+    """
+    words = _update_words(client_id, "0" * BASE_DIGITS, channels)
+    header = _header_bytes([words, {VALUES: entry(Raw("f4", [num_coordinates]))}])
+    return PREFIX_BYTES + len(header) + 4 * num_coordinates
+
+
+def _update_words(client_id: str, base_digest: str, channels: Sequence[str]) -> dict[str, str]:
+    return {"base": base_digest[:BASE_DIGITS], "channels": ",".join(channels), "client": client_id}
 
 
 def decode_update(frame: Buffer, max_bytes: int) -> Update:
@@ -87,12 +113,12 @@ def decode_update(frame: Buffer, max_bytes: int) -> Update:
       UpdateRejected: too_large or undecodable, and why.
 
     >>> import numpy as np
-    >>> frame = encode_update(Update("va", "0123456789abcdef", {"delta": np.zeros(2, np.float32)}))
+    >>> frame = encode_update(Update("va", "0123456789abcdef", ("delta",), {"values": np.zeros(2, np.float32)}))
     >>> decode_update(frame, max_bytes=1000).client_id
     'va'
     >>> decode_update(frame[:-1], max_bytes=1000)
     Traceback (most recent call last):
-    fedrounds.fl_components.errors.UpdateRejected: undecodable: the frame has 103 bytes and declares 104
+    fedrounds.fl_components.errors.UpdateRejected: undecodable: the frame has 127 bytes and declares 128
     """
     if len(frame) > max_bytes:
         raise UpdateRejected(Rejection(RejectionCode.TOO_LARGE, f"{len(frame)} bytes, at most {max_bytes}"))
@@ -100,10 +126,14 @@ def decode_update(frame: Buffer, max_bytes: int) -> Update:
         words, parts = decode_frame(frame, max_bytes)
     except WireError as error:
         raise UpdateRejected(Rejection(RejectionCode.UNDECODABLE, error.message)) from error
-    if words.keys() != {"base", "client"} or not DIGEST.fullmatch(words["base"]):
-        detail = "an update names its client and 16 hex digits of its base"
+    if (
+        words.keys() != {"base", "channels", "client"}
+        or not DIGEST.fullmatch(words["base"])
+        or not CHANNELS.fullmatch(words["channels"])
+    ):
+        detail = "an update names its client, its channels and 16 hex digits of its base"
         raise UpdateRejected(Rejection(RejectionCode.UNDECODABLE, detail))
-    return Update(words["client"], words["base"], parts)
+    return Update(words["client"], words["base"], tuple(words["channels"].split(",")), parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +144,13 @@ class Download:
       digest: of the parameters that this decompresses to, in hex. Its first 16 digits travel: the name of what is
         fetched (an HTTP ETag), what a client checks its result by, and the base that its update names.
       against: of the parameters that a difference is from, in the same form; None where they travel whole.
-      parts: the compressed parameters, or difference.
+      channels: how the broadcast is laid out: the names of its channels, in order.
+      parts: the compressed parameters and other channels, or their difference.
     """
 
     digest: str
     against: str | None
+    channels: tuple[str, ...]
     parts: Payload
 
 
@@ -128,29 +160,40 @@ def encode_params(download: Download) -> bytes:
     Raises:
       WireError: as `encode_frame`.
     """
-    words = {"params": download.digest, **({} if download.against is None else {"against": download.against})}
-    return encode_frame({name: digest[:BASE_DIGITS] for name, digest in words.items()}, download.parts)
+    digests = {"params": download.digest, **({} if download.against is None else {"against": download.against})}
+    words = {name: digest[:BASE_DIGITS] for name, digest in digests.items()}
+    return encode_frame({**words, "channels": ",".join(download.channels)}, download.parts)
 
 
-def decode_params(frame: Buffer, num_parameters: int) -> Download:
+def decode_params(frame: Buffer, num_coordinates: int) -> Download:
     """The parameters in a frame of `encode_params`, before they are decompressed.
 
     Args:
       frame: what the server sent.
-      num_parameters: D, those of the model.
+      num_coordinates: M, those of all channels.
 
     Raises:
       WireError: it is no such frame.
 
     >>> import numpy as np
-    >>> frame = encode_params(Download("0123456789abcdef", None, {"delta": np.array([1.5, -2.0], np.float32)}))
-    >>> decode_params(frame, num_parameters=2).parts
-    {'delta': array([ 1.5, -2. ], dtype=float32)}
+    >>> numbers = np.array([1.5, -2.0], np.float32)
+    >>> frame = encode_params(Download("0123456789abcdef", None, ("params",), {"values": numbers}))
+    >>> decode_params(frame, num_coordinates=2).parts
+    {'values': array([ 1.5, -2. ], dtype=float32)}
     """
-    words, parts = decode_frame(frame, max_update_bytes(num_parameters))
-    if not {"params"} <= words.keys() <= {"params", "against"} or not all(map(DIGEST.fullmatch, words.values())):
-        raise WireError(f"parameters name 16 hex digits of themselves, and of what they differ from; got {words}"[:240])
-    return Download(words["params"], words.get("against"), parts)
+    words, parts = decode_frame(frame, max_update_bytes(num_coordinates))
+    digests = {name: word for name, word in words.items() if name != "channels"}
+    if (
+        not {"params"} <= digests.keys() <= {"params", "against"}
+        or not all(map(DIGEST.fullmatch, digests.values()))
+        or not CHANNELS.fullmatch(words.get("channels", ""))
+    ):
+        raise WireError(
+            f"parameters name their channels and 16 hex digits of themselves, and of what they differ from; got {words}"[
+                :240
+            ]
+        )
+    return Download(words["params"], words.get("against"), tuple(words["channels"].split(",")), parts)
 
 
 def encode_frame(words: Mapping[str, str], parts: Payload) -> bytes:

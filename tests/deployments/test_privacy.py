@@ -149,7 +149,7 @@ class TestVoid:
     def test_the_run_goes_on_with_another_collection(self, trained: Store) -> None:
         """So the noise of the round has another key than any that the voided one could have had."""
         with open_hub(trained, "b") as hub:
-            stages.authorise(hub, stages.select(hub, stages.load(hub, 2)))
+            stages.authorise(hub, stages.select(hub, stages.load(hub, 2), stages.broadcast(hub, stages.load(hub, 2))))
         privacy.void("b", reason="x")
         with open_hub(trained, "b") as hub:
             walk(stages, hub, 2)

@@ -95,7 +95,9 @@ def test_the_walk_is_what_the_loops_say(home: Path, walked: str) -> None:
     config = configured(WALKS[walked])
     with Store.open() as store, open_hub(store, "r", config=config) as hub:
         for expected in simulate(config):
-            plan = stages.select(hub, stages.load(hub, expected.round))
+            plan = stages.select(
+                hub, stages.load(hub, expected.round), stages.broadcast(hub, stages.load(hub, expected.round))
+            )
             assert tuple(task.client_id for task in plan.cohort) == expected.cohort
             result = walk(stages, hub, expected.round)
             np.testing.assert_allclose(hub.state().params_D, expected.params_D, rtol=0, atol=1e-5)
@@ -133,20 +135,25 @@ def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> N
     """Also where each wave has one client: a wave may then hold no update at all."""
     config = configured(dropped(0.5) | {"execution": {"shard_size": 1}})
     with Store.open() as store, open_hub(store, "r", config=config) as hub:
-        plan = stages.select(hub, stages.load(hub, 1))
+        plan = stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1)))
         slow = sum(task.work is not None for task in plan.cohort)
         assert 0 < slow < 12
         collected = None
         for row in range(12):
-            updates = stages.train(hub, plan, hub.state(), slice(row, row + 1))
-            collected = stages.admit(hub, plan, stages.compress(hub, plan, hub.state(), updates), collected)
-        assert collected is not None and (collected.selected, collected.partial.count) == (12, 12 - slow)
+            updates = stages.train(hub, plan, stages.broadcast(hub, hub.state()), slice(row, row + 1))
+            collected = stages.admit(hub, plan, stages.compress(hub, plan, updates), collected)
+        assert collected is not None and (collected.statistics.selected, collected.statistics.received) == (
+            12,
+            12 - slow,
+        )
         result = walk(stages, hub, 1)
         assert result.rejected == {"straggler": slow}
         counts = {name: result.metrics[f"clients/{name}"] for name in ("selected", "received", "rejected")}
         assert counts == {"selected": 12, "received": 12 - slow, "rejected": slow}
-        assert result.metrics["communication/download_bytes"] == collected.download_bytes  # they were asked as well
-        assert result.metrics["communication/upload_bytes"] == collected.upload_bytes
+        assert (
+            result.metrics["communication/download_bytes"] == collected.statistics.download_bytes
+        )  # they were asked as well
+        assert result.metrics["communication/upload_bytes"] == statistics.upload_bytes
 
 
 def test_a_round_of_nothing_but_dropped_stragglers(home: Path) -> None:

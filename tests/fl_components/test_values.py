@@ -14,7 +14,16 @@ from hypothesis.extra import numpy as hnp
 
 from fedrounds.fl_components.errors import StoreError
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
-from fedrounds.fl_components.values import Accumulator, CohortResult, RoundPlan, ServerState, Weighted, pack, unpack
+from fedrounds.fl_components.values import (
+    Accumulator,
+    CohortStatistics,
+    RoundPlan,
+    SealedCohort,
+    ServerState,
+    Weighted,
+    pack,
+    unpack,
+)
 
 SPECIAL = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, -1e-40, 3.4e38], np.float32)
 QUIET_AND_SIGNALLING = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32).view(np.float32)
@@ -74,6 +83,9 @@ class TestPack:
             unpack(len(outer).to_bytes(8, "little") + outer + bytes(4))
 
 
+PARTS = ("server_optimizer", "aggregator", "channels", "clipping", "broadcast")
+
+
 class TestServerState:
     def test_round_trip(self) -> None:
         state = ServerState(7, SPECIAL, {"m": QUIET_AND_SIGNALLING, "v": np.zeros(0, np.float32)}, "ab" * 32)
@@ -85,6 +97,14 @@ class TestServerState:
         assert same_bits(found.server_optimizer["m"], QUIET_AND_SIGNALLING)
         assert found.to_bytes() == data
 
+    def test_every_part_is_kept(self) -> None:
+        parts = {name: {"x": np.full(2, number, np.float32)} for number, name in enumerate(PARTS)}
+        state = ServerState(1, np.zeros(2, np.float32), config_digest="", **parts)
+        found = ServerState.from_bytes(state.to_bytes())
+        assert {name: getattr(found, name)["x"].tolist() for name in PARTS} == {
+            name: [number, number] for number, name in enumerate(PARTS)
+        }
+
     def test_a_tensor_of_the_optimiser_may_be_called_params(self) -> None:
         state = ServerState(1, np.zeros(2, np.float32), {"params": np.ones(2, np.float32)}, "")
         found = ServerState.from_bytes(state.to_bytes())
@@ -92,7 +112,7 @@ class TestServerState:
         assert found.server_optimizer["params"].tolist() == [1, 1]
 
 
-class TestCollected:
+class TestSealedCohort:
     @given(
         rejected=st.dictionaries(
             st.text(), st.builds(Rejection, st.sampled_from(RejectionCode), st.text()), max_size=3
@@ -103,9 +123,9 @@ class TestCollected:
     )
     def test_round_trip(self, rejected: Any, loss: Any, seconds: Any, counts: Any) -> None:
         count, selected, upload_bytes, download_bytes = counts
-        partial = Accumulator({"sum": np.array([1e-320, -0.0, 0.1]), "weight": np.array([3.0])}, count)
-        collected = CohortResult(
-            partial=partial,
+        tensors = {"aggregate": np.array([1e-320, -0.0, 0.1]), "state.m": np.array([3.0])}
+        statistics = CohortStatistics(
+            received=count,
             train_loss=Weighted(*loss),
             compression_error=Weighted(*loss),
             client_states={client: "r/000001/ab" for client in rejected},
@@ -117,19 +137,20 @@ class TestCollected:
             slowest_s=loss[0],
             seconds=seconds,
         )
-        data = collected.to_bytes()
-        found = CohortResult.from_bytes(data)
-        assert found.to_bytes() == data
-        assert (found.partial.count, found.train_loss, found.rejected) == (count, Weighted(*loss), rejected)
+        data = SealedCohort(tensors, statistics).to_bytes()
+        cohort = SealedCohort.from_bytes(data)
+        found = cohort.statistics
+        assert cohort.to_bytes() == data
+        assert (found.received, found.train_loss, found.rejected) == (count, Weighted(*loss), rejected)
         assert (found.selected, found.upload_bytes, found.download_bytes) == (selected, upload_bytes, download_bytes)
         assert (found.seconds, found.slowest_s, found.largest_bytes) == (seconds, loss[0], count)
-        assert found.client_states == collected.client_states and found.compression_error == Weighted(*loss)
-        assert same_bits(found.partial.tensors["sum"], partial.tensors["sum"])
+        assert found.client_states == statistics.client_states and found.compression_error == Weighted(*loss)
+        assert same_bits(cohort.tensors["aggregate"], tensors["aggregate"])
+        assert cohort.aggregator_state == {"m": np.array([3.0])}
 
     def test_a_loss_that_is_not_finite(self) -> None:
-        collected = CohortResult(Accumulator({}), Weighted(float("nan"), 3.0))
-        found = CohortResult.from_bytes(collected.to_bytes())
-        assert np.isnan(found.train_loss.mean)
+        cohort = SealedCohort({}, CohortStatistics(train_loss=Weighted(float("nan"), 3.0)))
+        assert np.isnan(SealedCohort.from_bytes(cohort.to_bytes()).statistics.train_loss.mean)
 
 
 def test_weighted_adds() -> None:
@@ -139,12 +160,13 @@ def test_weighted_adds() -> None:
 
 
 def test_values_are_frozen() -> None:
-    plan = RoundPlan("r", 1, "d", (), (), (), 1, {"kind": "none"})
+    plan = RoundPlan("r", 1, "d", 0, (), (), (), 1, {"kind": "none"})
     for value, name in (
         (plan, "round"),
         (Weighted(), "total"),
         (Accumulator({}), "count"),
-        (CohortResult(Accumulator({})), "selected"),
+        (SealedCohort({}), "tensors"),
+        (CohortStatistics(), "selected"),
     ):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, 2)

@@ -1,4 +1,4 @@
-"""An aggregation: the mean of updates, of which none counts for more than a given length."""
+"""An aggregator: the mean of updates, of which none counts for more than a given length."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrounds.fl_components.aggregation import AggregationRule
-from fedrounds.fl_components.arrays import Float32, Float64
-from fedrounds.fl_components.values import Accumulator
+from fedrounds.fl_components.aggregation import AggregationResult, Aggregator, Updates
+from fedrounds.fl_components.arrays import Tensors
 
 
-class CappedMean(AggregationRule):
-    """Every client weighs the same; an update longer than `cap` is scaled down to that length.
+class CappedMean(Aggregator):
+    """The mean of updates, each of which is scaled down to length `cap` where it is longer.
 
-    >>> rule = CappedMean(cap=5.0)
-    >>> deltas_ND = np.array([[30.0, 40.0], [0.0, 1.0]], np.float32)  # lengths 50 and 1
-    >>> rule.aggregate(rule.add(rule.init(2), deltas_ND, np.ones(2)))
+    >>> updates_NM = np.array([[30.0, 40.0], [0.0, 1.0]], np.float32)  # lengths 50 and 1
+    >>> updates = Updates(("a", "b"), updates_NM, np.ones(2), np.zeros(2, np.int64))
+    >>> CappedMean(cap=5.0).aggregate(updates, {}).aggregate_M
     array([1.5, 2.5])
     """
 
     kind: Literal["capped_mean"] = "capped_mean"
     cap: float = Field(default=1.0, gt=0)
 
-    def init(self, num_parameters: int) -> Accumulator:
-        return Accumulator({"sum": np.zeros(num_parameters)})
-
-    def add(self, partial: Accumulator, deltas_ND: Float32, weights_N: Float64) -> Accumulator:
-        deltas_ND = deltas_ND.astype(np.float64)
-        lengths_N = np.linalg.norm(deltas_ND, axis=1)
-        scales_N = np.minimum(1.0, self.cap / np.maximum(lengths_N, 1e-12))
-        return Accumulator({"sum": partial.tensors["sum"] + scales_N @ deltas_ND}, partial.count + len(deltas_ND))
-
-    def aggregate(self, partial: Accumulator) -> Float64:
-        return partial.tensors["sum"] / max(1, partial.count)
+    def aggregate(self, updates: Updates, state: Tensors) -> AggregationResult:
+        """Return the mean, and how many updates were scaled down."""
+        sum_M, num_capped = np.zeros(updates.updates_NM.shape[1]), 0
+        for update_M in updates.updates_NM:  # one after the other: they may be in a file
+            length = float(np.linalg.norm(update_M.astype(np.float64)))
+            sum_M += update_M * min(1.0, self.cap / max(length, 1e-12))
+            num_capped += length > self.cap
+        return AggregationResult(sum_M / len(updates.client_ids), state, {"capped": num_capped})

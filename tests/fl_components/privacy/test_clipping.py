@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedrounds.fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, Clip, clip_norm_in_units, contributions
+from fedrounds.fl_components.admission import Clip
+from fedrounds.fl_components.privacy.clipping import EXACT_IN_FLOAT32, UNITS, clip_norm_in_units, contributions
 from tests.support import cases
 
 any_float32 = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)

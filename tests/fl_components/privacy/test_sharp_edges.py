@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedrounds.fl_components.admission import Clip
 from fedrounds.fl_components.clients import Clients, Poisson, Uniform
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, ModelError
@@ -19,14 +20,14 @@ from fedrounds.fl_components.parameters import check_trainable
 from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy, FixedClipping, neighbouring_of
 from fedrounds.fl_components.privacy.accountants import pld_epsilon, rdp_epsilon
 from fedrounds.fl_components.privacy.calibration import least_noise
-from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, clip_norm_in_units, contributions
+from fedrounds.fl_components.privacy.clipping import UNITS, add_contributions, clip_norm_in_units, contributions
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.privacy.noise import gaussian
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.stages import round_result
 from fedrounds.fl_components.store.secrets import RunSecret
 from fedrounds.fl_components.training import Evaluation
-from fedrounds.fl_components.values import Accumulator, CohortResult, Sampling, ServerState, Weighted
+from fedrounds.fl_components.values import CohortStatistics, Sampling, ServerState, Weighted
 from tests.support import PRIVATE
 
 NUM_PARAMETERS = 300
@@ -251,8 +252,8 @@ def clients(number: int) -> Clients:
 
 def shown_of_a_round() -> Any:
     """What is told of a round on private data."""
-    collected = CohortResult(
-        partial=Accumulator({"sum": np.zeros(3)}, 3),
+    collected = CohortStatistics(
+        received=3,
         train_loss=Weighted(2.1, 3.0),
         selected=4,
         rejected={"ward-1": Rejection(RejectionCode.NOT_FINITE, "NaN")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,37 @@ import torch
 from torch import nn
 
 from fedrounds.deployments.api import run_data
-from fedrounds.fl_components.arrays import params_digest
+from fedrounds.fl_components.admission import Admission, Clip, RoundAdmission
+from fedrounds.fl_components.arrays import Float32, params_digest
+from fedrounds.fl_components.client import RESIDUAL, decode_broadcast
 from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, TooFewClients, WireError
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.encoding import expected_bytes, receive, send
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.broadcast import encode_broadcast
+from fedrounds.fl_components.server.encoding import expected_bytes
+from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.values import UpdateBatch
 from fedrounds.fl_components.wire import Download, decode_params, encode_params
 from fedrounds.flows.round import walk
 from tests.support import PRIVATE
 
+from . import rounds
 from .conftest import OpenRun
 
 FEEDBACK = {"kind": "top_k", "fraction": 0.05, "values": {"kind": "sign"}, "error_feedback": True}
 MLP = {"kind": "mlp", "hidden": [64]}  # whose initial parameters are not zeros
 DELTAS = {"values": {"kind": "uniform", "bits": 4}, "against": "previous"}
+
+
+NONE_REJECTED = RoundAdmission(Admission(), Clip(1.0))
+
+
+def residuals(hub: Hub, client_ids: Sequence[str]) -> Float32:
+    """What compression left out of these clients' updates so far, float32 [N, M]."""
+    zeros_M = np.zeros(hub.federation.update_layout.size, np.float32)
+    return np.stack([state.get(RESIDUAL, zeros_M) for state in hub.client_states(client_ids)])
 
 
 @pytest.mark.parametrize(
@@ -86,23 +100,23 @@ def test_what_is_left_out_comes_with_the_next_update(open_run: OpenRun) -> None:
     kept: dict[str, Any] = {}
     for round in (1, 2, 3):
         state = stages.load(hub, round)
-        plan = stages.authorise(hub, stages.select(hub, state))
-        trained = stages.train(hub, plan, state, plan.waves[0])
-        encoded = stages.compress(hub, plan, state, trained)
-        received_ND, refused = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, lambda norm: None)  # type: ignore[union-attr]
-        assert not refused and encoded.residuals_ND is not None  # type: ignore[union-attr]
-        for client_id, delta_D, received_D, memory_D in zip(
+        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+        trained = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+        encoded = stages.compress(hub, plan, trained)
+        received_ND, refused = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, NONE_REJECTED)  # type: ignore[union-attr]
+        assert not refused and len(encoded.client_states) == 9  # type: ignore[union-attr]
+        for client_id, delta_D, received_D, state_of_client in zip(
             trained.client_ids,
-            trained.deltas_ND,
+            trained.updates_NM,
             received_ND,
-            encoded.residuals_ND,
-            strict=True,  # type: ignore[union-attr]
+            encoded.client_states,  # type: ignore[union-attr]
+            strict=True,
         ):
-            before_D = kept.get(client_id, 0)
+            before_D, memory_D = kept.get(client_id, 0), state_of_client[RESIDUAL]
             np.testing.assert_allclose(received_D + memory_D, delta_D + before_D, atol=1e-6)
             kept[client_id] = memory_D
         walk(stages, hub, round)
-        residuals_ND = hub.residuals(list(kept))
+        residuals_ND = residuals(hub, list(kept))
         assert all(np.array_equal(residual_D, kept[name]) for residual_D, name in zip(residuals_ND, kept, strict=True))
 
 
@@ -111,19 +125,20 @@ def test_an_update_that_is_refused_leaves_no_trace_in_what_its_client_keeps(open
     hub = open_run(compression=FEEDBACK, admission={"max_update_norm": 100.0})
     walk(stages, hub, 1)
     state = stages.load(hub, 2)
-    plan = stages.authorise(hub, stages.select(hub, state))
-    batch = stages.train(hub, plan, state, plan.waves[0])
+    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+    batch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
     assert isinstance(batch, UpdateBatch)
-    before_ND = hub.residuals(batch.client_ids)
-    batch.deltas_ND[0], batch.deltas_ND[1] = np.nan, 1e6
-    collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), None)
+    before_ND = residuals(hub, batch.client_ids)
+    batch.updates_NM[0], batch.updates_NM[1] = np.nan, 1e6
+    collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), None)
     first, second, *_ = batch.client_ids
-    reasons = {name: rejection.code for name, rejection in collected.rejected.items()}
+    reasons = {name: rejection.code for name, rejection in collected.statistics.rejected.items()}
     assert reasons == {first: "not_finite", second: "norm_too_large"}
-    state = stages.aggregate(hub, plan, state, collected)
-    assert np.array_equal(hub.residuals(batch.client_ids), before_ND)  # they count once the round is committed
-    stages.commit(hub, plan, state, collected, {})
-    after_ND = hub.residuals(batch.client_ids)
+    cohort = stages.aggregate(hub, plan, state, collected)
+    after = rounds.step(hub, state, plan, cohort)
+    assert np.array_equal(residuals(hub, batch.client_ids), before_ND)  # they count once the round is committed
+    stages.commit(hub, plan, after, cohort, {})
+    after_ND = residuals(hub, batch.client_ids)
     assert np.array_equal(after_ND[:2], before_ND[:2])
     assert not np.array_equal(after_ND[2], before_ND[2])
 
@@ -152,7 +167,7 @@ def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: d
             for result in results
         ]
         assert len(communication[0]) >= 5
-        residuals_ND = hub.residuals(hub.federation.data.client_ids)
+        residuals_ND = residuals(hub, hub.federation.data.client_ids)
         found.append((communication, hub.state().params_digest, residuals_ND.tobytes()))
     assert found[0] == found[1]
 
@@ -189,7 +204,7 @@ def test_a_private_round_of_which_nothing_is_left_is_noise(open_run: OpenRun) ->
 def test_a_checkpoint_does_not_grow_with_the_clients(open_run: OpenRun, store: Store) -> None:
     sizes = []
     for num_clients in (10, 1000):
-        data = {"kind": "digits", "partition": {"kind": "iid", "num_clients": num_clients}}
+        data = {"kind": "digits", "partition": {"kind": "iid", "num_clients": num_clients, "examples_per_client": 10}}
         hub = open_run(f"of-{num_clients}", compression=FEEDBACK, data=data)
         walk(stages, hub, 1)
         assert len(store.client_states(hub.run_id, hub.federation.data.client_ids)) == num_clients
@@ -237,8 +252,8 @@ def test_a_run_that_was_interrupted_comes_to_the_same_bits(home: Any, changes: d
         for round in (1, 2, 3, 4):
             with open_hub(store, "parts", config=config) as hub:
                 state = stages.load(hub, round)
-                plan = stages.authorise(hub, stages.select(hub, state))
-                batch = stages.compress(hub, plan, state, stages.train(hub, plan, state, plan.waves[0]))
+                plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+                batch = stages.compress(hub, plan, stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0]))
                 stages.aggregate(hub, plan, state, stages.admit(hub, plan, batch, None))  # sealed, then it ends
             with open_hub(store, "parts") as hub:
                 part = walk(stages, hub, round)
@@ -248,29 +263,29 @@ def test_a_run_that_was_interrupted_comes_to_the_same_bits(home: Any, changes: d
 def test_everybody_begins_with_what_was_decoded(open_run: OpenRun) -> None:
     hub = open_run(broadcast={"values": {"kind": "uniform", "bits": 6}}, model=MLP)
     state = stages.load(hub, 1)
-    sent = hub.broadcast(state)
-    assert not np.array_equal(sent.params_D, state.params_D)
-    assert np.abs(sent.params_D - state.params_D).max() < 0.05
-    assert stages.select(hub, state).base_digest != state.params_digest
+    sent = stages.broadcast(hub, state)
+    assert not np.array_equal(sent.base_M, state.params_D)
+    assert np.abs(sent.base_M - state.params_D).max() < 0.05
+    assert stages.select(hub, state, stages.broadcast(hub, state)).base_digest != state.params_digest
     result = walk(stages, hub, 1)
     assert result.metrics["communication/download_bytes"] == 9 * len(sent.frame) < 9 * len(state.params_D) * 6 / 8 * 1.2
 
 
 def test_a_difference_is_of_use_only_to_those_who_hold_what_it_is_from(open_run: OpenRun) -> None:
     hub = open_run(broadcast=DELTAS, model=MLP)
-    rule, known = hub.config.broadcast, CodecContext([0], 0, hub.federation.shapes)
+    rule, known = hub.config.broadcast, CodecContext([0], 0, hub.federation.parameter_shapes)
     walk(stages, hub, 1)
     state = hub.state()
-    sent, held_D = hub.broadcast(state), state.broadcast["params"]
-    assert params_digest(receive(rule, sent.frame, held_D, known)) == sent.digest
+    sent, held_D = stages.broadcast(hub, state), state.broadcast["base"]
+    assert params_digest(decode_broadcast(rule, sent.frame, held_D, known)) == sent.digest
     for other_D in (None, np.nextafter(held_D, np.float32(np.inf))):
         with pytest.raises(WireError, match=r"are a difference from [0-9a-f]{16}, which is not held"):
-            receive(rule, sent.frame, other_D, known)
-    whole = send(rule, state.params_D, {}, known)
-    assert receive(rule, whole.frame, held_D, known).tobytes() == state.params_D.tobytes()
-    lying = encode_params(Download("0" * 16, None, decode_params(whole.frame, len(held_D)).parts))
-    with pytest.raises(WireError, match="should come to 0000000000000000, and come to"):
-        receive(rule, lying, None, known)
+            decode_broadcast(rule, sent.frame, other_D, known)
+    whole = encode_broadcast(rule, ("params",), state.params_D, {}, known)
+    assert decode_broadcast(rule, whole.frame, held_D, known).tobytes() == state.params_D.tobytes()
+    lying = encode_params(Download("0" * 16, None, ("params",), decode_params(whole.frame, len(held_D)).parts))
+    with pytest.raises(WireError, match="should decode to 0000000000000000, and decode to"):
+        decode_broadcast(rule, lying, None, known)
 
 
 def test_differences_travel_from_the_second_round_on(open_run: OpenRun) -> None:
@@ -280,16 +295,17 @@ def test_differences_travel_from_the_second_round_on(open_run: OpenRun) -> None:
     for round in range(1, 9):
         state = stages.load(hub, round)
         if round > 1:
-            difference_D = state.params_D - state.broadcast["params"]
+            difference_D = state.params_D - state.broadcast["base"]
             step = float(np.ptp(difference_D)) / 15  # of 4 bits, at most: buckets have smaller ones
-            assert 0 < np.abs(hub.broadcast(state).params_D - state.params_D).max() <= step * (1 + 1e-5)
+            assert 0 < np.abs(stages.broadcast(hub, state).base_M - state.params_D).max() <= step * (1 + 1e-5)
         down.append(walk(stages, hub, round).metrics["communication/download_bytes"])
-        assert np.array_equal(hub.state().broadcast["params"], hub.broadcast(state).params_D)
+        assert np.array_equal(hub.state().broadcast["base"], stages.broadcast(hub, state).base_M)
     assert down[0] > 9 * 4 * hub.federation.num_parameters > 5 * max(down[1:])
 
 
 def test_what_a_round_reports(open_run: OpenRun) -> None:
-    hub = open_run(compression={"kind": "eden", "bits": 2}, network={"upload_mbps": 1, "spread": 0, "latency_s": 0.5})
+    network = {"upload_mbps": 1, "spread": 0, "latency_s": 0.5}
+    hub = open_run(compression={"kind": "eden", "bits": 2}, simulation={"network": network})
     metrics = walk(stages, hub, 1).metrics
     assert 0.05 < metrics["communication/error"] < 0.2
     sent = 9 * hub.federation.num_parameters
@@ -302,7 +318,7 @@ def test_what_a_round_reports(open_run: OpenRun) -> None:
 
 
 def test_a_round_takes_as_long_as_its_slowest_client(open_run: OpenRun) -> None:
-    hub = open_run(network={"spread": 1.0, "seconds_per_example": 0.01})
+    hub = open_run(simulation={"network": {"spread": 1.0, "seconds_per_example": 0.01}})
     result, network = walk(stages, hub, 1), hub.config.simulation.network
     assert network is not None
     each_N = network.seconds(
@@ -322,7 +338,7 @@ def test_a_round_takes_as_long_as_its_slowest_client(open_run: OpenRun) -> None:
 def test_the_simulated_time_to_an_accuracy_is_told(open_run: OpenRun, store: Store) -> None:
     """In `train --json` and `show --json`: the seconds of the rounds up to the first that came to it."""
     quick = {"learning_rate": 0.5, "batch_size": 10, "epochs": 5}
-    hub = open_run(network={}, rounds=6, model=MLP, training=quick)
+    hub = open_run(simulation={"network": {}}, rounds=6, model=MLP, training=quick)
     metrics = [walk(stages, hub, round).metrics for round in range(1, 7)]
     told = run_data(store, store.run("r"))["communication"]
     seconds = [each["communication/simulated_s"] for each in metrics]
@@ -355,15 +371,15 @@ def test_a_claim_about_clients_clips_what_was_decoded(open_run: OpenRun) -> None
         **private,
     )
     state = stages.load(hub, 1)
-    plan = stages.authorise(hub, stages.select(hub, state))
-    batch = stages.train(hub, plan, state, plan.waves[0])
-    encoded = stages.compress(hub, plan, state, batch)
+    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+    batch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+    encoded = stages.compress(hub, plan, batch)
     collected = stages.admit(hub, plan, encoded, None)
     from fedrounds.fl_components.privacy.clipping import UNITS
 
-    sum_D = collected.partial.tensors["sum"][:-1]
-    assert np.array_equal(sum_D, np.round(sum_D)) and collected.partial.count == 9
-    decoded_ND, _ = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, lambda norm: None)  # type: ignore[union-attr]
+    sum_D = collected.updates.tensors["sum"][:-1]
+    assert np.array_equal(sum_D, np.round(sum_D)) and collected.statistics.received == 9
+    decoded_ND, _ = hub.codec(plan).decode(plan, plan.cohort, encoded.frames, NONE_REJECTED)  # type: ignore[union-attr]
     norms_N = np.linalg.norm(decoded_ND, axis=1)
     assert norms_N.max() > 0.5  # else nothing is clipped
     clipped_ND = decoded_ND * np.minimum(1, 0.5 / norms_N)[:, None]

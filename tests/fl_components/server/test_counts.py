@@ -18,7 +18,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Lease, Store
 from fedrounds.fl_components.training import LocalExecution
-from fedrounds.fl_components.values import Accumulator, CohortResult, Weighted
+from fedrounds.fl_components.values import CohortStatistics, SealedCohort, Weighted
 from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS
 
@@ -77,7 +77,7 @@ def test_what_can_be_counted_of_a_round_is_the_same_for_each_cohort(
 def test_a_cohort_that_is_not_withheld_has_as_many_waves_as_it_needs(store: Store) -> None:
     plain = SEVERAL_WAVES | {"privacy": {"kind": "none"}, "population": "plain"}
     with open_hub(store, "r", config=parse_config(plain)) as hub:
-        plan = stages.select(hub, hub.state())
+        plan = stages.select(hub, hub.state(), stages.broadcast(hub, hub.state()))
         assert 0 < len(plan.waves) <= len(plan.cohort)
         assert all(wave.stop > wave.start for wave in plan.waves)
 
@@ -112,17 +112,22 @@ def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.M
     lengths = set[int]()
     with open_hub(store, "r", config=parse_config(FIELDS | {"data": WARDS})) as hub:
         state = stages.load(hub, 1)
-        plan = stages.authorise(hub, stages.select(hub, state))
+        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
         tensors = {"sum": np.zeros((hub_module.SEAL_BYTES + beyond) // 8)}
-        monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data: lengths.add(len(data)))
+        monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data, states: lengths.add(len(data)))
         rejection = Rejection(RejectionCode.UNDECODABLE, "\u20ac" * 300)
         long = {"\U00020000" * 99 + str(row): rejection for row in range(9)}
         for collected in (
-            CohortResult(Accumulator(tensors)),
-            CohortResult(
-                Accumulator(tensors, 9), Weighted(1 / 3, 2 / 3), selected=9, upload_bytes=2**40, slowest_s=1 / 7
+            SealedCohort(tensors),
+            SealedCohort(
+                tensors,
+                CohortStatistics(
+                    selected=9, received=9, train_loss=Weighted(1 / 3, 2 / 3), upload_bytes=2**40, slowest_s=1 / 7
+                ),
             ),
-            CohortResult(Accumulator(tensors, 9), rejected=long, seconds=dict.fromkeys("abcdefghi", 1 / 3)),
+            SealedCohort(
+                tensors, CohortStatistics(received=9, rejected=long, seconds=dict.fromkeys("abcdefghi", 1 / 3))
+            ),
         ):
             hub.seal(plan, collected)
     assert len(lengths) == 1

@@ -53,9 +53,9 @@ def spent(store: Store, ward: int) -> int:
 
 def trained(hub: Hub) -> Any:
     state = stages.load(hub, hub.refresh().committed_round + 1)
-    plan = stages.authorise(hub, stages.select(hub, state))
-    batch = stages.train(hub, plan, state, plan.waves[0])
-    return batch.partial.tensors["sum"]  # type: ignore[union-attr]
+    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+    batch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+    return batch.total.tensors["sum"]  # type: ignore[union-attr]
 
 
 class TestWhosePatientsTheyAre:
@@ -169,7 +169,9 @@ class TestSpending:
         for round, received in ((1, 0), (2, 1), (3, 0), (4, 1)):
             hub.check_budget()
             before = hub.state().params_digest
-            stages.authorise(hub, stages.select(hub, stages.load(hub, round)))
+            stages.authorise(
+                hub, stages.select(hub, stages.load(hub, round), stages.broadcast(hub, stages.load(hub, round)))
+            )
             hub.close()
             hub = begin(**fields)  # what was reserved for nobody is found again
             result = walk(stages, hub, round)
@@ -381,13 +383,13 @@ class TestReleases:
         budget(store)
         hub = begin(**EVERYONE)
         state = stages.load(hub, 1)
-        plan = stages.authorise(hub, stages.select(hub, state))
-        keys = [task.key for task in hub.with_keys(plan, plan.cohort)]
+        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+        keys = [task.key for task in hub.simulated_clients(plan, plan.cohort)]
         assert len({*keys}) == NUM_CLIENTS and all(key is not None and len(key) == 32 for key in keys)
         assert hub.key(1, "selection and training") not in keys
         again = replace(plan, collection=plan.collection + 1)  # after a reservation that was voided
-        assert not {*keys} & {task.key for task in hub.with_keys(again, again.cohort)}
-        assert keys[0] is not None and keys[0].hex() not in repr(hub.with_keys(plan, plan.cohort))
+        assert not {*keys} & {task.key for task in hub.simulated_clients(again, again.cohort)}
+        assert keys[0] is not None and keys[0].hex() not in repr(hub.simulated_clients(plan, plan.cohort))
 
     def test_what_one_example_adds_is_bounded_whatever_it_is(
         self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch

@@ -20,15 +20,16 @@ from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.hub import open_hub, start_fresh_or_latest
 from fedrounds.fl_components.store import Lease, Store
 
+from . import rounds
 from .conftest import OpenRun, configured
 
 
 def one_round(hub: Any, round: int = 1) -> Any:
     state = stages.load(hub, round)
-    plan = stages.authorise(hub, stages.select(hub, state))
-    batch = stages.train(hub, plan, state, plan.waves[0])
-    collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), None)
-    return stages.commit(hub, plan, stages.aggregate(hub, plan, state, collected), collected, {})
+    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+    batch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+    collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), None)
+    return rounds.finish(hub, state, plan, collected)
 
 
 class TestOpen:

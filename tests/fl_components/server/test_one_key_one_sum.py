@@ -68,10 +68,10 @@ def attempts(tmp_path: Path) -> Iterator[Callable[..., Attempts]]:
 
 def sent(hub: Hub) -> Any:
     """What the server receives in the round in hand, before it is committed."""
-    plan, state, collected = collect(hub, stages.load(hub, hub.refresh().committed_round + 1))
+    state, plan, collected = collect(hub, stages.load(hub, hub.refresh().committed_round + 1))
     if hub.federation.central is not None:
-        return stages.aggregate(hub, plan, state, collected).params_D
-    return collected.partial.tensors["sum"]
+        return rounds.aggregate(hub, state, plan, collected).params_D
+    return collected.updates.tensors["sum"]
 
 
 def edited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_keys_of_a_client_are_equal_where_all_that_determines_its_update_is(
         plan = replace(PLAN, base_digest=base, collection=collection, cohort=tasks_of(federation))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(hub_module, "engine_environment", lambda: {"torch": torch})
-            return [task.key for task in hub.with_keys(plan, plan.cohort)]
+            return [task.key for task in hub.simulated_clients(plan, plan.cohort)]
 
     same = [a == b for a, b in zip(keys(one), keys(other), strict=True)]
     if one[1:] != other[1:]:
@@ -204,7 +204,7 @@ def test_an_edited_row_ends_the_run(
     """Also where nothing is sealed, and with the flag that lets a run without a claim go on."""
     run = attempts(claim)
     hub = run.open()
-    stages.authorise(hub, stages.select(hub, stages.load(hub, 1)))
+    stages.authorise(hub, stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))))
     hub.close()
     edited(monkeypatch)
     for accept in (False, True):
@@ -468,7 +468,7 @@ def test_nothing_is_given_back_on_a_restored_database(
     run = attempts()
     rounds(run, 1)
     hub = run.open()
-    stages.authorise(hub, stages.select(hub, stages.load(hub, 2)))
+    stages.authorise(hub, stages.select(hub, stages.load(hub, 2), stages.broadcast(hub, stages.load(hub, 2))))
     hub.close()
     copy_database(run.home, tmp_path / "backup")
     secret, anchor = secret_file(run.store()), run.home / "secrets" / "journal.anchor"

@@ -119,9 +119,9 @@ class TestReleases:
 
         monkeypatch.setattr(hub.trainer, "train", fails)
         state = stages.load(hub, 1)
-        plan = stages.authorise(hub, stages.select(hub, state))
+        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
         with pytest.raises(ModelError) as caught:
-            stages.train(hub, plan, state, plan.waves[0])
+            stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
         assert caught.value.message == "the stage train failed; why is withheld under the privacy claim"
         assert "diagnosis sepsis" in file.read_text() and "sepsis" not in all_that_is_told(caught.value)
         assert file.stat().st_mode & 0o777 == 0o600

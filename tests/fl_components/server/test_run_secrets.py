@@ -17,8 +17,9 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.values import CohortResult
+from fedrounds.fl_components.values import SealedCohort
 from fedrounds.flows.round import walk
+from tests.fl_components.server import rounds
 from tests.fl_components.server.wards import (
     FIELDS,
     Begin,
@@ -47,10 +48,13 @@ class TestSecrets:
 
     def test_cohorts_and_batches_are_not_drawn_from_the_seed(self, begin: Begin) -> None:
         hubs = [begin("a"), begin("b"), begin("c", privacy={"kind": "none"})]
-        plans = [stages.select(hub, stages.load(hub, 1)) for hub in hubs]
+        plans = [stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))) for hub in hubs]
         seeds = [{(task.client_id, task.seed) for task in plan.cohort} for plan in plans]
         assert not seeds[0] & seeds[1] and not seeds[0] & seeds[2]
-        cohorts = [[task.client_id for task in stages.select(hub, hub.state()).cohort] for hub in hubs]
+        cohorts = [
+            [task.client_id for task in stages.select(hub, hub.state(), stages.broadcast(hub, hub.state())).cohort]
+            for hub in hubs
+        ]
         assert len({tuple(cohort) for cohort in cohorts}) > 1
 
     def test_noise_is_drawn_when_the_seal_is_durable(
@@ -70,9 +74,10 @@ class TestSecrets:
     def test_another_collection_or_run_has_other_noise(self, begin: Begin, store: Store) -> None:
         """Under one secret, which another run could only have by a copied file."""
         hub = begin()
-        plan, state, collected = collect(hub, stages.load(hub, 1))
-        first = stages.aggregate(hub, plan, state, collected)
-        again = stages.aggregate(hub, replace(plan, collection=2), state, collected)
+        state, plan, collected = collect(hub, stages.load(hub, 1))
+        cohort = stages.aggregate(hub, plan, state, collected)
+        first = rounds.step(hub, state, plan, cohort)
+        again = rounds.step(hub, state, replace(plan, collection=2), cohort)
         assert first.params_digest != again.params_digest
         key = hub.key(1, "noise of the sum")
         for name in ("run_id", "population"):
@@ -94,16 +99,16 @@ class TestSecrets:
     def test_a_round_that_is_tried_again_is_the_same(self, begin: Begin, store: Store) -> None:
         hub = begin()
         state = stages.load(hub, 1)
-        plans = [stages.select(hub, state) for _ in range(2)]
+        plans = [stages.select(hub, state, stages.broadcast(hub, state)) for _ in range(2)]
         assert plans[0] == plans[1]
-        first = stages.aggregate(hub, *collect(hub, state))
-        again = stages.aggregate(hub, *collect(hub, state))
+        first = rounds.aggregate(hub, *collect(hub, state))
+        again = rounds.aggregate(hub, *collect(hub, state))
         assert first.params_digest == again.params_digest
 
     def test_a_resume_finishes_from_the_seal(self, begin: Begin, store: Store) -> None:
         hub = begin()
         state = stages.load(hub, 1)
-        expected = stages.aggregate(hub, *collect(hub, state)).params_digest
+        expected = rounds.aggregate(hub, *collect(hub, state)).params_digest
         hub.close()
         with open_hub(store, "r") as resumed:
             assert resumed.sealed(1) is not None
@@ -116,8 +121,8 @@ class TestSecrets:
         data = store.sealed("r", 1)
         assert data is not None
         with pytest.raises(StoreError):
-            CohortResult.from_bytes(data.data)
-        assert collected.partial.tensors["sum"].tobytes()[:64] not in all_bytes(store.home)
+            SealedCohort.from_bytes(data.data)
+        assert collected.updates.tensors["sum"].tobytes()[:64] not in all_bytes(store.home)
 
     def test_after_a_commit_nobody_can_make_the_noise_again(self, begin: Begin, store: Store) -> None:
         """No byte of the home, the database and its log included, holds the old key or the old sum."""
@@ -125,14 +130,13 @@ class TestSecrets:
         assert hub.secret is not None
         old = {json.loads(secret_file(store).read_text())["key"]}
         state, plan, collected = collected_of(hub)
-        noise = hub.noise_keys(plan, {"sum": collected.partial.tensors["sum"], **state.clipping})
+        noise = hub.noise_keys(plan, {"sum": collected.updates.tensors["sum"], **state.clipping})
         keys = {noise(f"noise of the {what}") for what in ("sum", "count")} | {hub.key(1, "seal")}
-        state = stages.aggregate(hub, plan, state, collected)
-        stages.commit(hub, plan, state, collected, {})
+        rounds.finish(hub, state, plan, collected)
         found = all_bytes(store.home)
         for key in {bytes.fromhex(each) for each in old} | keys:
             assert key not in found and key.hex().encode() not in found
-        total_D = collected.partial.tensors["sum"]
+        total_D = collected.updates.tensors["sum"]
         assert np.abs(total_D).max() > 0
         for start in range(0, len(total_D) - 8, 8):
             if np.abs(total_D[start : start + 8]).min() > 0:
@@ -166,7 +170,7 @@ class TestSecrets:
     def test_no_cohort_is_too_small(self, begin: Begin) -> None:
         """A round that ended for want of updates would tell who came."""
         hub = begin(selection={"kind": "poisson", "sampling_rate": 0.12})
-        assert stages.select(hub, stages.load(hub, 1)).min_updates == 0
+        assert stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))).min_updates == 0
 
     @pytest.mark.usefixtures("empty_cohorts")
     def test_two_equal_counts_get_different_noise(self, begin: Begin) -> None:

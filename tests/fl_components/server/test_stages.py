@@ -16,36 +16,14 @@ from fedrounds.fl_components.errors import ConfigError, RunFailed, StoreError, T
 from fedrounds.fl_components.privacy.releases import public
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.collection import Collection
 from fedrounds.fl_components.server.profile import Profile, check_writable
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.values import Accumulator, CohortResult, RoundPlan, ServerState, UpdateBatch, Weighted
+from fedrounds.fl_components.values import Accumulator, CohortStatistics, ServerState, UpdateBatch, Weighted
 from fedrounds.fl_components.wire import Download, encode_params
 
 from .conftest import OpenRun
-
-
-def begin(hub: Hub, round: int = 1) -> tuple[ServerState, RoundPlan]:
-    state = stages.load(hub, round)
-    return state, stages.authorise(hub, stages.select(hub, state))
-
-
-def collect(hub: Hub, state: ServerState, plan: RoundPlan, poisoned: tuple[str, ...] = ()) -> CohortResult:
-    """A round up to the seal, where some clients send NaN."""
-    collected = None
-    for wave in plan.waves:
-        batch = stages.train(hub, plan, state, wave)
-        for row, client_id in enumerate(batch.client_ids):
-            if client_id in poisoned:
-                batch.deltas_ND[row] = np.nan
-        collected = stages.admit(hub, plan, stages.compress(hub, plan, state, batch), collected)
-    assert collected is not None
-    return collected
-
-
-def finish(hub: Hub, state: ServerState, plan: RoundPlan, collected: CohortResult) -> Any:
-    state = stages.aggregate(hub, plan, state, collected)
-    return stages.commit(hub, plan, state, collected, stages.evaluate(hub, state))
+from .rounds import aggregate, begin, collect, finish, step
 
 
 class TestSelect:
@@ -65,9 +43,9 @@ class TestSelect:
 
     def test_it_depends_on_seed_and_round_only(self, open_run: OpenRun) -> None:
         selection = {"cohort_size": 4}
-        first = stages.select(one := open_run("one", selection=selection), stages.load(one, 1))
-        again = stages.select(two := open_run("two", selection=selection, name="other"), stages.load(two, 1))
-        other = stages.select(three := open_run("three", selection=selection, seed=1), stages.load(three, 1))
+        first = begin(open_run("one", selection=selection))[1]
+        again = begin(open_run("two", selection=selection, name="other"))[1]
+        other = begin(open_run("three", selection=selection, seed=1))[1]
         assert first.cohort == again.cohort
         assert {task.seed for task in first.cohort}.isdisjoint(task.seed for task in other.cohort)
 
@@ -75,7 +53,10 @@ class TestSelect:
         """So that those that train together have about as much to do."""
         partition = {"kind": "quantity_skew", "num_clients": 9, "sigma": 1.0}
         hub = open_run(data={"kind": "digits", "partition": partition}, selection={"cohort_size": 6})
-        sizes = [task.num_examples for task in stages.select(hub, stages.load(hub, 1)).cohort]
+        sizes = [
+            task.num_examples
+            for task in stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))).cohort
+        ]
         assert len(set(sizes)) > 3 and sizes == sorted(sizes, reverse=True)
 
 
@@ -98,11 +79,13 @@ class TestBytes:
         hub = open_single()
         state, plan = begin(hub)
         (wave,) = plan.waves
-        encoded = stages.compress(hub, plan, state, stages.train(hub, plan, state, wave))
+        encoded = stages.compress(hub, plan, stages.train(hub, plan, stages.broadcast(hub, state), wave))
         collected = stages.admit(hub, plan, encoded, None)
-        download = Download(plan.base_digest, None, {"delta": state.params_D})
-        assert collected.download_bytes == 9 * len(encode_params(download))
-        assert collected.upload_bytes == sum(map(len, encoded.frames)) > 9 * 4 * hub.federation.num_parameters
+        download = Download(plan.base_digest, None, ("params",), {"values": state.params_D})
+        assert collected.statistics.download_bytes == 9 * len(encode_params(download))
+        assert (
+            collected.statistics.upload_bytes == sum(map(len, encoded.frames)) > 9 * 4 * hub.federation.num_parameters
+        )
 
 
 class TestAddedUpAtOnce:
@@ -116,17 +99,20 @@ class TestAddedUpAtOnce:
         if "max_update_norm" in str(changes):
             hub = open_run("norms", single=True)
             state, plan = begin(hub)
-            norms = np.linalg.norm(stages.train(hub, plan, state, plan.waves[0]).deltas_ND, axis=1)
+            norms = np.linalg.norm(
+                stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0]).updates_NM, axis=1
+            )
             changes = {"admission": {"max_update_norm": float(np.median(norms)) * 1.0001}}
         for name, single in (("one", False), ("two", True)):
             hub = open_run(name, single=single, **changes)
             state, plan = begin(hub)
-            collected.append(collect(hub, state, plan))
-            after.append(stages.aggregate(hub, plan, state, collected[-1]))
+            collection = collect(hub, state, plan)
+            collected.append(collection.statistics)
+            after.append(aggregate(hub, state, plan, collection))
         together, alone = collected
         assert together.rejected == alone.rejected
         assert (0 < len(alone.rejected) < 9) == ("max_update_norm" in str(changes))
-        assert together.partial.count == alone.partial.count == 9 - len(alone.rejected)
+        assert together.received == alone.received == 9 - len(alone.rejected)
         assert together.train_loss.weight == alone.train_loss.weight
         assert together.train_loss.mean == pytest.approx(alone.train_loss.mean, rel=1e-12)
         for name in ("selected", "upload_bytes", "download_bytes"):
@@ -149,8 +135,10 @@ class TestWaves:
             state, plan = begin(hub)
             assert len(plan.waves) == waves
             collected = collect(hub, state, plan, poisoned)
-            assert set(collected.rejected) == set(poisoned)
-            outcomes.append((collected.to_bytes(), stages.aggregate(hub, plan, state, collected).params_digest))
+            assert set(collected.statistics.rejected) == set(poisoned)
+            cohort = stages.aggregate(hub, plan, state, collected)
+            cohort = replace(cohort, statistics=replace(cohort.statistics, seconds={}))
+            outcomes.append((cohort.to_bytes(), step(hub, state, plan, cohort).params_digest))
         assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
@@ -158,12 +146,12 @@ class TestAggregate:
     def test_a_poisoned_client_leaves_the_mean_of_the_others(self, open_single: OpenRun) -> None:
         hub = open_single()
         state, plan = begin(hub)
-        batch: UpdateBatch = stages.train(hub, plan, state, plan.waves[0])
+        batch: UpdateBatch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
         good = [row for row, client_id in enumerate(batch.client_ids) if client_id != "client-0004"]
         weights_N = [plan.cohort[row].num_examples for row in good]
-        expected_D = state.params_D + np.average(batch.deltas_ND[good].astype(np.float64), axis=0, weights=weights_N)
+        expected_D = state.params_D + np.average(batch.updates_NM[good].astype(np.float64), axis=0, weights=weights_N)
         collected = collect(hub, state, plan, poisoned=("client-0004",))
-        after = stages.aggregate(hub, plan, state, collected)
+        after = aggregate(hub, state, plan, collected)
         assert (after.round, after.config_digest) == (1, state.config_digest)
         np.testing.assert_allclose(after.params_D, expected_D, rtol=1e-6, atol=1e-7)
         assert np.abs(after.params_D - state.params_D).max() > 1e-3
@@ -173,13 +161,15 @@ class TestAggregate:
         state, plan = begin(hub)
         collected = collect(hub, state, plan)
         assert hub.sealed(1) is None
-        after = stages.aggregate(hub, plan, state, collected)
+        cohort = stages.aggregate(hub, plan, state, collected)
         sealed = hub.sealed(1)
         assert sealed is not None
-        assert sealed.seconds.keys() == {"load", "select", "authorise", "train", "compress", "admit"}
-        assert replace(sealed, seconds={}).to_bytes() == collected.to_bytes()
+        stages_before = {"load", "broadcast", "select", "authorise", "train", "compress", "admit"}
+        assert sealed.statistics.seconds.keys() == stages_before
+        assert sealed.to_bytes() == cohort.to_bytes()
         # A resume that finds the seal comes to the same bits, and a later collection does not replace it.
-        assert stages.aggregate(hub, plan, state, sealed).params_digest == after.params_digest
+        after = step(hub, state, plan, cohort)
+        assert step(hub, state, plan, sealed).params_digest == after.params_digest
         stages.aggregate(hub, plan, state, collect(hub, state, plan, poisoned=("client-0001",)))
         kept = hub.sealed(1)
         assert kept is not None
@@ -208,9 +198,9 @@ class TestAggregate:
     ) -> None:
         hub = open_single(selection={"min_updates": 7})
         state, plan = begin(hub)
-        batch = stages.train(hub, plan, state, plan.waves[0])
-        batch.deltas_ND[:poisoned] = np.nan
-        encoded = stages.compress(hub, plan, state, batch)
+        batch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+        batch.updates_NM[:poisoned] = np.nan
+        encoded = stages.compress(hub, plan, batch)
         frames = (*encoded.frames[: 9 - junk], *[b"junk"] * junk)
         collected = stages.admit(hub, plan, replace(encoded, frames=frames), None)
         with pytest.raises(TooFewClients) as caught:
@@ -221,14 +211,14 @@ class TestAggregate:
     def test_just_enough_clients(self, open_single: OpenRun) -> None:
         hub = open_single(selection={"min_updates": 8})
         state, plan = begin(hub)
-        assert stages.aggregate(hub, plan, state, collect(hub, state, plan, ("client-0000",))).round == 1
+        assert aggregate(hub, state, plan, collect(hub, state, plan, ("client-0000",))).round == 1
 
     def test_parameters_that_are_no_longer_finite(self, open_single: OpenRun) -> None:
         training = {"learning_rate": 20.0, "batch_size": 64, "steps": 2}
         hub = open_single(training=training, server_optimizer={"kind": "fedavg", "learning_rate": 3e38})
         state, plan = begin(hub)
         with pytest.raises(RunFailed, match=r"round 1: the server's parameters are no longer finite") as caught:
-            stages.aggregate(hub, plan, state, collect(hub, state, plan))
+            aggregate(hub, state, plan, collect(hub, state, plan))
         assert caught.value.hint == "begin another run with a lower server_optimizer.learning_rate"
 
 
@@ -262,7 +252,7 @@ class TestCommit:
     def test_nothing_is_committed_without_a_reservation(self, open_single: OpenRun) -> None:
         hub = open_single()
         state = stages.load(hub, 1)
-        plan = stages.select(hub, state)
+        plan = stages.select(hub, state, stages.broadcast(hub, state))
         with pytest.raises(StoreError, match="nothing is reserved"):
             stages.aggregate(hub, plan, state, collect(hub, state, plan))
 
@@ -286,8 +276,7 @@ class TestRoundResult:
     state = ServerState(4, np.ones(3, np.float32), {}, "")
 
     def test_values_that_are_not_finite_are_left_out_but_no_epsilon(self) -> None:
-        collected = CohortResult(
-            Accumulator({}, 0),
+        collected = CohortStatistics(
             selected=2,
             rejected={name: Rejection(RejectionCode.NOT_FINITE, "x") for name in ("a", "b")},
             upload_bytes=10,
@@ -322,7 +311,7 @@ class TestRoundResult:
         assert result.rejected == {"not_finite": 2}
 
     def test_seconds_of_a_sealed_attempt_are_kept(self) -> None:
-        collected = CohortResult(Accumulator({}, 1), Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
+        collected = CohortStatistics(received=1, train_loss=Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
         result = stages.round_result(
             self.state,
@@ -345,8 +334,8 @@ def test_a_stage_is_announced_and_timed_even_when_it_fails(open_run: OpenRun) ->
     hub.on_stage = heard.append
     state, plan = begin(hub)
     with pytest.raises(TooFewClients):
-        stages.aggregate(hub, plan, state, CohortResult(Accumulator({}, 0)))
-    assert heard == ["load", "select", "authorise", "aggregate"] == list(hub.seconds)
+        stages.aggregate(hub, plan, state, Collection(Accumulator({}, 0), CohortStatistics()))
+    assert heard == ["load", "broadcast", "select", "authorise", "aggregate"] == list(hub.seconds)
     stages.load(hub, 1)
     assert list(hub.seconds) == ["load"]
 
@@ -363,7 +352,8 @@ class TestProfile:
         assert name == {"ph": "M", "name": "process_name", "pid": os.getpid(), "args": {"name": "the run"}}
         stage_names = [span["name"] for span in spans if span["cat"] == "stage"]
         assert stage_names == [
-            *("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit")
+            *("load", "broadcast", "select", "authorise", "train", "compress", "admit"),
+            *("aggregate", "server_step", "evaluate", "commit"),
         ]
         (train,) = (span for span in spans if span["name"] == "train")
         shards = [span for span in spans if span["cat"] == "shard"]

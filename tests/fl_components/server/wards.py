@@ -15,6 +15,8 @@ from fedrounds.fl_components.store import BudgetTerms, Store
 from fedrounds.fl_components.values import ServerState
 from tests.support import PRIVATE
 
+from . import rounds
+
 HERE = __name__
 NUM_CLIENTS = 9
 FIELDS = PRIVATE | {
@@ -82,17 +84,12 @@ def secret_file(store: Store) -> Path:
 
 
 def collect(hub: Hub, state: ServerState) -> Any:
-    plan = stages.authorise(hub, stages.select(hub, state))
-    collected = None
-    for wave in plan.waves:
-        collected = stages.admit(
-            hub, plan, stages.compress(hub, plan, state, stages.train(hub, plan, state, wave)), collected
-        )
-    return plan, state, collected
+    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+    return state, plan, rounds.collect(hub, state, plan)
 
 
 def collected_of(hub: Hub) -> Any:
     state = stages.load(hub, 1)
-    plan, _, collected = collect(hub, state)
+    _, plan, collected = collect(hub, state)
     stages.aggregate(hub, plan, state, collected)
     return state, plan, collected

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedrounds.fl_components.admission import Admission
+from fedrounds.fl_components.admission import Admission, Clip, RoundAdmission
 from fedrounds.fl_components.aggregation import Mean
 from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ModelError
@@ -28,14 +28,14 @@ from fedrounds.fl_components.models import (
     build_seeded,
 )
 from fedrounds.fl_components.parameters import flatten, num_parameters
-from fedrounds.fl_components.privacy.clipping import Clip, add_contributions, clip_norm_in_units
+from fedrounds.fl_components.privacy.clipping import add_contributions, clip_norm_in_units
 from fedrounds.fl_components.training import SGD, one_thread
 from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import CHUNK_BYTES, Engine, StreamingSum
 from fedrounds.fl_components.training.layers import FactoredWeight
 from fedrounds.fl_components.training.objectives import LossAlone, Proximal
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 from tests.support import cases
 
 OPTIONS: list[dict[str, Any]] = [
@@ -120,7 +120,9 @@ class Data:
             self.y[:, 0] = 0
         stops = np.cumsum(sizes)
         self.examples = ExampleTable(torch.from_numpy(self.x), torch.from_numpy(self.y), stops - sizes, stops)
-        self.tasks = [ClientTask(f"c{row}", row, size, seed=2**70 + 100 * seed + row) for row, size in enumerate(sizes)]
+        self.tasks = [
+            SimulatedClient(f"c{row}", row, size, seed=2**70 + 100 * seed + row) for row, size in enumerate(sizes)
+        ]
 
     def alone(self, rule: SGD, module: nn.Module, params_D: Any) -> tuple[Any, list[Any]]:
         """What each client comes to by itself, [N, D], and its loss."""
@@ -233,7 +235,7 @@ class TestManyAtOnce:
         limit = float(np.sort(norms)[-2:].mean())  # the longest one is refused
         total_D = np.empty(len(params_D), np.float32)
         report = Engine(module, data.examples).train(
-            rule, params_D, data.tasks, total_D, StreamingSum(Mean(), admission=Admission(max_update_norm=limit))
+            rule, params_D, data.tasks, total_D, StreamingSum(Mean(), RoundAdmission(Admission(max_update_norm=limit)))
         )
         longest = int(norms.argmax())
         reason = Admission(max_update_norm=limit).rejection(norms[longest])
@@ -258,7 +260,9 @@ def test_contributions_added_up(case: str, per_layer: bool) -> None:
     clip = Clip(float(np.median(norms)) * 1.01, per_layer)
     weights = Mean(max_examples=5)
     sum_D1 = np.full(len(params_D) + 1, np.nan)
-    report = Engine(module, data.examples).train(rule, params_D, data.tasks, sum_D1, StreamingSum(weights, clip))
+    report = Engine(module, data.examples).train(
+        rule, params_D, data.tasks, sum_D1, StreamingSum(weights, RoundAdmission(Admission(), clip))
+    )
     assert (report.client_ids, report.rejected) == (tuple(task.client_id for task in data.tasks), {})
     expected_D, unclipped = np.zeros(len(params_D)), 0
     edges = np.cumsum([0, *(each.numel() for each in module.parameters())]) if per_layer else [0, len(params_D)]
@@ -427,7 +431,7 @@ def test_the_same_again_is_the_same_bits() -> None:
         engine = Engine(module, data.examples)
         for _ in range(2):
             total_D = np.empty(num_parameters(module), np.float32)
-            engine.train(rule, flatten(module), data.tasks, total_D, StreamingSum(Mean()))
+            engine.train(rule, flatten(module), data.tasks, total_D, StreamingSum(Mean(), RoundAdmission(Admission())))
             bits.add(total_D.tobytes())
     assert len(bits) == 1
 
@@ -442,7 +446,9 @@ class TestRefused:
             params_D = flatten(module)
             rule = SGD(learning_rate=0.1, batch_size=4, epochs=1)
             total_D = np.empty(num_parameters(module), np.float32)
-            report = Engine(module, data.examples).train(rule, params_D, data.tasks, total_D, StreamingSum(Mean()))
+            report = Engine(module, data.examples).train(
+                rule, params_D, data.tasks, total_D, StreamingSum(Mean(), RoundAdmission(Admission()))
+            )
             assert report.rejected == {"c1": Admission().rejection(float("nan"))}
             expected_ND, _ = data.alone(rule, module, params_D)
             assert not np.isfinite(expected_ND[1]).all()
@@ -454,7 +460,11 @@ def test_no_clients() -> None:
     module = linears()
     total_D = np.ones(53, np.float32)
     report = Engine(module, data.examples).train(
-        SGD(learning_rate=0.1, epochs=1), flatten(module), [], total_D, StreamingSum(Mean())
+        SGD(learning_rate=0.1, epochs=1),
+        flatten(module),
+        [],
+        total_D,
+        StreamingSum(Mean(), RoundAdmission(Admission())),
     )
     assert (report.client_ids, report.weight, report.count) == ((), 0, 0)
     assert not total_D.any()

@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.aggregation import Mean
 from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ConfigError, ModelError
-from fedrounds.fl_components.models import Cnn, Gru, Mlp, ModelRule, Transformer, build_seeded
-from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
+from fedrounds.fl_components.models import Cnn, Gru, Mlp, ModelRule, ModelSpec, Transformer, build_seeded
+from fedrounds.fl_components.parameters import flatten, load_into
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, private_batches
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.training import (
     SGD,
     LocalExecution,
-    ModelSpec,
     StreamingSum,
     Workload,
     grad_sampler_name,
@@ -40,7 +40,7 @@ from fedrounds.fl_components.training.objectives import Proximal
 from fedrounds.fl_components.training.opacus_sampler import OpacusGradSampler
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapExamples
 from fedrounds.fl_components.training.sgd import PerExampleLoop
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 from tests.support import cases, parameters
 
 PRIVACY: dict[str, Any] = {
@@ -150,11 +150,11 @@ class Data:
         stops = np.cumsum(sizes)
         self.examples = ExampleTable(torch.from_numpy(self.x), torch.from_numpy(self.y), stops - sizes, stops)
         self.tasks = [
-            ClientTask(f"c{row}", row, size, seed=2**70 + row, key=bytes([seed % 256, row]) * 16)
+            SimulatedClient(f"c{row}", row, size, seed=2**70 + row, key=bytes([seed % 256, row]) * 16)
             for row, size in enumerate(sizes)
         ]
 
-    def rows(self, task: ClientTask) -> tuple[Tensor, Tensor]:
+    def rows(self, task: SimulatedClient) -> tuple[Tensor, Tensor]:
         own = slice(self.examples.starts[task.index], self.examples.stops[task.index])
         return self.examples.x[own], self.examples.y[own]
 
@@ -490,7 +490,7 @@ def test_processes_come_to_the_same_bits() -> None:
     params_D = flatten(module)
     work = Workload(
         module=module,
-        spec=ModelSpec(kind, (6,), (3,), 1, constants_digest(module)),
+        spec=ModelSpec.of(kind, (6,), (3,), 1, module),
         examples=SharedMemory.holding(arrays),
         num_parameters=len(params_D),
         most_of_shard=2,
@@ -501,7 +501,13 @@ def test_processes_come_to_the_same_bits() -> None:
     for processes in (1, 2):
         trainer = LocalExecution(processes=processes).trainer(work, print)
         try:
-            found = trainer.train(rule(momentum=0.5), params_D, shards, StreamingSum(Mean(weights="uniform")), 1)
+            found = trainer.train(
+                rule(momentum=0.5),
+                params_D,
+                shards,
+                StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission())),
+                1,
+            )
             bits.append([(report, result.tobytes()) for report, result in found])
         finally:
             trainer.close()

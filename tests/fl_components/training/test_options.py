@@ -22,7 +22,7 @@ from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import Engine
 from fedrounds.fl_components.training.objectives import Proximal
 from fedrounds.fl_components.training.schedules import Constant, Cosine, Exponential, Schedule, ScheduleRule, Step
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
 
 def examples(num_examples: int = 12) -> tuple[Any, Any]:
@@ -215,7 +215,9 @@ class TestStragglers:
         rule, module = SGD(learning_rate=0.1, epochs=3), network()
         x, y = (torch.from_numpy(each) for each in examples())
         everybody = np.zeros(4, np.int64)
-        tasks = [ClientTask(f"c{row}", row, len(y), seed=row, work=work) for row, work in enumerate((None, 1, 2, None))]
+        tasks = [
+            SimulatedClient(f"c{row}", row, len(y), seed=row, work=work) for row, work in enumerate((None, 1, 2, None))
+        ]
         found_ND = np.empty((4, num_parameters(module)), np.float32)
         Engine(module, ExampleTable(x, y, everybody, everybody + len(y))).train(rule, start(module), tasks, found_ND)
         alone_ND = [rule.train(module, start(module), x, y, task.seed, work=task.work)[0] for task in tasks]

@@ -18,17 +18,17 @@ import psutil
 import pytest
 import torch
 
+from fedrounds.fl_components.admission import Admission, Clip, RoundAdmission
 from fedrounds.fl_components.aggregation import Mean
 from fedrounds.fl_components.errors import ModelError, RunFailed
-from fedrounds.fl_components.models import Mlp, ModelRule, ModuleModel, build_seeded
-from fedrounds.fl_components.parameters import constants_digest, flatten
-from fedrounds.fl_components.privacy.clipping import Clip
+from fedrounds.fl_components.models import Mlp, ModelRule, ModelSpec, ModuleModel, build_seeded
+from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training import SGD, LocalExecution, ModelSpec, Result, StreamingSum, Trainer, Workload
+from fedrounds.fl_components.training import SGD, LocalExecution, Result, StreamingSum, Trainer, Workload
 from fedrounds.fl_components.training import execution as executions
 from fedrounds.fl_components.training.processes import MAX_ATTEMPTS, ProcessTrainer
 from fedrounds.fl_components.training.trainer import OwnTrainer
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
 RULE = SGD(learning_rate=0.1, batch_size=4, epochs=2, momentum=0.5)
 SHARD_SIZE = 3
@@ -83,7 +83,7 @@ def workload(rule: ModelRule | None = None, *, how: str = "sum", num_clients: in
     x[starts[4], 0] = 101.0
     return Workload(
         module=module,
-        spec=ModelSpec(rule, (6,), (3,), 1, constants_digest(module)),
+        spec=ModelSpec.of(rule, (6,), (3,), 1, module),
         examples=SharedMemory.holding(
             {"x": x, "y": generator.integers(0, 3, len(x)), "starts": starts, "stops": stops}
         ),
@@ -93,9 +93,9 @@ def workload(rule: ModelRule | None = None, *, how: str = "sum", num_clients: in
     )
 
 
-def tasks_of(work: Workload) -> list[list[ClientTask]]:
+def tasks_of(work: Workload) -> list[list[SimulatedClient]]:
     tasks = [
-        ClientTask(f"c{row}", row, int(stop - start), seed=row)
+        SimulatedClient(f"c{row}", row, int(stop - start), seed=row)
         for row, (start, stop) in enumerate(zip(work.examples["starts"], work.examples["stops"], strict=True))
     ]
     return [tasks[start : start + SHARD_SIZE] for start in range(0, len(tasks), SHARD_SIZE)]
@@ -104,8 +104,8 @@ def tasks_of(work: Workload) -> list[list[ClientTask]]:
 def summing_of(work: Workload) -> StreamingSum | None:
     dtype, shape = work.result
     if dtype is np.float64:
-        return StreamingSum(Mean(weights="uniform"), Clip(0.1))
-    return StreamingSum(Mean()) if len(shape) == 1 else None
+        return StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission(), Clip(0.1)))
+    return StreamingSum(Mean(), RoundAdmission(Admission())) if len(shape) == 1 else None
 
 
 def outcome(trainer: Trainer, work: Workload, params_D: Any = None, rounds_left: int = 1) -> list[tuple[Any, bytes]]:

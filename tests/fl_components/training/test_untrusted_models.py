@@ -29,7 +29,7 @@ from fedrounds.fl_components.training.per_example import ClippedReplicas
 from fedrounds.fl_components.training.private import choose_grad_sampler
 from fedrounds.fl_components.training.replicas import LayeredReplicas, VmapReplicas
 from fedrounds.fl_components.training.sgd import PerExampleLoop
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
 PLAIN = SGD(learning_rate=0.1, batch_size=4, epochs=2)
 PRIVATE = SGD.model_validate(
@@ -71,29 +71,31 @@ class Tokens(nn.Module):
         return self.last(self.look_up(self.table.weight, x).flatten(1))
 
 
-def clients(x: Any, sizes: list[int]) -> tuple[ExampleTable, list[ClientTask]]:
+def clients(x: Any, sizes: list[int]) -> tuple[ExampleTable, list[SimulatedClient]]:
     stops = np.cumsum(sizes)
     y = np.random.default_rng(9).integers(0, 2, len(x))
     examples = ExampleTable(torch.from_numpy(x), torch.from_numpy(y), stops - sizes, stops)
-    return examples, [ClientTask(f"c{i}", i, n, seed=100 + i, key=bytes([i + 1]) * 32) for i, n in enumerate(sizes)]
+    return examples, [
+        SimulatedClient(f"c{i}", i, n, seed=100 + i, key=bytes([i + 1]) * 32) for i, n in enumerate(sizes)
+    ]
 
 
-def floats(sizes: list[int], width: int = 4) -> tuple[ExampleTable, list[ClientTask]]:
+def floats(sizes: list[int], width: int = 4) -> tuple[ExampleTable, list[SimulatedClient]]:
     return clients(np.random.default_rng(0).standard_normal((sum(sizes), width)).astype(np.float32), sizes)
 
 
-def tokens(sizes: list[int]) -> tuple[ExampleTable, list[ClientTask]]:
+def tokens(sizes: list[int]) -> tuple[ExampleTable, list[SimulatedClient]]:
     return clients(np.random.default_rng(0).integers(0, 5, (sum(sizes), 3)), sizes)
 
 
-def updates(module: nn.Module, examples: ExampleTable, tasks: list[ClientTask], rule: SGD = PLAIN) -> Any:
+def updates(module: nn.Module, examples: ExampleTable, tasks: list[SimulatedClient], rule: SGD = PLAIN) -> Any:
     params_D = flatten(module)
     out = np.empty((len(tasks), len(params_D)), np.float32)
     Engine(module, examples).train(rule, params_D, tasks, out)
     return out
 
 
-def alone(module: nn.Module, examples: ExampleTable, tasks: list[ClientTask], rule: SGD = PLAIN) -> Any:
+def alone(module: nn.Module, examples: ExampleTable, tasks: list[SimulatedClient], rule: SGD = PLAIN) -> Any:
     """By the definition: `SGD.train` for one client after the other."""
     params_D, own = flatten(module), copy.deepcopy(module)
     rows = [slice(examples.starts[task.index], examples.stops[task.index]) for task in tasks]
