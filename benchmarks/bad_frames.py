@@ -16,11 +16,11 @@ import numpy as np
 import zstandard
 
 from benchmarks.peers.tables import aligned
-from fedrounds.fl_components.admission import Admission
+from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.values import ClientTask, RoundPlan
-from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes
+from fedrounds.fl_components.wire import decode_update, encode_update, max_update_bytes
 from fedrounds.fl_components.wire.frames import (
     ALIGNMENT_BYTES,
     CHECKSUM_BYTES,
@@ -50,7 +50,7 @@ class Receiver:
         return cls(codec, plan, task, codec.encode(plan, [task], delta_D[None])[0][0])
 
     def refuses(self, frame: bytes) -> bool:
-        return bool(self.codec.decode(self.plan, [self.task], [frame], Admission().rejection)[1])
+        return bool(self.codec.decode(self.plan, [self.task], [frame], RoundAdmission(Admission()))[1])
 
     @property
     def cap(self) -> int:
@@ -250,7 +250,7 @@ def _not_finite(receivers: list[Receiver]) -> Bad:
                     first, every = part.copy(), np.full_like(part, number)
                     first[:1] = number
                     for bad in (first, every):
-                        changed = Update(update.client_id, update.base_digest, {**update.parts, name: bad})
+                        changed = replace(update, parts={**update.parts, name: bad})
                         yield receiver, encode_update(changed)
 
 

@@ -36,9 +36,11 @@ from benchmarks.peers.bench import CACHE, CORES, ROOT, about
 from benchmarks.peers.codec import squared
 from benchmarks.peers.environments import NotInstalled, python_of
 from benchmarks.peers.tables import aligned
+from fedrounds.fl_components.admission import RoundAdmission
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.layout import DELTA, Layout
 from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.randomness import derive_key
@@ -122,10 +124,14 @@ class Updates:
 
     @property
     def plan(self) -> RoundPlan:
-        return RoundPlan("codecs", 1, "0123456789abcdef" * 4, self.tasks, (), (), min_updates=0, event={})
+        return RoundPlan("codecs", 1, "0123456789abcdef" * 4, 0, self.tasks, (), (), min_updates=0, event={})
 
     def codec(self, rule: dict[str, Any]) -> Codec:
-        return Codec(_config({"compression": rule}).compression, derive_key(0, 1, "compression"), self.shapes)
+        return Codec(
+            _config({"compression": rule}).compression,
+            derive_key(0, 1, "compression"),
+            Layout((DELTA,), tuple(map(tuple, self.shapes))),
+        )
 
 
 def workers() -> Trainer:
@@ -249,19 +255,19 @@ def _trained(count: int) -> Updates:
     deltas_ND = np.concatenate([deltas_ND[: len(report.client_ids)].copy() for report, deltas_ND in trained])
     size = federation.num_parameters
     told = f"{count} updates of {size:,} parameters: the 2NN after an epoch on {num_examples(rows[0])} images of MNIST"
-    return Updates(deltas_ND.astype(np.float32, copy=False), tasks, federation.shapes, told)
+    return Updates(deltas_ND.astype(np.float32, copy=False), tasks, federation.parameter_shapes, told)
 
 
 def ours(updates: Updates, rule: dict[str, Any], spread: RowMapper) -> tuple[tuple[float, float], float, float]:
     """Seconds to encode and to decode, bytes of a frame, squared error."""
     codec, plan, tasks, deltas_ND = updates.codec(rule), updates.plan, updates.tasks, updates.deltas_ND
-    refusal = _config({}).admission.rejection
-    few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW], spread=spread)  # warms up
-    codec.decode(plan, tasks[:FEW], few, refusal, spread)
+    admission = RoundAdmission(_config({}).admission)
+    few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW], map_rows=spread)  # warms up
+    codec.decode(plan, tasks[:FEW], few, admission, spread)
     began = time.perf_counter()
-    frames, _, _ = codec.encode(plan, tasks, deltas_ND, spread=spread)
+    frames, _, _ = codec.encode(plan, tasks, deltas_ND, map_rows=spread)
     encoded_at = time.perf_counter()
-    decoded_ND, refused = codec.decode(plan, tasks, frames, refusal, spread)
+    decoded_ND, refused = codec.decode(plan, tasks, frames, admission, spread)
     ended = time.perf_counter()
     assert not refused, refused
     error = squared(decoded_ND - deltas_ND) / squared(deltas_ND)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.measure import WORKLOAD, Task  # noqa: E402
 from benchmarks.peers.torch_models import load  # noqa: E402
-from fedrounds.fl_components.admission import Admission, RoundAdmission
+from fedrounds.fl_components.admission import Admission, RoundAdmission  # noqa: E402
 from fedrounds.fl_components.aggregation import Mean  # noqa: E402
 from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
 from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded  # noqa: E402

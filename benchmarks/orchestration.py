@@ -37,7 +37,10 @@ import numpy as np
 WIDTHS = {"small": (4, 10), "2nn": (784, 200, 200, 10)}
 """The layers of each model: features, hidden units, classes."""
 
-STAGES = ("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit", "track")
+STAGES = (
+    *("load", "broadcast", "select", "authorise", "train", "compress", "admit"),
+    *("aggregate", "server_step", "evaluate", "commit", "track"),
+)
 TARGET = 1.3
 WARM_UP_ROUNDS = 10
 SETTLE_S = 3.0  # Prefect's server writes task runs and events up to two seconds late

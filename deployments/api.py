@@ -48,7 +48,18 @@ CELL_FIELDS = ("state", "rounds", "committed_round", "attempt", "metrics", "para
 SHOWN_FIELDS = ("mlflow_run_id", "compare_url", "prefect_flow_run_id", "prefect_flow_run_url")
 ACCURACY = "eval/accuracy"
 ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
-STAGES = ("load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate")
+STAGES = (
+    "load",
+    "broadcast",
+    "select",
+    "authorise",
+    "train",
+    "compress",
+    "admit",
+    "aggregate",
+    "server_step",
+    "evaluate",
+)
 
 
 def train(

@@ -88,9 +88,9 @@ def test_the_benchmark_of_codecs_counts_real_frames(tmp_path: Path) -> None:
     updates = codecs.updates_of("normal", codecs.FEW)
     for rule in rules:
         codec = updates.codec(codecs.RULES[rule])
-        payloads = codec.rule.compress(updates.deltas_ND, codec.known(updates.tasks))
+        payloads = codec.rule.compress(updates.deltas_ND, codec.context(updates.tasks))
         frames = [
-            encode_update(Update(task.client_id, updates.plan.base_digest, payload))
+            encode_update(Update(task.client_id, updates.plan.base_digest, ("delta",), payload))
             for task, payload in zip(updates.tasks, payloads, strict=True)
         ]
         assert rows[rule]["num_bytes"] == mean(map(len, frames))

@@ -37,10 +37,11 @@ class GeometricMedian(Aggregator):
         median_M = _weighted_mean(updates, np.ones(len(updates.client_ids)))
         distances_N = _distances(updates, median_M)
         num_iterations = 0
-        for num_iterations in range(1, self.max_iterations + 1):
+        while num_iterations < self.max_iterations:
             scale = float(np.median(distances_N))  # the mean would be the attackers' choice
             if scale == 0:
                 break
+            num_iterations += 1
             previous_M = median_M
             median_M = _weighted_mean(updates, 1 / np.maximum(distances_N, self.tolerance * scale))
             distances_N = _distances(updates, median_M)

@@ -65,7 +65,7 @@ class UpdateStack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
-    """What a round has collected so far: the running sum of the admitted updates, or the updates, and the statistics."""
+    """What a round has collected so far: the admitted updates or their running sum, and the statistics."""
 
     updates: Accumulator | UpdateStack
     statistics: CohortStatistics

@@ -433,8 +433,8 @@ def _check_mechanisms(federation: Federation) -> None:
     if federation.central is not None:
         if clip_norm_in_units(num_coordinates) < UNITS / 2:
             raise ConfigError(
-                f"privacy.kind is central: rounding the {num_coordinates} coordinates of an update to whole units would "
-                "take more than half of the clipping norm",
+                f"privacy.kind is central: rounding the {num_coordinates} coordinates of an update to whole units "
+                "would take more than half of the clipping norm",
                 hint="use a smaller model, or freeze a part of it",
             )
         try:  # a sum of one coordinate is enough for what depends on the noise alone

@@ -188,11 +188,8 @@ def decode_params(frame: Buffer, num_coordinates: int) -> Download:
         or not all(map(DIGEST.fullmatch, digests.values()))
         or not CHANNELS.fullmatch(words.get("channels", ""))
     ):
-        raise WireError(
-            f"parameters name their channels and 16 hex digits of themselves, and of what they differ from; got {words}"[
-                :240
-            ]
-        )
+        expected = "parameters name their channels and 16 hex digits of themselves, and of what they differ from"
+        raise WireError(f"{expected}; got {words}"[:240])
     return Download(words["params"], words.get("against"), tuple(words["channels"].split(",")), parts)
 
 

@@ -16,7 +16,10 @@ from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.values import ServerState
 from tests.support import HEART, Fedrounds, clean_environment, data_of, prefect, server_stays, told_by_mlflow
 
-STAGES = ["load", "select", "authorise", "train", "compress", "admit", "aggregate", "evaluate", "commit", "track"]
+STAGES = [
+    *("load", "broadcast", "select", "authorise", "train", "compress", "admit"),
+    *("aggregate", "server_step", "evaluate", "commit", "track"),
+]
 DATA = {  # the object of docs/operations.md
     "run_id", "state", "rounds", "params_digest", "metrics", "privacy", "communication", "seconds", "mlflow_run_id",
     "prefect_flow_run_id",

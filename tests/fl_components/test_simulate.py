@@ -142,17 +142,15 @@ def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> N
         for row in range(12):
             updates = stages.train(hub, plan, stages.broadcast(hub, hub.state()), slice(row, row + 1))
             collected = stages.admit(hub, plan, stages.compress(hub, plan, updates), collected)
-        assert collected is not None and (collected.statistics.selected, collected.statistics.received) == (
-            12,
-            12 - slow,
-        )
+        assert collected is not None
+        statistics = collected.statistics
+        assert (statistics.selected, statistics.received) == (12, 12 - slow)
         result = walk(stages, hub, 1)
         assert result.rejected == {"straggler": slow}
         counts = {name: result.metrics[f"clients/{name}"] for name in ("selected", "received", "rejected")}
         assert counts == {"selected": 12, "received": 12 - slow, "rejected": slow}
-        assert (
-            result.metrics["communication/download_bytes"] == collected.statistics.download_bytes
-        )  # they were asked as well
+        # Those that are dropped were asked as well.
+        assert result.metrics["communication/download_bytes"] == statistics.download_bytes
         assert result.metrics["communication/upload_bytes"] == statistics.upload_bytes
 
 

@@ -189,7 +189,7 @@ def test_a_round_of_which_nothing_is_left(open_run: OpenRun, compression: dict[s
     result = walk(stages, hub, 1)
     assert result.metrics["clients/received"] == 0
     assert result.params_digest == before
-    assert not hub.residuals(hub.federation.data.client_ids).any()
+    assert not residuals(hub, hub.federation.data.client_ids).any()
 
 
 def test_a_private_round_of_which_nothing_is_left_is_noise(open_run: OpenRun) -> None:
@@ -201,10 +201,19 @@ def test_a_private_round_of_which_nothing_is_left_is_noise(open_run: OpenRun) ->
         assert walk(stages, hub, 1).params_digest != before
 
 
+def wards(num_clients: int) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    return {
+        f"ward-{client:04d}": (draw.random((2, 8)), np.array([0, 1]), draw.random((1, 8)), np.array([1]))
+        for client in range(num_clients)
+    }
+
+
 def test_a_checkpoint_does_not_grow_with_the_clients(open_run: OpenRun, store: Store) -> None:
     sizes = []
     for num_clients in (10, 1000):
-        data = {"kind": "digits", "partition": {"kind": "iid", "num_clients": num_clients, "examples_per_client": 10}}
+        path = f"{__name__}:wards"
+        data = {"kind": "function", "path": path, "arguments": {"num_clients": num_clients}, "public": True}
         hub = open_run(f"of-{num_clients}", compression=FEEDBACK, data=data)
         walk(stages, hub, 1)
         assert len(store.client_states(hub.run_id, hub.federation.data.client_ids)) == num_clients

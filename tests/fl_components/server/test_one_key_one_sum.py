@@ -178,6 +178,7 @@ PLAN = RoundPlan(
     run_id="r",
     round=1,
     base_digest="0a",
+    download_bytes=0,
     cohort=(),
     shards=(),
     waves=(slice(0, 0),),

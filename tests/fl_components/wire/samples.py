@@ -33,12 +33,19 @@ def skewed(bits: int, count: int) -> Symbols:
     return symbols(bits, np.where(numbers % 4, 0, numbers >> 8 & (1 << bits) - 1))
 
 
-VA = {"base": "0123456789abcdef", "client": "va"}
+VA = {"base": "0123456789abcdef", "channels": "delta", "client": "va"}
 SAMPLES: dict[str, tuple[dict[str, str], Payload]] = {
     "empty": ({}, {}),
-    "params": ({}, {"params": np.array([0.1, -0.0, 1e-45, 3e38], np.float32)}),
-    "update": (VA, {"delta": np.array([0.5, np.nan, -np.inf], np.float32)}),
-    "foreign_name": ({"base": "f" * 16, "client": "Krankenhaus Sankt Jürgen 医院 \U0001d49c"}, {}),
+    "params": (
+        {"channels": "params", "params": "e94cbc2ae6824290"},
+        {"values": np.array([0.1, -0.0, 1e-45, 3e38], np.float32)},
+    ),
+    "update": (VA, {"values": np.array([0.5, np.nan, -np.inf], np.float32)}),
+    "two_channels": (
+        VA | {"channels": "delta,control"},
+        {"values": np.array([0.5, -0.25, 2.0, 0.125, -0.0, -1.0], np.float32)},
+    ),
+    "foreign_name": (VA | {"base": "f" * 16, "client": "Krankenhaus Sankt Jürgen 医院 \U0001d49c"}, {}),
     "top_k_sign": (
         VA,
         {
@@ -79,7 +86,7 @@ def same(found: Part, expected: Part) -> bool:
     return (found.dtype, found.shape, found.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
 
 
-def seal(header: Any, data: bytes = b"", version: int = 1) -> bytes:
+def seal(header: Any, data: bytes = b"", version: int = 2) -> bytes:
     """A frame with these lengths and checksum, whatever the header (JSON, or bytes as they are) and the data are."""
     if not isinstance(header, bytes):
         header = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()

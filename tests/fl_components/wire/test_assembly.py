@@ -18,7 +18,7 @@ from fedrounds.fl_components.errors import WireError
 from fedrounds.fl_components.wire import Assembly, Update, decode_update, encode_update, frame_digest
 from fedrounds.fl_components.wire import assembly as assembly_module
 
-FRAME = encode_update(Update("va", "0123456789abcdef", {"delta": np.arange(40, dtype=np.float32)}))
+FRAME = encode_update(Update("va", "0123456789abcdef", ("delta",), {"values": np.arange(40, dtype=np.float32)}))
 DIGEST = frame_digest(FRAME)
 
 

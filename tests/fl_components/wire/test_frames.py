@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import random
 import tracemalloc
@@ -14,6 +15,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fedrounds.fl_components.arrays import Payload
 from fedrounds.fl_components.errors import UpdateRejected, WireError
 from fedrounds.fl_components.wire import (
     Download,
@@ -25,6 +27,7 @@ from fedrounds.fl_components.wire import (
     encode_params,
     encode_update,
     max_update_bytes,
+    raw_update_bytes,
     read_frame,
 )
 from tests.support import cases
@@ -36,6 +39,26 @@ BASE = "0123456789abcdef"
 FRAME = FRAMES["top_k_sign"]
 D = 199_210
 CAP = max_update_bytes(D)
+FOUR_ZEROS: Payload = {"values": np.zeros(4, np.float32)}
+
+GOOD_CHANNELS = [("delta",), ("delta", "control"), ("_",), tuple("abcdefghij"), ("a" * 40,), ("z" * 40,) * 10]
+BAD_CHANNELS = [
+    "",
+    ",",
+    "delta,",
+    ",delta",
+    "delta,,control",
+    "delta, control",
+    "Delta",
+    "DELTA",
+    "delta2",
+    "delta-control",
+    "delta\n",
+    "d\u00e9lta",
+    "a" * 41,
+    "delta," + "a" * 41,
+    ",".join("abcdefghijk"),
+]
 
 
 def refused(frame: bytes, why: str, max_bytes: int = MAX_BYTES) -> None:
@@ -77,14 +100,14 @@ class TestFrames:
             "symbols": symbols(1, rng.integers(0, 2, 1992)),
             "scale": np.ones(1, np.float32),
         }
-        frame = encode_update(Update("client-0042", "ab" * 32, coded))
+        frame = encode_update(Update("client-0042", "ab" * 32, ("delta",), coded))
         data_bytes = len(cut(frame)[1])
         assert 2000 + 249 + 4 <= data_bytes <= 2040 + 249 + 4
         assert len(frame) - data_bytes <= 200
 
     def test_arrays_are_views_of_the_frame(self) -> None:
         frame = bytearray(FRAMES["update"])
-        found = decode_frame(frame, MAX_BYTES)[1]["delta"]
+        found = decode_frame(frame, MAX_BYTES)[1]["values"]
         assert isinstance(found, np.ndarray)
         assert found[0] == 0.5
         frame[-12:-8] = np.float32(2.0).tobytes()
@@ -149,7 +172,9 @@ class TestWhatIsNoFrame:
         refused(data, "this does not begin as a frame")
 
     def test_other_versions(self) -> None:
-        refused(seal([{}, {}], version=2), "the frame is of version 2 of the format; version 1 is read here")
+        for version in (0, 1, 3, 255):
+            why = f"the frame is of version {version} of the format; version 2 is read here"
+            refused(seal([{}, {}], version=version), why)
 
     def test_declared_sizes(self) -> None:
         for header_bytes, data_bytes, why in [
@@ -411,15 +436,47 @@ class TestMaliciousSenders:
 
 class TestUpdates:
     def test_there_and_back(self) -> None:
-        update = Update("va", "ab" * 32, SAMPLES["top_k_sign"][1])
+        update = Update("va", "ab" * 32, ("delta", "control"), SAMPLES["top_k_sign"][1])
         found = decode_update(encode_update(update), MAX_BYTES)
-        assert (found.client_id, found.base_digest) == ("va", "ab" * 8)
+        assert (found.client_id, found.base_digest, found.channels) == ("va", "ab" * 8, ("delta", "control"))
         assert all(same(found.parts[name], part) for name, part in update.parts.items())
         assert encode_update(found) == encode_update(update)
 
     @given(client_id=st.text(max_size=100))
     def test_any_name(self, client_id: str) -> None:
-        assert decode_update(encode_update(Update(client_id, BASE, {})), MAX_BYTES).client_id == client_id
+        assert decode_update(encode_update(Update(client_id, BASE, ("delta",), {})), MAX_BYTES).client_id == client_id
+
+    @pytest.mark.parametrize("channels", GOOD_CHANNELS, ids=repr)
+    def test_any_channels(self, channels: tuple[str, ...]) -> None:
+        assert decode_update(encode_update(Update("va", BASE, channels, {})), MAX_BYTES).channels == channels
+
+    @pytest.mark.parametrize("channels", BAD_CHANNELS, ids=repr)
+    def test_text_that_names_no_channels(self, channels: str) -> None:
+        with pytest.raises(UpdateRejected, match="undecodable: an update names its client, its channels and 16 hex"):
+            decode_update(seal([VA | {"channels": channels}, {}]), MAX_BYTES)
+
+    @settings(max_examples=cases(300), deadline=None)
+    @given(
+        client_id=st.text(max_size=100)
+        | st.text(st.characters(max_codepoint=0x7F), max_size=100)
+        | st.text(st.characters(min_codepoint=0x10000), max_size=100),
+        channels=st.lists(st.from_regex(r"[a-z_]{1,40}", fullmatch=True), min_size=1, max_size=10),
+        num_coordinates=st.integers(0, 20) | st.sampled_from([99, 100, 999, 1000, 99_999, 100_000]),
+        base_digest=st.text("0123456789abcdef", min_size=64, max_size=64),
+        value=st.floats(width=32),
+    )
+    @example("ward 7", ["delta"], D, "0" * 64, 0.0)
+    @example('"\\\x00\x1f\x7f/\n', ["delta", "control"], 9, BASE * 4, math.nan)
+    @example("a" * 100, ["delta"], 10, BASE * 4, 1.0)
+    @example("\U0001d49c" * 100, ["_" * 40] * 10, 0, "f" * 64, -0.0)
+    def test_the_length_of_a_raw_update_is_known_without_it(
+        self, client_id: str, channels: list[str], num_coordinates: int, base_digest: str, value: float
+    ) -> None:
+        values_M = np.full(num_coordinates, value, np.float32)
+        frame = encode_update(Update(client_id, base_digest, tuple(channels), {"values": values_M}))
+        assert raw_update_bytes(client_id, channels, num_coordinates) == len(frame)
+        assert len(frame) <= max_update_bytes(num_coordinates)
+        assert decode_update(frame, len(frame)).channels == tuple(channels)
 
     def test_a_frame_that_is_too_long_is_not_even_read(self) -> None:
         assert decode_update(FRAME, len(FRAME)).client_id == "va"
@@ -434,7 +491,7 @@ class TestUpdates:
                 "indices": indices(positions, 1000),
                 "values": np.ones(len(positions), np.float32),
             }
-            frame = encode_update(Update(name, BASE, parts))
+            frame = encode_update(Update(name, BASE, GOOD_CHANNELS[-1], parts))
             assert len(frame) <= max_update_bytes(1000)
             decode_update(frame, max_update_bytes(1000))
 
@@ -444,18 +501,22 @@ class TestUpdates:
             {},
             {"client": "va"},
             {"base": BASE},
-            {"client": "va", "base": BASE, "more": ""},
-            {"client": "va", "base": ""},
-            {"client": "va", "base": BASE[:-1]},
-            {"client": "va", "base": BASE + "0"},
-            {"client": "va", "base": BASE.upper()},
-            {"client": "va", "base": BASE[:-1] + "\n"},
-            {"client": "va", "base": BASE[:-1] + "\u0660"},
+            {"channels": "delta"},
+            {"client": "va", "base": BASE},
+            {"client": "va", "channels": "delta"},
+            {"base": BASE, "channels": "delta"},
+            VA | {"more": ""},
+            VA | {"base": ""},
+            VA | {"base": BASE[:-1]},
+            VA | {"base": BASE + "0"},
+            VA | {"base": BASE.upper()},
+            VA | {"base": BASE[:-1] + "\n"},
+            VA | {"base": BASE[:-1] + "\u0660"},
         ],
         ids=repr,
     )
     def test_words_that_are_not_those_of_an_update(self, words: dict[str, str]) -> None:
-        with pytest.raises(UpdateRejected, match="undecodable: an update names its client and 16 hex digits"):
+        with pytest.raises(UpdateRejected, match="undecodable: an update names its client, its channels and 16 hex"):
             decode_update(encode_frame(words, {}), MAX_BYTES)
 
 
@@ -463,28 +524,47 @@ class TestParams:
     @pytest.mark.parametrize("against", [None, "f" * 64])
     def test_every_client_starts_from_the_same_bits(self, against: str | None) -> None:
         params_D = np.array([0.1, -0.0, 1e-45, 3e38], np.float32)
-        frame = encode_params(Download(BASE + "0" * 48, against, {"delta": params_D}))
+        channels = ("params", "control")
+        frame = encode_params(Download(BASE + "0" * 48, against, channels, {"values": params_D}))
         found = decode_params(frame, 4)
-        assert (found.digest, found.against) == (BASE, against and against[:16])
-        assert found.parts.keys() == {"delta"} and found.parts["delta"].tobytes() == params_D.tobytes()  # type: ignore[union-attr]
-        assert len(encode_params(Download(BASE, against, {"delta": np.zeros(4, np.float32)}))) == len(frame)
+        assert (found.digest, found.against, found.channels) == (BASE, against and against[:16], channels)
+        assert found.parts.keys() == {"values"} and found.parts["values"].tobytes() == params_D.tobytes()  # type: ignore[union-attr]
+        assert len(encode_params(Download(BASE, against, channels, {"values": np.zeros(4, np.float32)}))) == len(frame)
 
     @pytest.mark.parametrize(
         "frame",
         [
-            encode_frame({}, {"delta": np.zeros(4, np.float32)}),
-            encode_frame({"params": BASE, "a": "b"}, {"delta": np.zeros(4, np.float32)}),
-            encode_frame({"params": BASE[:-1]}, {"delta": np.zeros(4, np.float32)}),
-            encode_frame({"params": BASE, "against": "x" * 16}, {"delta": np.zeros(4, np.float32)}),
-            encode_frame({"against": BASE}, {"delta": np.zeros(4, np.float32)}),
-            encode_params(Download(BASE, None, {"delta": np.zeros(4, np.float32)}))[:-1],
-            encode_params(Download(BASE, None, {"delta": np.zeros(10_000, np.float32)})),
+            encode_params(Download(BASE, None, ("params",), FOUR_ZEROS))[:-1],
+            encode_params(Download(BASE, None, ("params",), {"values": np.zeros(10_000, np.float32)})),
             b"",
         ],
+        ids=["truncated", "too long", "empty"],
     )
     def test_other_frames_are_refused(self, frame: bytes) -> None:
         with pytest.raises(WireError):
             decode_params(frame, 4)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            {},
+            {"params": BASE},
+            {"channels": "params"},
+            {"channels": "params", "against": BASE},
+            {"channels": "params", "params": BASE, "a": "b"},
+            {"channels": "params", "params": BASE[:-1]},
+            {"channels": "params", "params": BASE, "against": "x" * 16},
+            *({"channels": channels, "params": BASE} for channels in BAD_CHANNELS),
+        ],
+        ids=repr,
+    )
+    def test_words_that_are_not_those_of_parameters(self, words: dict[str, str]) -> None:
+        with pytest.raises(WireError, match="parameters name their channels and 16 hex digits of themselves"):
+            decode_params(encode_frame(words, FOUR_ZEROS), 4)
+
+    @pytest.mark.parametrize("channels", GOOD_CHANNELS, ids=repr)
+    def test_any_channels(self, channels: tuple[str, ...]) -> None:
+        assert decode_params(encode_params(Download(BASE, None, channels, FOUR_ZEROS)), 4).channels == channels
 
 
 class Slowly(io.RawIOBase):
@@ -518,7 +598,7 @@ class TestStreams:
         ("prefix", "why"),
         [
             (b"PK\x03\x04" * 6, "this does not begin as a frame"),
-            (FRAME[:3] + b"\x02" + FRAME[4:24], "version 2"),
+            (FRAME[:3] + b"\x01" + FRAME[4:24], "version 1"),
             (FRAME[:4] + b"\xff" * 4 + FRAME[8:24], "the header has 4294967295 bytes"),
             (FRAME[:8] + b"\xff" * 8 + FRAME[16:24], "bytes, at most 100000 are allowed"),
         ],

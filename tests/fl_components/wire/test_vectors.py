@@ -1,10 +1,14 @@
-"""The frames in tests/reference/wire, made once: they are read for ever, and written again byte for byte.
+"""The frames in tests/reference/wire, made once for version 2: what reads it reads them, and writes the same bytes.
+
+Each was put together without fedrounds: its header by `json`, its lengths by `struct`, its checksum by `hashlib`, the
+bytes of its parts taken over from version 1, which codes them the same way, or packed by `struct`.
 
 `read_plainly` is docs/wire-format.md once more, bit by bit: it holds that the fast decoder reads what is written there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,12 +20,22 @@ import pytest
 import zstandard
 
 from fedrounds.fl_components.arrays import Indices, Symbols
-from fedrounds.fl_components.wire import Update, decode_frame, encode_frame, encode_update, max_update_bytes
+from fedrounds.fl_components.wire import (
+    Update,
+    decode_frame,
+    decode_params,
+    decode_update,
+    encode_frame,
+    encode_params,
+    encode_update,
+    max_update_bytes,
+)
 from tests.support import ROOT
 
-from .samples import SAMPLES, cut, same
+from .samples import SAMPLES, cut, same, seal
 
-FILES = sorted((ROOT / "tests" / "reference" / "wire").glob("*.hex"))
+FOLDER = ROOT / "tests" / "reference" / "wire"
+FILES = sorted(FOLDER.glob("*.hex"))
 
 
 def vector(path: Path) -> bytes:
@@ -105,6 +119,37 @@ def test_a_vector_is_read(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem != "zstd"], ids=lambda path: path.stem)
 def test_a_vector_is_written(path: Path) -> None:
     assert encode_frame(*SAMPLES[path.stem]) == vector(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_comments_of_a_vector_are_true(path: Path) -> None:
+    """A frame is sealed by hand from the version, the header and the parts that the comments name."""
+    text = path.read_text()
+    (header,) = re.findall(r"^# header: (.*)$", text, re.M)
+    parts = re.findall(r"^# part (\w+)\n((?:[0-9a-f]+\n)*)", text, re.M)
+    assert [name for name, _ in parts] == sorted(json.loads(header)[1])
+    data = b"".join(bytes.fromhex(rows) for _, rows in parts)
+    assert vector(path) == seal(json.loads(header), data, version=2)
+    assert vector(path)[24:].startswith(header.encode("ascii"))
+
+
+def test_vectors_that_are_updates() -> None:
+    found = {path.stem: decode_update(vector(path), 4000) for path in FILES if "base" in SAMPLES[path.stem][0]}
+    assert {name: update.channels for name, update in found.items()} == {
+        "foreign_name": ("delta",),
+        "top_k_sign": ("delta",),
+        "two_channels": ("delta", "control"),
+        "update": ("delta",),
+    }
+    assert all(encode_update(found[name]) == vector(FOLDER / f"{name}.hex") for name in found)
+
+
+def test_the_vector_of_the_parameters() -> None:
+    frame = vector(FOLDER / "params.hex")
+    found = decode_params(frame, num_coordinates=4)
+    assert (found.against, found.channels) == (None, ("params",))
+    assert hashlib.sha256(cut(frame)[1]).hexdigest()[:16] == found.digest
+    assert encode_params(found) == frame
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
