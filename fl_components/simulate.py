@@ -12,12 +12,15 @@ import numpy as np
 
 from fedrounds.fl_components.aggregation import Updates
 from fedrounds.fl_components.arrays import Float32, Tensors
-from fedrounds.fl_components.client import ClientExamples, RoundSpec, run_round, seed_text
+from fedrounds.fl_components.client import ClientExamples, RoundSpec, run_round
+from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import FederationConfig
 from fedrounds.fl_components.layout import DELTA, PARAMS
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.broadcast import encode_broadcast
 from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.specs import round_spec
+from fedrounds.fl_components.values import ClientTask, RoundPlan
 from fedrounds.fl_components.wire import decode_update, max_update_bytes
 
 
@@ -60,13 +63,14 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
         participations[cohort] += 1
 
         values_M = received_layout.join({PARAMS: params_D, **channels})
-        context = _spec(federation, round, 0, "0" * 64).broadcast_context(received_layout)
+        seed = derive_key(config.seed, round, "broadcast")
+        context = CodecContext([seed], seed, received_layout.shapes)
         sent = encode_broadcast(config.broadcast, received_layout.channels, values_M, held, context)
 
         updates, num_examples, names = [], [], []
         for client in cohort:
-            spec, name = _spec(federation, round, client, sent.digest), data.client_ids[client]
-            stragglers = config.simulation.stragglers
+            name, stragglers = data.client_ids[client], config.simulation.stragglers
+            spec = _spec(federation, round, client, sent.digest)
             if stragglers is not None and stragglers.drop and spec.work is not None:
                 continue
             examples, secret = ClientExamples(*data.train(client)), _secret(federation, round, name)
@@ -93,24 +97,11 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
 def _spec(federation: Federation, round: int, client: int, base_digest: str) -> RoundSpec:
     """Return what a client must know of a round."""
     config, name = federation.config, federation.data.client_ids[client]
-    seed = derive_key(config.seed, round, "training", name)
-    stragglers = config.simulation.stragglers
-    return RoundSpec(
-        run_id="simulation",
-        round=round,
-        collection=0,
-        client_id=name,
-        base_digest=base_digest,
-        model=federation.model_spec,
-        training=config.training.in_round(round, config.rounds),
-        compression=config.compression,
-        broadcast=config.broadcast,
-        privacy=config.privacy,
-        seed=seed_text(seed),
-        round_seed=seed_text(derive_key(config.seed, round, "compression")),
-        broadcast_seed=seed_text(derive_key(config.seed, round, "broadcast")),
-        work=None if stragglers is None else stragglers.work(seed, config.training.num_units),
-    )
+    seed, stragglers = derive_key(config.seed, round, "training", name), config.simulation.stragglers
+    work = None if stragglers is None else stragglers.work(seed, config.training.num_units)
+    task = ClientTask(name, client, federation.data.num_examples(client), seed, work)
+    plan = RoundPlan("simulation", round, base_digest, 0, (task,), (), (), 0, {})
+    return round_spec(federation, plan, task, config.seed)
 
 
 def _secret(federation: Federation, round: int, name: str) -> bytes | None:

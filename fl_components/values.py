@@ -266,8 +266,8 @@ class SealedCohort:
 class ServerState:
     """The whole state of a federation after `round` rounds: the checkpoint is this one value.
 
-    `aggregator` is the state of the aggregator; `channels` are what the server sends besides the parameters; `broadcast`
-    is what clients hold, where the parameters travel as differences.
+    `aggregator` is the aggregator's state; `channels` are what the server sends besides the parameters; `broadcast` is
+    what clients hold, where the parameters travel as differences.
 
     >>> state = ServerState(0, np.zeros(3, np.float32), {"m": np.ones(3, np.float32)}, "ab12")
     >>> ServerState.from_bytes(state.to_bytes()).server_optimizer["m"]

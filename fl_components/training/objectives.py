@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -102,7 +104,51 @@ class Proximal(ObjectiveRule):
         gradient.add_(params - start, alpha=self.mu)
 
 
+class Scaffold(ObjectiveRule):
+    """The loss, with gradients corrected by control variates: SCAFFOLD (Karimireddy et al. 2020,
+    https://arxiv.org/abs/1910.06378, algorithm 1, option II).
+
+    The server's control variate c and a client's c_i estimate the gradients of all clients and of this one. A step
+    follows gradient - c_i + c, so clients whose data differ drift apart less. After K steps, c_i becomes c_i - c +
+    (w_global - w_local) / (K learning_rate); the change is the channel `control` of the update.
+
+    An update is twice as long as FedAvg's, and each client keeps one vector as long as the model. Corrected steps have
+    no factored form, so clients train about half as fast as with the plain loss.
+
+    >>> import torch
+    >>> gradient, zeros = torch.zeros(1, 2), torch.zeros(2)
+    >>> correction = Scaffold().correction({"control": torch.ones(2)}, {"control": torch.zeros(1, 2)})
+    >>> Scaffold().add_gradient(gradient, zeros[None], zeros, correction)
+    >>> gradient
+    tensor([[1., 1.]])
+    """
+
+    kind: Literal["scaffold"] = "scaffold"
+    channels: ClassVar[tuple[str, ...]] = ("control",)
+
+    def add_gradient(self, gradient: Tensor, params: Tensor, start: Tensor, correction: Tensor | None) -> None:
+        assert correction is not None
+        gradient.add_(correction)
+
+    def correction(self, received: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Tensor:
+        return received["control"] - kept["control"]
+
+    def sent(
+        self, delta: Tensor, received: Mapping[str, Tensor], kept: Mapping[str, Tensor], scale: Tensor
+    ) -> Mapping[str, Tensor]:
+        change = -received["control"] - delta * scale
+        return {"control": torch.where(scale > 0, change, 0)}  # without a step nothing is known
+
+    def next_kept(self, kept: Mapping[str, Float32], sent: Mapping[str, Float32]) -> Mapping[str, Float32]:
+        return {"control": kept["control"] + sent["control"]}
+
+    def next_received(
+        self, received: Mapping[str, Float32], aggregate: Mapping[str, Float64], share: float
+    ) -> Mapping[str, Float32]:
+        return {"control": (received["control"] + share * aggregate["control"]).astype(np.float32)}
+
+
 if TYPE_CHECKING:
     Objective = ObjectiveRule
 else:
-    Objective = union("objectives", LossAlone, Proximal)
+    Objective = union("objectives", LossAlone, Proximal, Scaffold)

@@ -89,6 +89,16 @@ class SGD(Rule):
         return self
 
     @model_validator(mode="after")
+    def _control_variates_are_of_plain_steps(self) -> SGD:
+        if self.objective.channels and self.momentum:
+            raise ValueError(
+                f"training.objective.kind is {self.objective.kind} and training.momentum is {self.momentum:g}: control "
+                "variates are differences of parameters over the learning rate, which momentum multiplies; leave "
+                "training.momentum out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _private_batches_are_drawn(self) -> SGD:
         names = ("batch_size", "max_gradient_norm")
         given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]

@@ -52,7 +52,9 @@ def counts(hub: Hub, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
     hub.on_stage, hub.say = seen.append, said.append
     with monkeypatch.context() as patched:
         patched.setattr(
-            type(hub.lease), "seal", lambda lease, n, c, data: (sizes.append(len(data)), seal(lease, n, c, data))[1]
+            type(hub.lease),
+            "seal",
+            lambda lease, n, c, data, states: (sizes.append(len(data)), seal(lease, n, c, data, states))[1],
         )
         rows = hub.store.journal_head().rows
         walk(stages, hub, round)

@@ -216,7 +216,7 @@ class TestSpending:
         assert rule.example_level is not None and rule.example_level.noise_multiplier == charged.noise_multiplier
         module, start_D = hub.federation.module, hub.federation.initial_params_D
         key = next(
-            bytes([each]) * 32 for each in range(250) if not len(rule.private_batches_of(20, 0, bytes([each]) * 32)[0])
+            bytes([each]) * 32 for each in range(250) if not len(rule.private_batches_of(20, bytes([each]) * 32)[0])
         )
         delta_D, _ = rule.train(module, start_D, *hub.federation.data.train(0), 0, key)
         deviation = charged.noise_multiplier * 1.0 / (0.051 * 20)  # over the expected size of a batch
@@ -479,5 +479,5 @@ class TestBadInput:
         from fedrounds.fl_components.server import federation
 
         monkeypatch.setattr(federation, "grad_sampler_name", lambda *_: "opacus")
-        with pytest.raises(RunConflict, match="example way ghost norms, now opacus"):
+        with pytest.raises(RunConflict, match="grad sampler name ghost norms, now opacus"):
             begin(**EVERYONE)

@@ -26,6 +26,7 @@ from fedrounds.fl_components.store.ledger import decode_events
 from fedrounds.fl_components.values import RoundPlan
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
+from tests.fl_components.server.rounds import aggregate
 from tests.fl_components.server.test_example_claim import EVERYONE
 from tests.fl_components.server.test_example_claim import TERMS as OF_EXAMPLES
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS, collect, secret_file
@@ -70,7 +71,7 @@ def sent(hub: Hub) -> Any:
     """What the server receives in the round in hand, before it is committed."""
     state, plan, collected = collect(hub, stages.load(hub, hub.refresh().committed_round + 1))
     if hub.federation.central is not None:
-        return rounds.aggregate(hub, state, plan, collected).params_D
+        return aggregate(hub, state, plan, collected).params_D
     return collected.updates.tensors["sum"]
 
 

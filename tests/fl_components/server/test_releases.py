@@ -130,9 +130,10 @@ class TestReleases:
         ("stage", "inside"),
         [
             ("select", "fedrounds.fl_components.server.federation.Federation.select"),
-            ("compress", "fedrounds.fl_components.server.encoding.encode_update"),
-            ("admit", "fedrounds.fl_components.server.stages._admit_sum"),
+            ("compress", "fedrounds.fl_components.server.encoding.raw_update_bytes"),
+            ("admit", "fedrounds.fl_components.server.hub.Hub.empty_collection"),
             ("aggregate", "fedrounds.fl_components.server.hub.Hub.seal"),
+            ("server_step", "fedrounds.fl_components.server.hub.Hub.noise_keys"),
             ("evaluate", "fedrounds.fl_components.server.federation.Federation.evaluate"),
         ],
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import struct
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from fedrounds.fl_components.arrays import Indices, Part, Payload, Symbols
-from fedrounds.fl_components.errors import WireError
-from fedrounds.fl_components.wire import decode_frame, encode_frame
+from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.wire import decode_frame, decode_update, encode_frame, encode_update
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 PREFIX_BYTES = 24
@@ -127,6 +129,12 @@ def decoded_or_refused(frame: bytes, max_bytes: int) -> dict[str, Part] | None:
     again = decode_frame(encode_frame(words, parts), 2 * max_bytes)
     assert again[0] == words
     assert all(same(again[1][name], part) for name, part in parts.items())
+    with suppress(UpdateRejected):
+        update = decode_update(frame, max_bytes)
+        assert re.fullmatch("[0-9a-f]{16}", update.base_digest)
+        assert 1 <= len(update.channels) <= 10
+        assert all(re.fullmatch("[a-z_]{1,40}", channel) for channel in update.channels)
+        assert encode_update(update) == encode_frame(words, parts)
     return parts
 
 
