@@ -54,6 +54,8 @@ from fedrounds.fl_components.training import (
 from fedrounds.fl_components.values import RoundPlan, Sampling, ServerState, Weighted
 
 MAX_CLIENTS_EVALUATED = 1000
+FLOATS_OF_SHARD = 1_000_000
+"""The coordinates of the updates of a shard, where the aggregator needs each update."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,16 @@ class Federation:
         return rows[np.argsort(-lengths, kind="stable")]
 
     @property
+    def summed(self) -> LinearAggregator | None:
+        """The aggregator, where it needs only the sum of the updates."""
+        rule = self.config.aggregation
+        return rule if isinstance(rule, LinearAggregator) and not rule.prepare else None
+
+    @property
     def streamed(self) -> LinearAggregator | None:
-        """The aggregator, where updates may be summed where they are made: nothing needs a single one later."""
-        config, rule = self.config, self.config.aggregation
-        is_streamed = config.compression.transparent and not rule.prepare and not config.training.objective.channels
-        return rule if isinstance(rule, LinearAggregator) and is_streamed else None
+        """The aggregator, where updates may be summed where they are computed: nothing needs a single one later."""
+        needs_each = not self.config.compression.transparent or self.config.training.objective.channels
+        return None if needs_each else self.summed
 
     @property
     def keeps_client_states(self) -> bool:
@@ -258,10 +265,16 @@ class Federation:
             clip = Clip(plan.clipping_norm, self.central.per_layer)
         return RoundAdmission(self.config.admission, clip)
 
+    @property
+    def largest_shard(self) -> int:
+        """The most clients of a shard. Where the aggregator needs each update, small shards make small waves."""
+        if self.config.execution.shard_size is not None or self.summed is not None:
+            return self.config.execution.shard_size or MAX_OF_SHARD
+        return max(1, min(MAX_OF_SHARD, FLOATS_OF_SHARD // self.update_layout.size))
+
     def workload(self) -> Workload:
         """What local training needs of this federation."""
-        config = self.config
-        most_of_shard = config.execution.shard_size or MAX_OF_SHARD
+        config, most_of_shard = self.config, self.largest_shard
         num_coordinates = self.update_layout.size
         if self.streamed is None:
             result: Result = (np.float32, (most_of_shard, num_coordinates))

@@ -16,7 +16,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrounds.fl_components.aggregation import LinearAggregator
 from fedrounds.fl_components.arrays import Float32, Tensors, tensors_digest
 from fedrounds.fl_components.config import FederationConfig, config_digest, is_moved, parse_config
 from fedrounds.fl_components.errors import (
@@ -94,6 +93,9 @@ SEAL_BYTES: Final = 1 << 16
 BYTES_OF_CLIENT: Final = 1536
 """Room in a seal for each client of the largest possible cohort: an id of 100 characters and its rejection,
 escaped as JSON."""
+
+STACK_SHARE: Final = 0.2
+"""The share of `execution.memory_mb` up to which a round's updates are kept in memory: waves take the rest."""
 
 LONGEST_DETAIL: Final = 120
 """Characters of a rejection's detail that are sealed."""
@@ -202,11 +204,11 @@ class Hub:
 
     def empty_collection(self, plan: RoundPlan) -> Collection:
         """Return the collection of a round before its first wave."""
-        rule, num_coordinates = self.config.aggregation, self.federation.update_layout.size
-        if isinstance(rule, LinearAggregator) and not rule.prepare:
+        rule, num_coordinates = self.federation.summed, self.federation.update_layout.size
+        if rule is not None:
             updates: Accumulator | UpdateStack = rule.start(num_coordinates + self.config.privacy.claims)
         else:
-            memory_bytes = int(self.config.execution.memory_mb * 1e6)
+            memory_bytes = int(self.config.execution.memory_mb * 1e6 * STACK_SHARE)
             updates = UpdateStack(len(plan.cohort), num_coordinates, memory_bytes, self.store.home)
         statistics = CohortStatistics(selected=len(plan.excluded), rejected=plan.excluded)
         return Collection(updates, statistics)

@@ -154,12 +154,21 @@ def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
         shards = tuple(
             slice(wave.start + shard.start, wave.start + shard.stop)
             for wave in waves
-            for shard in rule.shards(work_N[wave])
+            for shard in _split(rule.shards(work_N[wave]), federation.largest_shard)
         )
     else:
-        shards = rule.shards(work_N)
+        shards = _split(rule.shards(work_N), federation.largest_shard)
         waves = rule.waves(shards, num_coordinates, additive=additive)
     return {"cohort": cohort, "shards": shards, "waves": waves}
+
+
+def _split(shards: Sequence[slice], largest: int) -> tuple[slice, ...]:
+    """Return the shards, cut into pieces of at most `largest` clients."""
+    return tuple(
+        slice(start, min(shard.stop, start + largest))
+        for shard in shards
+        for start in range(shard.start, shard.stop, largest)
+    )
 
 
 @stage

@@ -71,6 +71,22 @@ WALKS: dict[str, dict[str, Any]] = {
         "selection": {"kind": "poisson", "sampling_rate": 0.12},
         "server_optimizer": {"kind": "fedavgm"},
     },
+    "two channels": DIGITS
+    | {
+        "selection": {"cohort_size": 5},
+        "training": {"learning_rate": 0.1, "batch_size": 16, "epochs": 1, "objective": {"kind": "scaffold"}},
+        "compression": {"kind": "qsgd", "bits": 8},
+        "broadcast": {"values": {"kind": "uniform", "bits": 12}},
+        "server_optimizer": {"kind": "fedavg"},
+    },
+    "geometric median": DIGITS
+    | {
+        "aggregation": {
+            "kind": "geometric_median",
+            "prepare": [{"kind": "nearest_neighbor_mixing", "num_byzantine": 2}],
+        },
+        "execution": {"shard_size": 2, "memory_mb": 1},
+    },
     "stragglers": DIGITS
     | {
         "rounds": 4,
@@ -90,7 +106,10 @@ def configured(changes: dict[str, Any]) -> Any:
     return parse_config({"name": "reference", "rounds": 3, "seed": 4, "training": training, **changes})
 
 
-@pytest.mark.parametrize("walked", parameters(WALKS, quick=("all", "error feedback", "poisson", "stragglers")))
+@pytest.mark.parametrize(
+    "walked",
+    parameters(WALKS, quick=("all", "error feedback", "two channels", "geometric median", "poisson", "stragglers")),
+)
 def test_the_walk_is_what_the_loops_say(home: Path, walked: str) -> None:
     config = configured(WALKS[walked])
     with Store.open() as store, open_hub(store, "r", config=config) as hub:

@@ -240,6 +240,7 @@ class Bounded(nn.Module):
     "changes",
     [
         {"compression": FEEDBACK},
+        {"training": {"learning_rate": 0.1, "steps": 3, "objective": {"kind": "scaffold"}}, "compression": FEEDBACK},
         pytest.param({"broadcast": DELTAS}, marks=pytest.mark.ci),
         pytest.param({"compression": {"kind": "eden"}}, marks=pytest.mark.ci),
         {"model": {"kind": "module", "path": f"{__name__}:Bounded"}},
