@@ -132,6 +132,9 @@ class UpdateRejected(FedroundsError):
         super().__init__(str(rejection))
         self.rejection = Rejection(rejection.code, printable(redact(rejection.detail)))
 
+    def __reduce__(self) -> tuple[type[UpdateRejected], tuple[Rejection]]:
+        return type(self), (self.rejection,)  # for pickle: the other errors are made from a sentence
+
 
 class TooFewClients(FedroundsError):
     code, exit_code = "too_few_clients", 4

@@ -81,6 +81,14 @@ NOT_COVERED: Final[Mapping[tuple[str, str], str]] = {
         "each cohort, which a privacy claim withholds"
         for name in ("run_id", "client", "rounds", "last_round")
     },
+    **{
+        (
+            "client_states",
+            name,
+        ): "what a simulated client keeps for its next round, which is shown nowhere; the name of "
+        "its blob holds the digest of the content. The journal would need a row for each client"
+        for name in ("run_id", "client", "round", "blob_key")
+    },
 }
 """The columns that nothing in the journal vouches for, each with the reason."""
 

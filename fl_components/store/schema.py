@@ -30,6 +30,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from fedrounds.fl_components.canonical import canonical_json
+from fedrounds.fl_components.errors import JournalBroken
 from fedrounds.fl_components.run_state import RunState
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
@@ -86,6 +87,11 @@ class StateText(TypeDecorator[RunState]):
         return None if value is None else str(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> RunState | None:
+        if value is not None and value not in tuple(RunState):
+            raise JournalBroken(
+                f"a run of the store has the state {value[:40]!r}, which is none",
+                hint="restore the database from a backup: it was changed by another program",
+            )
         return None if value is None else RunState(value)
 
 

@@ -38,7 +38,7 @@ def test_another_process_sees_and_writes_the_same(kind: str) -> None:
     code = (
         "import sys\n"
         f"sys.path[:] = {sys.path!r}\n"
-        "from fedrounds.fl_components.shared_memory import Place, SharedMemory\n"
+        "from fedrounds.fl_components.shared_memory import ArraySpec, SharedMemory\n"
         f"memory = SharedMemory({memory.fd}, {memory.places!r})\n"
         "memory['x'][:] *= 2\n"
     )

@@ -21,6 +21,7 @@ import itertools, os, shutil, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 import fsspec.implementations.local, psutil, sqlalchemy.dialects.sqlite  # once, before forking
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store
 
 EVENT = {"event": "gaussian", "noise_multiplier": 1.0}

@@ -166,6 +166,7 @@ _BUSY = """
 import json, secrets, sys, time
 from pathlib import Path
 from fedrounds.fl_components.errors import FedroundsError, LeaseHeld
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, Store
 
 home, url, number, seconds = sys.argv[1:]

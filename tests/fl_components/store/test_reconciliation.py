@@ -14,7 +14,7 @@ from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, RunRecord, Store
 from fedrounds.fl_components.store.journal import verify
 from fedrounds.fl_components.store.reconciliation import COVERED, NOT_COVERED, reconcile
-from fedrounds.fl_components.store.schema import AnyRow, JsonText, metadata
+from fedrounds.fl_components.store.schema import AnyRow, JsonText, StateText, metadata
 
 TERMS = BudgetTerms(
     epsilon=100.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
@@ -74,6 +74,8 @@ def changed(column: SqlColumn[Any], value: Any) -> Any:
                     return value | {"changed": 1}
                 case _:
                     return [*value, ['{"kind":"changed"}', 1]]
+        case StateText():
+            return RunState.CANCELLED if value != RunState.CANCELLED else RunState.FAILED
         case String():
             return "changed" if not value else ("0" if value[0] == "1" else "1") + value[1:]
         case _:
