@@ -11,6 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
+from fedrounds.fl_components.aggregation import Aggregation
+from fedrounds.fl_components.aggregation.prepare import Preparation
 from fedrounds.fl_components.clients import Availability, Network, Selection, Stragglers
 from fedrounds.fl_components.compression import Compression
 from fedrounds.fl_components.compression.sparse import Values
@@ -64,6 +66,8 @@ UNIONS: dict[str, Any] = {
     "training.schedule": Schedule,
     "selection": Selection,
     "simulation.availability": Availability,
+    "aggregation": Aggregation,
+    "aggregation.prepare": Preparation,
     "compression": Compression,
     "server_optimizer": ServerOptimizer,
     "privacy": Privacy,
