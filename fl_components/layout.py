@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,9 @@ PARAMS: Final = "params"
 
 Shape = tuple[int, ...]
 
+CHANNELS: Final = re.compile(r"[a-z_]{1,40}(,[a-z_]{1,40}){0,9}")
+"""The names of channels as they travel: at most ten, of small letters and underscores, separated by commas."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -31,6 +35,9 @@ class Layout:
       channels: the names, the first of which is `delta` in an update and `params` in a broadcast.
       parameter_shapes: of the model's trainable parameters, in the order of D.
 
+    Raises:
+      ValueError: the names cannot travel, or one of them occurs twice.
+
     >>> layout = Layout(("delta", "control"), ((2, 3), (3,)))
     >>> layout.num_parameters, layout.size, layout.slices["control"]
     (9, 18, slice(9, 18, None))
@@ -38,6 +45,13 @@ class Layout:
 
     channels: tuple[str, ...]
     parameter_shapes: tuple[Shape, ...]
+
+    def __post_init__(self) -> None:
+        if not CHANNELS.fullmatch(",".join(self.channels)) or len(set(self.channels)) < len(self.channels):
+            raise ValueError(
+                "channels are at most ten different names of up to 40 small letters and underscores, not "
+                f"{', '.join(self.channels)!a:.200}"
+            )
 
     @property
     def num_parameters(self) -> int:

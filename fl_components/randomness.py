@@ -11,6 +11,8 @@ import hashlib
 
 import numpy as np
 
+from fedrounds.fl_components.canonical import canonical_json
+
 
 def derive_key(source: int | bytes, round: int, purpose: str, client: str = "") -> int:
     """A 128-bit key for one draw. `source` is the configuration's seed, or a secret.
@@ -36,3 +38,16 @@ def generator(source: int | bytes, round: int, purpose: str, client: str = "") -
     True
     """
     return np.random.Generator(np.random.Philox(key=derive_key(source, round, purpose, client)))
+
+
+def hkdf(key: bytes, purpose: str, *context: str | int) -> bytes:
+    """Return the key (32 bytes) of one purpose and context under another key, by HKDF with SHA-256 (RFC 5869).
+
+    >>> hkdf(bytes(32), "noise", "a b", "c") == hkdf(bytes(32), "noise", "a", "b c")
+    False
+    """
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    info = b"fedrounds " + canonical_json([purpose, *context]).encode()
+    return HKDF(SHA256(), 32, salt=None, info=info).derive(key)

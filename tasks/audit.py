@@ -19,10 +19,11 @@ from fedrounds.fl_components.privacy import CentralPrivacy
 from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, accuses, audit
 from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fedrounds.fl_components.privacy.example_audit import accuses as accuses_examples
+from fedrounds.fl_components.randomness import hkdf
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import federation_of
-from fedrounds.fl_components.store import RunRecord, Store, derived_key
+from fedrounds.fl_components.store import RunRecord, Store
 from fedrounds.fl_components.training import CanaryClient, one_thread
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import experiment_of
@@ -117,7 +118,7 @@ def _audit_examples(federation: Federation, num_canaries: int) -> ExampleAuditRe
 
 
 def _fresh_keys() -> Callable[[str], bytes]:
-    return partial(derived_key, secrets.token_bytes(32))
+    return partial(hkdf, secrets.token_bytes(32))
 
 
 def show_audit(store: Store, run: RunRecord, found: Audit) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedrounds.fl_components.arrays import Float32, params_digest
 from fedrounds.fl_components.compression import Broadcast, CodecContext
 from fedrounds.fl_components.errors import WireError
 from fedrounds.fl_components.wire import decode_params
 
 
-def decode_broadcast(rule: Broadcast, frame: bytes, held_M: Float32 | None, context: CodecContext) -> Float32:
+def decode_broadcast(
+    rule: Broadcast, channels: Sequence[str], frame: bytes, held_M: Float32 | None, context: CodecContext
+) -> Float32:
     """Return the base of a client's update: the channels that the server sent, float32 [M].
 
     Args:
+      channels: the names of the channels that the client expects.
       held_M: the base of the round before, which the client holds; None where it holds none.
       context: of public numbers.
 
@@ -21,6 +26,10 @@ def decode_broadcast(rule: Broadcast, frame: bytes, held_M: Float32 | None, cont
       UpdateRejected: its parts stand for no parameters.
     """
     download = decode_params(frame, context.num_parameters)
+    if download.channels != tuple(channels):
+        raise WireError(
+            f"the broadcast has the channels {', '.join(download.channels)}, and {', '.join(channels)} are expected"
+        )
     if download.against is None:
         held_M = None
     elif held_M is None or not params_digest(held_M).startswith(download.against):

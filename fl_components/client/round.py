@@ -79,7 +79,9 @@ def run_round(
     shapes = tuple(tuple(parameter.shape) for parameter in module.parameters() if parameter.requires_grad)
     received, layout = spec.broadcast_layout(shapes), spec.update_layout(shapes)
 
-    base_M = decode_broadcast(spec.broadcast, frame, state.get(HELD), spec.broadcast_context(received))
+    base_M = decode_broadcast(
+        spec.broadcast, received.channels, frame, state.get(HELD), spec.broadcast_context(received)
+    )
     if params_digest(base_M) != spec.base_digest:
         raise WireError(
             f"the round's specification names the base {spec.base_digest[:16]}, and the broadcast is another"

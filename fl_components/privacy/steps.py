@@ -92,11 +92,11 @@ class Mechanism:
     def noise(self, key: bytes | None) -> WholeNormals:
         """The noise of a client's round, from its key of that round: one stream for all steps. Raises ValueError where
         there is no key: noise that anybody could draw again would be none."""
-        from fedrounds.fl_components.store.secrets import derived_key
+        from fedrounds.fl_components.randomness import hkdf
 
         if not key:
             raise ValueError("a client that makes a claim about its examples draws its noise from a key of its own")
-        return WholeNormals(derived_key(key, "noise of the steps"), MOST_OF_FLOAT32)
+        return WholeNormals(hkdf(key, "noise of the steps"), MOST_OF_FLOAT32)
 
     def factors(self, squares: Tensor) -> Tensor:
         """By what gradients are multiplied to be clipped and in units, float32, from their squared norms, float64. 0

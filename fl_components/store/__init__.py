@@ -26,7 +26,7 @@ from fedrounds.fl_components.store.records import (
     is_unfinished,
 )
 from fedrounds.fl_components.store.sealing import closed, opened
-from fedrounds.fl_components.store.secrets import RunSecret, derived_key, destroy_secrets, last_seen, place_of_secrets
+from fedrounds.fl_components.store.secrets import RunSecret, destroy_secrets, last_seen, place_of_secrets
 from fedrounds.fl_components.store.store import Store, check_run_id, check_sweep_id
 
 __all__ = [
@@ -52,7 +52,6 @@ __all__ = [
     "check_run_id",
     "check_sweep_id",
     "closed",
-    "derived_key",
     "destroy_secrets",
     "fresh_collection",
     "home",

@@ -13,7 +13,7 @@ import os
 from typing import Final
 
 from fedrounds.fl_components.errors import StoreError
-from fedrounds.fl_components.store.secrets import derived_key
+from fedrounds.fl_components.randomness import hkdf
 
 CHUNK_BYTES: Final = 64 << 20
 SALT_BYTES: Final = 16
@@ -72,7 +72,7 @@ def opened(key: bytes, data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> bytes:
 
 
 def _key(key: bytes, salt: bytes) -> bytes:
-    return derived_key(key, "seal", salt.hex())
+    return hkdf(key, "seal", salt.hex())
 
 
 def _nonce(chunk: int, *, last: bool) -> bytes:

@@ -35,8 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.randomness import hkdf
 from fedrounds.fl_components.store.durable_files import erase, remove_leftovers, write_durably
 
 KEY_BYTES: Final = 32
@@ -108,7 +108,7 @@ class RunSecret:
             return
         key = self._key
         for _ in range(self._round, round):
-            key = derived_key(key, "the next round")
+            key = hkdf(key, "the next round")
         releases = self.releases + round - self._round
         RunSecret(self._file, self.id, round, key, releases, self.database)._write()
         self._round, self._key, self.releases = round, key, releases
@@ -131,7 +131,7 @@ class RunSecret:
         """
         if round != self._round:
             raise StoreError(f"round {round} of this run has no key: its secret is at round {self._round}")
-        return derived_key(self._key, purpose, *context)
+        return hkdf(self._key, purpose, *context)
 
     def destroy(self) -> None:
         """Overwrite the key on the disk, and remove its file. A second call changes nothing.
@@ -182,21 +182,8 @@ def place_of_secrets(home: Path) -> str:
     return f"{platform.node()}:{home}"
 
 
-def derived_key(key: bytes, purpose: str, *context: str | int) -> bytes:
-    """Return the key, 32 bytes, of one purpose and context under another key (HKDF with SHA-256).
-
-    >>> derived_key(bytes(32), "noise", "a b", "c") == derived_key(bytes(32), "noise", "a", "b c")
-    False
-    """
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-    info = b"fedrounds " + canonical_json([purpose, *context]).encode()
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(key)
-
-
 def _identity(key: bytes) -> str:
-    return derived_key(key, "identity").hex()[:ID_DIGITS]
+    return hkdf(key, "identity").hex()[:ID_DIGITS]
 
 
 def secret_file(folder: Path, run_id: str, id: str) -> Path:

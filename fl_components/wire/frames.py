@@ -19,6 +19,7 @@ from typing import Any
 from fedrounds.fl_components.arrays import Part, Payload
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.layout import CHANNELS
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.wire.codings import Coding, Raw, coding_of, encode, entry
 
@@ -39,7 +40,6 @@ to just under that."""
 
 BASE_DIGITS = 16
 DIGEST = re.compile(rf"[0-9a-f]{{{BASE_DIGITS}}}")
-CHANNELS = re.compile(r"[a-z_]{1,40}(,[a-z_]{1,40}){0,9}")
 
 VALUES = "values"
 """The part that holds numbers as they are, where nothing is compressed."""

@@ -21,6 +21,7 @@ from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.server.specs import round_spec
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.training import SGD
+from fedrounds.fl_components.training.objectives import Scaffold
 from fedrounds.fl_components.training.schedules import Cosine
 from fedrounds.fl_components.values import EncodedBatch, RoundPlan, Weighted
 from fedrounds.fl_components.wire import decode_update, max_update_bytes
@@ -158,6 +159,12 @@ class TestRunRound:
     def test_another_base_than_the_specification_names_is_refused(self, client: Client) -> None:
         spec = client.spec.model_copy(update={"base_digest": "0" * 64})
         with pytest.raises(WireError, match="names the base 0000000000000000, and the broadcast is another"):
+            run_round(spec, client.frame, client.examples)
+
+    def test_a_broadcast_without_the_objective_s_channel_is_refused(self, client: Client) -> None:
+        training = client.spec.training.model_copy(update={"objective": Scaffold()})
+        spec = client.spec.model_copy(update={"training": training})
+        with pytest.raises(WireError, match="the broadcast has the channels params, and params, control are expected"):
             run_round(spec, client.frame, client.examples)
 
     def test_with_error_feedback_what_was_lost_comes_with_the_next_update(self, client: Client) -> None:

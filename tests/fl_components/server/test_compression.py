@@ -287,15 +287,15 @@ def test_a_difference_is_of_use_only_to_those_who_hold_what_it_is_from(open_run:
     walk(stages, hub, 1)
     state = hub.state()
     sent, held_D = stages.broadcast(hub, state), state.broadcast["base"]
-    assert params_digest(decode_broadcast(rule, sent.frame, held_D, known)) == sent.digest
+    assert params_digest(decode_broadcast(rule, ("params",), sent.frame, held_D, known)) == sent.digest
     for other_D in (None, np.nextafter(held_D, np.float32(np.inf))):
         with pytest.raises(WireError, match=r"are a difference from [0-9a-f]{16}, which is not held"):
-            decode_broadcast(rule, sent.frame, other_D, known)
+            decode_broadcast(rule, ("params",), sent.frame, other_D, known)
     whole = encode_broadcast(rule, ("params",), state.params_D, {}, known)
-    assert decode_broadcast(rule, whole.frame, held_D, known).tobytes() == state.params_D.tobytes()
+    assert decode_broadcast(rule, ("params",), whole.frame, held_D, known).tobytes() == state.params_D.tobytes()
     lying = encode_params(Download("0" * 16, None, ("params",), decode_params(whole.frame, len(held_D)).parts))
     with pytest.raises(WireError, match="should decode to 0000000000000000, and decode to"):
-        decode_broadcast(rule, lying, None, known)
+        decode_broadcast(rule, ("params",), lying, None, known)
 
 
 def test_differences_travel_from_the_second_round_on(open_run: OpenRun) -> None:

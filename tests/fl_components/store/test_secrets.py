@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrounds.fl_components.errors import StoreError
-from fedrounds.fl_components.store.secrets import RunSecret, derived_key
+from fedrounds.fl_components.randomness import hkdf
+from fedrounds.fl_components.store.secrets import RunSecret
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ CONTEXTS = st.lists(st.text(max_size=4) | st.integers(), max_size=3)
 @given(st.tuples(st.text(max_size=4), CONTEXTS), st.tuples(st.text(max_size=4), CONTEXTS))
 def test_keys_are_equal_where_purpose_and_context_are(one: Any, other: Any) -> None:
     """However the names could be joined: "a" "b c" is not "a b" "c"."""
-    keys = [derived_key(bytes(32), purpose, *context) for purpose, context in (one, other)]
+    keys = [hkdf(bytes(32), purpose, *context) for purpose, context in (one, other)]
     assert (keys[0] == keys[1]) == (one == other)
 
 
@@ -55,7 +56,7 @@ def test_its_id_is_a_commitment_to_the_first_key(folder: Path) -> None:
     for secret in secrets:
         file = folder / f"r@{secret.id}"
         fields = json.loads(file.read_text())
-        assert derived_key(bytes.fromhex(fields["key"]), "identity").hex()[:32] == secret.id
+        assert hkdf(bytes.fromhex(fields["key"]), "identity").hex()[:32] == secret.id
         file.write_text(json.dumps(fields | {"key": "00" * 32}))
         with pytest.raises(StoreError, match="does not hold the secret with which run r began"):
             RunSecret.open(folder, "r", secret.id)
