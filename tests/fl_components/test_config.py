@@ -274,7 +274,7 @@ class TestSentences:
                 {"server_optimizer": {"beta1": 0.5}},
                 "server_optimizer.beta1 is not a field of server_optimizer fedavg; known are kind, learning_rate",
             ),
-            ({"aggregation": {"kind": "krum"}}, "aggregation.kind is 'krum': it must be 'mean'"),
+            ({"aggregation": {"kind": "krum"}}, "aggregation.kind is 'krum'; known are mean, geometric_median"),
             # something else where a group belongs
             ({"data": "heart_disease"}, "data is 'heart_disease'; it must be a group of fields"),
             ({"training": None}, "training is null; it must be a group of fields"),

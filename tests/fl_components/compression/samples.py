@@ -58,7 +58,9 @@ def there_and_back(rule: CompressionRule, deltas_ND: Any, what: CodecContext) ->
 
 
 def through_frames(rule: CompressionRule, deltas_ND: Any, what: CodecContext) -> tuple[Any, list[bytes]]:
-    frames = [encode_update(Update("client-0001", "ab" * 32, each)) for each in rule.compress(deltas_ND, what)]
+    frames = [
+        encode_update(Update("client-0001", "ab" * 32, ("delta",), each)) for each in rule.compress(deltas_ND, what)
+    ]
     found = [decode_update(frame, max_update_bytes(what.num_parameters)).parts for frame in frames]
     for payload in found:
         rule.check(payload, what)

@@ -123,7 +123,7 @@ class TestCompressionRule:
             what = known(shapes=((size,),))
             (payload,) = rule.compress(update(size=size)[None], what)
             # The longest id: 100 letters outside the basic plane, each of which JSON escapes twice.
-            frame = encode_update(Update("\U0001d49c" * 100, "ab" * 32, payload))
+            frame = encode_update(Update("\U0001d49c" * 100, "ab" * 32, ("delta",), payload))
             assert len(frame) <= max_update_bytes(size)
 
     def test_a_payload_that_stands_for_no_update(self, rule: CompressionRule) -> None:
@@ -301,7 +301,7 @@ class TestLengths:
         what = known(shapes=((len(bits),),))
 
         def frame(delta_D: Any, client_id: str) -> bytes:
-            return encode_update(Update(client_id, "ab" * 32, rule.compress(delta_D[None], what)[0]))
+            return encode_update(Update(client_id, "ab" * 32, ("delta",), rule.compress(delta_D[None], what)[0]))
 
         zeros = frame(np.zeros(len(bits), np.float32), "client-0001")
         assert len(frame(bits.view(np.float32), f"client-{number:04d}")) == len(zeros)
