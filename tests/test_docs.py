@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def rules() -> list[Any]:
     """Every rule that a configuration can hold: its heading, its group, its model."""
     found = []
     for group, union in UNIONS.items():
-        for model in union.__origin__.__args__:
+        for model in get_args(union.__origin__) or (union.__origin__,):
             heading = f"{group}: {model.model_fields['kind'].default}"
             found.append(pytest.param(heading, group, model, id=heading))
     for group, model in {"simulation.network": Network, "simulation.stragglers": Stragglers}.items():
