@@ -32,16 +32,14 @@ from benchmarks.peers.measure import WORKLOAD, Task  # noqa: E402
 from benchmarks.peers.torch_models import load  # noqa: E402
 from fedrounds.fl_components.aggregation import Mean  # noqa: E402
 from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
+from fedrounds.fl_components.executors import LocalExecution, ModelSpec, Workload  # noqa: E402
 from fedrounds.fl_components.models import Mlp, build_seeded  # noqa: E402
 from fedrounds.fl_components.parameters import constants_digest, flatten  # noqa: E402
 from fedrounds.fl_components.privacy.noise import WholeNormals  # noqa: E402
 from fedrounds.fl_components.shared_memory import SharedMemory  # noqa: E402
 from fedrounds.fl_components.training import (  # noqa: E402
     SGD,
-    LocalExecution,
-    ModelSpec,
     StreamingSum,
-    Workload,
     grad_sampler_name,
     one_thread,
 )
@@ -115,9 +113,8 @@ def main() -> None:
     work = Workload(
         module=module,
         spec=ModelSpec(rule, (784,), (10,), 0, constants_digest(module)),
-        examples=SharedMemory.holding(arrays),
+        examples=SharedMemory.from_arrays(arrays),
         num_parameters=len(start_D),
-        most_of_shard=len(tasks),
         result=(np.float32, (len(start_D),)),
     )
     rate, steps = task.batch_size / tasks[0].num_examples, tasks[0].num_examples // task.batch_size
@@ -132,14 +129,14 @@ def main() -> None:
     with ExitStack() as stack, one_thread():
         runs: dict[str, Callable[[], Any]] = {}
         for processes in (1, 2):
-            trainer = LocalExecution(processes=processes).trainer(work, print)
-            stack.callback(trainer.close)
+            executor = LocalExecution(processes=processes).executor(work, print)
+            stack.callback(executor.close)
             shards = np.array_split(np.arange(len(tasks)), 1 if processes == 1 else 4)
             cut = [[tasks[row] for row in shard] for shard in shards]
             for name, each in (("not private", plain), ("clipped steps", weights), ("example-level", private)):
 
-                def run(trainer: Any = trainer, each: SGD = each, cut: Any = cut) -> float:
-                    found = trainer.train(each, start_D, cut, StreamingSum(Mean(weights="uniform")), 1)
+                def run(executor: Any = executor, each: SGD = each, cut: Any = cut) -> float:
+                    found = executor.train(each, start_D, cut, StreamingSum(Mean(weights="uniform")))
                     return sum(float(result.sum()) for _, result in found)
 
                 runs[f"engine, {processes} process{'es' * (processes > 1)}, {name}"] = run

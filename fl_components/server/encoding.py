@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from itertools import chain
+from typing import Final, Literal
 
 import numpy as np
 
 from fedrounds.fl_components.arrays import Float32, Payload, Tensors, params_digest
 from fedrounds.fl_components.compression import Broadcast, CodecContext, CompressionRule
 from fedrounds.fl_components.errors import UpdateRejected, WireError
+from fedrounds.fl_components.executors import RowMapper, map_inline
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.shared_memory import keep_freed_memory
-from fedrounds.fl_components.training import RowMapper, RowTask, here
 from fedrounds.fl_components.values import ClientTask, RoundPlan, Weighted
 from fedrounds.fl_components.wire import (
     Download,
@@ -50,7 +51,7 @@ class Codec:
       round_seed: of the draws that all clients share.
       shapes: of the model's parameters.
 
-    `spread` says where the work is done; what comes out does not depend on it.
+    `map_rows` says where the work is done; what comes out does not depend on it.
     """
 
     rule: CompressionRule
@@ -66,7 +67,7 @@ class Codec:
         return self.known([]).num_parameters
 
     @property
-    def unit(self) -> int:
+    def block_rows(self) -> int:
         """How many updates are worked on together."""
         return max(1, FLOATS_AT_ONCE // self.num_parameters)
 
@@ -76,7 +77,7 @@ class Codec:
         tasks: Sequence[ClientTask],
         deltas_ND: Float32,
         residuals_ND: Float32 | None = None,
-        spread: RowMapper = here,
+        map_rows: RowMapper = map_inline,
     ) -> tuple[tuple[bytes, ...], Weighted, Float32 | None]:
         """The frames [N] of updates, what compression lost of all or some of them, and what is lost of each where
         `residuals_ND`, what was lost before, is added to them first (error feedback)."""
@@ -84,24 +85,31 @@ class Codec:
         if residuals_ND is not None:
             deltas_ND = deltas_ND + residuals_ND  # in whose place what is lost will be
         first = () if self.rule.transparent else plan.cohort[:MEASURED]
-
-        def work_on(rows: slice) -> RowTask[tuple[list[bytes], list[Weighted]]]:
-            measured = len(tasks[rows]) if keeps else sum(map(first.__contains__, tasks[rows]))
-            return partial(self._encode, plan.base_digest, tasks[rows], measured, keeps)
-
+        is_measured_N = [keeps or task in first for task in tasks]
+        encode = partial(self._encode, plan.base_digest, keeps)
         frames: list[bytes] = []
         error = Weighted()
-        spread = here if self.rule.transparent else spread  # whole updates are a copy here, two on the way elsewhere
-        for some, lost in spread(work_on, deltas_ND, self.unit, reads=True, writes=keeps):
-            frames += some
+        map_rows = map_inline if self.rule.transparent else map_rows  # whole updates: a copy here, two on the way
+        access: Literal["r", "r+"] = "r+" if keeps else "r"
+        for encoded, lost in map_rows(
+            encode, deltas_ND, tasks, is_measured_N, block_rows=self.block_rows, access=access
+        ):
+            frames += encoded
             error = sum(lost, error)
         return tuple(frames), error, deltas_ND if keeps else None
 
     def _encode(
-        self, base_digest: str, tasks: Sequence[ClientTask], measured: int, keeps: bool, deltas_ND: Float32
+        self,
+        base_digest: str,
+        keeps: bool,
+        deltas_ND: Float32,
+        tasks: Sequence[ClientTask],
+        is_measured_N: Sequence[bool],
     ) -> tuple[list[bytes], list[Weighted]]:
-        """The frames of updates, and what is lost of as many as are `measured`, the first; `keeps`: in their place."""
+        """Return the frames of updates, and what is lost of those that are measured, the first; `keeps`: in their
+        place."""
         keep_freed_memory()
+        measured = sum(is_measured_N)
         frames: list[bytes] = []
         errors: list[Weighted] = []
         for rows in self._units(len(tasks)):
@@ -125,29 +133,26 @@ class Codec:
         tasks: Sequence[ClientTask],
         frames: Sequence[bytes],
         rejection: RejectionOfNorm,
-        spread: RowMapper = here,
+        map_rows: RowMapper = map_inline,
     ) -> tuple[Float32, dict[int, Rejection]]:
         """The updates [N, D] in frames that these clients sent, and why those at some places do not count.
 
         `rejection` says so of an update's L2 norm (not_finite, norm_too_large). Other codes are too_large, undecodable,
         wrong_client, stale_base, wrong_tensors and wrong_shape; such an update is zeros.
         """
-
-        def work_on(rows: slice) -> RowTask[list[Rejection | None]]:
-            return partial(self._decode, plan.base_digest, tasks[rows], frames[rows], rejection)
-
         deltas_ND = np.empty((len(frames), self.num_parameters), np.float32)
-        spread = here if self.rule.transparent else spread
-        reasons = [each for some in spread(work_on, deltas_ND, self.unit, reads=False, writes=True) for each in some]
-        return deltas_ND, {place: reason for place, reason in enumerate(reasons) if reason is not None}
+        map_rows = map_inline if self.rule.transparent else map_rows
+        decode = partial(self._decode, plan.base_digest, rejection)
+        blocks = map_rows(decode, deltas_ND, tasks, frames, block_rows=self.block_rows, access="w")
+        return deltas_ND, {place: reason for place, reason in enumerate(chain(*blocks)) if reason is not None}
 
     def _decode(
         self,
         base_digest: str,
-        tasks: Sequence[ClientTask],
-        frames: Sequence[bytes],
         rejection: RejectionOfNorm,
         deltas_ND: Float32,
+        tasks: Sequence[ClientTask],
+        frames: Sequence[bytes],
     ) -> list[Rejection | None]:
         """Why each of the updates does not count, if so; they are in `deltas_ND` then."""
         keep_freed_memory()
@@ -169,7 +174,9 @@ class Codec:
         return reasons
 
     def _units(self, num_updates: int) -> list[slice]:
-        return [slice(start, min(num_updates, start + self.unit)) for start in range(0, num_updates, self.unit)]
+        return [
+            slice(start, min(num_updates, start + self.block_rows)) for start in range(0, num_updates, self.block_rows)
+        ]
 
     def _checked(self, base_digest: str, task: ClientTask, frame: bytes) -> Payload:
         """What this client sent, before it is decompressed. Raises `UpdateRejected`."""

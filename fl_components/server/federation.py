@@ -29,6 +29,7 @@ from fedrounds.fl_components.config import (
 )
 from fedrounds.fl_components.data import FederatedData
 from fedrounds.fl_components.errors import ConfigError, DataError, ModelError
+from fedrounds.fl_components.executors import MAX_OF_SHARD, ArrayType, ModelSpec, Workload
 from fedrounds.fl_components.models import Mode, RowFormat, build_seeded, check_fits
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
 from fedrounds.fl_components.privacy import CentralPrivacy, ExampleLevel
@@ -40,11 +41,7 @@ from fedrounds.fl_components.server.rows import digest_of_client
 from fedrounds.fl_components.shared_memory import SharedMemory, give_back_memory
 from fedrounds.fl_components.training import (
     BATCH_SIZE,
-    MAX_OF_SHARD,
     ExampleTable,
-    ModelSpec,
-    Result,
-    Workload,
     evaluate,
     grad_sampler_name,
     one_thread,
@@ -239,12 +236,19 @@ class Federation:
         assert plan.clipping_norm is not None
         return Clip(plan.clipping_norm, self.central.per_layer)
 
+    @property
+    def average_work_N(self) -> list[float]:
+        """What each client of an average cohort has to do in a round: examples times parameters."""
+        num_examples = round(self.data.train_rows.lengths.mean())
+        work = self.config.training.num_samples_processed(num_examples) * self.num_parameters
+        return [float(work)] * round(self.sampling.cohort_size)
+
     def workload(self) -> Workload:
         """What local training needs of this federation."""
         config, data = self.config, self.data
         most_of_shard = config.execution.shard_size or MAX_OF_SHARD
         if self.additive is None:
-            result: Result = (np.float32, (most_of_shard, self.num_parameters))
+            result: ArrayType = (np.float32, (most_of_shard, self.num_parameters))
         elif config.privacy.claims:
             result = (np.float64, (self.num_coordinates,))
         else:
@@ -256,7 +260,6 @@ class Federation:
             ),
             examples=self.examples,
             num_parameters=self.num_parameters,
-            most_of_shard=most_of_shard,
             result=result,
         )
 

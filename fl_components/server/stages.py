@@ -189,11 +189,10 @@ def train(hub: Hub, plan: RoundPlan, state: ServerState, wave: slice) -> UpdateB
         if wave.start <= shard.start < wave.stop
     ]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
-    rounds_left = hub.config.rounds - plan.round + 1
     streaming = (
         StreamingSum(additive, hub.federation.clip(plan), hub.config.admission) if additive is not None else None
     )
-    trained = hub.trainer.train(training, broadcast.params_D, shards, streaming, rounds_left)
+    trained = hub.executor.train(training, broadcast.params_D, shards, streaming)
     batch = (
         _stack(np.empty((len(tasks), hub.federation.num_parameters), np.float32), trained)
         if additive is None
@@ -242,7 +241,7 @@ def compress(hub: Hub, plan: RoundPlan, state: ServerState, batch: UpdateBatch |
         return replace(batch, frames=tuple(zip(frames, map(len, alike.values()), strict=True)))
     residuals_ND = hub.residuals(batch.client_ids) if hub.config.compression.error_feedback else None
     tasks = _tasks(plan, batch.client_ids)
-    encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, residuals_ND, hub.trainer.spread)
+    encoded, error, kept_ND = codec.encode(plan, tasks, batch.deltas_ND, residuals_ND, hub.executor.map_rows)
     return EncodedBatch(batch.client_ids, encoded, batch.losses, batch.download_bytes, batch.absent, error, kept_ND)
 
 
@@ -263,7 +262,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
     tasks, clip = _tasks(plan, batch.client_ids), hub.federation.clip(plan)
     # What is clipped counts whatever its norm is; what is not finite contributes zero.
     rejection = hub.config.admission.rejection if clip is None else admit_all
-    deltas_ND, rejected = hub.codec(plan).decode(plan, tasks, batch.frames, rejection, hub.trainer.spread)
+    deltas_ND, rejected = hub.codec(plan).decode(plan, tasks, batch.frames, rejection, hub.executor.map_rows)
     partial, place_of = collected.partial, {task.client_id: place for place, task in enumerate(tasks)}
     for shard in plan.shards:
         places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]

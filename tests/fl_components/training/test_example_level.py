@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedrounds.fl_components.aggregation import Mean
 from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ConfigError, ModelError
+from fedrounds.fl_components.executors import LocalExecution, ModelSpec, Workload
 from fedrounds.fl_components.models import Cnn, Gru, Mlp, ModelRule, Transformer, build_seeded
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
 from fedrounds.fl_components.privacy import ExampleLevel
@@ -26,10 +27,7 @@ from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, private
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.training import (
     SGD,
-    LocalExecution,
-    ModelSpec,
     StreamingSum,
-    Workload,
     grad_sampler_name,
     one_thread,
 )
@@ -491,19 +489,18 @@ def test_processes_come_to_the_same_bits() -> None:
     work = Workload(
         module=module,
         spec=ModelSpec(kind, (6,), (3,), 1, constants_digest(module)),
-        examples=SharedMemory.holding(arrays),
+        examples=SharedMemory.from_arrays(arrays),
         num_parameters=len(params_D),
-        most_of_shard=2,
         result=(np.float32, (len(params_D),)),
     )
     shards = [data.tasks[start : start + 2] for start in range(0, 6, 2)]
     bits = []
     for processes in (1, 2):
-        trainer = LocalExecution(processes=processes).trainer(work, print)
+        executor = LocalExecution(processes=processes).executor(work, print)
         try:
-            found = trainer.train(rule(momentum=0.5), params_D, shards, StreamingSum(Mean(weights="uniform")), 1)
+            found = executor.train(rule(momentum=0.5), params_D, shards, StreamingSum(Mean(weights="uniform")))
             bits.append([(report, result.tobytes()) for report, result in found])
         finally:
-            trainer.close()
+            executor.close()
     assert bits[0] == bits[1] and len({each for _, each in bits[0]}) == 3
     load_into(module, params_D)
