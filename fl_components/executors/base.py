@@ -81,10 +81,6 @@ class Workload:
     num_parameters: int
     result: ArrayType
 
-    def engine(self, device: str = "cpu") -> Engine:
-        """Return an engine in this process."""
-        return make_engine(self.module, self.examples, device)
-
 
 def make_engine(
     module: torch.nn.Module, examples: SharedMemory | Mapping[str, NDArray[Any]], device: str = "cpu"

@@ -28,7 +28,6 @@ from fedrounds.fl_components.errors import NotInstalled, RunFailed, Unreachable,
 from fedrounds.fl_components.executors.base import ArrayType, ModelSpec, Workload, make_engine, peak_memory_bytes
 from fedrounds.fl_components.executors.scheduler import (
     Job,
-    Loss,
     Message,
     Transport,
     Worker,
@@ -173,7 +172,7 @@ class DaskTransport(Transport):
         self._params_D = None if params_D is None else params_D.copy()
         self._next_look, self._seen = 0.0, time.monotonic()
 
-    def poll(self, *, block: bool = True) -> list[tuple[Worker, Message | Loss]]:
+    def poll(self, *, block: bool = True) -> list[tuple[Worker, Message]]:
         events = self._look() if time.monotonic() >= self._next_look else []
         wait_s = max(0.0, self._next_look - time.monotonic()) if block and not events else 0.0
         with suppress(queue.Empty):  # SimpleQueue.get raises it
@@ -182,7 +181,7 @@ class DaskTransport(Transport):
                 wait_s = 0.0
         return events
 
-    def _look(self) -> list[tuple[Worker, Message | Loss]]:
+    def _look(self) -> list[tuple[Worker, Message]]:
         """Look which workers there are and take work. Prepare the new ones; report those that are gone."""
         problem = ""
         try:
@@ -200,7 +199,7 @@ class DaskTransport(Transport):
         self.workers += joined
         if joined:
             self._start(self._prepare(joined))
-        return [(worker, Loss("it is gone")) for worker in self.workers if worker.address not in addresses]
+        return [(worker, Message(lost="it is gone")) for worker in self.workers if worker.address not in addresses]
 
     def _unreachable(self, problem: str) -> Unreachable:
         if problem:
@@ -272,9 +271,7 @@ class DaskTransport(Transport):
             outcome = error
         self._reports.put((worker, key, outcome))
 
-    def _event(
-        self, worker: DaskWorker, key: object, outcome: Message | BaseException
-    ) -> list[tuple[Worker, Message | Loss]]:
+    def _event(self, worker: DaskWorker, key: object, outcome: Message | BaseException) -> list[tuple[Worker, Message]]:
         """Return what a report means for the scheduler: nothing where it comes too late."""
         worker.futures.pop(key, None)
         if worker not in self.workers or (key != "engine" and key not in worker.bundles):
@@ -284,7 +281,7 @@ class DaskTransport(Transport):
         from distributed.client import FutureCancelledError
 
         if isinstance(outcome, (FutureCancelledError, asyncio.CancelledError, OSError, KeyError)):
-            return [(worker, Loss(one_line(outcome)))]
+            return [(worker, Message(lost=one_line(outcome)))]
         raise RunFailed(
             f"{worker.name} cannot train: {one_line(outcome)}",
             hint="scheduler and workers need the same packages as this process, fedrounds among them",

@@ -176,18 +176,16 @@ class LocalExecution(ExecutionRule):
         num_processes = self.processes or self._default_processes(work_N, rounds)
         if self.device != "cpu" or num_processes == 1:
             return InProcessExecutor(workload, say, self.device)
-        if self.processes is not None:
-            return ScheduledExecutor(workload, ProcessTransport(workload, num_processes), say)
-        try:  # nobody asked for processes, so a run that cannot have any goes on without
-            executor = ScheduledExecutor(workload, ProcessTransport(workload, num_processes), say)
+        executor = ScheduledExecutor(workload, ProcessTransport(workload, num_processes), say)
+        if self.processes is None:  # nobody asked for processes, so a run that cannot have any goes on without
             try:
                 executor.wait_for_worker()
-            except BaseException:
+            except BaseException as error:
                 executor.close()
-                raise
-        except FedroundsError as error:
-            say(f"training continues in one process: {error.message}")
-            return InProcessExecutor(workload, say)
+                if not isinstance(error, FedroundsError):
+                    raise
+                say(f"training continues in one process: {error.message}")
+                return InProcessExecutor(workload, say)
         return executor
 
     def _default_processes(self, work_N: Sequence[float], rounds: int) -> int:

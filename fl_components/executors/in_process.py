@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import Float32
-from fedrounds.fl_components.executors.base import Executor, Shard, Workload, empty, name_of
+from fedrounds.fl_components.executors.base import Executor, Shard, Workload, empty, make_engine, name_of
 from fedrounds.fl_components.training import SGD, Engine, ShardReport, StreamingSum
 
 
@@ -25,7 +25,7 @@ class InProcessExecutor(Executor):
         self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         if self._engine is None:
-            self._engine = self._workload.engine(self._device)
+            self._engine = make_engine(self._workload.module, self._workload.examples, self._device)
             if self._engine.note:
                 self._say(self._engine.note)
         result = empty(self._workload.result)

@@ -25,7 +25,6 @@ from fedrounds.fl_components.errors import RunFailed, one_line
 from fedrounds.fl_components.executors.base import ModelSpec, Workload, make_engine, private_memory_bytes
 from fedrounds.fl_components.executors.scheduler import (
     Job,
-    Loss,
     Message,
     Transport,
     Worker,
@@ -134,7 +133,6 @@ class ProcessTransport(Transport):
             (self._examples.fd, dict(self._examples.layout)),
             (self._exchange.fd, dict(self._exchange.layout)),
         )
-        self._start_missing()
 
     def _start_missing(self) -> None:
         try:
@@ -163,17 +161,17 @@ class ProcessTransport(Transport):
         with suppress(OSError):  # it died while it was idle, which is noticed when its connection is read
             worker.connection.send((job.index, job.work, self._slot(job), job.length))
 
-    def poll(self, *, block: bool = True) -> list[tuple[Worker, Message | Loss]]:
+    def poll(self, *, block: bool = True) -> list[tuple[Worker, Message]]:
         self._start_missing()
         by_connection = {worker.connection: worker for worker in self.workers}
         readable = wait(list(by_connection), None if block else 0)
         return [(worker, self._receive(worker)) for worker in map(by_connection.__getitem__, readable)]  # type: ignore[arg-type]
 
-    def _receive(self, process: TrainingProcess) -> Message | Loss:
+    def _receive(self, process: TrainingProcess) -> Message:
         try:
             message: Message = process.connection.recv()
         except (EOFError, OSError):
-            return Loss(process.wait_for_cause())
+            return Message(lost=process.wait_for_cause())
         if not message.results:
             return message
         ((job,),) = process.bundles

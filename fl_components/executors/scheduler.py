@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from itertools import chain
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,36 +39,29 @@ MAX_ATTEMPTS: Final = 3
 TURNS: Final = 4  # a bundle is at most this part of a worker's share of the waiting jobs: workers finish together
 
 
-class Work(Protocol):
-    """What a job does. Pickle must be able to write it."""
-
-    def __call__(self, engine: Engine, params_D: Float32, array: NDArray[Any]) -> Any:
-        """Return a small value. Larger results are left in the array."""
+Work = Callable[[Engine, Float32, NDArray[Any]], Any]
+"""What a job does with an engine, the parameters and its array: it returns a small value, and leaves larger results in
+the array. Pickle must be able to write it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainShard:
-    """Trains a shard. Leaves the updates or their sum in the array."""
+def train_shard(
+    rule: SGD,
+    streaming: StreamingSum | None,
+    tasks: Shard,
+    engine: Engine,
+    params_D: Float32,
+    array: NDArray[Any],
+) -> ShardReport:
+    """Train a shard. Leave the updates or their sum in the array."""
+    return engine.train(rule, params_D, tasks, array, streaming)
 
-    rule: SGD
-    streaming: StreamingSum | None
-    tasks: Shard
 
-    def __call__(self, engine: Engine, params_D: Float32, array: NDArray[Any]) -> ShardReport:
-        return engine.train(self.rule, params_D, self.tasks, array, self.streaming)
-
-
-@dataclass(frozen=True, slots=True)
-class MapBlock:
-    """Applies a function to a block of rows, and to the same block of each column."""
-
-    function: Callable[..., Any]
-    columns: tuple[Sequence[Any], ...]
-
-    def __call__(self, engine: Engine, params_D: Float32, array: NDArray[Any]) -> Any:
-        _ = engine, params_D
-        with one_thread():
-            return self.function(array, *self.columns)
+def map_block(
+    function: Callable[..., Any], columns: Sequence[Sequence[Any]], _: Engine, __: Float32, array: NDArray[Any]
+) -> Any:
+    """Apply a function to a block of rows, and to the same block of each column."""
+    with one_thread():
+        return function(array, *columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,23 +97,17 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """What a worker sends: that it is ready (no results), a bundle's results, or a problem.
+    """The news of a worker: it ran a bundle, has a problem, or was lost; if none of these is set, it is ready.
 
-    Only text is sent of an exception, because one of the model's own may not survive the transport.
+    Only the text of an exception is sent, because one of the model's own may not survive the transport.
     """
 
     results: tuple[JobResult, ...] = ()
     notes: tuple[str, ...] = ()
     problem: str | None = None
     hint: str | None = None
+    lost: str | None = None
     memory_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """The report that a worker was lost, and how."""
-
-    how: str
 
 
 def run_job(index: int, work: Work, engine: Engine, params_D: Float32, array: NDArray[Any]) -> JobResult:
@@ -181,7 +170,7 @@ class Transport(ABC):
         """Send jobs to a worker."""
 
     @abstractmethod
-    def poll(self, *, block: bool = True) -> list[tuple[Worker, Message | Loss]]:
+    def poll(self, *, block: bool = True) -> list[tuple[Worker, Message]]:
         """Return what happened. With `block`, wait until something does, or for a while. Start missing workers.
 
         The arrays of results are valid until as many jobs more were submitted as the scheduler may be ahead.
@@ -278,34 +267,33 @@ class Scheduler:
                 break
         return tuple(bundle)
 
-    def _handle(self, events: Sequence[tuple[Worker, Message | Loss]]) -> None:
-        for worker, event in events:
+    def _handle(self, events: Sequence[tuple[Worker, Message]]) -> None:
+        for worker, message in events:
             if worker not in self._transport.workers:  # it was lost a moment ago
                 continue
-            if isinstance(event, Loss):
-                self._lose(worker, event.how)
-                continue
-            worker.memory_bytes = max(worker.memory_bytes, event.memory_bytes)
-            if event.problem is not None:
-                raise ModelError(event.problem, hint=event.hint)
-            for note in event.notes:
+            if message.problem is not None:
+                raise ModelError(message.problem, hint=message.hint)
+            worker.memory_bytes = max(worker.memory_bytes, message.memory_bytes)
+            for note in message.notes:
                 if note not in self._notes:
                     self._notes.add(note)
                     self._say(note)
-            if not event.results:
+            if message.lost is not None:
+                self._lose(worker, message.lost)
+            elif message.results:
+                self._done.update((result.index, result) for result in message.results)
+                finished = message.results[0].index
+                worker.bundles = deque(bundle for bundle in worker.bundles if bundle[0].index != finished)
+            else:
                 worker.is_ready, self._failed_starts = True, 0
-                continue
-            self._done.update((result.index, result) for result in event.results)
-            finished = event.results[0].index
-            worker.bundles = deque(bundle for bundle in worker.bundles if bundle[0].index != finished)
 
     def _lose(self, worker: Worker, how: str) -> None:
         """Repeat what a lost worker had, and blame the jobs that it was running."""
         noun, bundles = self._transport.noun, list(worker.bundles)
         worker.bundles.clear()
         self._transport.remove(worker)
-        for bundle in reversed(bundles):
-            self._waiting.extendleft(reversed(bundle))
+        # In order, so that the job whose turn it is comes first, however few workers are left to run ahead of it.
+        self._waiting = deque(sorted(chain(self._waiting, *bundles), key=lambda job: job.index))
         if not worker.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS:
@@ -337,7 +325,7 @@ class ScheduledExecutor(Executor):
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         length = self._workload.result[1][0]
         jobs = [
-            Job(index, TrainShard(rule, streaming, shard), length if streaming else len(shard))
+            Job(index, partial(train_shard, rule, streaming, shard), length if streaming else len(shard))
             for index, shard in enumerate(shards)
         ]
 
@@ -364,7 +352,7 @@ class ScheduledExecutor(Executor):
         jobs = [
             Job(
                 index,
-                MapBlock(function, tuple(column[block] for column in columns)),
+                partial(map_block, function, [column[block] for column in columns]),
                 block.stop - block.start,
                 rows=None if access == "w" else rows_ND[block],
                 returns_array=access != "r",

@@ -153,6 +153,7 @@ class TestEnd:
             + "executor = started(work, 2)\n"
             + "outcome(executor, work)\n"
             + "late = started(work, 1)\n"
+            + "late.transport.begin(None)\n"
             + "print(*pids(executor), *pids(late), flush=True)\n"
             + "time.sleep(600)\n"
         )
@@ -173,6 +174,7 @@ class TestEnd:
             SCRIPT
             + "work = fragile_workload()\n"
             + "executor = started(work, 2)\n"
+            + "executor.transport.begin(None)\n"
             + "print(*pids(executor), flush=True)\n"
             + "outcome(executor, work)\n"
         )

@@ -16,14 +16,13 @@ from fedrounds.fl_components.executors.scheduler import (
     MAX_ATTEMPTS,
     Job,
     JobResult,
-    Loss,
     Message,
     Scheduler,
     Transport,
     Worker,
 )
 
-Event = tuple[Worker, Message | Loss]
+Event = tuple[Worker, Message]
 
 
 class Simulation(Transport):
@@ -69,7 +68,7 @@ class Simulation(Transport):
             return [(worker, Message())]
         bundle = worker.bundles[0]
         if any(self._kills(job.index) for job in bundle):
-            return [(worker, Loss("SIGKILL"))]
+            return [(worker, Message(lost="SIGKILL"))]
         return [(worker, Message(tuple(JobResult(job.index, job.index, None, 0, 0, 0) for job in bundle)))]
 
     def abandon(self, worker: Worker) -> None:
@@ -149,7 +148,7 @@ def scheduler_of(events: list[list[Event]], workers: list[Worker]) -> tuple[Sche
 
 def test_workers_that_are_lost_before_they_are_ready() -> None:
     workers = [Worker(f"worker {number}") for number in range(MAX_ATTEMPTS)]
-    scheduler, messages = scheduler_of([[(worker, Loss("exit code 1"))] for worker in workers], list(workers))
+    scheduler, messages = scheduler_of([[(worker, Message(lost="exit code 1"))] for worker in workers], list(workers))
     with pytest.raises(RunFailed, match=r"3 workers were lost before they were ready \(exit code 1\)") as caught:
         list(scheduler.run(jobs(1), None, describe))
     assert caught.value.hint == "repair them"
@@ -159,7 +158,7 @@ def test_workers_that_are_lost_before_they_are_ready() -> None:
 def test_a_worker_that_gets_ready_in_between_starts_the_count_again() -> None:
     lost = [Worker(f"worker {number}") for number in range(MAX_ATTEMPTS)]
     good = Worker("good")
-    loss = Loss("exit code 1")
+    loss = Message(lost="exit code 1")
     events: list[list[Event]] = [[(lost[0], loss), (lost[1], loss)], [(good, Message())], [(lost[2], loss)]]
     events += [[(good, Message((JobResult(0, "done", None, 0, 0, 0),)))]]
     scheduler, messages = scheduler_of(events, [*lost, good])
@@ -177,11 +176,27 @@ def test_notes_are_said_once_and_problems_are_raised() -> None:
     assert caught.value.hint == "correct the model" and messages == ["the model has an unknown layer"]
 
 
+def test_the_job_whose_turn_it_is_comes_first_when_workers_are_lost() -> None:
+    """One worker runs less far ahead than two: job 1 must not wait behind job 4."""
+    a, b, c = (Worker(name) for name in "abc")
+
+    def done(worker: Worker, job: int) -> list[Event]:
+        return [(worker, Message((JobResult(job, job, None, 0, 0, 0),)))]
+
+    ready: list[Event] = [(a, Message()), (b, Message())]  # they get jobs 0 and 1, then a gets those that follow
+    lost: list[Event] = [(b, Message(lost="SIGKILL")), (a, Message(lost="SIGKILL")), (c, Message())]
+    events = [ready, done(a, 0), done(a, 2), done(a, 3), lost, done(c, 1), done(c, 4)]
+    scheduler, messages = scheduler_of(events, [a, b, c])
+    assert [result.value for result in scheduler.run(jobs(5), None, describe)] == [0, 1, 2, 3, 4]
+    assert [message[-3:] for message in messages] == ["[1]", "[4]"]
+    assert scheduler._transport.bundles == [(job,) for job in (0, 1, 2, 3, 4, 1, 4)]  # type: ignore[attr-defined]
+
+
 def test_the_second_report_of_a_loss_is_ignored() -> None:
     """Dask reports each of a lost worker's bundles, and that the worker is gone."""
     lost, good = Worker("lost"), Worker("good")
     ready: list[Event] = [(lost, Message())]
-    events = [ready, [(lost, Loss("gone")), (lost, Loss("gone"))], [(good, Message())]]
+    events = [ready, [(lost, Message(lost="gone")), (lost, Message(lost="gone"))], [(good, Message())]]
     events += [[(good, Message((JobResult(0, "done", None, 0, 0, 0),)))]]
     scheduler, messages = scheduler_of(events, [lost, good])
     assert [result.value for result in scheduler.run(jobs(1), None, describe)] == ["done"]
