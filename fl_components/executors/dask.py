@@ -245,7 +245,7 @@ class DaskTransport(Transport):
         return message
 
     def _sent_params(self, worker: DaskWorker, params_D: Float32) -> asyncio.Future[Future]:
-        """The parameters at the worker, which its bundles share."""
+        """Return the parameters at the worker, which its bundles share."""
         if worker.params is None or worker.params[0] is not params_D:
             scatter = self._client.scatter(params_D, workers=[worker.address], hash=False)
             worker.params = (params_D, asyncio.ensure_future(scatter))
@@ -282,6 +282,7 @@ class DaskTransport(Transport):
 
         if isinstance(outcome, (FutureCancelledError, asyncio.CancelledError, OSError, KeyError)):
             return [(worker, Message(lost=one_line(outcome)))]
+        self.remove(worker)
         raise RunFailed(
             f"{worker.name} cannot train: {one_line(outcome)}",
             hint="scheduler and workers need the same packages as this process, fedrounds among them",

@@ -272,6 +272,8 @@ class Scheduler:
             if worker not in self._transport.workers:  # it was lost a moment ago
                 continue
             if message.problem is not None:
+                worker.bundles.clear()
+                self._transport.remove(worker)  # so that another round would begin with a new one
                 raise ModelError(message.problem, hint=message.hint)
             worker.memory_bytes = max(worker.memory_bytes, message.memory_bytes)
             for note in message.notes:
