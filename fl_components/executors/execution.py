@@ -30,8 +30,8 @@ WORTH_SHARING: Final = 100e6
 MAX_OF_SHARD: Final = 50  # clients
 
 WORTH_PROCESSES: Final = 40
-"""Of the default shards, which take 50 ms at the least and ten times that with convolutions; the start of a process
-takes some 3 s."""
+"""A run that has more default shards than this left to train is worth the start of processes, which takes about 3 s. A
+default shard takes 50 ms at the least, and up to ten times that with convolutions."""
 
 
 def default_shards(work_N: Sequence[float]) -> tuple[slice, ...]:
