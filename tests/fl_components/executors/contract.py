@@ -251,6 +251,9 @@ class WorkerContract(ExecutorContract):
     """Tests of executors with workers, which can be killed. `executor` sets the workers' environment variables."""
 
     noun: str
+    has_one_job = True
+    """Whether a worker has one job at a time. Otherwise a first loss may be blamed on the job before: its result may
+    still be on its way."""
 
     def test_the_shard_of_a_killed_worker_is_trained_again(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -263,7 +266,8 @@ class WorkerContract(ExecutorContract):
             assert outcome(executor, work) == expected
             assert not once.exists()
             (message,) = losses(messages)
-            assert " was lost (" in message and message.endswith("; its work is repeated: clients c3, c4, c5")
+            assert " was lost (" in message and "; its work is repeated: clients " in message
+            assert message.endswith(": clients c3, c4, c5") or not self.has_one_job
             assert outcome(executor, work) == expected
 
     def test_the_block_of_a_killed_worker_is_mapped_from_its_first_state(self, tmp_path: Path) -> None:
@@ -279,7 +283,8 @@ class WorkerContract(ExecutorContract):
         assert not once.exists() and np.array_equal(rows_ND, ROWS_ND / 2)
         assert all(sum_ == ROWS_ND[block].sum() for block, sum_, _ in halved)
         first, last = next((block[0], block[-1]) for block, _, _ in halved if 3 in block)
-        assert message.endswith(f"; its work is repeated: updates {first + 1} to {last + 1}")
+        assert "; its work is repeated: updates " in message
+        assert message.endswith(f": updates {first + 1} to {last + 1}") or not self.has_one_job
 
     def test_a_shard_that_kills_every_worker_fails_the_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
         work = fragile_workload()

@@ -220,6 +220,7 @@ def far(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.mark.slow
 class TestDask(WorkerContract):
     noun = "Dask workers"
+    has_one_job = False
 
     @pytest.fixture(autouse=True)
     def _cluster(self, far: Cluster) -> None:
