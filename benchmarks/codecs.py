@@ -40,6 +40,7 @@ from fedrounds.fl_components.admission import RoundAdmission
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.executors import MAX_OF_SHARD, Executor, LocalExecution, RowMapper, Workload
 from fedrounds.fl_components.layout import DELTA, Layout
 from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded
 from fedrounds.fl_components.parameters import flatten
@@ -47,7 +48,6 @@ from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.shared_memory import SharedMemory
-from fedrounds.fl_components.training import MAX_OF_SHARD, LocalExecution, RowMapper, Trainer, Workload
 from fedrounds.fl_components.values import ClientTask, RoundPlan
 
 RULES: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ class Updates:
         )
 
 
-def workers() -> Trainer:
+def workers() -> Executor:
     """The processes of a run of the 2NN whose rule takes single updates, one for each core."""
     rule, shapes = Mlp(hidden=(200, 200)), ((28, 28), (10,))
     module = build_seeded(rule, *shapes, seed=0)
@@ -143,12 +143,11 @@ def workers() -> Trainer:
     work = Workload(
         module=module,
         spec=ModelSpec.of(rule, *shapes, 0, module),
-        examples=SharedMemory.holding({name: np.asarray(array) for name, array in row.items()}),
+        examples=SharedMemory.from_arrays({name: np.asarray(array) for name, array in row.items()}),
         num_parameters=num_parameters,
-        most_of_shard=MAX_OF_SHARD,
         result=(np.float32, (MAX_OF_SHARD, num_parameters)),
     )
-    return LocalExecution(processes=CORES).trainer(work, print)
+    return LocalExecution(processes=CORES).executor(work, print)
 
 
 def main() -> None:
@@ -166,12 +165,12 @@ def main() -> None:
             rows.append(Row(PEERS[name], reason=f"not installed: {reason}"))
     bad = ""
     try:
-        with tempfile.TemporaryDirectory(prefix="fedrounds-codecs-") as folder, closing(workers()) as trainer:
+        with tempfile.TemporaryDirectory(prefix="fedrounds-codecs-") as folder, closing(workers()) as executor:
             np.save(f"{folder}/updates.npy", updates.deltas_ND)
             for repeat in range(options.repeats):
                 rows[0].add([copy_s(updates.deltas_ND)], updates.deltas_ND[0].nbytes, 0.0)
                 for row in rows[1 : 1 + len(options.rules)]:
-                    row.add(*ours(updates, RULES[row.title], trainer.spread))
+                    row.add(*ours(updates, RULES[row.title], executor.map_rows))
                 for name, python in pythons.items():
                     _measure(python, name, f"{folder}/updates.npy", updates.shapes, rows)
                 print(f"{repeat + 1}/{options.repeats}", flush=True)
@@ -250,24 +249,24 @@ def _trained(count: int) -> Updates:
     )
     work = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in tasks]
     shards = [tasks[shard] for shard in config.execution.shards(work)]
-    trainer = config.execution.trainer(federation.workload(), print)
-    trained = trainer.train(config.training, federation.initial_params_D, shards, None, 1)
+    executor = config.execution.executor(federation.workload(), print)
+    trained = executor.train(config.training, federation.initial_params_D, shards, None)
     deltas_ND = np.concatenate([deltas_ND[: len(report.client_ids)].copy() for report, deltas_ND in trained])
     size = federation.num_parameters
     told = f"{count} updates of {size:,} parameters: the 2NN after an epoch on {num_examples(rows[0])} images of MNIST"
     return Updates(deltas_ND.astype(np.float32, copy=False), tasks, federation.parameter_shapes, told)
 
 
-def ours(updates: Updates, rule: dict[str, Any], spread: RowMapper) -> tuple[tuple[float, float], float, float]:
+def ours(updates: Updates, rule: dict[str, Any], map_rows: RowMapper) -> tuple[tuple[float, float], float, float]:
     """Seconds to encode and to decode, bytes of a frame, squared error."""
     codec, plan, tasks, deltas_ND = updates.codec(rule), updates.plan, updates.tasks, updates.deltas_ND
     admission = RoundAdmission(_config({}).admission)
-    few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW], map_rows=spread)  # warms up
-    codec.decode(plan, tasks[:FEW], few, admission, spread)
+    few, _, _ = codec.encode(plan, tasks[:FEW], deltas_ND[:FEW], map_rows=map_rows)  # warms up
+    codec.decode(plan, tasks[:FEW], few, admission, map_rows)
     began = time.perf_counter()
-    frames, _, _ = codec.encode(plan, tasks, deltas_ND, map_rows=spread)
+    frames, _, _ = codec.encode(plan, tasks, deltas_ND, map_rows=map_rows)
     encoded_at = time.perf_counter()
-    decoded_ND, refused = codec.decode(plan, tasks, frames, admission, spread)
+    decoded_ND, refused = codec.decode(plan, tasks, frames, admission, map_rows)
     ended = time.perf_counter()
     assert not refused, refused
     error = squared(decoded_ND - deltas_ND) / squared(deltas_ND)

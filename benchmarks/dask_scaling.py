@@ -31,15 +31,16 @@ import psutil
 from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.executors import DaskExecution, Executor, LocalExecution
 from fedrounds.fl_components.server.federation import Federation, assemble
-from fedrounds.fl_components.training import DaskExecution, LocalExecution, StreamingSum, Trainer
+from fedrounds.fl_components.training import StreamingSum
 from fedrounds.fl_components.values import SimulatedClient
 
 NUM_CLIENTS, NUM_EXAMPLES = 1_000, 60
 TARGET = 0.85
 MNIST = {"kind": "mnist", "partition": {"kind": "iid", "num_clients": NUM_CLIENTS}}
 NOISE = {"kind": "function", "path": f"{Path(__file__).stem}:noise"}
-PRELOAD = ("--preload", "fedrounds.fl_components.training.dask")
+PRELOAD = ("--preload", "fedrounds.fl_components.executors.dask")
 
 
 def noise() -> dict[str, tuple[Any, ...]]:
@@ -110,7 +111,7 @@ def measure(shard_size: int, rounds: int) -> None:
     tasks = [SimulatedClient(whole.data.client_ids[row], row, NUM_EXAMPLES, seed=row) for row in range(NUM_CLIENTS)]
     shards = [tasks[shard] for shard in whole.config.execution.shards([1.0] * NUM_CLIENTS)]
     with ExitStack() as stack:
-        lines: dict[str, Trainer] = {}
+        lines: dict[str, Executor] = {}
         for count in (1, 2):
             address = stack.enter_context(dask_cluster(count))
             executions = {
@@ -118,7 +119,7 @@ def measure(shard_size: int, rounds: int) -> None:
                 f"local, {count} process(es)": LocalExecution(processes=count, shard_size=shard_size),
             }
             for name, execution in executions.items():
-                lines[name] = stack.enter_context(closing(execution.trainer(workload, print)))
+                lines[name] = stack.enter_context(closing(execution.executor(workload, print)))
         seconds: dict[str, list[float]] = {name: [] for name in lines}
         cpu: dict[str, list[float]] = {name: [] for name in lines}
         busy: dict[str, list[float]] = {name: [] for name in lines}
@@ -129,7 +130,7 @@ def measure(shard_size: int, rounds: int) -> None:
                 lines[name].on_shard = lambda _, began, ended, process, spans=spans: spans.append(ended - began)
                 began, cpu_began = time.perf_counter(), cpu_s()
                 total_D = np.zeros(workload.num_parameters)
-                for _, sum_D in lines[name].train(rule, whole.initial_params_D, shards, streaming, 1):
+                for _, sum_D in lines[name].train(rule, whole.initial_params_D, shards, streaming):
                     total_D += sum_D
                 ended = time.perf_counter()
                 if turn >= 0:

@@ -33,15 +33,14 @@ from benchmarks.peers.torch_models import load  # noqa: E402
 from fedrounds.fl_components.admission import Admission, RoundAdmission  # noqa: E402
 from fedrounds.fl_components.aggregation import Mean  # noqa: E402
 from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
+from fedrounds.fl_components.executors import LocalExecution, Workload  # noqa: E402
 from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded  # noqa: E402
 from fedrounds.fl_components.parameters import flatten  # noqa: E402
 from fedrounds.fl_components.privacy.noise import WholeNormals  # noqa: E402
 from fedrounds.fl_components.shared_memory import SharedMemory  # noqa: E402
 from fedrounds.fl_components.training import (  # noqa: E402
     SGD,
-    LocalExecution,
     StreamingSum,
-    Workload,
     grad_sampler_name,
     one_thread,
 )
@@ -115,9 +114,8 @@ def main() -> None:
     work = Workload(
         module=module,
         spec=ModelSpec.of(rule, (784,), (10,), 0, module),
-        examples=SharedMemory.holding(arrays),
+        examples=SharedMemory.from_arrays(arrays),
         num_parameters=len(start_D),
-        most_of_shard=len(tasks),
         result=(np.float32, (len(start_D),)),
     )
     rate, steps = task.batch_size / tasks[0].num_examples, tasks[0].num_examples // task.batch_size
@@ -132,16 +130,15 @@ def main() -> None:
     with ExitStack() as stack, one_thread():
         runs: dict[str, Callable[[], Any]] = {}
         for processes in (1, 2):
-            trainer = LocalExecution(processes=processes).trainer(work, print)
-            stack.callback(trainer.close)
+            executor = LocalExecution(processes=processes).executor(work, print)
+            stack.callback(executor.close)
             shards = np.array_split(np.arange(len(tasks)), 1 if processes == 1 else 4)
             cut = [[tasks[row] for row in shard] for shard in shards]
             for name, each in (("not private", plain), ("clipped steps", weights), ("example-level", private)):
 
-                def run(trainer: Any = trainer, each: SGD = each, cut: Any = cut) -> float:
-                    found = trainer.train(
-                        each, start_D, cut, StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission())), 1
-                    )
+                def run(executor: Any = executor, each: SGD = each, cut: Any = cut) -> float:
+                    streaming = StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission()))
+                    found = executor.train(each, start_D, cut, streaming)
                     return sum(float(result.sum()) for _, result in found)
 
                 runs[f"engine, {processes} process{'es' * (processes > 1)}, {name}"] = run

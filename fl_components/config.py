@@ -30,11 +30,12 @@ from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
 from fedrounds.fl_components.data import Data
 from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.executors import Execution, LocalExecution
 from fedrounds.fl_components.models import Model
 from fedrounds.fl_components.privacy import NoPrivacy, Privacy
 from fedrounds.fl_components.rules import MAX_WHOLE, PluginUnion, Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
-from fedrounds.fl_components.training import Evaluation, Execution, LocalExecution, Training
+from fedrounds.fl_components.training import Evaluation, Training
 from fedrounds.fl_components.values import Sampling
 
 MANY = 10**9

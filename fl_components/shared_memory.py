@@ -1,5 +1,5 @@
-"""Memory: what several processes of a machine see, given on as a file descriptor and gone with the last that holds it;
-and what the allocator keeps."""
+"""Memory that several processes of a machine share, passed on as a file descriptor and freed with the last process that
+holds it; and the settings of the allocator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALIGNED_TO: Final = 64  # as torch aligns its own: kernels may sum in another o
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """Where an array lies, and its type and shape."""
+    """The place of an array in the memory, its type and its shape."""
 
     start: int
     dtype: str
@@ -35,44 +35,44 @@ class ArraySpec:
 
 
 class SharedMemory:
-    """Arrays under names. `create` makes it; another process, given `fd` and `places`, opens the same.
+    """Named arrays that several processes see. Another process, given `fd` and `layout`, opens the same ones.
 
     It is not made in /dev/shm, which is small in most containers, but with memfd_create or, where there is none, as a
     temporary file that has no name. The file descriptor is closed with the object; arrays outlive it.
 
-    >>> memory = SharedMemory.holding({"x": np.arange(3), "y": np.ones((2, 2), np.float32)})
+    >>> memory = SharedMemory.from_arrays({"x": np.arange(3), "y": np.ones((2, 2), np.float32)})
     >>> memory["x"][1] = 7
-    >>> SharedMemory(os.dup(memory.fd), memory.places)["x"]
+    >>> SharedMemory(os.dup(memory.fd), memory.layout)["x"]
     array([0, 7, 2])
     """
 
-    def __init__(self, fd: int, places: Mapping[str, ArraySpec]) -> None:
-        self.fd, self.places = fd, places
+    def __init__(self, fd: int, layout: Mapping[str, ArraySpec]) -> None:
+        self.fd, self.layout = fd, layout
         weakref.finalize(self, os.close, fd)
-        self._memory = mmap.mmap(fd, max(1, *(place.stop for place in places.values())))
+        self._memory = mmap.mmap(fd, max(1, *(spec.stop for spec in layout.values())))
 
     @classmethod
     def create(cls, arrays: Mapping[str, tuple[Any, Sequence[int]]]) -> SharedMemory:
-        """Room for arrays of these types and shapes, all zero."""
-        places, at = {}, 0
+        """Return a memory with arrays of these types and shapes, all zero."""
+        layout, start = {}, 0
         for name, (dtype, shape) in arrays.items():
-            place = places[name] = ArraySpec(at, np.dtype(dtype).str, tuple(shape))
-            at = -(-place.stop // _ALIGNED_TO) * _ALIGNED_TO
+            spec = layout[name] = ArraySpec(start, np.dtype(dtype).str, tuple(shape))
+            start = -(-spec.stop // _ALIGNED_TO) * _ALIGNED_TO
         fd = _anonymous_file()
-        os.ftruncate(fd, max(1, at))
-        return cls(fd, places)
+        os.ftruncate(fd, max(1, start))
+        return cls(fd, layout)
 
     @classmethod
-    def holding(cls, arrays: Mapping[str, NDArray[Any]]) -> SharedMemory:
-        """A copy of these arrays."""
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> SharedMemory:
+        """Return a memory that holds a copy of these arrays."""
         memory = cls.create({name: (array.dtype, array.shape) for name, array in arrays.items()})
         for name, array in arrays.items():
             memory[name][...] = array
         return memory
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        place = self.places[name]
-        return np.frombuffer(self._memory, place.dtype, prod(place.shape), place.start).reshape(place.shape)
+        spec = self.layout[name]
+        return np.frombuffer(self._memory, spec.dtype, prod(spec.shape), spec.start).reshape(spec.shape)
 
 
 def _anonymous_file() -> int:

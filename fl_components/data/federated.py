@@ -218,7 +218,7 @@ class FederatedData:
     def shared(self) -> tuple[FederatedData, SharedMemory]:
         """The same with its training examples in memory that other processes can see: `x`, `y`, `starts`, `stops`."""
         rows = self.train_rows
-        memory = SharedMemory.holding(
+        memory = SharedMemory.from_arrays(
             {"x": self.x_train, "y": self.y_train, "starts": rows.starts, "stops": rows.stops}
         )
         rows = RowRanges(memory["starts"], memory["stops"])

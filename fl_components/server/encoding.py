@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from itertools import chain
+from typing import Final, Literal
 
 import numpy as np
 
@@ -15,12 +16,12 @@ from fedrounds.fl_components.arrays import Float32, Payload
 from fedrounds.fl_components.client import encode_updates, squared_norm
 from fedrounds.fl_components.compression import CodecContext, CompressionRule
 from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.executors import RowMapper, map_inline
 from fedrounds.fl_components.layout import Layout
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server.broadcast import encode_broadcast
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.shared_memory import keep_freed_memory
-from fedrounds.fl_components.training import RowMapper, RowTask, here
 from fedrounds.fl_components.values import ClientTask, RoundPlan, Weighted
 from fedrounds.fl_components.wire import Update, decode_update, encode_update, max_update_bytes, raw_update_bytes
 
@@ -67,7 +68,7 @@ class Codec:
         tasks: Sequence[ClientTask],
         updates_NM: Float32,
         residuals_NM: Float32 | None = None,
-        map_rows: RowMapper = here,
+        map_rows: RowMapper = map_inline,
     ) -> tuple[tuple[bytes, ...], Weighted, Float32 | None]:
         """Return the frames [N] of updates, what compression lost of all or some of them, and the new residuals.
 
@@ -79,21 +80,26 @@ class Codec:
         if residuals_NM is not None:
             updates_NM = updates_NM + residuals_NM  # the residuals will take the place of the sum
         first = () if self.rule.transparent else plan.cohort[:MEASURED]
-
-        def work_on(rows: slice) -> RowTask[tuple[list[bytes], list[Weighted]]]:
-            num_measured = sum(map(first.__contains__, tasks[rows]))
-            return partial(self._encode, plan.base_digest, tasks[rows], num_measured, keeps)
-
+        is_measured_N = [keeps or task in first for task in tasks]
+        encode = partial(self._encode, plan.base_digest, keeps)
         frames: list[bytes] = []
         error = Weighted()
-        map_rows = here if self.rule.transparent else map_rows  # whole updates: one copy here, two on the way elsewhere
-        for block_frames, lost in map_rows(work_on, updates_NM, self.block_rows, reads=True, writes=keeps):
+        map_rows = map_inline if self.rule.transparent else map_rows  # whole updates: a copy here, two on the way
+        access: Literal["r", "r+"] = "r+" if keeps else "r"
+        for block_frames, lost in map_rows(
+            encode, updates_NM, tasks, is_measured_N, block_rows=self.block_rows, access=access
+        ):
             frames += block_frames
             error = sum(lost, error)
         return tuple(frames), error, updates_NM if keeps else None
 
     def _encode(
-        self, base_digest: str, tasks: Sequence[ClientTask], num_measured: int, keeps: bool, updates_NM: Float32
+        self,
+        base_digest: str,
+        keeps: bool,
+        updates_NM: Float32,
+        tasks: Sequence[ClientTask],
+        is_measured_N: Sequence[bool],
     ) -> tuple[list[bytes], list[Weighted]]:
         keep_freed_memory()
         frames: list[bytes] = []
@@ -107,7 +113,7 @@ class Codec:
                 base_digest,
                 updates_NM[rows],
                 self.context(block_tasks),
-                num_measured=max(0, min(len(block_tasks), num_measured - rows.start)),
+                num_measured=sum(is_measured_N[rows]),
                 keep_residuals=keeps,
             )
             frames += block_frames
@@ -120,30 +126,26 @@ class Codec:
         tasks: Sequence[ClientTask],
         frames: Sequence[bytes],
         admission: RoundAdmission,
-        map_rows: RowMapper = here,
+        map_rows: RowMapper = map_inline,
     ) -> tuple[Float32, dict[int, Rejection]]:
         """Return the updates [N, M] in frames that these clients sent, and by place why some do not count.
 
         A frame is rejected as too_large, undecodable, wrong_client, stale_base, wrong_tensors or wrong_shape, an update
         as `admission` says (not_finite, norm_too_large). A rejected update is zeros.
         """
-
-        def work_on(rows: slice) -> RowTask[list[Rejection | None]]:
-            return partial(self._decode, plan.base_digest, tasks[rows], frames[rows], admission)
-
         updates_NM = np.empty((len(frames), self.layout.size), np.float32)
-        map_rows = here if self.rule.transparent else map_rows
-        blocks = map_rows(work_on, updates_NM, self.block_rows, reads=False, writes=True)
-        reasons = [reason for block_reasons in blocks for reason in block_reasons]
-        return updates_NM, {place: reason for place, reason in enumerate(reasons) if reason is not None}
+        map_rows = map_inline if self.rule.transparent else map_rows
+        decode = partial(self._decode, plan.base_digest, admission)
+        blocks = map_rows(decode, updates_NM, tasks, frames, block_rows=self.block_rows, access="w")
+        return updates_NM, {place: reason for place, reason in enumerate(chain(*blocks)) if reason is not None}
 
     def _decode(
         self,
         base_digest: str,
-        tasks: Sequence[ClientTask],
-        frames: Sequence[bytes],
         admission: RoundAdmission,
         updates_NM: Float32,
+        tasks: Sequence[ClientTask],
+        frames: Sequence[bytes],
     ) -> list[Rejection | None]:
         """Decode the updates into `updates_NM`, and return why each of them does not count, if so."""
         keep_freed_memory()

@@ -30,6 +30,7 @@ from fedrounds.fl_components.config import (
 )
 from fedrounds.fl_components.data import FederatedData
 from fedrounds.fl_components.errors import ConfigError, DataError, ModelError
+from fedrounds.fl_components.executors import MAX_OF_SHARD, ArrayType, Workload
 from fedrounds.fl_components.layout import DELTA, PARAMS, Layout, Shape
 from fedrounds.fl_components.models import Mode, ModelSpec, RowFormat, build_seeded, check_fits
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
@@ -42,10 +43,7 @@ from fedrounds.fl_components.server.rows import digest_of_client
 from fedrounds.fl_components.shared_memory import SharedMemory, give_back_memory
 from fedrounds.fl_components.training import (
     BATCH_SIZE,
-    MAX_OF_SHARD,
     ExampleTable,
-    Result,
-    Workload,
     evaluate,
     grad_sampler_name,
     one_thread,
@@ -272,12 +270,18 @@ class Federation:
             return self.config.execution.shard_size or MAX_OF_SHARD
         return max(1, min(MAX_OF_SHARD, FLOATS_OF_SHARD // self.update_layout.size))
 
+    @property
+    def average_work_N(self) -> list[float]:
+        """What each client of an average cohort has to do in a round: examples times parameters."""
+        num_examples = round(self.data.train_rows.lengths.mean())
+        work = self.config.training.num_samples_processed(num_examples) * self.num_parameters
+        return [float(work)] * round(self.sampling.cohort_size)
+
     def workload(self) -> Workload:
         """What local training needs of this federation."""
-        config, most_of_shard = self.config, self.largest_shard
-        num_coordinates = self.update_layout.size
+        config, num_coordinates = self.config, self.update_layout.size
         if self.streamed is None:
-            result: Result = (np.float32, (most_of_shard, num_coordinates))
+            result: ArrayType = (np.float32, (self.largest_shard, num_coordinates))
         elif config.privacy.claims:
             result = (np.float64, (num_coordinates + 1,))
         else:
@@ -287,7 +291,6 @@ class Federation:
             spec=self.model_spec,
             examples=self.examples,
             num_parameters=num_coordinates,
-            most_of_shard=most_of_shard,
             result=result,
         )
 

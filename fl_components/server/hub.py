@@ -28,6 +28,7 @@ from fedrounds.fl_components.errors import (
     RunNotFound,
     StoreError,
 )
+from fedrounds.fl_components.executors import Executor, peak_memory_bytes
 from fedrounds.fl_components.privacy.events import NoOpEvent
 from fedrounds.fl_components.privacy.releases import Release, public
 from fedrounds.fl_components.randomness import derive_key
@@ -70,7 +71,7 @@ from fedrounds.fl_components.store import (
     place_of_secrets,
 )
 from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client, plus
-from fedrounds.fl_components.training import Trainer, engine_environment, peak_memory_bytes
+from fedrounds.fl_components.training import engine_environment
 from fedrounds.fl_components.values import (
     Accumulator,
     ClientTask,
@@ -511,11 +512,16 @@ class Hub:
             )
 
     @cached_property
-    def trainer(self) -> Trainer:
-        """What trains the clients: made when the first round needs it."""
-        trainer = self.config.execution.trainer(self.federation.workload(), self.notify_restricted)
-        trainer.on_shard = self._on_shard
-        return trainer
+    def executor(self) -> Executor:
+        """Where the clients run: made when the first round needs it, for the rounds that are left then."""
+        executor = self.config.execution.executor(
+            self.federation.workload(),
+            self.notify_restricted,
+            work_N=self.federation.average_work_N,
+            rounds=self.config.rounds - self.run.committed_round,
+        )
+        executor.on_shard = self._on_shard
+        return executor
 
     def _on_shard(self, name: str, began: float, ended: float, process: int) -> None:
         if self.profile is not None and not self.federation.withholds:  # how many there are tells of the cohort
@@ -542,14 +548,14 @@ class Hub:
     @property
     def peak_memory_bytes(self) -> int:
         """The most memory that this process and those that train for it held so far."""
-        return self.trainer.peak_memory_bytes if "trainer" in self.__dict__ else peak_memory_bytes()
+        return self.executor.peak_memory_bytes if "executor" in self.__dict__ else peak_memory_bytes()
 
     def close(self) -> None:
         """End what trains, and give the lease back. The store belongs to whoever opened it."""
         try:
-            trainer: Trainer | None = self.__dict__.pop("trainer", None)  # with which the examples go
-            if trainer is not None:
-                trainer.close()
+            executor: Executor | None = self.__dict__.pop("executor", None)  # with which the examples go
+            if executor is not None:
+                executor.close()
         finally:
             self.lease.release()
 

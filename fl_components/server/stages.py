@@ -212,9 +212,8 @@ def train(hub: Hub, plan: RoundPlan, sent: EncodedBroadcast, wave: slice) -> Upd
         if wave.start <= shard.start < wave.stop
     ]
     training = hub.config.training.in_round(plan.round, hub.config.rounds)
-    rounds_left = hub.config.rounds - plan.round + 1
     streaming = StreamingSum(rule, hub.federation.admission(plan)) if rule is not None else None
-    trained = hub.trainer.train(training, sent.base_M, shards, streaming, rounds_left)
+    trained = hub.executor.train(training, sent.base_M, shards, streaming)
     num_coordinates = hub.federation.update_layout.size
     batch = (
         _stack(np.empty((len(tasks), num_coordinates), np.float32), trained)
@@ -272,7 +271,7 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> Encod
         for residual_M, state in zip(residuals_NM, states, strict=True):
             residual_M[:] = state.get(RESIDUAL, 0)
     tasks = _tasks(plan, batch.client_ids)
-    frames, error, residuals_NM = codec.encode(plan, tasks, batch.updates_NM, residuals_NM, hub.trainer.spread)
+    frames, error, residuals_NM = codec.encode(plan, tasks, batch.updates_NM, residuals_NM, hub.executor.map_rows)
     if residuals_NM is not None:
         for state, residual_M in zip(new_states, residuals_NM, strict=True):
             state[RESIDUAL] = residual_M
@@ -297,7 +296,7 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         client_states: dict[str, str] = {}
     else:
         tasks, admission = _tasks(plan, batch.client_ids), hub.federation.admission(plan)
-        updates_NM, reasons = hub.codec(plan).decode(plan, tasks, batch.frames, admission, hub.trainer.spread)
+        updates_NM, reasons = hub.codec(plan).decode(plan, tasks, batch.frames, admission, hub.executor.map_rows)
         updates = _add_updates(hub, plan, collected.updates, tasks, updates_NM, reasons)
         frame_bytes, received = tuple(map(len, batch.frames)), len(tasks) - len(reasons)
         rejected, error = {tasks[place].client_id: reason for place, reason in reasons.items()}, batch.error

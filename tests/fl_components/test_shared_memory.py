@@ -25,7 +25,7 @@ def kind(request: Any, monkeypatch: Any) -> str:
 
 def test_arrays_are_kept_as_they_were(kind: str) -> None:
     arrays = {"x": np.arange(7, dtype=np.int64), "y": np.ones((3, 5), np.float32), "none": np.empty((0, 4), np.float32)}
-    memory = SharedMemory.holding(arrays)
+    memory = SharedMemory.from_arrays(arrays)
     for name, array in arrays.items():
         held = memory[name]
         assert (held.dtype, held.shape) == (array.dtype, array.shape)
@@ -34,12 +34,12 @@ def test_arrays_are_kept_as_they_were(kind: str) -> None:
 
 
 def test_another_process_sees_and_writes_the_same(kind: str) -> None:
-    memory = SharedMemory.holding({"x": np.arange(4.0)})
+    memory = SharedMemory.from_arrays({"x": np.arange(4.0)})
     code = (
         "import sys\n"
         f"sys.path[:] = {sys.path!r}\n"
         "from fedrounds.fl_components.shared_memory import ArraySpec, SharedMemory\n"
-        f"memory = SharedMemory({memory.fd}, {memory.places!r})\n"
+        f"memory = SharedMemory({memory.fd}, {memory.layout!r})\n"
         "memory['x'][:] *= 2\n"
     )
     subprocess.run([sys.executable, "-c", code], pass_fds=[memory.fd], check=True)
@@ -73,7 +73,7 @@ def test_a_hundred_gigabytes_cost_nothing_until_they_are_used() -> None:
 
 def test_temporary_files_have_no_name(kind: str, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
-    memory = SharedMemory.holding({"x": np.arange(3)})
+    memory = SharedMemory.from_arrays({"x": np.arange(3)})
     assert list(tmp_path.iterdir()) == []
     assert memory["x"].sum() == 3
 

@@ -156,10 +156,14 @@ def test_processes_that_compress_change_no_bit(open_run: OpenRun, compression: d
         hub = open_run(f"r{processes}", compression=compression, model=model, execution=execution)
         pieces: list[int] = []
 
-        def counting(work_on: Any, *args: Any, spread: Any = hub.trainer.spread, seen: Any = pieces, **how: Any) -> Any:
-            return spread(lambda rows: seen.append(rows.stop - rows.start) or work_on(rows), *args, **how)
+        map_rows = hub.executor.map_rows
 
-        hub.trainer.spread = counting  # type: ignore[method-assign]
+        def counting(function: Any, *args: Any, map_rows: Any = map_rows, seen: Any = pieces, **how: Any) -> Any:
+            for result in map_rows(function, *args, **how):
+                seen.append(len(result[0] if isinstance(result, tuple) else result))
+                yield result
+
+        hub.executor.map_rows = counting  # type: ignore[method-assign]
         results = [walk(stages, hub, round) for round in (1, 2)]
         assert pieces == ([9] * 4 if processes == 1 else [2, 2, 2, 2, 1] * 4)  # two rounds, there and back
         communication = [

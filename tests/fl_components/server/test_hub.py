@@ -133,11 +133,11 @@ def test_what_trains_ends_with_it(open_run: OpenRun) -> None:
     """Its processes, and the examples that it holds: a sweep opens many, one after the other."""
     hub, before = open_run(execution={"shard_size": 2, "processes": 2}), set(psutil.Process().children())
     one_round(hub)
-    started, trainer = set(psutil.Process().children()) - before, weakref.ref(hub.trainer)
+    started, executor = set(psutil.Process().children()) - before, weakref.ref(hub.executor)
     assert len(started) == 2
     hub.close()
     assert not any(process.is_running() for process in started)
-    assert trainer() is None
+    assert executor() is None
 
 
 class TestStart:

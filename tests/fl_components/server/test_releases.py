@@ -110,14 +110,14 @@ class TestReleases:
         store.set_budget("wards", TERMS, reason="x", by="ada")
         hub, heard = begin(data=WARDS), list[str]()
         hub.say = heard.append
-        hub.notify_restricted("a training process died; its work is done again: clients ward-3, ward-4")
+        hub.notify_restricted("a training process was lost; its work is repeated: clients ward-3, ward-4")
         file = store.home / "withheld" / "r.log"
         assert heard == [] and "ward-3" in file.read_text()
 
         def fails(*_: Any, **__: Any) -> Any:
             raise ModelError("the model failed while client ward-3 trained: ValueError: diagnosis sepsis")
 
-        monkeypatch.setattr(hub.trainer, "train", fails)
+        monkeypatch.setattr(hub.executor, "train", fails)
         state = stages.load(hub, 1)
         plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
         with pytest.raises(ModelError) as caught:

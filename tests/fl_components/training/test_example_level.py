@@ -20,6 +20,7 @@ from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.aggregation import Mean
 from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.errors import ConfigError, ModelError
+from fedrounds.fl_components.executors import LocalExecution, Workload
 from fedrounds.fl_components.models import Cnn, Gru, Mlp, ModelRule, ModelSpec, Transformer, build_seeded
 from fedrounds.fl_components.parameters import flatten, load_into
 from fedrounds.fl_components.privacy import ExampleLevel
@@ -27,9 +28,7 @@ from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, private
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.training import (
     SGD,
-    LocalExecution,
     StreamingSum,
-    Workload,
     grad_sampler_name,
     one_thread,
 )
@@ -493,25 +492,19 @@ def test_processes_come_to_the_same_bits() -> None:
     work = Workload(
         module=module,
         spec=ModelSpec.of(kind, (6,), (3,), 1, module),
-        examples=SharedMemory.holding(arrays),
+        examples=SharedMemory.from_arrays(arrays),
         num_parameters=len(params_D),
-        most_of_shard=2,
         result=(np.float32, (len(params_D),)),
     )
     shards = [data.tasks[start : start + 2] for start in range(0, 6, 2)]
     bits = []
     for processes in (1, 2):
-        trainer = LocalExecution(processes=processes).trainer(work, print)
+        executor = LocalExecution(processes=processes).executor(work, print)
         try:
-            found = trainer.train(
-                rule(momentum=0.5),
-                params_D,
-                shards,
-                StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission())),
-                1,
-            )
+            streaming = StreamingSum(Mean(weights="uniform"), RoundAdmission(Admission()))
+            found = executor.train(rule(momentum=0.5), params_D, shards, streaming)
             bits.append([(report, result.tobytes()) for report, result in found])
         finally:
-            trainer.close()
+            executor.close()
     assert bits[0] == bits[1] and len({each for _, each in bits[0]}) == 3
     load_into(module, params_D)

@@ -1,23 +1,31 @@
-"""Waves and shards cover the cohort; a wave is whole shards and fits the memory given."""
+"""Waves and shards cover the cohort; a wave is whole shards and fits the memory given. Processes where they pay off."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrounds.fl_components.errors import ConfigError
-from fedrounds.fl_components.training import LocalExecution
-from fedrounds.fl_components.training.execution import (
+from fedrounds.fl_components.errors import ConfigError, ModelError
+from fedrounds.fl_components.executors import InProcessExecutor, LocalExecution
+from fedrounds.fl_components.executors import execution as module
+from fedrounds.fl_components.executors.execution import (
     COPIES_OF_AN_UPDATE,
     MAX_OF_SHARD,
     WORK_OF_SHARD,
+    WORTH_PROCESSES,
     WORTH_SHARING,
     num_processors,
 )
+from fedrounds.fl_components.executors.scheduler import ScheduledExecutor
+from fedrounds.fl_components.models import ModuleModel
+from tests.fl_components.executors import contract
+from tests.fl_components.executors.contract import expected_outcome, outcome, workload
 
 sizes = st.integers(1, 40)
 
@@ -116,3 +124,59 @@ def test_processors_of_a_container(tmp_path: Path) -> None:
         assert num_processors(tmp_path / "cpu.max") == processors
     (tmp_path / "cpu.max").write_text(f"{1000 * machine}00 100000")
     assert num_processors(tmp_path / "cpu.max") == machine
+
+
+W1, HOSPITALS = [60 * 199_210.0] * 100, [200 * 28.0] * 4  # work of a round; W1 is two shards, the hospitals are one
+
+
+class TestDefaultProcesses:
+    @pytest.fixture(autouse=True)
+    def _processors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "num_processors", lambda: 4)
+
+    @pytest.mark.parametrize(
+        ("work_N", "rounds", "shard_size", "processes"),
+        [
+            (W1, WORTH_PROCESSES // 2, None, 1),
+            (W1, WORTH_PROCESSES // 2 + 1, None, 2),  # no more than there are shards
+            (W1, 1000, 10, 4),  # no more than there are processors
+            (W1, WORTH_PROCESSES // 2, 10, 1),  # small shards are no more work
+            (W1, 1000, 100, 1),  # one shard
+            (HOSPITALS, 1000, None, 1),
+            ([], 1000, None, 1),
+        ],
+    )
+    def test_they_follow_from_the_work_that_is_left(
+        self, work_N: list[float], rounds: int, shard_size: int | None, processes: int
+    ) -> None:
+        assert LocalExecution(shard_size=shard_size)._default_processes(work_N, rounds) == processes
+
+    def test_a_short_run_has_none(self) -> None:
+        before = set(psutil.Process().children())
+        executor = LocalExecution().executor(workload(), print, W1, rounds=10)
+        assert type(executor) is InProcessExecutor and set(psutil.Process().children()) == before
+
+    def test_one_process_is_this_one(self) -> None:
+        assert type(LocalExecution(processes=1).executor(workload(), print, W1, rounds=1000)) is InProcessExecutor
+
+    @pytest.mark.ci
+    def test_a_long_run_has_them(self) -> None:
+        work = workload()
+        with closing(LocalExecution().executor(work, print, W1, rounds=1000)) as executor:
+            assert isinstance(executor, ScheduledExecutor) and len(executor.transport.workers) == 2
+            assert outcome(executor, work) == expected_outcome(work)
+
+    @pytest.mark.slow
+    def test_where_they_cannot_start_training_continues_without(self) -> None:
+        messages: list[str] = []
+        work, before = workload(ModuleModel(path=f"{contract.__name__}:unsteady")), set(psutil.Process().children())
+        with closing(LocalExecution().executor(work, messages.append, W1, rounds=1000)) as executor:
+            assert type(executor) is InProcessExecutor and len(outcome(executor, work)) == 4
+        assert set(psutil.Process().children()) == before
+        assert messages[0].startswith("training continues in one process: the model's frozen parameters or buffers")
+
+    @pytest.mark.ci
+    def test_processes_that_were_asked_for_must_start(self) -> None:
+        work = workload(ModuleModel(path=f"{contract.__name__}:unsteady"))
+        with closing(LocalExecution(processes=2).executor(work, print)) as executor, pytest.raises(ModelError):
+            outcome(executor, work)

@@ -1,40 +1,49 @@
-"""A real Dask scheduler and its workers, in processes of their own: the bits of a local training, or the reason."""
+"""Workers of a real Dask cluster, in processes of their own: the contract, and what only Dask can go through."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
 
 from fedrounds.fl_components.config import parse_config
-from fedrounds.fl_components.errors import ConfigError, ModelError, NotInstalled, RunFailed, Unreachable
-from fedrounds.fl_components.models import ModuleModel
+from fedrounds.fl_components.errors import ConfigError, NotInstalled, RunFailed, Unreachable
+from fedrounds.fl_components.executors import DaskExecution, Workload
+from fedrounds.fl_components.executors import dask as module
+from fedrounds.fl_components.executors.dask import DaskTransport, DaskWorker
+from fedrounds.fl_components.executors.scheduler import ScheduledExecutor
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.training import DaskExecution
-from fedrounds.fl_components.training import dask as module
-from fedrounds.fl_components.training.dask import DaskTrainer
-from fedrounds.fl_components.training.trainer import OwnTrainer
 from fedrounds.flows.round import walk
-from tests.fl_components.training.test_trainers import RULE, deaths, outcome, summing_of, tasks_of, workload
+from tests.fl_components.executors.contract import (
+    NUM_ROWS,
+    ROWS_ND,
+    RULE,
+    WorkerContract,
+    expected_outcome,
+    fragile_workload,
+    halve,
+    losses,
+    outcome,
+    shards_of,
+    streaming_of,
+    workload,
+)
 from tests.support import wait_until
 
-PRELOAD = ("--preload", "fedrounds.fl_components.training.dask")  # all import torch at the same time, not when needed
-FRAGILE = "tests.fl_components.training.test_trainers:fragile"
+PRELOAD = ("--preload", "fedrounds.fl_components.executors.dask")  # all import torch at the same time, not when needed
 
 
 class Doomed(torch.nn.Sequential):
@@ -115,18 +124,18 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 @contextmanager
-def trainer(work: Any, address: str, wait_s: float = 120.0) -> Iterator[tuple[DaskTrainer, list[str]]]:
-    said: list[str] = []
-    made = DaskTrainer(work, address, wait_s, said.append)
+def connected(work: Workload, address: str, wait_s: float = 120.0) -> Iterator[tuple[ScheduledExecutor, list[str]]]:
+    messages: list[str] = []
+    executor = ScheduledExecutor(work, DaskTransport(work, address, wait_s), messages.append)
     try:
-        yield made, said
+        yield executor, messages
     finally:
-        made.close()
+        executor.close()
 
 
-def engines(made: Any) -> list[Any]:
-    """Of the workers that a trainer knows."""
-    return [worker.engine for worker in made._cluster.workers.values() if worker.engine is not None]
+def workers_of(executor: Any) -> list[DaskWorker]:
+    """The workers that have their engines."""
+    return [worker for worker in executor.transport.workers if worker.engine is not None]
 
 
 def config(execution: dict[str, Any]) -> Any:
@@ -150,7 +159,7 @@ def test_the_digest_is_that_of_a_local_training_also_when_a_worker_is_killed(hom
     def walked(hub: Hub) -> str:
         for round in range(1, 4):
             if round == 2 and hub.config.execution.kind == "dask":
-                wait_until(lambda: len(engines(hub.trainer)) == 2, "both workers have their engines")
+                wait_until(lambda: len(workers_of(hub.executor)) == 2, "both workers have their engines")
                 doom.touch()
             walk(stages, hub, round)
         return hub.state().params_digest
@@ -163,9 +172,9 @@ def test_the_digest_is_that_of_a_local_training_also_when_a_worker_is_killed(hom
         with open_hub(store, "far", config=dask, say=said.append) as hub:
             digest = walked(hub)
             assert not doom.exists()
-            assert hub.trainer.peak_memory_bytes > 100e6
-        (lost,) = deaths(said)
-        assert lost.startswith("the Dask worker at tcp://127.0.0.1:") and "; trained again: client" in lost
+            assert hub.executor.peak_memory_bytes > 100e6
+        (lost,) = losses(said)
+        assert lost.startswith("the Dask worker at tcp://127.0.0.1:") and "; its work is repeated: client" in lost
         assert [worker.poll() is None for worker in far.workers].count(True) == 1
         with open_hub(store, "here", config=config({"kind": "local", "processes": 1})) as hub:
             assert walked(hub) == digest
@@ -174,7 +183,7 @@ def test_the_digest_is_that_of_a_local_training_also_when_a_worker_is_killed(hom
             worker.kill()
         work = workload()
         with (
-            trainer(work, far.address, wait_s=0.5) as (left, _),
+            connected(work, far.address, wait_s=0.5) as (left, _),
             pytest.raises(Unreachable, match=r"has had no worker for 0\.5 s") as caught,
         ):
             outcome(left, work)
@@ -185,14 +194,14 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "CONNECT_S", 0.2)
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(Unreachable, match=f"the Dask scheduler at {address} does not answer") as caught:
-        DaskExecution(address=address).trainer(workload(), print)
+        DaskExecution(address=address).executor(workload(), print)
     assert caught.value.exit_code == 3 and "execution.address" in str(caught.value.hint)
 
 
 def test_without_dask_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(NotInstalled, match="distributed is not installed") as caught:
-        DaskExecution(address="tcp://127.0.0.1:1").trainer(workload(), print)
+        DaskExecution(address="tcp://127.0.0.1:1").executor(workload(), print)
     assert caught.value.exit_code == 3 and "fedrounds[server]" in str(caught.value.hint)
 
 
@@ -202,152 +211,107 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         config({"kind": "dask", "address": address})
 
 
-class Watched:
-    """What a round asks of a cluster while it looks who is there; `gate` lets the answer through."""
-
-    def __init__(self) -> None:
-        self.workers: dict[str, Any] = {}
-        self.wait_s, self.gate, self.client = 60.0, asyncio.Event(), self
-        self.status = "running"
-        self.answer: Callable[[], set[str]] = lambda: {"a"}
-
-    async def addresses(self) -> set[str]:
-        await self.gate.wait()
-        return self.answer()
-
-    def welcome(self, addresses: set[str]) -> None:
-        """Nobody is prepared."""
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path) as started:
+        yield started
 
 
-class TestRound:
-    """Its end waits for what it has begun, so that must end too; and what ends too early must not be waited for."""
+@pytest.mark.slow
+class TestDask(WorkerContract):
+    noun = "Dask workers"
+    has_one_job = False
 
-    @pytest.mark.parametrize("turns", range(6))
-    def test_it_ends_also_where_an_answer_comes_at_that_moment(self, turns: int) -> None:
-        """asyncio.wait_for of Python 3.11 would swallow the cancellation between two turns of the loop."""
+    @pytest.fixture(autouse=True)
+    def _cluster(self, far: Cluster) -> None:
+        self.far = far
 
-        async def scenario() -> None:
-            watched: Any = Watched()
-            round = module._Round(watched, RULE, None, np.zeros(1, np.float32), [])
-            await round.begin()
-            await asyncio.sleep(0)
-            watched.gate.set()
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await asyncio.wait_for(round.end(), 5)
+    @contextmanager
+    def executor(self, work: Workload, **environment: str) -> Iterator[tuple[ScheduledExecutor, list[str]]]:
+        """With two workers, each with a nanny, which starts it again."""
+        for _ in range(2):
+            self.far.add_worker(**environment)
+        self.far.wait_for(2)
+        with connected(work, self.far.address) as executor:
+            yield executor
 
-        asyncio.run(scenario())
 
-    def test_a_watcher_that_is_cancelled_by_somebody_else_is_not_waited_for(self) -> None:
-        async def scenario() -> None:
-            watched: Any = Watched()
-            watched.gate.set()
-
-            def cancelled() -> set[str]:
-                raise asyncio.CancelledError
-
-            watched.answer = cancelled
-            round = module._Round(watched, RULE, None, np.zeros(1, np.float32), [[]])
-            await round.begin()
-            with pytest.raises(RunFailed, match="the driver of the Dask workers ended: it was cancelled"):
-                await asyncio.wait_for(round.take(0), 5)
-            await asyncio.wait_for(round.end(), 5)
-
-        asyncio.run(scenario())
+@pytest.mark.ci
+def test_updates_are_mapped_at_the_workers(far: Cluster) -> None:
+    """Compression and decoding run where training runs."""
+    far.add_worker("--no-nanny")
+    work = workload(how="each")
+    with connected(work, far.address) as (executor, messages):
+        outcome(executor, work)
+        rows_ND = ROWS_ND.copy()
+        halved = list(executor.map_rows(halve, rows_ND, list(range(NUM_ROWS)), access="r+"))
+        assert [len(block) for block, _, _ in halved] == [5] * 4
+        assert {process for _, _, process in halved} == {far.workers[0].pid}
+        assert (rows_ND == ROWS_ND / 2).all() and messages == []
 
 
 @pytest.mark.slow
 class TestWorkers:
-    @pytest.fixture
-    def far(self, tmp_path: Path) -> Iterator[Cluster]:
-        with cluster(tmp_path) as started:
-            yield started
-
-    @pytest.mark.parametrize("how", ["sum", "contributions", "each"])
-    def test_workers_change_no_bit(self, far: Cluster, how: str) -> None:
-        """One, two of them, one of which comes late; also after a round that was given up."""
-        work = workload(how=how)
-        expected = outcome(OwnTrainer(work, print), work)
-        with trainer(work, far.address) as (far_trainer, said):
+    def test_workers_that_come_late_change_no_bit(self, far: Cluster) -> None:
+        work = workload()
+        expected = expected_outcome(work)
+        with connected(work, far.address) as (executor, messages):
             far.add_worker("--no-nanny")
-            assert outcome(far_trainer, work) == expected
+            assert outcome(executor, work) == expected
             far.add_worker("--no-nanny", "--nthreads", "3")
             far.wait_for(2)
-            while len(engines(far_trainer)) < 2:
-                assert outcome(far_trainer, work) == expected
-            for _ in far_trainer.train(RULE, flatten(work.module), tasks_of(work), summing_of(work), 1):
+            while len(workers_of(executor)) < 2:
+                assert outcome(executor, work) == expected
+            for _ in executor.train(RULE, flatten(work.module), shards_of(work), streaming_of(work)):
                 break
-            assert outcome(far_trainer, work) == expected
-            assert said == []
+            assert outcome(executor, work) == expected
+            assert messages == []
 
-    def test_large_bundles_and_small_windows_change_no_bit(self, far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_size_of_bundles_changes_no_bit(self, far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         work = workload(num_clients=61)
-        expected = outcome(OwnTrainer(work, print), work)
+        expected = expected_outcome(work)
         far.add_worker("--no-nanny")
         for bundle_bytes in (1, 10**9):
             monkeypatch.setattr(module, "BUNDLE_BYTES", bundle_bytes)
-            with trainer(work, far.address) as (far_trainer, _):
-                assert outcome(far_trainer, work) == expected
-
-    def test_a_shard_that_every_worker_dies_of_ends_the_round(self, far: Cluster) -> None:
-        work = workload(ModuleModel(path=FRAGILE))
-        for _ in range(2):
-            far.add_worker(FRAGILE="always")  # each with a nanny, which starts it again
-        with trainer(work, far.address) as (far_trainer, said):
-            with pytest.raises(RunFailed, match=r"3 Dask workers were lost .* the same shard: clients c3, c4, c5$"):
-                outcome(far_trainer, work)
-            assert 2 <= len(deaths(said)) < 6
+            with connected(work, far.address) as (executor, _):
+                assert outcome(executor, work) == expected
 
     def test_a_restarted_worker_is_given_its_engine_again(self, far: Cluster, tmp_path: Path) -> None:
-        work = workload(ModuleModel(path=FRAGILE))
-        expected = outcome(OwnTrainer(work, print), work)
+        work = fragile_workload()
+        expected = expected_outcome(work)
         (tmp_path / "once").touch()
         far.add_worker(FRAGILE=str(tmp_path / "once"))
-        with trainer(work, far.address) as (far_trainer, said):
-            assert outcome(far_trainer, work) == expected
-            assert len(deaths(said)) == 1
-
-    def test_an_error_of_the_model_names_its_clients(self, far: Cluster) -> None:
-        work = workload(ModuleModel(path=FRAGILE))
-        far.add_worker("--no-nanny", FRAGILE="raise")
-        with trainer(work, far.address) as (far_trainer, _):
-            with pytest.raises(ModelError, match=r"while client.*c4.* trained .*: ValueError: no such ward") as caught:
-                outcome(far_trainer, work)
-            assert caught.value.hint == "correct the model, then resume the run"
-
-    def test_a_model_that_is_another_in_each_process(self, far: Cluster) -> None:
-        work = workload(ModuleModel(path=FRAGILE.replace("fragile", "unsteady")))
-        far.add_worker("--no-nanny")
-        with trainer(work, far.address) as (far_trainer, _), pytest.raises(ModelError, match="others in each process"):
-            outcome(far_trainer, work)
+        with connected(work, far.address) as (executor, messages):
+            assert outcome(executor, work) == expected
+            assert len(losses(messages)) == 1
 
     def test_a_worker_without_fedrounds(self, far: Cluster, tmp_path: Path) -> None:
         (tmp_path / "fedrounds.py").touch()  # hides the package
         far.add_worker("--no-nanny", preload=(), PYTHONPATH=str(tmp_path))
         work = workload()
-        with trainer(work, far.address) as (far_trainer, _):
+        with connected(work, far.address) as (executor, _):
             with pytest.raises(RunFailed, match=r"cannot train: .*fedrounds") as caught:
-                outcome(far_trainer, work)
+                outcome(executor, work)
             assert "the same packages" in str(caught.value.hint)
 
     def test_a_scheduler_that_dies_ends_the_round(self, far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CONNECT_S", 2.0)
         work = workload()
         far.add_worker("--no-nanny")
-        with trainer(work, far.address, wait_s=3.0) as (far_trainer, _):
-            rounds = far_trainer.train(RULE, flatten(work.module), tasks_of(work), summing_of(work), 1)
+        with connected(work, far.address, wait_s=3.0) as (executor, _):
+            rounds = executor.train(RULE, flatten(work.module), shards_of(work), streaming_of(work))
             with pytest.raises(Unreachable):
                 for _ in range(100):
                     next(rounds)
                     far.scheduler.kill()
 
-    def test_another_engine_is_told_once(self, far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_different_engine_is_reported_once(self, far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         ours = module.engine_environment()
         monkeypatch.setattr(module, "engine_environment", lambda: ours | {"torch": "0.1"})
         far.add_worker("--no-nanny")
         work = workload()
-        with trainer(work, far.address) as (far_trainer, said):
-            outcome(far_trainer, work)
-            outcome(far_trainer, work)
-            (told,) = said
-            assert f"torch is {str(ours['torch'])!r}, here '0.1'" in told
+        with connected(work, far.address) as (executor, messages):
+            outcome(executor, work)
+            outcome(executor, work)
+            (message,) = messages
+            assert f"torch is {str(ours['torch'])!r}, here '0.1'" in message

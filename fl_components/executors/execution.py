@@ -1,30 +1,27 @@
-"""Where local training runs, and in what pieces."""
+"""The `execution` section of a configuration: where clients run, and how a cohort is cut."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import ConfigError, FedroundsError
+from fedrounds.fl_components.executors.base import Executor, Workload
+from fedrounds.fl_components.executors.dask import DaskTransport
+from fedrounds.fl_components.executors.in_process import InProcessExecutor
+from fedrounds.fl_components.executors.processes import ProcessTransport
+from fedrounds.fl_components.executors.scheduler import ScheduledExecutor
 from fedrounds.fl_components.rules import Rule, union
-from fedrounds.fl_components.training.dask import DaskTrainer
-from fedrounds.fl_components.training.engine import ShardReport, StreamingSum
-from fedrounds.fl_components.training.processes import ProcessTrainer
-from fedrounds.fl_components.training.sgd import SGD
-from fedrounds.fl_components.training.trainer import OwnTrainer, RowTask, Shard, T, Trainer, Workload
 
 COPIES_OF_AN_UPDATE: Final = 5  # as trained, as a frame, as decoded, among its shard's, and room to add it up
 
@@ -32,11 +29,24 @@ WORK_OF_SHARD: Final = 600e6  # examples times parameters: about 50 ms of a proc
 WORTH_SHARING: Final = 100e6
 MAX_OF_SHARD: Final = 50  # clients
 
-WORTH_PROCESSES_S: Final = 10.0  # of training still to do: a process takes some 3 s of work to start
+WORTH_PROCESSES: Final = 40
+"""A run that has more default shards than this left to train is worth the start of processes, which takes about 3 s. A
+default shard takes 50 ms at the least, and up to ten times that with convolutions."""
+
+
+def default_shards(work_N: Sequence[float]) -> tuple[slice, ...]:
+    """Return a cohort cut into shards that have about as much to do (see `ExecutionRule.shards`)."""
+    done_N = np.cumsum(work_N)
+    total = done_N[-1] if len(work_N) else 0.0
+    pieces = 2 * math.ceil(total / (2 * WORK_OF_SHARD)) if total > WORTH_SHARING else 1
+    cuts = np.searchsorted(done_N, total / pieces * np.arange(1, pieces) * (1 + 1e-9), side="right")
+    edges = [0, *cuts.tolist(), len(work_N)]
+    edges = [edge for start, stop in pairwise(edges) for edge in _evenly(start, stop)] + [len(work_N)]
+    return tuple(slice(start, stop) for start, stop in pairwise(edges) if start < stop)
 
 
 def _evenly(start: int, stop: int) -> list[int]:
-    """Where pieces of `MAX_OF_SHARD` clients at most begin."""
+    """Return the starts of equal pieces of `MAX_OF_SHARD` clients at most."""
     pieces = max(1, math.ceil((stop - start) / MAX_OF_SHARD))
     return [start + (stop - start) * piece // pieces for piece in range(pieces)]
 
@@ -45,7 +55,7 @@ class ExecutionRule(Rule):
     """Base of the execution rules: a cohort is cut into shards, and these are handed out.
 
     A shard (clients whose updates are summed together) is the unit of determinism: it decides the last bits of a
-    result, while memory and the number of processes or machines never do.
+    result. Neither memory nor the number of processes or machines does.
 
     Args:
       memory_mb: for a wave's updates, where the aggregation or the compression needs each one for itself.
@@ -57,22 +67,16 @@ class ExecutionRule(Rule):
     shard_size: int | None = Field(default=None, ge=1)
 
     def shards(self, work_N: Sequence[float]) -> tuple[slice, ...]:
-        """The cohort cut into shards. `work_N` is what each client has to do: examples times parameters.
+        """Return the cohort cut into shards. `work_N` is what each client has to do: examples times parameters.
 
         >>> LocalExecution().shards([400e6, 200e6, 200e6, 200e6, 200e6])
         (slice(0, 2, None), slice(2, 5, None))
         >>> LocalExecution(shard_size=2).shards([1, 1, 1])
         (slice(0, 2, None), slice(2, 3, None))
         """
-        if self.shard_size is not None:
-            edges = [*range(0, len(work_N), self.shard_size), len(work_N)]
-        else:
-            done_N = np.cumsum(work_N)
-            total = done_N[-1] if len(work_N) else 0.0
-            pieces = 2 * math.ceil(total / (2 * WORK_OF_SHARD)) if total > WORTH_SHARING else 1
-            cuts = np.searchsorted(done_N, total / pieces * np.arange(1, pieces) * (1 + 1e-9), side="right")
-            edges = [0, *cuts.tolist(), len(work_N)]
-            edges = [edge for start, stop in pairwise(edges) for edge in _evenly(start, stop)] + [len(work_N)]
+        if self.shard_size is None:
+            return default_shards(work_N)
+        edges = [*range(0, len(work_N), self.shard_size), len(work_N)]
         return tuple(slice(start, stop) for start, stop in pairwise(edges) if start < stop)
 
     def waves(self, shards: Sequence[slice], num_parameters: int, *, additive: bool) -> tuple[slice, ...]:
@@ -117,16 +121,25 @@ class ExecutionRule(Rule):
         """Raise `ConfigError` when this machine lacks what the rule needs."""
 
     @abstractmethod
-    def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
-        """What trains a run's shards. `say` hears what people should know."""
+    def executor(
+        self, workload: Workload, say: Callable[[str], None], work_N: Sequence[float] = (), rounds: int = 1
+    ) -> Executor:
+        """Return an executor for a run.
+
+        Args:
+          workload: what it trains.
+          say: called with messages for people.
+          work_N: what each client of an average cohort has to do, as in `shards`.
+          rounds: how many rounds are left.
+        """
 
 
 class LocalExecution(ExecutionRule):
-    """On this machine.
+    """Clients run on this machine.
 
     Args:
       processes: how many train, each on one thread; 1 is the process that drives the run. By default as many as there
-        are processors, once there is enough left to do to be worth their start.
+        are processors, where the rounds that are left are worth their start.
       device: where they train, as torch names it. With "cuda", processes is 1.
     """
 
@@ -157,17 +170,34 @@ class LocalExecution(ExecutionRule):
                 hint="use cpu, or install a torch with CUDA and see that its driver is there",
             )
 
-    def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
-        if self.processes == 1 or self.device != "cpu":
-            return OwnTrainer(workload, say, self.device)
-        if self.processes is not None:
-            return ProcessTrainer(workload, self.processes, say)
-        processors = num_processors()
-        return GrowingTrainer(workload, processors, say) if processors > 1 else OwnTrainer(workload, say)
+    def executor(
+        self, workload: Workload, say: Callable[[str], None], work_N: Sequence[float] = (), rounds: int = 1
+    ) -> Executor:
+        num_processes = self.processes or self._default_processes(work_N, rounds)
+        if self.device != "cpu" or num_processes == 1:
+            return InProcessExecutor(workload, say, self.device)
+        executor = ScheduledExecutor(workload, ProcessTransport(workload, num_processes), say)
+        if self.processes is None:  # nobody asked for processes, so a run that cannot have any goes on without
+            try:
+                executor.wait_for_worker()
+            except BaseException as error:
+                executor.close()
+                if not isinstance(error, FedroundsError):
+                    raise
+                say(f"training continues in one process: {error.message}")
+                return InProcessExecutor(workload, say)
+        return executor
+
+    def _default_processes(self, work_N: Sequence[float], rounds: int) -> int:
+        """Return as many processes as there are processors and shards in a round; 1 where they are not worth their
+        start."""
+        if rounds * len(default_shards(work_N)) <= WORTH_PROCESSES:
+            return 1
+        return min(num_processors(), len(self.shards(work_N)))
 
 
 class DaskExecution(ExecutionRule):
-    """On the workers of a Dask cluster.
+    """Clients run at the workers of a Dask cluster.
 
     Args:
       address: the scheduler's, tcp://host:port or tls://host:port.
@@ -185,70 +215,11 @@ class DaskExecution(ExecutionRule):
             raise ValueError("give the scheduler's address as tcp://host:port or tls://host:port")
         return address
 
-    def trainer(self, workload: Workload, say: Callable[[str], None]) -> Trainer:
-        return DaskTrainer(workload, self.address, self.wait_s, say)
-
-
-class GrowingTrainer(Trainer):
-    """In this process, until what is left to do is worth processes and these have started."""
-
-    def __init__(self, workload: Workload, num_processes: int, say: Callable[[str], None]) -> None:
-        self._workload, self._num_processes, self._say = workload, num_processes, say
-        self._own = OwnTrainer(workload, say)
-        self._processes: ProcessTrainer | None = None
-        self._shard_s = 0.0  # of the last shard; the first one of all is not typical
-
-    def train(
-        self, rule: SGD, params_D: Float32, shards: Sequence[Shard], streaming: StreamingSum | None, rounds_left: int
-    ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
-        self._own.on_shard = self.on_shard
-        for index, shard in enumerate(shards):
-            processes = self._ready()
-            if processes is not None:
-                processes.on_shard = self.on_shard
-                yield from processes.train(rule, params_D, shards[index:], streaming, rounds_left)
-                return
-            left_s = self._shard_s * (rounds_left * len(shards) - index)
-            num_processes = min(self._num_processes, len(shards))
-            if self._processes is None and left_s > WORTH_PROCESSES_S and num_processes > 1:
-                self._start(num_processes)
-            began, first = time.perf_counter(), self._own.is_new
-            (trained,) = self._own.train(rule, params_D, [shard], streaming, rounds_left)
-            self._shard_s = 0.0 if first else time.perf_counter() - began
-            yield trained
-
-    def _start(self, num_processes: int) -> None:
-        try:
-            self._processes = ProcessTrainer(self._workload, num_processes, self._say)
-        except FedroundsError as error:
-            self._stay_here(error.message)
-
-    def _stay_here(self, why: str) -> None:
-        self._say(f"training goes on in one process: {why}")
-        self._processes, self._num_processes = None, 1
-
-    def _ready(self) -> ProcessTrainer | None:
-        """The processes, when all of them have started. Where they cannot start, training goes on here."""
-        try:
-            return self._processes if self._processes is not None and self._processes.is_ready() else None
-        except FedroundsError as error:
-            self.close()
-            self._stay_here(error.message)
-            return None
-
-    def spread(
-        self, work_on: Callable[[slice], RowTask[T]], rows_ND: Float32, unit: int, *, reads: bool, writes: bool
-    ) -> Iterator[T]:
-        workers = self._ready() or self._own
-        return workers.spread(work_on, rows_ND, unit, reads=reads, writes=writes)
-
-    def close(self) -> None:
-        if self._processes is not None:
-            self._processes.close()
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        return self._own.peak_memory_bytes if self._processes is None else self._processes.peak_memory_bytes
+    def executor(
+        self, workload: Workload, say: Callable[[str], None], work_N: Sequence[float] = (), rounds: int = 1
+    ) -> Executor:
+        _ = work_N, rounds
+        return ScheduledExecutor(workload, DaskTransport(workload, self.address, self.wait_s), say)
 
 
 def num_processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
