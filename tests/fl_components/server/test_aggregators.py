@@ -158,7 +158,7 @@ def test_the_memory_limit_holds_for_a_hundred_updates_of_a_perceptron(
         assert isinstance(hub.config.aggregation, GeometricMedian) and hub.federation.num_parameters == 199_210
         state, plan = begin(hub)
         assert len(plan.waves) > 5
-        _ = hub.trainer
+        _ = hub.executor
         tracemalloc.start()
         try:
             cohort = stages.aggregate(hub, plan, state, collect(hub, state, plan))
