@@ -47,6 +47,7 @@ from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
 from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
+from fedrounds.fl_components.privacy.search import bisect
 from fedrounds.fl_components.randomness import generator
 from fedrounds.fl_components.values import Sampling
 
@@ -180,10 +181,9 @@ def audit(
 def _count_interval(
     rule: CentralPrivacy, clipping: Clipping, sampling: Sampling, key_of: KeyOf, confidence: float
 ) -> tuple[float, float]:
-    """How far a client moves the count of unclipped updates, in deviations of its noise; 0 where nobody counts.
+    """How far a client moves the count of unclipped updates, in deviations of its noise; 0 where nobody counts."""
+    from scipy.stats import chi2
 
-    The quantiles of chi-square are Wilson and Hilferty's (1931), right to 1e-4 for so many degrees of freedom.
-    """
     if rule.clipping.count_deviation(sampling.cohort_size) is None:
         return 0.0, 0.0
 
@@ -192,10 +192,9 @@ def _count_interval(
         return (float(state["unclipped_fraction"][0]) - 0.5) * sampling.cohort_size
 
     squares = sum(noise(draw) ** 2 for draw in range(COUNTS))
-    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2 / (9 * COUNTS))
-    least, most = ((1 - 2 / (9 * COUNTS) + sign * margin) ** 3 for sign in (-1, 1))  # chi-square over its degrees
+    least, most = chi2.ppf([(1 - confidence) / 2, (1 + confidence) / 2], COUNTS) / COUNTS
     deviation = math.sqrt(squares / COUNTS)
-    return 0.5 * math.sqrt(least) / deviation, 0.5 * math.sqrt(most) / deviation
+    return 0.5 * math.sqrt(float(least)) / deviation, 0.5 * math.sqrt(float(most)) / deviation
 
 
 def statistic(released_D: Float64, sum_D: Float64) -> float:
@@ -272,11 +271,7 @@ def _largest_refuted(p_value: Callable[[float], float], level: float) -> float:
     """By bisection. A private mechanism is one with any larger epsilon too: what is refuted refutes all below it."""
     if p_value(0.0) > level:
         return 0.0
-    low, high = 0.0, 64.0
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
-    return low
+    return bisect(lambda epsilon: p_value(epsilon) <= level, 0.0, 64.0, atol=1e-4)
 
 
 def gaussian_epsilon(sensitivity: float, delta: float) -> float:

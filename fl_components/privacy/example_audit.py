@@ -51,6 +51,7 @@ from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.audit import MIN_CANARIES, gaussian_epsilon
 from fedrounds.fl_components.privacy.central import KeyOf
 from fedrounds.fl_components.privacy.events import Gaussian, SelfComposed
+from fedrounds.fl_components.privacy.search import bisect
 from fedrounds.fl_components.randomness import generator
 
 Release = Callable[[NDArray[np.bool_], int], NDArray[np.floating]]
@@ -273,10 +274,7 @@ def largest_refuted_mu(
         low, high = best, max(2 * best, 0.125)
         while refuted(high):
             low, high = high, 2 * high
-        while high - low > 1e-3 * high:
-            middle = (low + high) / 2
-            low, high = (middle, high) if refuted(middle) else (low, middle)
-        best = low
+        best = bisect(refuted, low, high, rtol=1e-3)
     return best
 
 
@@ -302,14 +300,13 @@ def _most_likely(num_canaries: int, num_guesses: int, num_right: int, mu: float)
     """By bisection, to 1 in 10,000 upward: the least total grows with the tail."""
     if num_right == 0 or _least_total(num_canaries, num_guesses, num_right, mu, 1.0) <= 1:
         return 1.0
-    low, high = MIN_LOG_P, 0.0
-    if _least_total(num_canaries, num_guesses, num_right, mu, math.exp(low)) > 1:
-        return math.exp(low)
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        possible = _least_total(num_canaries, num_guesses, num_right, mu, math.exp(middle)) <= 1
-        low, high = (middle, high) if possible else (low, middle)
-    return math.exp(high)
+
+    def impossible(log_p: float) -> bool:
+        return _least_total(num_canaries, num_guesses, num_right, mu, math.exp(log_p)) > 1
+
+    if impossible(MIN_LOG_P):
+        return math.exp(MIN_LOG_P)
+    return math.exp(bisect(impossible, 0.0, MIN_LOG_P, atol=1e-4))
 
 
 @lru_cache(maxsize=len(GUESSED))
