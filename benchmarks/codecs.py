@@ -122,7 +122,7 @@ class Updates:
 
     @property
     def plan(self) -> RoundPlan:
-        return RoundPlan("codecs", 1, "0123456789abcdef" * 4, self.tasks, (), (), min_updates=0, event={})
+        return RoundPlan("codecs", 1, "0123456789abcdef" * 4, self.tasks, (), (), min_updates=0)
 
     def codec(self, rule: dict[str, Any]) -> Codec:
         return Codec(_config({"compression": rule}).compression, derive_key(0, 1, "compression"), self.shapes)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
-from fedrounds.fl_components.privacy import CentralPrivacy
 from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, accuses, audit
 from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
 from fedrounds.fl_components.privacy.example_audit import accuses as accuses_examples
@@ -67,7 +66,7 @@ def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
             f"{num_canaries} canaries are too few for an audit", hint=f"draw at least {MIN_CANARIES} canaries"
         )
     of_experiment = store.runs(name=run)
-    charged = (each for each in of_experiment if each.spent or store.example_spending(each.run_id))
+    charged = (each for each in of_experiment if store.ledger.spent(each.run_id))
     found = store.find_run(run) or next(charged, None)
     if found is None and of_experiment:
         raise ConfigError(
@@ -89,8 +88,9 @@ def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
     sizes = [each.numel() for each in federation.module.parameters() if each.requires_grad]
     with one_thread():
         clients, about_examples = None, config.training.privacy.claims
-        if isinstance(config.privacy, CentralPrivacy) and (federation.is_charged or not about_examples):
-            rule = config.privacy.resolve_count_noise(federation.sampling.cohort_size)
+        central = config.central
+        if central is not None and (central.is_charged or not about_examples):
+            rule = central.resolve_count_noise(federation.sampling.cohort_size)
             clients = audit(rule, sizes, _fresh_keys(), num_canaries=num_canaries)
         examples = _audit_examples(federation, num_canaries) if about_examples else None
     return Audit(clients, examples)

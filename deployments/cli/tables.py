@@ -601,7 +601,7 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
     facts.add_row("privacy", _privacy(privacy))
     left_out = privacy.get("left_out") or (privacy.get("examples") or {}).get("left_out")
     if left_out:
-        from fedrounds.fl_components.server.statement import left_out_in_words
+        from fedrounds.fl_components.reports.statement import left_out_in_words
 
         facts.add_row("left out", f"{left_out_in_words(left_out)}: their budgets are spent")
     if data.get("seconds"):

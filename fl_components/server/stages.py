@@ -19,9 +19,8 @@ import torch
 
 from fedrounds.fl_components.aggregation import AdditiveRule
 from fedrounds.fl_components.arrays import Float32, Float64
-from fedrounds.fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
+from fedrounds.fl_components.errors import Diverged, FedroundsError, RunFailed, TooFewClients
 from fedrounds.fl_components.privacy.clipping import Clip, add_contributions
-from fedrounds.fl_components.privacy.events import NoOpEvent
 from fedrounds.fl_components.privacy.releases import Release, public, split_releases, withheld
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
@@ -29,7 +28,6 @@ from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.encoding import admit_all
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.withheld import withheld_error
-from fedrounds.fl_components.store.ledger import of_client
 from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of
 from fedrounds.fl_components.values import (
     Accumulator,
@@ -116,11 +114,8 @@ def select(hub: Hub, state: ServerState) -> RoundPlan:
         round=round,
         base_digest=hub.broadcast(state).digest,
         **_cut(hub, cohort),
-        min_updates=0 if config.privacy.claims else config.selection.min_updates,
-        event=(
-            config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else NoOpEvent()
-        ).model_dump(),
-        clipping_norm=float(state.clipping["norm"][0]) if config.privacy.claims else None,
+        min_updates=0 if config.central is not None else config.selection.min_updates,
+        clipping_norm=float(state.clipping["norm"][0]) if config.central is not None else None,
     )
 
 
@@ -149,31 +144,26 @@ def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
 
 @stage
 def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
-    """Write down what the round will cost, before any client is contacted; the plan gets the reservation's number, and
-    loses the clients whose own budgets are spent."""
-    guard = hub.guard if hub.federation.is_charged else None
-    examples = hub.example_charges([task.index for task in plan.cohort])
-    training = hub.training_digest(plan) if examples is not None else None
-    try:
-        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, examples, training)
-    except BudgetExhausted:
-        if examples is None or not hub.may_skip_round():
-            raise
-        nobody = replace(examples, events={}, least=0)
-        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, nobody, training)
+    """Reserve what the round will cost, before any client is contacted. The returned plan has the reservation's number,
+    and lacks the clients whose own budgets are spent."""
+    clients_pay = any(each.account.is_template for each in hub.claims)
+    training = hub.training_digest(plan) if clients_pay else None
+    charges = hub.charges([task.index for task in plan.cohort])
+    collection = hub.with_payers(charges, lambda each: hub.lease.reserve(plan.round, each, training))
     plan = replace(plan, collection=collection)
-    if examples is None:
+    if not clients_pay:
         return plan
-    paying = hub.lease.paying(plan.round)
-    refused = [task for task in plan.cohort if of_client(hub.run.population, task.client_id) not in paying]
+    paying = {account.client for account in hub.lease.paying(plan.round)} - {None}
+    refused = [task for task in plan.cohort if task.client_id not in paying]
     if not refused:
         return plan
     say = hub.notify_restricted if hub.federation.hides_participation else hub.say
     why = EXHAUSTED if paying else TOO_FEW_PAY
     say(f"round {plan.round} is made without {names_of(refused)}: {why}")
     reasons = {task.client_id: why for task in refused}
-    left = tuple(task for task in plan.cohort if task.client_id not in reasons)
-    return replace(plan, **_cut(hub, left), excluded=reasons, min_updates=plan.min_updates if left else 0)
+    remaining = tuple(task for task in plan.cohort if task.client_id not in reasons)
+    min_updates = plan.min_updates if remaining else 0
+    return replace(plan, **_cut(hub, remaining), excluded=reasons, min_updates=min_updates)
 
 
 @stage
