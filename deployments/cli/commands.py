@@ -344,11 +344,11 @@ def privacy_plan(
     picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
 ) -> CommandResult:
     """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
-    from fedrounds.deployments import privacy
+    from fedrounds.deployments import planning
     from fedrounds.deployments.cli import tables
 
     unit: Literal["client", "example"] = "example" if example_level else "client"
-    found = privacy.plan(config, overrides or (), epsilon=epsilon, unit=unit, picture=picture)
+    found = planning.plan(config, overrides or (), epsilon=epsilon, unit=unit, picture=picture)
     if example_level:
         return CommandResult(found, tables.plan_examples(found))
     return CommandResult(found, tables.plan(found))

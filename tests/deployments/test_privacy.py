@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedrounds.deployments import api, privacy
+from fedrounds.deployments import api, planning, privacy
 from fedrounds.deployments.cli import main
 from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
@@ -235,7 +235,7 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_each_choice_keeps_what_was_asked(self, config: str, home: Path, tmp_path: Path) -> None:
-        found = privacy.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
+        found = planning.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
         configured, noise, rounds, cohort = found["choices"]
         assert configured["epsilon"] == pytest.approx(epsilon(50)) and configured["epsilon"] > 4
         for choice in (noise, rounds, cohort):
@@ -250,7 +250,7 @@ class TestPlan:
     @pytest.mark.ci
     @pytest.mark.parametrize("asked", [1e-9, 1e9])
     def test_what_no_run_can_keep_is_not_proposed(self, config: str, home: Path, asked: float) -> None:
-        _, *choices = privacy.plan(config, epsilon=asked)["choices"]
+        _, *choices = planning.plan(config, epsilon=asked)["choices"]
         for choice in choices:
             assert choice["rounds"] >= 1 and choice["cohort_size"] >= 1 and choice["noise_multiplier"] >= 0.001
             assert choice["epsilon"] <= asked
@@ -268,7 +268,7 @@ class TestPlan:
 
     def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
         with pytest.raises(ConfigError, match="there is nothing to plan"):
-            privacy.plan(config, ["privacy={kind: none}"], epsilon=1.0)
+            planning.plan(config, ["privacy={kind: none}"], epsilon=1.0)
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_no_look_at_private_data_shows_a_cell(home: Path, tmp_path: Path, look: 
     file.write_text(json.dumps(fields))  # which is YAML as well
     looks: dict[str, Callable[[], Any]] = {
         "check": lambda: api.check_config(str(file), data=True),
-        "plan": lambda: privacy.plan(str(file), epsilon=5.0),
-        "plan for examples": lambda: privacy.plan(str(file), unit="example", epsilon=5.0),
+        "plan": lambda: planning.plan(str(file), epsilon=5.0),
+        "plan for examples": lambda: planning.plan(str(file), unit="example", epsilon=5.0),
     }
     with pytest.raises(DataError) as caught:
         looks[look]()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrounds.deployments import privacy
+from fedrounds.deployments import planning, privacy
 from fedrounds.deployments.api import check_config, run_data
 from fedrounds.deployments.cli import main
 from fedrounds.fl_components.account import Account
@@ -259,7 +259,6 @@ class TestBudget:
     @pytest.mark.parametrize(
         ("population", "options", "sentence"),
         [
-            ("heart/*", {"unit": "client"}, "unit of population 'heart/\\*' cannot be client"),
             ("heart", {"unit": "example"}, "unit of population 'heart' cannot be example"),
             ("heart/va", {"neighbouring": "add_or_remove"}, "neighbouring is add_or_remove for examples"),
         ],
@@ -278,7 +277,7 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_a_small_hospital_pays_more(self, config: str, home: Path) -> None:
-        found = privacy.plan(config, unit="example", epsilon=2.0)
+        found = planning.plan(config, unit="example", epsilon=2.0)
         assert [(each["client"], each["examples"]) for each in found["clients"]] == [
             ("switzerland", 30),
             ("va", 85),
@@ -301,8 +300,8 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_cut_batches_are_paid_for(self, config: str, home: Path) -> None:
-        plain = privacy.plan(config, unit="example", epsilon=2.0)["clients"]
-        cut = privacy.plan(config, ["training.privacy.max_batch_size=130"], unit="example", epsilon=2.0)["clients"]
+        plain = planning.plan(config, unit="example", epsilon=2.0)["clients"]
+        cut = planning.plan(config, ["training.privacy.max_batch_size=130"], unit="example", epsilon=2.0)["clients"]
         assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
         assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
 
@@ -312,17 +311,17 @@ class TestPlan:
         with pytest.raises(
             ConfigError, match=r"no noise keeps an epsilon of 2 at a delta of 0\.001: .*cut too"
         ) as refused:
-            privacy.plan(config, [f"{cut}100"], unit="example", epsilon=2.0)
+            planning.plan(config, [f"{cut}100"], unit="example", epsilon=2.0)
         hint = str(refused.value.hint)
         assert "or leave it out" in hint
         least = int(hint.partition("at least ")[2].partition(",")[0])
-        assert 100 < least < 199 and privacy.plan(config, [f"{cut}{least}"], unit="example", epsilon=2.0)["clients"]
+        assert 100 < least < 199 and planning.plan(config, [f"{cut}{least}"], unit="example", epsilon=2.0)["clients"]
         with pytest.raises(ConfigError, match="no noise keeps"):
-            privacy.plan(config, [f"{cut}{least - 1}"], unit="example", epsilon=2.0)
+            planning.plan(config, [f"{cut}{least - 1}"], unit="example", epsilon=2.0)
 
     @pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), 0.0, -1.0])
     def test_what_no_plan_can_keep(self, config: str, home: Path, epsilon: float) -> None:
-        for plan in (privacy.plan, partial(privacy.plan, unit="example")):
+        for plan in (planning.plan, partial(planning.plan, unit="example")):
             with pytest.raises(ConfigError, match=f"epsilon is {epsilon:g}"):
                 plan(config, epsilon=epsilon)
 
@@ -340,9 +339,9 @@ class TestPlan:
 
     def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
         with pytest.raises(ConfigError, match="nothing to plan for the examples"):
-            privacy.plan(config, ["training.privacy={kind: none}"], unit="example", epsilon=1.0)
+            planning.plan(config, ["training.privacy={kind: none}"], unit="example", epsilon=1.0)
         with pytest.raises(ConfigError, match=r"privacy\.kind is none") as refused:
-            privacy.plan(config, epsilon=1.0)
+            planning.plan(config, epsilon=1.0)
         assert "--example-level" in str(refused.value.hint)
 
 

@@ -52,9 +52,12 @@ def counts(hub: Hub, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
     seal = type(hub.lease).seal
     hub.on_stage, hub.say = seen.append, said.append
     with monkeypatch.context() as patched:
-        patched.setattr(
-            type(hub.lease), "seal", lambda lease, n, c, data: (sizes.append(len(data)), seal(lease, n, c, data))[1]
-        )
+
+        def measured(lease: Lease, n: int, c: int, data: bytes, states: Any) -> None:
+            sizes.append(len(data))
+            seal(lease, n, c, data, states)
+
+        patched.setattr(Lease, "seal", measured)
         rows = hub.store.journal_head().rows
         walk(stages, hub, round)
     record = hub.store.round("r", round)
@@ -115,7 +118,7 @@ def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.M
         state = stages.load(hub, 1)
         plan = stages.authorise(hub, stages.select(hub, state))
         tensors = {"sum": np.zeros((hub_module.SEAL_BYTES + beyond) // 8)}
-        monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data: lengths.add(len(data)))
+        monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data, states: lengths.add(len(data)))
         rejection = Rejection(RejectionCode.UNDECODABLE, "\u20ac" * 300)
         long = {"\U00020000" * 99 + str(row): rejection for row in range(9)}
         for collected in (
