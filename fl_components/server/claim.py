@@ -38,6 +38,11 @@ class RunClaim:
         """The account that holds the terms of the claim."""
         return self.claim.account(self.federation.config.population)
 
+    @property
+    def is_paid_by_clients(self) -> bool:
+        """Whether each client has an account of its own."""
+        return self.account.is_template
+
     @cached_property
     def terms(self) -> BudgetTerms:
         """The terms under which the epsilons of this claim are stated. Nothing limits demonstrations together."""
@@ -53,6 +58,7 @@ class RunClaim:
     def charges(self, rows: Iterable[int]) -> Charges:
         """Return what a round costs if the clients in these rows may be charged."""
         config, data = self.federation.config, self.federation.data
+        rows = rows if self.is_paid_by_clients else ()  # else the cost would follow the population
         round = ClaimRound(
             population=config.population,
             sampling=self.federation.sampling,

@@ -355,7 +355,7 @@ class Hub:
         federation, ahead = self.federation, self._ahead(sightings)
         known, released = self._accounted_round(), max([0, *(each.round for each in ahead)])
         lost = max(released - known, self.store.uncharged_releases(self.run_id, of_any_database=True), 0)
-        if lost and any(each.account.is_template for each in self.claims):
+        if lost and any(each.is_paid_by_clients for each in self.claims):
             lost, released = lost + 1, released + 1  # clients may have sent their updates of the next one
         _, last = last_seen(self.store.secrets_folder, self.run_id)
         secret = RunSecret.create(self.store.secrets_folder, self.run_id, self.store.identity())
@@ -409,8 +409,10 @@ class Hub:
         round = run.committed_round + 1
         if not self.claims or self.store.ledger.is_reserved(run.run_id, round):  # by an attempt that ended
             return
-        cohort = self.federation.select(round, self.participations, self.source(round))
-        self.with_payers(self.charges(cohort.tolist()), lambda charges: self.store.ledger.check(run.run_id, charges))
+        cohort: list[int] = []
+        if any(each.is_paid_by_clients for each in self.claims):
+            cohort = self.federation.select(round, self.participations, self.source(round)).tolist()
+        self.with_payers(self.charges(cohort), lambda charges: self.store.ledger.check(run.run_id, charges))
 
     def with_payers(self, charges: Sequence[Charges], act: Callable[[Sequence[Charges]], T]) -> T:
         """Return what `act` returns for the charges of a round; for those of no client where too few of the cohort can

@@ -146,7 +146,7 @@ def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
 def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
     """Reserve what the round will cost, before any client is contacted. The returned plan has the reservation's number,
     and lacks the clients whose own budgets are spent."""
-    clients_pay = any(each.account.is_template for each in hub.claims)
+    clients_pay = any(each.is_paid_by_clients for each in hub.claims)
     training = hub.training_digest(plan) if clients_pay else None
     charges = hub.charges([task.index for task in plan.cohort])
     collection = hub.with_payers(charges, lambda each: hub.lease.reserve(plan.round, each, training))

@@ -95,9 +95,9 @@ Book: TypeAlias = "dict[str, Any]"
 def reconcile(connection: Connection) -> None:
     """Raises `JournalBroken`, naming what differs, unless the tables' covered columns are what the journal says. The
     journal itself is to be verified before."""
-    told, stored = _told(connection), _stored(connection)
+    expected_books, stored = _journalled(connection), _stored(connection)
     for title, found in stored.items():
-        expected = told.get(title, {})
+        expected = expected_books.get(title, {})
         if expected != found:
             differing = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
             shown = "; ".join(_difference(key, expected.get(key), found.get(key)) for key in sorted(differing)[:3])
@@ -131,7 +131,7 @@ def blobs_in_use(connection: Connection) -> dict[str, str]:
     return found
 
 
-class _Told:
+class _JournalReader:
     """What the journal says, row by row."""
 
     def __init__(self) -> None:
@@ -270,15 +270,15 @@ class _Told:
             self.books["seals"].pop(_round(row.run_id, n), None)
 
 
-def _told(connection: Connection) -> dict[str, Book]:
+def _journalled(connection: Connection) -> dict[str, Book]:
     """By the journal."""
-    told = _Told()
+    reader = _JournalReader()
     columns = [journal_table.c[name] for name in ("sequence", "at", "run_id", "kind", "content", "key_id")]
     query = select(*columns).order_by(journal_table.c.sequence).execution_options(yield_per=1000)
     for row in connection.execute(query):
-        told.read(row, json.loads(row.content))
-    told.totals()
-    return told.books
+        reader.read(row, json.loads(row.content))
+    reader.totals()
+    return reader.books
 
 
 def _by_sequence(rows: Iterable[AnyRow], value_of: Callable[[AnyRow], Any]) -> Book:
