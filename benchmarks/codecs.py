@@ -124,7 +124,7 @@ class Updates:
 
     @property
     def plan(self) -> RoundPlan:
-        return RoundPlan("codecs", 1, "0123456789abcdef" * 4, 0, self.tasks, (), (), min_updates=0, event={})
+        return RoundPlan("codecs", 1, "0123456789abcdef" * 4, 0, self.tasks, (), (), min_updates=0)
 
     def codec(self, rule: dict[str, Any]) -> Codec:
         return Codec(

@@ -20,10 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.reports import events_of, tightest_epsilon
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.claim import events_of
 from fedrounds.fl_components.server.hub import open_hub
-from fedrounds.fl_components.server.statement import tightest_epsilon
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 
@@ -76,7 +75,7 @@ def main() -> None:
             open_hub(store, "r", config=config) as hub,
         ):
             results = [walk(stages, hub, round) for round in range(1, config.rounds + 1)]
-            (budget,) = (each for each in store.budgets() if each.spent)
+            (budget,) = (each for each in store.ledger.budgets().values() if each.spent)
             tightest = tightest_epsilon(budget, budget.spent)
             steps = sum(count * event.count for event, count in events_of(budget.spent).items())  # type: ignore[attr-defined]
         accuracies = [each.metrics["eval/accuracy"] for each in results]

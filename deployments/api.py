@@ -21,7 +21,7 @@ from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
 from fedrounds.fl_components.run_state import RunState
@@ -37,9 +37,13 @@ from fedrounds.fl_components.store import (
 if TYPE_CHECKING:
     from fedrounds.deployments.stack.connection import Connection
     from fedrounds.fl_components.config import FederationConfig
+    from fedrounds.fl_components.reports import ClaimReport
     from fedrounds.tasks.progress import Progress
     from fedrounds.tasks.session import Session
     from fedrounds.tasks.sweep import SweepSession
+
+MEANING: Final = ("delta", "unit", "neighbouring", "accountant", "demonstration")
+"""What gives an epsilon its meaning."""
 
 T = TypeVar("T")
 OnProgress = Callable[["Progress"], None]
@@ -329,58 +333,38 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
 
 
 def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
-    """The run's epsilon as its last round was told of it, with all that gives it a meaning; about examples where
-    nothing else is promised, and beside it where clients are protected as well."""
+    """Return the run's epsilon as of its last round, with all that gives it a meaning: about the first claim, and about
+    a second one beside it."""
+    from fedrounds.fl_components.reports import privacy_report
+
     metrics = rounds[-1].result["metrics"] if rounds else {}
-    epsilons = (metrics.get("privacy/epsilon"), metrics.get("privacy/example/epsilon"))
-    if run.state == RunState.DELETED:  # the ledger has what it has come to
-        epsilons = _spent(store, run)
-    about_clients = _of_clients(store, run, epsilons[0]) if epsilons[0] is not None else None
-    about_examples = _of_examples(store, run, epsilons[1], rounds) if epsilons[1] is not None else None
-    meaning = ("delta", "unit", "neighbouring", "accountant", "demonstration")
-    nothing = {name: None for name in ("epsilon", "epsilon_tightest", *meaning)}
-    found = about_clients or about_examples or nothing
-    return {"clients": None, "left_out": None, **found, "examples": about_examples if about_clients else None}
+    found = []
+    for each in privacy_report(store, run).claims:
+        known = each.metrics
+        if run.state != RunState.DELETED:  # of a deleted run only the ledger is left
+            known = {name: metrics[name] for name in known if name in metrics}
+        epsilon = known.get("privacy/epsilon" if each.terms.unit == "client" else "privacy/example/epsilon")
+        if epsilon is not None:
+            found.append(_claim(store, run, each, epsilon, rounds))
+    names = ("epsilon", "epsilon_tightest", *MEANING, "clients", "left_out")
+    return {**(found[0] if found else dict.fromkeys(names)), "examples": found[1] if len(found) > 1 else None}
 
 
-def _spent(store: Store, run: RunRecord) -> tuple[float | None, float | None]:
-    """A run's epsilons about clients and about their examples, by its charges alone."""
-    from fedrounds.fl_components.server.claim import epsilon_of, example_spending
-    from fedrounds.fl_components.store.ledger import decode_events
+def _claim(
+    store: Store, run: RunRecord, report: ClaimReport, epsilon: float, rounds: Sequence[RoundRecord]
+) -> dict[str, Any]:
+    """Return what one claim has cost; where each client pays, `epsilon` is the largest of any client's."""
+    from fedrounds.fl_components.reports import tightest_epsilon
+    from fedrounds.fl_components.reports.statement import left_out
 
-    budget, of_examples = store.find_budget(run.population), example_spending(store, run)
-    about_clients = epsilon_of(decode_events(run.spent), budget) if budget is not None and run.spent else None
-    return about_clients, None if of_examples is None else of_examples.run.epsilon
-
-
-def _of_clients(store: Store, run: RunRecord, epsilon: float) -> dict[str, Any]:
-    from fedrounds.fl_components.server.statement import tightest_epsilon
-    from fedrounds.fl_components.store.ledger import decode_events
-
-    budget = store.find_budget(run.population)
-    assert budget is not None
+    by_client = report.account.is_template
+    spent = {} if by_client else store.ledger.spent(run.run_id)
     return {
         "epsilon": epsilon,
-        "epsilon_tightest": tightest_epsilon(budget, decode_events(run.spent)),
-        **{name: getattr(budget, name) for name in ("delta", "unit", "neighbouring", "accountant", "demonstration")},
-    }
-
-
-def _of_examples(store: Store, run: RunRecord, epsilon: float, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
-    """`epsilon` is the largest of any client's."""
-    from fedrounds.fl_components.server.claim import example_spending
-    from fedrounds.fl_components.server.statement import left_out
-    from fedrounds.fl_components.store.ledger import EACH_CLIENT
-
-    told, terms = example_spending(store, run), store.find_budget(run.population + EACH_CLIENT)
-    assert told is not None and terms is not None
-    return {
-        "epsilon": epsilon,
-        "epsilon_tightest": None,
-        **{name: getattr(told.run, name) for name in ("delta", "unit", "neighbouring", "accountant")},
-        "demonstration": terms.demonstration,
-        "clients": dict(told.clients) if told.clients is not None else None,
-        "left_out": left_out(rounds),
+        "epsilon_tightest": None if by_client else tightest_epsilon(report.terms, spent[report.account]),
+        **{name: getattr(report.terms, name) for name in MEANING},
+        "clients": None if report.clients is None else {name: each.epsilon for name, each in report.clients.items()},
+        "left_out": left_out(rounds) if by_client else None,
     }
 
 

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedrounds.fl_components.admission import Admission
-from fedrounds.fl_components.aggregation import Aggregation, LinearAggregator, Mean
+from fedrounds.fl_components.aggregation import Aggregation, Mean
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
@@ -32,7 +32,7 @@ from fedrounds.fl_components.data import Data
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.executors import Execution, LocalExecution
 from fedrounds.fl_components.models import Model
-from fedrounds.fl_components.privacy import NoPrivacy, Privacy
+from fedrounds.fl_components.privacy import CentralPrivacy, Claim, ClaimContext, NoPrivacy, Privacy
 from fedrounds.fl_components.rules import MAX_WHOLE, PluginUnion, Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
 from fedrounds.fl_components.training import Evaluation, Training
@@ -46,9 +46,6 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 PATHS = ("folder", "file")
 """The fields of rules that are paths."""
-
-MAX_CHARGED = 1000
-"""Clients that may all be charged in every round."""
 
 
 class FederationConfig(Rule):
@@ -98,8 +95,7 @@ class FederationConfig(Rule):
             check_compression(self, num_clients)
         check_schedule(self)
         check_stragglers(self)
-        check_claim(self, num_clients)
-        check_example_claim(self, num_clients)
+        check_claims(self, num_clients)
         return self
 
     def sampling(self, num_clients: int) -> Sampling:
@@ -111,9 +107,34 @@ class FederationConfig(Rule):
         return sampling
 
     @property
+    def claims_made(self) -> tuple[Claim, ...]:
+        """What is promised: about clients first, then about their examples."""
+        return tuple(each for each in (self.privacy, self.training.privacy) if isinstance(each, Claim))
+
+    @property
+    def charged_claims(self) -> tuple[Claim, ...]:
+        """The claims that rounds are paid for."""
+        return tuple(each for each in self.claims_made if each.is_charged)
+
+    @property
     def claims(self) -> bool:
         """Whether anything is promised, about clients or about their examples."""
-        return self.privacy.claims or self.training.privacy.claims
+        return bool(self.claims_made)
+
+    @property
+    def protects_clients(self) -> bool:
+        """Whether a claim protects all that a client holds: then who takes part must not be shown."""
+        return any(each.unit == "client" for each in self.claims_made)
+
+    @property
+    def central(self) -> CentralPrivacy | None:
+        """The claim for which the server adds the noise."""
+        return self.privacy if isinstance(self.privacy, CentralPrivacy) else None
+
+    @property
+    def claimed_steps(self) -> int:
+        """The local steps of a client's round for which it draws private batches; 0 where it draws none."""
+        return self.training.private_steps if self.training.example_level is not None else 0
 
 
 def check_cohort(config: FederationConfig, num_clients: int) -> None:
@@ -161,73 +182,33 @@ def check_compression(config: FederationConfig, num_clients: int) -> None:
         )
 
 
-def check_claim(config: FederationConfig, num_clients: int | None) -> None:
-    """The laws that a privacy claim puts on all other fields, as far as they can be told without the number of clients.
-
-    Raises ValueError.
-    """
-    privacy, selection, aggregation = config.privacy, config.selection, config.aggregation
-    if not privacy.claims:
-        return
-    if not isinstance(aggregation, LinearAggregator) or aggregation.prepare:
-        chain = "".join(f" after {preparation.kind}" for preparation in aggregation.prepare)
+def check_claims(config: FederationConfig, num_clients: int | None) -> None:
+    """Check the laws that privacy claims put on all other fields, as far as they can be told without the number of
+    clients. Raises ValueError."""
+    units = [each.unit for each in config.claims_made]
+    if len(units) > len(set(units)):
         raise ValueError(
-            f"privacy.kind is {privacy.kind} but aggregation.kind is {aggregation.kind}{chain}: how far one client "
-            "moves the aggregate is not known, so no noise could cover it; use aggregation.kind mean, and leave "
-            "aggregation.prepare out"
+            f"privacy.kind is {config.privacy.kind} and training.privacy.kind is {config.training.privacy.kind}: both "
+            f"protect the same, a {units[0]}; leave one of them out"
         )
-    if aggregation.max_weight is None:
-        raise ValueError(
-            f"privacy.kind is {privacy.kind} but aggregation.weights is num_examples without a cap: one client with "
-            "many examples could move the mean any distance; set aggregation.max_examples, or aggregation.weights to "
-            "uniform"
-        )
-    if config.compression.error_feedback:
-        raise ValueError(
-            f"privacy.kind is {privacy.kind} but compression.error_feedback is true: what clients keep for later is "
-            "their own, and checkpoints would hold it; leave compression.error_feedback out"
-        )
-    if selection.min_updates and "min_updates" in selection.model_fields_set:
-        raise ValueError(
-            f"privacy.kind is {privacy.kind} but selection.min_updates is {selection.min_updates}: a round that ends "
-            "because few clients came tells who came; leave selection.min_updates out"
-        )
-    check_claimed_fields(config)
-    if num_clients is None:
-        privacy.event(config.sampling(MANY))  # whether a claim leans on the draw is the same for any number
-        return
-    sampling = config.sampling(num_clients)
-    privacy.event(sampling)
-    if sampling.cohort_size < 1:
-        raise ValueError(
-            f"privacy.kind is {privacy.kind} but selection.sampling_rate {sampling.rate:g} expects "
-            f"{sampling.cohort_size:.3g} of {num_clients} clients in a round: most rounds would be noise alone; make "
-            f"selection.sampling_rate at least {1 / num_clients:.3g}"
-        )
-    simulated = getattr(privacy, "simulate_noise_cohort", None)
-    if simulated is not None and simulated < sampling.cohort_size:
-        raise ValueError(
-            f"privacy.simulate_noise_cohort is {simulated} but a round selects {sampling.cohort_size:g} clients: it is "
-            "for the study of a larger cohort; make it larger than the cohort, or leave it out"
-        )
-    privacy.check(sampling.cohort_size)
-
-
-def check_claimed_fields(config: FederationConfig) -> None:
-    """Refuse what does nothing under a claim about clients. Raises ValueError."""
+    selection, aggregation = config.selection, config.aggregation
+    is_sum = isinstance(aggregation, LinearAggregator) and not aggregation.prepare
     limit = config.admission.max_update_norm
-    if limit != Admission().max_update_norm:
-        raise ValueError(
-            f"privacy.kind is {config.privacy.kind} but admission.max_update_norm is {limit:g}: under a claim an "
-            "update is clipped to privacy.clipping, not rejected; leave admission.max_update_norm out"
-        )
-    simulated = getattr(config.privacy, "simulate_noise_cohort", None)
-    epsilon = getattr(config.privacy, "epsilon", None)
-    if simulated is not None and epsilon is not None:
-        raise ValueError(
-            f"privacy.epsilon is {epsilon:g} and privacy.simulate_noise_cohort is {simulated}: a simulated epsilon is "
-            "not spent, so the limit would do nothing; leave one of them out"
-        )
+    context = ClaimContext(
+        num_clients=num_clients,
+        sampling=config.sampling(MANY if num_clients is None else num_clients),
+        aggregation=aggregation.kind + "".join(f" after {each.kind}" for each in aggregation.prepare),
+        is_sum=is_sum,
+        max_weight=aggregation.max_weight if isinstance(aggregation, LinearAggregator) else None,
+        error_feedback=config.compression.error_feedback,
+        min_updates=selection.min_updates if "min_updates" in selection.model_fields_set else None,
+        max_update_norm=limit if limit != Admission().max_update_norm else None,
+        private_statistics=config.data.private_statistics,
+        withholds_cohort=config.protects_clients and not config.data.is_public,
+        other_kind=config.privacy.kind,
+    )
+    for rule in (config.privacy, config.training.privacy):
+        rule.check(context)
 
 
 def check_schedule(config: FederationConfig) -> None:
@@ -249,27 +230,6 @@ def check_stragglers(config: FederationConfig) -> None:
             f"simulation.stragglers is given and training.{work} is 1: a straggler does a part of its {work}; make "
             f"training.{work} at least 2"
         )
-
-
-def check_example_claim(config: FederationConfig, num_clients: int | None) -> None:
-    """The laws that a claim about single examples puts on other fields. Raises ValueError."""
-    if not config.training.privacy.claims:
-        return
-    kind = config.training.privacy.kind
-    if config.data.private_statistics is not None:
-        raise ValueError(
-            f"training.privacy.kind is {kind} and data.{config.data.private_statistics}: one example moves all the "
-            "others of its client, whose noise would not cover that; scale the inputs by public constants"
-        )
-    secret_cohort = config.privacy.claims and not config.data.is_public
-    if secret_cohort and num_clients is not None and num_clients > MAX_CHARGED:
-        everyone = config.sampling(num_clients).kind == "everyone"
-        if not everyone:
-            raise ValueError(
-                f"privacy.kind is {config.privacy.kind} and training.privacy.kind is {kind}, with {num_clients} "
-                "clients: who is selected must not be told, so every client pays for every round, which at most "
-                f"{MAX_CHARGED} can; leave one of the two claims out"
-            )
 
 
 def parse_config(fields: Mapping[str, Any]) -> FederationConfig:

@@ -100,7 +100,7 @@ def _spec(federation: Federation, round: int, client: int, base_digest: str) -> 
     seed, stragglers = derive_key(config.seed, round, "training", name), config.simulation.stragglers
     work = None if stragglers is None else stragglers.work(seed, config.training.num_units)
     task = ClientTask(name, client, federation.data.num_examples(client), seed, work)
-    plan = RoundPlan("simulation", round, base_digest, 0, (task,), (), (), 0, {})
+    plan = RoundPlan("simulation", round, base_digest, 0, (task,), (), (), 0)
     return round_spec(federation, plan, task, config.seed)
 
 

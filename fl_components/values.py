@@ -92,7 +92,6 @@ class RoundPlan:
     shards: tuple[slice, ...]
     waves: tuple[slice, ...]
     min_updates: int
-    event: Mapping[str, Any]
     clipping_norm: float | None = None
     collection: int = 0
     excluded: Mapping[str, Rejection] = field(default_factory=dict)

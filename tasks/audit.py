@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
-from fedrounds.fl_components.privacy import CentralPrivacy
-from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, accuses, audit
-from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, audit_examples
-from fedrounds.fl_components.privacy.example_audit import accuses as accuses_examples
+from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, accuses, audit_releases
+from fedrounds.fl_components.privacy.central_audit import audit_central
 from fedrounds.fl_components.randomness import hkdf
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.federation import Federation
@@ -37,15 +35,14 @@ in many of them."""
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found: about clients, about their examples, or both."""
+    """The reports about clients, about their examples, or both."""
 
     clients: AuditReport | None
-    examples: ExampleAuditReport | None
+    examples: AuditReport | None
 
     @property
     def accused(self) -> bool:
-        about_clients = self.clients is not None and accuses(self.clients)
-        return about_clients or (self.examples is not None and accuses_examples(self.examples))
+        return any(accuses(each) for each in (self.clients, self.examples) if each is not None)
 
     @property
     def verdict(self) -> str:
@@ -68,7 +65,7 @@ def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
             f"{num_canaries} canaries are too few for an audit", hint=f"draw at least {MIN_CANARIES} canaries"
         )
     of_experiment = store.runs(name=run)
-    charged = (each for each in of_experiment if each.spent or store.example_spending(each.run_id))
+    charged = (each for each in of_experiment if store.ledger.spent(each.run_id))
     found = store.find_run(run) or next(charged, None)
     if found is None and of_experiment:
         raise ConfigError(
@@ -77,8 +74,14 @@ def auditable_run(store: Store, run: str, num_canaries: int) -> RunRecord:
     found = found or store.run(run)
     if found.state == RunState.DELETED:
         raise RunNotFound(f"run {run!r} was deleted", hint="`fedrounds runs` lists those that can be audited")
-    if not parse_config(found.config).claims:
+    config = parse_config(found.config)
+    if not config.claims:
         raise ConfigError(f"run {found.run_id} claims nothing: privacy.kind is none", hint="audit a run under a claim")
+    if config.central is None and config.training.example_level is None:
+        raise ConfigError(
+            f"run {found.run_id} makes the claim {config.claims_made[0].kind}, for which there is no audit",
+            hint="audit a run under the claim central or example_level",
+        )
     return found
 
 
@@ -89,15 +92,16 @@ def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
     federation = federation_of(store, run)
     sizes = [each.numel() for each in federation.module.parameters() if each.requires_grad]
     with one_thread():
-        clients, about_examples = None, config.training.privacy.claims
-        if isinstance(config.privacy, CentralPrivacy) and (federation.is_charged or not about_examples):
-            rule = config.privacy.resolve_count_noise(federation.sampling.cohort_size)
-            clients = audit(rule, sizes, _fresh_keys(), num_canaries=num_canaries)
+        clients, about_examples = None, config.training.example_level is not None
+        central = config.central
+        if central is not None and (central.is_charged or not about_examples):
+            rule = central.resolve_count_noise(federation.sampling.cohort_size)
+            clients = audit_central(rule, sizes, _fresh_keys(), num_canaries=num_canaries)
         examples = _audit_examples(federation, num_canaries) if about_examples else None
     return Audit(clients, examples)
 
 
-def _audit_examples(federation: Federation, num_canaries: int) -> ExampleAuditReport:
+def _audit_examples(federation: Federation, num_canaries: int) -> AuditReport:
     config, keys = federation.config, _fresh_keys()
     rule = config.training.in_round(1, config.rounds)
     private = rule.example_level
@@ -107,7 +111,7 @@ def _audit_examples(federation: Federation, num_canaries: int) -> ExampleAuditRe
     def release(joined_M: NDArray[np.bool_], number: int) -> Float32:
         return shadow.step(joined_M, keys(f"step {number}"))[-num_canaries:]
 
-    return audit_examples(
+    return audit_releases(
         release,
         keys,
         noise_multiplier=private.noise_multiplier,
@@ -138,19 +142,10 @@ def show_audit(store: Store, run: RunRecord, found: Audit) -> str:
 
 def _metrics(found: Audit) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    if found.clients is not None:
-        low, high = found.clients.epsilon_interval
-        metrics = {
-            "claimed_epsilon": found.clients.claimed_epsilon,
-            "epsilon_low": low,
-            "epsilon_high": high,
-            "epsilon_lower_bound": found.clients.epsilon_lower_bound,
-            "mean_cosine": found.clients.mean_cosine,
-        }
-    if found.examples is not None:
-        metrics |= {
-            "example/claimed_epsilon": found.examples.claimed_epsilon,
-            "example/epsilon_lower_bound": found.examples.epsilon_lower_bound,
-            "example/p_value": found.examples.p_value,
-        }
+    for prefix, report in (("", found.clients), ("example/", found.examples)):
+        if report is not None:
+            names = ("claimed_epsilon", "epsilon_lower_bound", "p_value", "mean_cosine")
+            values = {name: getattr(report, name) for name in names}
+            values["epsilon_low"], values["epsilon_high"] = report.epsilon_interval or (None, None)
+            metrics |= {prefix + name: value for name, value in values.items() if value is not None}
     return metrics

@@ -15,11 +15,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.utilities.annotations import quote
 
-from fedrounds.fl_components.server.claim import example_spending, spending
+from fedrounds.fl_components.reports import ClaimReport, privacy_report
+from fedrounds.fl_components.reports.statement import left_out, left_out_in_words
 from fedrounds.fl_components.server.hub import Hub
-from fedrounds.fl_components.server.statement import left_out, left_out_in_words
-from fedrounds.fl_components.store import Budget, RoundRecord, RunRecord, Store
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client
+from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 from fedrounds.fl_components.values import RoundResult
 from fedrounds.tasks.anchors import anchor_line, page_key
 from fedrounds.tasks.session import Session
@@ -113,52 +112,37 @@ def _left_out(rows: Sequence[RoundRecord]) -> list[str]:
 
 
 def _privacy(hub: Hub) -> list[str]:
-    """What is claimed, and how much of the budget is left, as a bar: about clients, then about their examples."""
-    claims = [*_about_clients(hub), *_about_examples(hub)]
-    return claims or ["Privacy: no claim."]
+    """Return what is claimed, and how much of each budget is left, as a bar."""
+    report = privacy_report(hub.store, hub.run, hub.config)
+    lines = ["Privacy: a larger cohort is simulated; no claim."] * (report.simulated is not None)
+    for each in report.claims:
+        lines += _claim(each)
+    return lines or ["Privacy: no claim."]
 
 
-def _about_clients(hub: Hub) -> list[str]:
-    if not hub.federation.is_charged:
-        return ["Privacy: a larger cohort is simulated; no claim."] if hub.config.privacy.claims else []
-    budget = hub.store.find_budget(hub.run.population)
-    assert budget is not None
-    told = spending(budget, decode_events(hub.store.run(hub.run_id).spent))
-    lines = [f"Privacy: this run has come to **epsilon {told.run.epsilon:.4g}**{_meaning(budget)}.", ""]
-    if budget.epsilon is None:
-        return [*lines, f"Its population `{budget.population}` has spent {told.population:.4g}; nothing limits it."]
-    bar = _bar(told.population, budget.epsilon)
-    return [*lines, f"Population `{budget.population}`: {bar} {told.population:.4g} of {budget.epsilon:g} spent."]
-
-
-def _about_examples(hub: Hub) -> list[str]:
-    """A line for each client, where there are not too many."""
-    told = example_spending(hub.store, hub.run)
-    if told is None:
+def _claim(report: ClaimReport) -> list[str]:
+    """Return the lines of one claim: with a line for each client where each pays and there are not too many."""
+    terms = report.terms
+    meaning = f" at delta {terms.delta:g} ({terms.unit}, {terms.neighbouring}, {terms.accountant})"
+    meaning += "; a demonstration, as the data are public" * terms.demonstration
+    if not report.account.is_template:
+        lines = [f"Privacy: this run has come to **epsilon {report.epsilon:.4g}**{meaning}.", ""]
+        if terms.epsilon is None:
+            return [*lines, f"Its population `{report.account}` has spent {report.total:.4g}; nothing limits it."]
+        bar = _bar(report.total, terms.epsilon)
+        return [*lines, f"Population `{report.account}`: {bar} {report.total:.4g} of {terms.epsilon:g} spent."]
+    if not report.num_accounts:
         return []
-    names = {name: of_client(hub.run.population, name) for name in told.clients or {}}
-    terms = hub.store.find_budget(hub.run.population + EACH_CLIENT)
-    assert terms is not None
-    budgets = hub.store.find_budgets(names.values())
-    lines = [
-        f"Privacy of each client's examples: this run has come to at most **epsilon {told.run.epsilon:.4g}**"
-        f"{_meaning(terms)}. That is the whole only if nobody is in two clients' data.",
-        "",
-    ]
-    if not names:
-        return [*lines, f"By all runs a client has spent at most {told.population:.4g}.", ""]
-    lines += ["| client | this run | in all | limit |", "|---|---:|---:|---|"]
-    for name, epsilon in (told.clients or {}).items():
-        budget = budgets[names[name]]
-        spent = spending(budget, {}).population
-        limit = "none" if budget.epsilon is None else f"{_bar(spent, budget.epsilon)} {budget.epsilon:g}"
-        lines.append(f"| {name} | {epsilon:.4g} | {spent:.4g} | {limit} |")
+    whose = "each client's examples" if terms.unit == "example" else "each client"
+    lines = [f"Privacy of {whose}: this run has come to at most **epsilon {report.epsilon:.4g}**{meaning}."]
+    lines[0] += " That is the whole only if nobody is in two clients' data."
+    if report.clients is None:
+        return [*lines, "", f"By all runs a client has spent at most {report.total:.4g}.", ""]
+    lines += ["", "| client | this run | in all | limit |", "|---|---:|---:|---|"]
+    for name, each in report.clients.items():
+        limit = "none" if each.limit is None else f"{_bar(each.total, each.limit)} {each.limit:g}"
+        lines.append(f"| {name} | {each.epsilon:.4g} | {each.total:.4g} | {limit} |")
     return [*lines, ""]
-
-
-def _meaning(budget: Budget) -> str:
-    demonstration = "; a demonstration, as the data are public" * budget.demonstration
-    return f" at delta {budget.delta:g} ({budget.unit}, {budget.neighbouring}, {budget.accountant}){demonstration}"
 
 
 def _bar(spent: float, limit: float) -> str:

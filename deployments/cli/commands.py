@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Group
@@ -344,15 +344,13 @@ def privacy_plan(
     picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
 ) -> CommandResult:
     """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
-    from fedrounds.deployments import privacy
+    from fedrounds.deployments import planning
     from fedrounds.deployments.cli import tables
 
+    unit: Literal["client", "example"] = "example" if example_level else "client"
+    found = planning.plan(config, overrides or (), epsilon=epsilon, unit=unit, picture=picture)
     if example_level:
-        if picture is not None:
-            raise ConfigError("--picture draws no plan for examples", hint="leave it out; --json has the numbers")
-        told = privacy.plan_examples(config, overrides or (), epsilon=epsilon)
-        return CommandResult(told, tables.plan_examples(told))
-    found = privacy.plan(config, overrides or (), epsilon=epsilon, picture=picture)
+        return CommandResult(found, tables.plan_examples(found))
     return CommandResult(found, tables.plan(found))
 
 

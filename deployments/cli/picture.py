@@ -8,7 +8,6 @@ from typing import Any
 
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.audit import AuditReport, accuses
-from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport
 
 MAX_COLOURS = 20
 
@@ -59,7 +58,7 @@ def draw_plan(plan: Mapping[str, Any], file: Path) -> None:
         pyplot.close(figure)
 
 
-def draw_audit(reports: Sequence[AuditReport | ExampleAuditReport], file: Path) -> None:
+def draw_audit(reports: Sequence[AuditReport], file: Path) -> None:
     """The claimed epsilon of each audited release, the lower bound without a model, and of a release of clients'
     updates the interval that was measured.
 
@@ -80,7 +79,7 @@ def draw_audit(reports: Sequence[AuditReport | ExampleAuditReport], file: Path) 
         axis.fill_between([left, right], [left, right], top, color="#c0392b", alpha=0.05, lw=0)
         axis.plot([left, right], [left, right], color="#888888", lw=1, ls="--")
         for report, claim in zip(reports, _side_by_side(claims), strict=True):
-            if isinstance(report, AuditReport):
+            if report.epsilon_interval is not None:
                 low, high = (min(max(end, bottom), top) for end in report.epsilon_interval)
                 low = min(low, top / 1.3)  # of what is far above, the foot is seen
                 colour = "#c0392b" if accuses(report) else "#1f5f8b"
@@ -129,7 +128,7 @@ def _side_by_side(claims: Sequence[float]) -> list[float]:
     return [claim * 1.05**place for claim, place in zip(claims, places, strict=True)]
 
 
-def _audit_legend(axis: Any, reports: Sequence[AuditReport | ExampleAuditReport]) -> None:
+def _audit_legend(axis: Any, reports: Sequence[AuditReport]) -> None:
     from matplotlib.lines import Line2D
 
     interval = f"interval of {100 * reports[0].confidence:g} %, if the noise is Gaussian"
@@ -138,7 +137,7 @@ def _audit_legend(axis: Any, reports: Sequence[AuditReport | ExampleAuditReport]
         Line2D([], [], color="#c0392b", lw=6, label="the same, above the claim: accused"),
     ]
     entries = [
-        *(intervals if any(isinstance(report, AuditReport) for report in reports) else ()),
+        *(intervals if any(report.epsilon_interval is not None for report in reports) else ()),
         Line2D([], [], color="#444444", lw=0, marker="_", mew=1.8, ms=10, label="lower bound, for any mechanism"),
         Line2D([], [], color="#888888", lw=1, ls="--", label="as claimed (arrows: beyond the picture)"),
     ]

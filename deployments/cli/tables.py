@@ -480,23 +480,19 @@ def audit(data: Mapping[str, Any]) -> RenderableType:
 
 
 def _audit(report: Mapping[str, Any]) -> RenderableType:
-    facts, about_clients = _grid(), "epsilon_interval" in report
-    of_what = "one release" if about_clients else "one step without sampling"
+    facts, interval = _grid(), report["epsilon_interval"]
+    of_what = "one step without sampling" if interval is None else "one release"
     facts.add_row("claimed", f"epsilon {number(report['claimed_epsilon'])} at delta {report['delta']:g}, {of_what}")
-    if about_clients:
-        low, high = report["epsilon_interval"]
+    if interval is not None:
+        low, high = interval
         facts.add_row(
             "measured",
             f"epsilon {number(low)} to {number(high)} at {100 * report['confidence']:g} %, if the noise is Gaussian",
         )
     facts.add_row("at least", f"epsilon {number(report['epsilon_lower_bound'])}, whatever the mechanism is")
-    joined = f"{report['num_joined']} of {report['num_canaries']} joined, {report['num_parameters']:,} parameters"
-    if not about_clients:
-        joined = (
-            f"{report['num_canaries']} in each of {report['num_releases']} steps, {report['num_parameters']:,} "
-            f"parameters; {report['num_right']} of {report['num_guesses']} guesses right"
-        )
-    facts.add_row("canaries", joined)
+    times = f"in each of {report['num_releases']} releases" if report["num_releases"] > 1 else "in one release"
+    facts.add_row("canaries", f"{report['num_canaries']} {times}, {report['num_parameters']:,} parameters")
+    facts.add_row("guesses", f"{report['num_right']} of {report['num_guesses']} right")
     return facts
 
 
@@ -601,7 +597,7 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
     facts.add_row("privacy", _privacy(privacy))
     left_out = privacy.get("left_out") or (privacy.get("examples") or {}).get("left_out")
     if left_out:
-        from fedrounds.fl_components.server.statement import left_out_in_words
+        from fedrounds.fl_components.reports.statement import left_out_in_words
 
         facts.add_row("left out", f"{left_out_in_words(left_out)}: their budgets are spent")
     if data.get("seconds"):

@@ -72,9 +72,8 @@ def _experiment_under_a_claim(config: Path, overrides: Sequence[str]) -> str:
     from fedrounds.fl_components.config import load_config  # with which PyTorch comes
 
     resolved = load_config(config, overrides)
-    simulated = getattr(resolved.privacy, "simulate_noise_cohort", None) is not None
-    if not resolved.training.privacy.claims and (simulated or not resolved.privacy.claims):
-        why = "a larger cohort is simulated" if simulated else f"privacy.kind is {resolved.privacy.kind}"
+    if not resolved.charged_claims:
+        why = "a larger cohort is simulated" if resolved.claims else f"privacy.kind is {resolved.privacy.kind}"
         raise ConfigError(
             f"{config} claims nothing that could be audited: {why}",
             hint="deploy it without an audit, or make it a claim about its own clients",

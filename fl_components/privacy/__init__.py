@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from fedrounds.fl_components.privacy.base import PrivacyRule, PrivacySpend, neighbouring_of
 from fedrounds.fl_components.privacy.central import AdaptiveClipping, AnyClipping, CentralPrivacy, FixedClipping
-from fedrounds.fl_components.privacy.example_level import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
-from fedrounds.fl_components.privacy.none import NoPrivacy
+from fedrounds.fl_components.privacy.claim import Claim, ClaimContext, NoPrivacy, PrivacyRule, neighbouring_of
+from fedrounds.fl_components.privacy.example_level import ExampleLevel, ExamplePrivacy
 from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
@@ -17,13 +16,13 @@ __all__ = [
     "AdaptiveClipping",
     "AnyClipping",
     "CentralPrivacy",
+    "Claim",
+    "ClaimContext",
     "ExampleLevel",
     "ExamplePrivacy",
     "FixedClipping",
-    "NoExamplePrivacy",
     "NoPrivacy",
     "Privacy",
     "PrivacyRule",
-    "PrivacySpend",
     "neighbouring_of",
 ]

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.privacy.events import Event, Neighbouring
+from fedrounds.fl_components.privacy.search import bisect
 
 ORDERS: Final = (*(1 + step / 10 for step in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 """The orders of Renyi divergence. Fixed: an accountant that chose its orders as it went would not be the same twice."""
@@ -92,10 +93,7 @@ def _epsilon_but_for(exceptions: float, divergences: Float64, delta: float) -> f
         low, high = high, high * 2
         if (1 + math.exp(min(low, 700.0))) * exceptions > delta:
             return math.inf
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+    return bisect(fits, high, low, rtol=1e-6)
 
 
 def pld_epsilon(spent: Spent, neighbouring: Neighbouring, delta: float) -> float | None:

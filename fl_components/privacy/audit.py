@@ -1,321 +1,371 @@
-"""An audit of central differential privacy: canary clients join one release, and how well they are found in what it
-gives away tells how much noise there was (Andrew et al. 2023, "One-shot empirical privacy estimation for federated
-learning", https://arxiv.org/abs/2302.03098).
+"""An audit of differential privacy that rests on nothing but coins (Mahloujifar, Melis and Chaudhuri
+2024, "Auditing f-Differential Privacy in One Run", https://arxiv.org/abs/2410.22235).
 
-A canary's update is a random direction as long as clipping allows. Of M canaries each joins by a fair coin, and nobody
-else does: a release without any draw of a cohort. Two answers come of it.
+Of m canaries (examples in a step of DP-SGD, or clients in a round) each joins a release by a fair coin. Whoever sees
+what comes out guesses n of the coins, those it is surest of, and is right about N of them. What is claimed is a release
+without sampling: normal noise of z times the most that a canary moves, which is mu-GDP with mu = 1 / z: what happens
+with probability x without a canary happens with at most g(x) = Phi(Phi^-1(x) + mu) with it, and the other way round.
 
-**An interval by a Gaussian model.** The k canaries that joined have the sum A, which the audit knows; its length is
-about sqrt(k) C. Where the noise is Gaussian with deviation z C in each of D coordinates, the release points along
-A + z C G. The part of G along A is one normal deviate g, and the rest of it has the length of a chi variable with D - 1
-degrees of freedom, so the cotangent of the angle between A and the release, times sqrt(D - 1), is
+**What the claim allows.** Let canary i be guessed right and N be in a set T. Had its coin fallen otherwise, the same
+guesses would have i wrong and one fewer right, so by the claim, for any coins of the others,
 
-    t = (|A| / (z C) + g) / (chi / sqrt(D - 1)),
+    Pr[i right, N in T] <= g(Pr[i wrong, N + 1 in T | its coin turned]).
 
-a noncentral t, whatever A is: an interval for its noncentrality |A| / (z C) is one for the noise multiplier z, and so
-for epsilon. The mean of the canaries' cosines is the same statistic: each has the length C, so it is the cosine of that
-angle times |A| / (k C), about 1 / sqrt(k + D z^2). Canaries that did not join have a mean of about 0.
+The turned coins are fair as well, and g is concave, so this holds for the mean over the coins and over the m canaries.
+With p_t = Pr[N = t], of which a canary is guessed right in t of m and wrong in n - t of m, it is the paper's theorem:
 
-Its power is that of telling sqrt(k) / z from twice that, where the deviation is sqrt(1 + t^2 / 2D): k decides, and D
-hardly matters while it is much larger than k / z^2.
+    sum over t in T of (t / m) p_t  <=  g(sum over t in T of ((n - t + 1) / m) p_{t-1}).
 
-**The count of adaptive clipping** is a release of its own, of one number. Its noise is drawn `COUNTS` times around a
-count of nobody, each time under other keys, and the mean square is a chi-square variable: an interval for its
-deviation s. A client moves the count by 1/2, so the two releases together are as private as one with noise of
-(z^-2 + (2 s)^-2)^-1/2 (Andrew et al. 2021, theorem 1).
+**The recursion.** Let T be all counts from t on, a_t = sum over s >= t of (s / m) p_s, and b_t the same sum of
+((n - s) / m) p_s: then b_{t-1} >= g^-1(a_t). Let Pr[N >= c] be tau. All of it at exactly c makes a_c least and b_c
+largest. Below c, let each p_t be the least that is allowed. With k = t / (n - t), a_t is then the larger of a_{t+1} and
+a_{t+1} - k b_{t+1} + k g^-1(a_{t+1}): it grows with a_{t+1} and with a_{t+1} - k b_{t+1}. Any other choice has more of
+both, at this t and so at all below it, and so more in total. So tau is possible only if this least total is at most 1,
+and the largest such tau is the p-value of c right guesses. So the paper computes it too. That uses a part of the
+theorem: all sets T together allow up to a fifth less in what was tried (at mu = 0, exactly the binomial tail).
 
-**A lower bound without a model.** The canaries with the largest cosines are guessed to have joined, those with the
-smallest not to have. What is (epsilon, delta)-private lets nobody guess many coins (Steinke, Nasr and Jagielski 2023,
-"Privacy auditing with one (1) training run", https://arxiv.org/abs/2305.08846). It holds for any mechanism, and is
-loose: the canaries of one release are in each other's way, and epsilon is paid for the least likely outputs, of which
-one release shows few. So it takes no part in the verdict.
+**Several releases.** One release may give everything away once in 1,000 times and yet keep its claim, and no number of
+canaries tells that from a lie. Such luck does not repeat. Each release has coins of its own, so whatever the ones
+before it showed, the claim bounds Pr[N >= c] by the p-value of c. So the sum over R releases is at most as large as
+that of R independent variables with these tails: a convolution. A few releases say far more than one of many canaries.
+
+**Canaries.** Each is as long as clipping allows, in a coordinate of its own ("Dirac canaries"): none is in another's
+way, and each is one normal variable, N(0 or C, (z C)^2). Random directions, which are in each other's way, were never
+better, and much worse with few parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fedrounds.fl_components.admission import Clip
-from fedrounds.fl_components.arrays import Float32, Float64
+from fedrounds.fl_components.arrays import Float64, Int64
 from fedrounds.fl_components.errors import ConfigError
-from fedrounds.fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
-from fedrounds.fl_components.privacy.clipping import UNITS, add_contributions, contributions
+from fedrounds.fl_components.privacy.central import KeyOf
+from fedrounds.fl_components.privacy.events import Gaussian, SelfComposed
+from fedrounds.fl_components.privacy.search import bisect
 from fedrounds.fl_components.randomness import generator
-from fedrounds.fl_components.values import Sampling
 
-CHUNK: Final = 8
-"""Canaries that exist at once."""
-
-COUNTS: Final = 1000
+Release = Callable[[NDArray[np.bool_], int], NDArray[np.floating]]
+"""A release: from who of the canaries joined [M], and the number of the release (0, 1, ...; noise is drawn anew
+for each), to a score of each [M]: the larger, the likelier it joined."""
 
 MIN_CANARIES: Final = 50
-MIN_PARAMETERS: Final = 1000
 
-GUESSED: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Of the canaries, how many are guessed: each share is a test of its own."""
+GUESSED: Final = (0.02, 0.05, 0.1, 0.25, 0.5)
+"""Of the canaries, how many are guessed: each share is a test of its own. Few where little is told of each."""
+
+GRID: Final = 256
+"""So many counts of a release have a p-value of their own when releases are added up."""
+
+MIN_LOG_P: Final = -40.0
+"""What is less likely than e to this is called as likely."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found: plain values, all finite.
+    """The result of an audit: plain values, all finite.
 
     Args:
-      claimed_epsilon, delta, noise_multiplier: of one release without sampling; a client contributes something or zero.
-      num_canaries, num_joined: that were drawn, and that the coin let join.
-      mean_cosine: between the release and each canary that joined.
-      mean_cosine_interval, epsilon_interval: both ends at once at `confidence`, if the noise is Gaussian.
-      epsilon_lower_bound: at `confidence`, whatever the mechanism is.
+      claimed_epsilon, delta, noise_multiplier: of one release without sampling; a canary contributes something or zero.
+      num_canaries, num_releases: canaries in each release.
+      num_joined: over all releases; about half of them.
+      num_guesses, num_right: over all releases, for that share of `GUESSED` which says most.
+      p_value: the most likely that so many are right, or as surprisingly many for another share, if the claim is true.
+      epsilon_lower_bound: at `confidence`: the largest epsilon of a Gaussian mechanism that the guesses refute; 0 if
+        none.
       verdict: in words.
+      epsilon_interval, mean_cosine, mean_cosine_interval: a second reading, if the noise is Gaussian, both ends at once
+        at `confidence`; None where it has no power (`central_audit`).
     """
 
     claimed_epsilon: float
     delta: float
     noise_multiplier: float
     num_canaries: int
+    num_releases: int
     num_joined: int
     num_parameters: int
-    confidence: float
-    mean_cosine: float
-    mean_cosine_interval: tuple[float, float]
-    epsilon_interval: tuple[float, float]
+    num_guesses: int
+    num_right: int
+    p_value: float
     epsilon_lower_bound: float
-    verdict: str
+    confidence: float
+    verdict: str = ""
+    epsilon_interval: tuple[float, float] | None = None
+    mean_cosine: float | None = None
+    mean_cosine_interval: tuple[float, float] | None = None
 
 
 def accuses(report: AuditReport) -> bool:
-    """Whether less is claimed than the least epsilon that the Gaussian model finds believable."""
-    return report.claimed_epsilon < report.epsilon_interval[0]
+    """Return whether a reading is next to impossible under the claim: the right guesses, or an interval above it."""
+    above = report.epsilon_interval is not None and report.claimed_epsilon < report.epsilon_interval[0]
+    return above or report.p_value <= 1 - report.confidence
 
 
-def audit(
-    rule: CentralPrivacy,
-    sizes: Sequence[int],
+def audit_releases(
+    release: Release,
     key_of: KeyOf,
     *,
+    noise_multiplier: float,
+    delta: float,
+    num_parameters: int,
     num_canaries: int = 1000,
+    num_releases: int = 10,
     confidence: float = 0.999,
 ) -> AuditReport:
-    """Audit the release of a rule, in memory for `CHUNK` canaries: they are drawn again where they are needed again.
+    """Return the audit of a mechanism by some of its releases.
 
     Args:
-      sizes: of the D parameters, how many each tensor has.
-      key_of: the key of a purpose, 32 bytes: the canaries, their coins and the release's own noise. Never the keys of a
-        round: the audit knows its sum, so what it releases tells the noise.
+      release: as it is made in training, without sampling.
+      key_of: the key of a purpose, 32 bytes: the canaries' coins.
+      noise_multiplier: z, that is claimed: `ExampleLevel.noise` in the run.
+      num_parameters: of what is trained, for the report.
 
-    Raises `ConfigError` when there are too few canaries or parameters to say anything, and for a simulated cohort,
-    whose noise is not there.
+    Raises `ConfigError` when there are too few canaries to accuse anybody, and when what is released is not a score of
+    each.
 
-    >>> from fedrounds.fl_components.privacy.central import FixedClipping
-    >>> rule = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5))
-    >>> report = audit(rule, [2000], lambda purpose: purpose.encode().ljust(32), num_canaries=200)
+    >>> def release(joined_M, number):
+    ...     return 0.5 * joined_M + np.random.default_rng(number).normal(0, 1.0 * 0.5, len(joined_M))
+    >>> report = audit_releases(
+    ...     release, lambda purpose: purpose.encode().ljust(32), noise_multiplier=1.0, delta=1e-5, num_parameters=2000)
     >>> print(report.verdict)
-    not accused: an epsilon of 4.38 is claimed, ...
+    not accused: an epsilon of 4.38 is claimed for one release, and 96 % of 200 guesses were right; ...
     """
-    num_parameters = sum(sizes)
-    if num_canaries < MIN_CANARIES or num_parameters < MIN_PARAMETERS:
+    if num_canaries < MIN_CANARIES or num_releases < 1:
         raise ConfigError(
-            f"{num_canaries} canaries in {num_parameters} parameters are too few for an audit",
-            hint=f"draw at least {MIN_CANARIES} canaries, for a model of at least {MIN_PARAMETERS} parameters",
+            f"{num_canaries} canaries in {num_releases} releases are too few for an audit",
+            hint=f"draw at least {MIN_CANARIES} canaries",
         )
-    if rule.simulate_noise_cohort is not None:
+    guesses_G, mu = numbers_of_guesses(num_canaries), claimed_mu(noise_multiplier)
+    all_right = min(p_value(num_canaries, int(guesses), int(guesses), mu) ** num_releases for guesses in guesses_G)
+    if len(guesses_G) * all_right > 1 - confidence:
         raise ConfigError(
-            "privacy.simulate_noise_cohort scales the noise down: the release is not as private as its epsilon says",
-            hint="leave the field out of the privacy that is audited",
+            f"even if all guesses about {num_canaries} canaries in {num_releases} releases were right, "
+            f"a noise multiplier of {noise_multiplier:g} could be true",
+            hint="audit more releases, of at least 1,000 canaries",
         )
-    clipping, everyone = rule.init(), Sampling("everyone", num_canaries, num_canaries, 1.0)
-    clip = Clip(float(clipping["norm"][0]), rule.per_layer)
-    joined_M = generator(key_of("coins of the canaries"), 0, "coins").random(num_canaries) < 0.5
-    key = key_of("canaries")
+    right_G, num_joined = np.zeros(len(guesses_G), np.int64), 0
+    for number in range(num_releases):
+        joined_M = generator(key_of("coins of the canaries"), number, "coins").random(num_canaries) < 0.5
+        scores_M = release(joined_M, number)
+        if scores_M.shape != (num_canaries,) or not np.isfinite(scores_M).all():
+            raise ConfigError(f"a step over {num_canaries} canaries did not release a finite score of each")
+        right_G += count_right(scores_M, joined_M, guesses_G)
+        num_joined += int(joined_M.sum())
 
-    sum_D1 = np.zeros(num_parameters + 1)
-    for _, deltas_CD in _canaries(key, np.flatnonzero(joined_M), clip, sizes):
-        add_contributions(sum_D1, _parts(deltas_CD, sizes), _equal_shares(deltas_CD), clip)
-    released_D, _ = rule.release(sum_D1, clipping, everyone, key_of)
-
-    lengths_M, products_M = np.zeros((2, num_canaries))
-    for rows, deltas_CD in _canaries(key, np.arange(num_canaries), clip, sizes):
-        contributions(_parts(deltas_CD, sizes), _equal_shares(deltas_CD), clip)
-        units_CD = torch.from_numpy(deltas_CD)
-        lengths_M[rows] = torch.linalg.vector_norm(units_CD, dim=1, dtype=torch.float64).numpy()
-        products_M[rows] = [float(units_D.double() @ torch.from_numpy(released_D)) for units_D in units_CD]
-    released = float(np.linalg.norm(released_D)) or 1.0  # nothing is along a release of zeros
-    cosines_M = products_M / (lengths_M * released)
-
-    length = float(np.linalg.norm(sum_D1[:-1]))
-    counts = _count_interval(rule, clipping, everyone, key_of, (1 + confidence) / 2)
-    each_confidence = confidence if counts == (0.0, 0.0) else (1 + confidence) / 2  # both hold at once
-    low, high = noncentrality_interval(statistic(released_D, sum_D1[:-1]), num_parameters, each_confidence)
-    fullest = length / float(lengths_M[joined_M].sum())  # the mean cosine of a release without noise
-    claimed = gaussian_epsilon(1 / rule.noise_multiplier, rule.delta)
-    epsilons = (
-        gaussian_epsilon(math.hypot(max(low, 0) * UNITS / length, counts[0]), rule.delta),
-        gaussian_epsilon(math.hypot(high * UNITS / length, counts[1]), rule.delta),
-    )
-    return AuditReport(
-        claimed_epsilon=claimed,
-        delta=rule.delta,
-        noise_multiplier=rule.noise_multiplier,
+    report = AuditReport(
+        claimed_epsilon=gaussian_epsilon(mu, delta),
+        delta=delta,
+        noise_multiplier=noise_multiplier,
         num_canaries=num_canaries,
-        num_joined=int(joined_M.sum()),
+        num_releases=num_releases,
+        num_joined=num_joined,
         num_parameters=num_parameters,
         confidence=confidence,
-        mean_cosine=float(cosines_M[joined_M].mean()),
-        mean_cosine_interval=(
-            fullest * low / math.hypot(low, math.sqrt(num_parameters - 1)),
-            fullest * high / math.hypot(high, math.sqrt(num_parameters - 1)),
-        ),
-        epsilon_interval=epsilons,
-        epsilon_lower_bound=guessing_bound(cosines_M, joined_M, rule.delta, confidence),
-        verdict=_in_words(claimed, epsilons, rule.delta, confidence),
+        **read_guesses(num_canaries, guesses_G, right_G, mu, delta, confidence, num_releases),
     )
+    return replace(report, verdict=in_words(report))
 
 
-def _count_interval(
-    rule: CentralPrivacy, clipping: Clipping, sampling: Sampling, key_of: KeyOf, confidence: float
-) -> tuple[float, float]:
-    """How far a client moves the count of unclipped updates, in deviations of its noise; 0 where nobody counts.
-
-    The quantiles of chi-square are Wilson and Hilferty's (1931), right to 1e-4 for so many degrees of freedom.
-    """
-    if rule.clipping.count_deviation(sampling.cohort_size) is None:
-        return 0.0, 0.0
-
-    def noise(draw: int) -> float:
-        _, state = rule.release(np.zeros(1), clipping, sampling, lambda purpose: key_of(f"{purpose} {draw}"))
-        return (float(state["unclipped_fraction"][0]) - 0.5) * sampling.cohort_size
-
-    squares = sum(noise(draw) ** 2 for draw in range(COUNTS))
-    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2 / (9 * COUNTS))
-    least, most = ((1 - 2 / (9 * COUNTS) + sign * margin) ** 3 for sign in (-1, 1))  # chi-square over its degrees
-    deviation = math.sqrt(squares / COUNTS)
-    return 0.5 * math.sqrt(least) / deviation, 0.5 * math.sqrt(most) / deviation
-
-
-def statistic(released_D: Float64, sum_D: Float64) -> float:
-    """sqrt(D - 1) times the cotangent of the angle between a release, in any unit, and a sum in whole units.
-
-    At most what noise of half a unit would make it: such noise is rounded away, and nothing tells it from none.
-
-    >>> float(statistic(np.array([3.0, 4.0]), np.array([7.0, 0.0])))
-    0.75
-    """
-    length, degrees = float(np.linalg.norm(sum_D)), len(sum_D) - 1
-    along = float(released_D @ sum_D) / length
-    across = float(
-        np.linalg.norm(released_D - sum_D * (along / length))
-    )  # not by Pythagoras: it may be next to nothing
-    most = 2 * length
-    if abs(along) * math.sqrt(degrees) >= most * across:
-        return math.copysign(most, along) if along else 0.0
-    return along * math.sqrt(degrees) / across
-
-
-def noncentrality_interval(t: float, num_parameters: int, confidence: float) -> tuple[float, float]:
-    """The noncentralities under which a noncentral t with D - 1 degrees of freedom is neither so large nor so small.
-
-    By Johnson and Welch (1940, "Applications of the non-central t-distribution"): a chi variable with n degrees of
-    freedom, over sqrt(n), is next to normal with mean 1 - 1/4n and deviation 1 / sqrt(2n). From 1,000 parameters on
-    both ends are right to 0.04 deviations, and too low rather than too high.
-
-    >>> [round(end, 2) for end in noncentrality_interval(10.0, 20_000, 0.999)]
-    [6.71, 13.29]
-    """
-    degrees = num_parameters - 1
-    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(1 + t * t / (2 * degrees))
-    middle = t * (1 - 1 / (4 * degrees))
-    return middle - margin, middle + margin
-
-
-def guessing_bound(cosines_M: Float64, joined_M: NDArray[np.bool_], delta: float, confidence: float) -> float:
-    """The largest epsilon that is refuted by how many of M fair coins were guessed right; 0 if none is.
-
-    For each of `GUESSED` that many coins are guessed, half of them to be heads: those with the largest cosines. Clopper
-    and Pearson's limit, with Bonferroni's correction for having tried them all.
-
-    >>> round(guessing_bound(np.linspace(-1, 1, 200), np.arange(200) >= 100, 1e-5, 0.999), 2)
-    2.38
-    """
-    order_M, best = np.argsort(-cosines_M, kind="stable"), 0.0
-    for share in GUESSED:
-        half = int(share * len(cosines_M) / 2)
-        if half:
-            right = int(joined_M[order_M[:half]].sum()) + int((~joined_M[order_M[-half:]]).sum())
-            p_value = _p_value_of(len(cosines_M), 2 * half, right, delta)
-            best = max(best, _largest_refuted(p_value, (1 - confidence) / len(GUESSED)))
-    return best
-
-
-def _p_value_of(coins: int, guesses: int, right: int, delta: float) -> Callable[[float], float]:
-    """Of an epsilon: the most likely that any (epsilon, delta)-private mechanism makes so many right guesses or more
-    (Steinke et al., their main theorem): as many as a binomial variable, and what delta lets each coin add to it."""
-    counts = np.arange(guesses + 1)
-    log_factorials = np.concatenate([[0.0], np.log(counts[1:]).cumsum()])
-    log_choices = log_factorials[-1] - log_factorials - log_factorials[::-1]
-
-    def p_value(epsilon: float) -> float:
-        log_wrong = -float(np.logaddexp(0, epsilon))  # of 1 / (1 + e^epsilon); right is e^epsilon as likely
-        masses = np.exp(log_choices + counts * (log_wrong + epsilon) + (guesses - counts) * log_wrong)
-        fewer = masses[:right][::-1].cumsum() / np.arange(1, right + 1)
-        return float(masses[right:].sum() + 2 * coins * delta * fewer.max(initial=0.0))
-
-    return p_value
-
-
-def _largest_refuted(p_value: Callable[[float], float], level: float) -> float:
-    """By bisection. A private mechanism is one with any larger epsilon too: what is refuted refutes all below it."""
-    if p_value(0.0) > level:
-        return 0.0
-    low, high = 0.0, 64.0
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
-    return low
+def read_guesses(
+    num_canaries: int,
+    guesses_G: Int64,
+    right_G: Int64,
+    mu: float,
+    delta: float,
+    confidence: float,
+    num_releases: int = 1,
+) -> dict[str, Any]:
+    """Return what the right guesses say of a claim of mu: `num_guesses`, `num_right`, `p_value` and
+    `epsilon_lower_bound` of an `AuditReport`."""
+    found = [(int(guesses), int(right)) for guesses, right in zip(guesses_G, right_G, strict=True)]
+    p_values = [p_value(num_canaries, guesses, right, mu, num_releases) for guesses, right in found]
+    most = int(np.argmin(p_values))
+    refuted = largest_refuted_mu(num_canaries, found, confidence, num_releases)
+    return {
+        "num_guesses": found[most][0] * num_releases,
+        "num_right": found[most][1],
+        "p_value": min(1.0, len(found) * p_values[most]),
+        "epsilon_lower_bound": gaussian_epsilon(refuted, delta),
+    }
 
 
 def gaussian_epsilon(sensitivity: float, delta: float) -> float:
-    """The exact epsilon of normal noise whose deviation is 1 (Balle and Wang 2018, https://arxiv.org/abs/1805.06530)."""
+    """Return the exact epsilon of normal noise whose deviation is 1 (Balle and Wang 2018,
+    https://arxiv.org/abs/1805.06530)."""
     from dp_accounting import get_epsilon_gaussian
 
     return float(get_epsilon_gaussian(1 / sensitivity, delta)) if sensitivity > 0 else 0.0
 
 
-def _canaries(
-    key: bytes, rows: NDArray[np.int64], clip: Clip, sizes: Sequence[int]
-) -> Iterator[tuple[NDArray[np.int64], Float32]]:
-    """At most CHUNK of these canaries at a time, and their updates, float32 [C, D]: the same for a key and a row, and
-    in the same memory each time, to be used up before the next."""
-    parts = list(sizes) if clip.per_layer else [sum(sizes)]
-    buffer = np.empty((CHUNK, sum(sizes)), np.float32)
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        deltas_CD = buffer[: len(chunk)]
-        for row, delta_D in zip(chunk, deltas_CD, strict=True):
-            generator(key, 0, "canary", str(row)).standard_normal(out=delta_D, dtype=np.float32)
-            for part in np.split(delta_D, np.cumsum(parts)[:-1]):
-                part *= clip.norm / math.sqrt(len(parts)) / float(np.linalg.norm(part))
-        yield chunk, deltas_CD
+def claimed_event(noise_multiplier: float, steps: int = 1) -> Gaussian | SelfComposed:
+    """What a shadow of a run costs: so many steps without sampling, over the same examples."""
+    step = Gaussian(noise_multiplier=noise_multiplier)
+    return step if steps == 1 else SelfComposed(event=step, count=steps)
 
 
-def _parts(deltas_CD: Float32, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
-    """The same memory, in a piece for each tensor."""
-    return torch.from_numpy(deltas_CD).split_with_sizes(list(sizes), dim=1)
+def claimed_mu(noise_multiplier: float, steps: int = 1) -> float:
+    """The mu of `claimed_event`: T Gaussian mechanisms are one with noise that is sqrt(T) times smaller (Dong, Roth and
+    Su 2022, "Gaussian differential privacy", corollary 3.3).
+
+    >>> claimed_mu(2.0), claimed_mu(2.0, steps=16)
+    (0.5, 2.0)
+    """
+    return math.sqrt(steps) / noise_multiplier
 
 
-def _equal_shares(deltas_CD: NDArray[Any]) -> torch.Tensor:
-    return torch.ones(len(deltas_CD), dtype=torch.float64)
+def numbers_of_guesses(num_canaries: int) -> Int64:
+    """Of a release, one for each of `GUESSED`: even numbers, half of them to have joined.
+
+    >>> numbers_of_guesses(150)
+    array([ 2,  6, 14, 36, 74])
+    """
+    halves_G = np.array([int(share * num_canaries / 2) for share in GUESSED])
+    return np.unique(2 * halves_G[halves_G > 0])
 
 
-def _in_words(claimed: float, epsilons: tuple[float, float], delta: float, confidence: float) -> str:
-    low, high = epsilons
-    found = (
-        f"if the noise is Gaussian, it is between {low:.3g} and {high:.3g} at a confidence of {100 * confidence:g} %"
+def count_right(scores_M: NDArray[np.floating], joined_M: NDArray[np.bool_], guesses_G: Int64) -> Int64:
+    """How many are right if the canaries with the largest scores are guessed to have joined, and as many with the
+    smallest not to have.
+
+    >>> count_right(np.array([0.9, 0.1, 0.5, 0.4]), np.array([True, False, False, True]), np.array([2, 4]))
+    array([2, 2])
+    """
+    joined_M = joined_M[np.argsort(-scores_M, kind="stable")]
+    found_M1 = np.concatenate([[0], joined_M.cumsum()])
+    left_out_M1 = np.concatenate([[0], (~joined_M[::-1]).cumsum()])
+    right_G: Int64 = found_M1[guesses_G // 2] + left_out_M1[guesses_G // 2]
+    return right_G
+
+
+def p_value(num_canaries: int, num_guesses: int, num_right: int, mu: float, num_releases: int = 1) -> float:
+    """The most likely that any mu-GDP mechanism lets so many guesses or more be right, rounded upward.
+
+    Args:
+      num_canaries, num_guesses: of each release. How many are guessed is fixed beforehand.
+      num_right: in all releases together.
+
+    Raises ValueError for counts that cannot be.
+
+    One canary is guessed as well as a mechanism's mu lets anybody tell two cases apart, Phi(mu / 2):
+
+    >>> round(p_value(1, 1, 1, mu=1.0), 4), round(NormalDist().cdf(0.5), 4)
+    (0.6915, 0.6915)
+
+    One release may be unlucky. Ten are not:
+
+    >>> round(p_value(100, 50, 48, mu=1.0), 3), p_value(100, 50, 480, mu=1.0, num_releases=10) < 1e-6
+    (0.073, True)
+    """
+    if num_canaries < 1 or num_releases < 1 or not 0 <= num_guesses <= num_canaries:
+        raise ValueError(f"{num_guesses} guesses about {num_canaries} canaries in {num_releases} releases cannot be")
+    if not 0 <= num_right <= num_guesses * num_releases:
+        raise ValueError(f"of {num_guesses} guesses in each of {num_releases} releases {num_right} cannot be right")
+    if not 0 <= mu < math.inf:
+        raise ValueError(f"mu is a finite number from 0 on, not {mu}")
+    if num_releases == 1:
+        return _most_likely(num_canaries, num_guesses, num_right, mu)
+    sum_masses = _sum_masses(num_canaries, num_guesses, mu, num_releases)
+    return min(1.0, float(sum_masses[num_right:].sum()) + 1e-12)  # more than the convolution's rounding
+
+
+def largest_refuted_mu(
+    num_canaries: int, found: Sequence[tuple[int, int]], confidence: float, num_releases: int = 1
+) -> float:
+    """The largest mu (to 1 in 1,000, downward) that is refuted; 0 if none is.
+
+    Args:
+      found: of a fixed few numbers of guesses in each release, how many were right in all releases: Bonferroni's
+        correction is for having tried them all.
+
+    >>> round(largest_refuted_mu(1000, [(100, 600), (500, 2600)], 0.999, num_releases=10), 2)
+    0.06
+    """
+    level, best = (1 - confidence) / len(found), 0.0
+    for num_guesses, num_right in found:
+
+        def refuted(mu: float, guesses: int = num_guesses, right: int = num_right) -> bool:
+            if num_releases == 1:
+                return right > 0 and _least_total(num_canaries, guesses, right, mu, level) > 1
+            return p_value(num_canaries, guesses, right, mu, num_releases) <= level
+
+        if not refuted(best):
+            continue
+        # What is mu-GDP is so for any larger mu: what is refuted refutes all below it.
+        low, high = best, max(2 * best, 0.125)
+        while refuted(high):
+            low, high = high, 2 * high
+        best = bisect(refuted, low, high, rtol=1e-3)
+    return best
+
+
+def _least_total(num_canaries: int, num_guesses: int, num_right: int, mu: float, tail: float) -> float:
+    """By the recursion: the least that all p_t add up to if `num_right` or more are right with the probability `tail`;
+    not followed further once it exceeds 1."""
+    right, wrong = tail * num_right / num_canaries, tail * (num_guesses - num_right) / num_canaries  # a and b
+    total, quantile = tail, NormalDist().inv_cdf
+    for t in range(num_right - 1, -1, -1):
+        if right >= 1:
+            return math.inf
+        needed = 0.5 * math.erfc((mu - quantile(right)) / math.sqrt(2))  # g^-1(a), and exact in the tails
+        if needed <= wrong:  # and so at all smaller counts
+            return total
+        mass = (needed - wrong) * num_canaries / (num_guesses - t)
+        right, wrong, total = right + t * mass / num_canaries, needed, total + mass
+        if total > 1:
+            return total
+    return total
+
+
+def _most_likely(num_canaries: int, num_guesses: int, num_right: int, mu: float) -> float:
+    """By bisection, to 1 in 10,000 upward: the least total grows with the tail."""
+    if num_right == 0 or _least_total(num_canaries, num_guesses, num_right, mu, 1.0) <= 1:
+        return 1.0
+
+    def impossible(log_p: float) -> bool:
+        return _least_total(num_canaries, num_guesses, num_right, mu, math.exp(log_p)) > 1
+
+    if impossible(MIN_LOG_P):
+        return math.exp(MIN_LOG_P)
+    return math.exp(bisect(impossible, 0.0, MIN_LOG_P, atol=1e-4))
+
+
+@lru_cache(maxsize=len(GUESSED))
+def _sum_masses(num_canaries: int, num_guesses: int, mu: float, num_releases: int) -> Float64:
+    """The distribution, float64 [R n + 1], of the sum of R independent variables whose tails are the p-values of a
+    release. Between the counts of the grid a tail is that of the count below: it is not smaller than its own."""
+    from scipy.signal import fftconvolve
+
+    counts_K = np.unique(np.linspace(0, num_guesses, GRID + 1).astype(np.int64))
+    tails_K = np.array([_most_likely(num_canaries, num_guesses, int(count), mu) for count in counts_K])
+    tails_K = np.maximum.accumulate(tails_K[::-1])[::-1]  # what rounding left out of order
+    tails = tails_K[np.searchsorted(counts_K, np.arange(num_guesses + 1), side="right") - 1]
+    masses, total, left = -np.diff(tails, append=0.0), np.ones(1), num_releases
+    while left:  # as powers are computed, by squaring
+        if left % 2:
+            total = np.maximum(fftconvolve(total, masses), 0.0)
+        left //= 2
+        masses = np.maximum(fftconvolve(masses, masses), 0.0) if left else masses
+    return total
+
+
+def in_words(report: AuditReport) -> str:
+    """Return the verdict of an audit, and what it rests on."""
+    right = 100 * report.num_right / report.num_guesses
+    words = (
+        f"{'accused' if accuses(report) else 'not accused'}: an epsilon of {report.claimed_epsilon:.3g} is claimed for "
+        f"one release, and {right:.3g} % of {report.num_guesses} guesses were right; so it is at least "
+        f"{report.epsilon_lower_bound:.3g} at a confidence of {100 * report.confidence:g} %"
     )
-    return f"{'accused' if claimed < low else 'not accused'}: an epsilon of {claimed:.3g} is claimed, and {found}"
+    if report.epsilon_interval is not None:
+        low, high = report.epsilon_interval
+        words += f", and if the noise is Gaussian, it is between {low:.3g} and {high:.3g}"
+    return words

@@ -5,12 +5,14 @@ Never less private than asked: each search returns the end of its interval that 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.accountants import Spent, rdp_epsilon
 from fedrounds.fl_components.privacy.events import Neighbouring
+from fedrounds.fl_components.privacy.search import bisect
 
 PRECISION: Final = 1e-4  # relative
 MAX_NOISE: Final = 1e6
@@ -39,13 +41,9 @@ def least_noise(
     low = high / 2
     while low > 1e-3 and rdp_epsilon(spent_with(low), neighbouring, delta) <= epsilon:
         low, high = low / 2, low
-    while high - low > PRECISION * high:
-        middle = (low + high) / 2
-        if rdp_epsilon(spent_with(middle), neighbouring, delta) > epsilon:
-            low = middle
-        else:
-            high = middle
-    return high
+    return bisect(
+        lambda noise: rdp_epsilon(spent_with(noise), neighbouring, delta) <= epsilon, high, low, rtol=PRECISION
+    )
 
 
 def most_rounds(spent_after: Callable[[int], Spent], neighbouring: Neighbouring, epsilon: float, delta: float) -> int:
@@ -58,13 +56,9 @@ def most_rounds(spent_after: Callable[[int], Spent], neighbouring: Neighbouring,
     low, high = 0, 1
     while high < MAX_ROUNDS and rdp_epsilon(spent_after(high), neighbouring, delta) <= epsilon:
         low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if rdp_epsilon(spent_after(middle), neighbouring, delta) <= epsilon:
-            low = middle
-        else:
-            high = middle
-    return low
+    exceeding = range(low + 1, high)
+    first = bisect_left(exceeding, True, key=lambda n: rdp_epsilon(spent_after(n), neighbouring, delta) > epsilon)
+    return low + first
 
 
 def largest_rate(
@@ -84,10 +78,8 @@ def largest_rate(
                 f"no sampling rate keeps an epsilon of {epsilon:g} at a delta of {delta:g}",
                 hint="ask for a larger epsilon or delta, for fewer rounds or more noise",
             )
-    while high - low > PRECISION * high:
-        middle = (low + high) / 2
-        if rdp_epsilon(spent_with(middle), neighbouring, delta) <= epsilon:
-            low = middle
-        else:
-            high = middle
-    return low
+
+    def keeps(rate: float) -> bool:
+        return rdp_epsilon(spent_with(rate), neighbouring, delta) <= epsilon
+
+    return bisect(keeps, low, high, rtol=PRECISION)

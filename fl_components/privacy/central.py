@@ -6,16 +6,32 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.arrays import Float64, Tensors
-from fedrounds.fl_components.privacy.base import PrivacyRule, no_seed
+from fedrounds.fl_components.privacy.claim import (
+    Claim,
+    ClaimContext,
+    ClaimRound,
+    StatementFacts,
+    Trust,
+    Unit,
+    neighbouring_of,
+    no_seed,
+)
 from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
-from fedrounds.fl_components.privacy.events import Event, Gaussian, PoissonSampled, SampledWithoutReplacement
+from fedrounds.fl_components.privacy.events import (
+    Event,
+    Gaussian,
+    Neighbouring,
+    PoissonSampled,
+    SampledWithoutReplacement,
+)
 from fedrounds.fl_components.privacy.noise import gaussian
 from fedrounds.fl_components.privacy.releases import Release, charged, withheld
 from fedrounds.fl_components.rules import Rule, union
@@ -116,7 +132,7 @@ else:
     AnyClipping = union("clipping", FixedClipping, AdaptiveClipping)
 
 
-class CentralPrivacy(PrivacyRule):
+class CentralPrivacy(Claim):
     """Gaussian noise on the sum of clipped updates.
 
     Args:
@@ -124,7 +140,7 @@ class CentralPrivacy(PrivacyRule):
         With adaptive clipping the count shares it: the sum's own noise is then a little larger.
       clipping: how long an update may be.
       per_layer: clip each parameter for itself, to the clipping norm over the square root of their number.
-      delta: at which epsilon is told. Smaller than one over the number of clients, or it says little.
+      delta: the delta at which epsilon is stated. Make it smaller than one over the number of clients.
       epsilon: the most that this run may spend, within what its population has left.
       simulate_noise_cohort: a study of a larger cohort: the noise of one of this size is scaled down to the cohort that
         is trained, so that signal and noise are as they would be. The epsilon is that of the larger cohort: simulated,
@@ -132,15 +148,13 @@ class CentralPrivacy(PrivacyRule):
     """
 
     kind: Literal["central"] = "central"
-    claims: ClassVar[bool] = True
+    unit: ClassVar[Unit] = "client"
+    trust: ClassVar[Trust] = "server"
     noise_multiplier: float = Field(ge=MIN_NOISE, le=MAX_NOISE)
     clipping: AnyClipping
     per_layer: bool = False
-    delta: float = Field(default=1e-5, gt=0, lt=1)
     epsilon: float | None = Field(default=None, gt=0)
     simulate_noise_cohort: int | None = Field(default=None, ge=1)
-
-    unit: ClassVar[str] = "client"
 
     @model_validator(mode="before")
     @classmethod
@@ -159,14 +173,94 @@ class CentralPrivacy(PrivacyRule):
     def init(self) -> Clipping:
         return self.clipping.init()
 
-    def check(self, expected_cohort_size: float) -> None:
-        self.sum_noise_multiplier(self._claimed_cohort(expected_cohort_size))
+    @property
+    def is_charged(self) -> bool:
+        return self.simulate_noise_cohort is None
+
+    @property
+    def limit(self) -> float | None:
+        return self.epsilon
+
+    def neighbouring(self, sampling: Sampling) -> Neighbouring:
+        return neighbouring_of(sampling)
+
+    def charges(self, round: ClaimRound) -> Mapping[Account, Event]:
+        return {Account(round.population): self.event(round.sampling)}
+
+    def check(self, context: ClaimContext) -> None:
+        """Check what a claim about clients asks of the sum, the draw and the size of the cohort. Raises ValueError."""
+        if not context.is_sum:
+            raise ValueError(
+                f"privacy.kind is central but aggregation.kind is {context.aggregation}: how far one client moves it "
+                "is not known, so no noise could cover it; use aggregation.kind mean"
+            )
+        if context.max_weight is None:
+            raise ValueError(
+                "privacy.kind is central but aggregation.weights is num_examples without a cap: one client with many "
+                "examples could move the mean any distance; set aggregation.max_examples, or aggregation.weights to "
+                "uniform"
+            )
+        if context.error_feedback:
+            raise ValueError(
+                "privacy.kind is central but compression.error_feedback is true: what clients keep for later is their "
+                "own, and checkpoints would hold it; leave compression.error_feedback out"
+            )
+        if context.min_updates:
+            raise ValueError(
+                f"privacy.kind is central but selection.min_updates is {context.min_updates}: a round that ends "
+                "because few clients came tells who came; leave selection.min_updates out"
+            )
+        if context.max_update_norm is not None:
+            raise ValueError(
+                f"privacy.kind is central but admission.max_update_norm is {context.max_update_norm:g}: under a claim "
+                "an update is clipped to privacy.clipping, not rejected; leave admission.max_update_norm out"
+            )
+        if self.simulate_noise_cohort is not None and self.epsilon is not None:
+            raise ValueError(
+                f"privacy.epsilon is {self.epsilon:g} and privacy.simulate_noise_cohort is "
+                f"{self.simulate_noise_cohort}: a simulated epsilon is not spent, so the limit would do nothing; leave "
+                "one of them out"
+            )
+        self.event(context.sampling)  # whether a claim leans on the draw is the same for any number of clients
+        if context.num_clients is not None:
+            self._check_cohort(context.sampling, context.num_clients)
+
+    def _check_cohort(self, sampling: Sampling, num_clients: int) -> None:
+        if sampling.cohort_size < 1:
+            raise ValueError(
+                f"privacy.kind is central but selection.sampling_rate {sampling.rate:g} expects "
+                f"{sampling.cohort_size:.3g} of {num_clients} clients in a round: most rounds would be noise alone; "
+                f"make selection.sampling_rate at least {1 / num_clients:.3g}"
+            )
+        if self.simulate_noise_cohort is not None and self.simulate_noise_cohort < sampling.cohort_size:
+            raise ValueError(
+                f"privacy.simulate_noise_cohort is {self.simulate_noise_cohort} but a round selects "
+                f"{sampling.cohort_size:g} clients: it is for the study of a larger cohort; make it larger than the "
+                "cohort, or leave it out"
+            )
+        self.sum_noise_multiplier(self._claimed_cohort(sampling.cohort_size))
+
+    def statement_values(self, facts: StatementFacts) -> Mapping[str, Any]:
+        released = ["the model after each round", "the clipping norm"]
+        if isinstance(self.clipping, AdaptiveClipping):
+            released.append("the noisy fraction of updates that were not clipped")
+        if facts.public_test:
+            released.append("loss and accuracy on all test examples together, which are declared public")
+        return {
+            "clipping": self.clipping.in_words(),
+            "layers": ", layer by layer" if self.per_layer else "",
+            "weights": "each with the same weight" if facts.equal_weights else "weighted by examples, with a cap",
+            "noise_multiplier": f"{self.noise_multiplier:g}",
+            "released": ", ".join(released),
+        }
 
     def _claimed_cohort(self, expected_cohort_size: float) -> float:
         """The size of the cohort that the noise is for."""
         return expected_cohort_size if self.simulate_noise_cohort is None else self.simulate_noise_cohort
 
     def event(self, sampling: Sampling) -> Event:
+        """Return what a round releases. Raises ValueError, with a sentence for people, where the draw supports no
+        claim."""
         release = Gaussian(noise_multiplier=self.noise_multiplier)
         match sampling.kind:
             case "poisson":

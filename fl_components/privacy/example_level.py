@@ -10,15 +10,27 @@ from __future__ import annotations
 import bisect
 import math
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
-from fedrounds.fl_components.privacy.base import no_seed
 from fedrounds.fl_components.privacy.calibration import least_noise
 from fedrounds.fl_components.privacy.central import MAX_NOISE, MAX_NORM, MIN_NOISE, MIN_NORM
+from fedrounds.fl_components.privacy.claim import (
+    Claim,
+    ClaimContext,
+    ClaimRound,
+    NoPrivacy,
+    PrivacyRule,
+    StatementFacts,
+    Trust,
+    Unit,
+    no_seed,
+)
 from fedrounds.fl_components.privacy.events import (
     Event,
     Gaussian,
@@ -27,30 +39,19 @@ from fedrounds.fl_components.privacy.events import (
     SelfComposed,
     TruncatedPoissonSampled,
 )
-from fedrounds.fl_components.rules import Rule, union
-
-UNIT: Final = "example"
+from fedrounds.fl_components.rules import union
+from fedrounds.fl_components.values import Sampling
 
 NEIGHBOURING: Final[Neighbouring] = "zero_out"
 """One example contributes something or zero: how many there are is public, since sums are divided by the expected size
 of a batch."""
 
 
-class ExamplePrivacyRule(Rule):
-    """Base of what a client promises about each of its examples."""
-
-    kind: str
-    claims: ClassVar[bool]
+MAX_CHARGED: Final = 1000
+"""Clients of a population in which all pay for every round, since who was selected is withheld."""
 
 
-class NoExamplePrivacy(ExamplePrivacyRule):
-    """Nothing is promised about single examples."""
-
-    kind: Literal["none"] = "none"
-    claims: ClassVar[bool] = False
-
-
-class ExampleLevel(ExamplePrivacyRule):
+class ExampleLevel(Claim):
     """DP-SGD. In each step each of the client's examples is in the batch by a coin of its own (Poisson sampling).
 
     Args:
@@ -62,19 +63,19 @@ class ExampleLevel(ExamplePrivacyRule):
       max_batch_size: batches that come out larger are cut to a random part of this size, which bounds a step's memory
         and time, and is accounted for. By default large batches are worked through piece by piece.
       min_examples: a client with fewer has too few to hide one among.
-      delta: at which epsilon is told. Smaller than one over the number of a client's examples, or it says little.
+      delta: the delta at which epsilon is stated. Make it smaller than one over the number of a client's examples.
       when_exhausted: what a run does without a client whose budget is spent: "go_on", or "end".
     """
 
     kind: Literal["example_level"] = "example_level"
-    claims: ClassVar[bool] = True
+    unit: ClassVar[Unit] = "example"
+    trust: ClassVar[Trust] = "client"
     noise_multiplier: float | None = Field(default=None, ge=MIN_NOISE, le=MAX_NOISE)
     target_epsilon: float | None = Field(default=None, gt=0)
     max_grad_norm: float = Field(ge=MIN_NORM, le=MAX_NORM)
     sampling_rate: float = Field(gt=0, le=1)
     max_batch_size: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=1, ge=1)
-    delta: float = Field(default=1e-5, gt=0, lt=1)
     when_exhausted: Literal["go_on", "end"] = "go_on"
 
     @model_validator(mode="before")
@@ -105,7 +106,47 @@ class ExampleLevel(ExamplePrivacyRule):
         """
         return math.ceil(epochs / self.sampling_rate * (1 - 1e-12))
 
-    def check(self, client_id: str, num_examples: int) -> None:
+    @property
+    def skips_exhausted(self) -> bool:
+        return self.when_exhausted == "go_on"
+
+    def neighbouring(self, sampling: Sampling) -> Neighbouring:
+        return NEIGHBOURING
+
+    def charges(self, round: ClaimRound) -> Mapping[Account, Event]:
+        noise = self.noise(round.rounds * round.steps)
+        return {
+            Account(round.population, client): self.event(num_examples, round.steps, noise)
+            for client, num_examples in round.clients.items()
+        }
+
+    def check(self, context: ClaimContext) -> None:
+        if context.private_statistics is not None:
+            raise ValueError(
+                f"training.privacy.kind is {self.kind} and data.{context.private_statistics}: one example moves all "
+                "the others of its client, whose noise would not cover that; scale the inputs by public constants"
+            )
+        many = context.num_clients is not None and context.num_clients > MAX_CHARGED
+        if context.withholds_cohort and many and context.sampling.kind != "everyone":
+            raise ValueError(
+                f"privacy.kind is {context.other_kind} and training.privacy.kind is {self.kind}, with "
+                f"{context.num_clients} clients: who is selected must not be told, so every client pays for every "
+                f"round, which at most {MAX_CHARGED} can; leave one of the two claims out"
+            )
+
+    def statement_values(self, facts: StatementFacts) -> Mapping[str, Any]:
+        noise = self.noise(facts.rounds * facts.steps)
+        return {
+            "steps": f"{facts.steps} step{'s' * (facts.steps > 1)}",
+            "max_grad_norm": f"{self.max_grad_norm:g}",
+            "noise_multiplier": f"{noise:.4g}",
+            "batch": f"{self.sampling_rate:g} of" if self.sampling_rate < 1 else "all",
+            "cut": f", cut to {self.max_batch_size} at random" if self.max_batch_size is not None else "",
+            "grad_sampler": facts.grad_sampler,
+            "draw": "some" if self.sampling_rate < 1 else "all",
+        }
+
+    def check_client(self, client_id: str, num_examples: int) -> None:
         """Raise ValueError, in words for people, when a client has too few examples."""
         if num_examples < self.min_examples:
             raise ValueError(
@@ -190,6 +231,6 @@ def _least_noise(sampling_rate: float, steps: int, epsilon: float, delta: float)
 
 
 if TYPE_CHECKING:
-    ExamplePrivacy = ExamplePrivacyRule
+    ExamplePrivacy = PrivacyRule
 else:
-    ExamplePrivacy = union("example_privacy", NoExamplePrivacy, ExampleLevel)
+    ExamplePrivacy = union("example_privacy", NoPrivacy, ExampleLevel)

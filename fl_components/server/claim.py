@@ -1,38 +1,141 @@
-"""A run's privacy claim against what it and its population have spent: epsilons, and when a round would cost too
-much."""
+"""A run's privacy claims against the budgets of its accounts: which terms they need, what a round charges, and when it
+would cost too much. All claims take the same path."""
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
-from fedrounds.fl_components.config import FederationConfig
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError
-from fedrounds.fl_components.privacy import CentralPrivacy, PrivacySpend, neighbouring_of
-from fedrounds.fl_components.privacy.accountants import NAME, rdp_epsilon
-from fedrounds.fl_components.privacy.events import Event, Neighbouring, as_neighbouring, parse_event
-from fedrounds.fl_components.privacy.example_level import NEIGHBOURING, UNIT
+from fedrounds.fl_components.privacy import Claim
+from fedrounds.fl_components.privacy.accountants import NAME
+from fedrounds.fl_components.privacy.claim import ClaimRound
+from fedrounds.fl_components.reports import epsilon_of
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.ownership import KeyedData, keyed, matches
-from fedrounds.fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_another_population, of_client, unregistered_error
+from fedrounds.fl_components.store import Budget, BudgetTerms, Charges, Owners, Store
+from fedrounds.fl_components.store.accounts import plus, unregistered_error
+from fedrounds.fl_components.store.records import Events
 
-MAX_SHOWN: Final = 100
-"""Clients whose epsilons are told one by one."""
-
-
-def events_of(spent: Mapping[str, int]) -> dict[Event, int]:
-    """The store's count of events, {canonical JSON: how often}, as an accountant takes it."""
-    return {parse_event(json.loads(text)): count for text, count in spent.items()}
+PAGE: Final = 500
+"""Clients whose budgets are read at a time."""
 
 
-def check_terms(population: str, terms: BudgetTerms, budget: Budget) -> None:
-    """Raises `ConfigError` when a run's epsilons would not mean what its population's budget means."""
+@dataclass(frozen=True)
+class RunClaim:
+    """A claim as a run makes it: its terms, what its rounds charge, and the guard of its accounts."""
+
+    claim: Claim
+    federation: Federation
+
+    @property
+    def account(self) -> Account:
+        """The account that holds the terms of the claim."""
+        return self.claim.account(self.federation.config.population)
+
+    @property
+    def is_paid_by_clients(self) -> bool:
+        """Whether each client has an account of its own."""
+        return self.account.is_template
+
+    @cached_property
+    def terms(self) -> BudgetTerms:
+        """The terms under which the epsilons of this claim are stated. Nothing limits demonstrations together."""
+        return BudgetTerms(
+            epsilon=None,
+            delta=self.claim.delta,
+            unit=self.claim.unit,
+            neighbouring=self.claim.neighbouring(self.federation.sampling),
+            accountant=NAME,
+            demonstration=self.federation.data.public,
+        )
+
+    def charges(self, rows: Iterable[int]) -> Charges:
+        """Return what a round costs if the clients in these rows may be charged."""
+        config, data = self.federation.config, self.federation.data
+        rows = rows if self.is_paid_by_clients else ()  # else the cost would follow the population
+        round = ClaimRound(
+            population=config.population,
+            sampling=self.federation.sampling,
+            clients={data.client_ids[row]: data.num_examples(row) for row in rows},
+            steps=config.claimed_steps,
+            rounds=config.rounds,
+        )
+        events = {account: event.model_dump() for account, event in self.claim.charges(round).items()}
+        return Charges(events, self.guard, self.least if self.claim.skips_exhausted else len(events))
+
+    @property
+    def least(self) -> int:
+        """How many clients must be able to pay where a round can be made without the others."""
+        return max(1, self.federation.config.selection.min_updates)
+
+    def guard(self, budget: Budget, by_all: Events, by_run: Events) -> None:
+        """Raise `BudgetExhausted` when what will have been spent passes the limit of the account or of the run, and
+        `ConfigError` when the run's epsilons do not mean what the account's budget means."""
+        check_terms(budget.account, self.terms, budget)
+        check_demonstration(self.federation, budget)
+        check_limits(budget, by_all, by_run, self.claim.limit)
+
+    def can_skip_round(self, store: Store) -> bool:
+        """Return whether a round whose cohort cannot pay is made with no client, since enough of all clients can pay:
+        other rounds draw others. The clients are read until that many can."""
+        if not self.claim.skips_exhausted:
+            return False
+        data, num_payers = self.federation.data, 0
+        template = store.ledger.budgets([self.account])[self.account]
+        for first in range(0, data.num_clients, PAGE):
+            events = self.charges(range(first, min(first + PAGE, data.num_clients))).events
+            budgets = store.ledger.budgets(events)
+            for account, event in events.items():
+                budget = budgets.get(account, template)  # a client that never took part has spent nothing
+                try:
+                    self.guard(budget, plus(budget.spent, event), {})
+                except BudgetExhausted:
+                    continue
+                num_payers += 1
+                if num_payers == self.least:
+                    return True
+        return False
+
+
+def run_claims(federation: Federation) -> tuple[RunClaim, ...]:
+    """Return the claims of a run that its rounds are charged for."""
+    return tuple(RunClaim(claim, federation) for claim in federation.config.charged_claims)
+
+
+def check_limits(budget: Budget, by_all: Events, by_run: Events, run_limit: float | None = None) -> None:
+    """Raise `BudgetExhausted` when what all runs have spent of an account passes its budget, or when what this run has
+    spent of it passes the run's own limit."""
+    epsilon, account = epsilon_of(by_all, budget), budget.account
+    whose = f"population {str(account)!r}"
+    if account.client is not None:
+        whose = "the examples of " * (budget.unit == "example") + f"client {str(account)!r}"
+        if not math.isfinite(epsilon):
+            raise BudgetExhausted(
+                f"after the next round no epsilon would hold for {whose} at delta {budget.delta:g}: too many of its "
+                "batches would have been cut",
+                hint="begin another run with a larger training.privacy.max_batch_size, or without it",
+            )
+    raise_it = f"`fedrounds privacy budget set {shlex.quote(str(account))} --epsilon E --reason ...`"
+    for payer, limit, spent, hint in (
+        (whose, budget.epsilon, by_all, f"an administrator may raise it: {raise_it}"),
+        ("this run", run_limit, by_run, "another run may go on from its model, within the same budget"),
+    ):
+        if limit is not None and not (epsilon := epsilon_of(spent, budget)) <= limit:
+            raise BudgetExhausted(
+                f"the next round would bring {payer} to an epsilon of {epsilon:.4g} at delta {budget.delta:g}, and the "
+                f"limit is {limit:g}",
+                hint=hint,
+            )
+
+
+def check_terms(account: Account, terms: BudgetTerms, budget: Budget) -> None:
+    """Raise `ConfigError` when a run's epsilons would not mean what its account's budget means."""
     ours = {name: getattr(terms, name) for name in ("delta", "unit", "neighbouring", "accountant")}
     differing = [
         f"{name} is {value}, its budget's is {getattr(budget, name)}"
@@ -41,154 +144,110 @@ def check_terms(population: str, terms: BudgetTerms, budget: Budget) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"this run and the budget of population {population!r} do not speak of the same epsilon: "
+            f"this run and the budget of population {str(account)!r} do not speak of the same epsilon: "
             f"{'; '.join(differing)}",
             hint="set training.privacy.delta as the budget says"
-            if terms.unit == UNIT
+            if terms.unit == "example"
             else "set privacy.delta, and the selection (poisson: add_or_remove; a fixed cohort: replace_one; everyone: "
             "zero_out), as the budget says",
         )
 
 
-def check_client_budget(terms: BudgetTerms, budget: Budget, spent: Mapping[str, int]) -> None:
-    """Raises `BudgetExhausted` when what will have been spent on a client's examples passes its own budget, and
-    `ConfigError` when the two do not speak of the same epsilon."""
-    check_terms(budget.population, terms, budget)
-    if terms.demonstration and not budget.demonstration:
-        raise ConfigError(
-            f"population {budget.population!r} has become private, and this run's data are public",
-            hint="name another population",
-        )
-    epsilon = epsilon_of(spent, budget)
-    if not math.isfinite(epsilon):
-        raise BudgetExhausted(
-            f"after the next round no epsilon would hold for the examples of client {budget.population!r} at delta "
-            f"{budget.delta:g}: too many of its batches would have been cut",
-            hint="begin another run with a larger training.privacy.max_batch_size, or without it",
-        )
-    if budget.epsilon is not None and epsilon > budget.epsilon:
-        raise BudgetExhausted(
-            f"the next round would bring the examples of client {budget.population!r} to an epsilon of {epsilon:.4g} "
-            f"at delta {budget.delta:g}, and their limit is {budget.epsilon:g}",
-            hint="an administrator may raise it: `fedrounds privacy budget set "
-            f"{shlex.quote(budget.population)} --epsilon E --reason ...`",
-        )
-
-
-def check_budget(
-    config: FederationConfig, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]
-) -> None:
-    """Raises `BudgetExhausted` when what will have been spent passes the population's budget, or the run's own
-    limit."""
-    assert isinstance(config.privacy, CentralPrivacy)
-    for whose, limit, spent, hint in (
-        (
-            f"population {budget.population!r}",
-            budget.epsilon,
-            population_spent,
-            f"an administrator may raise it: `fedrounds privacy budget set {budget.population} --epsilon E "
-            "--reason ...`",
-        ),
-        ("this run", config.privacy.epsilon, run_spent, "another run may go on from its model, within the same budget"),
-    ):
-        epsilon = epsilon_of(spent, budget)
-        if limit is not None and not epsilon <= limit:
-            raise BudgetExhausted(
-                f"the next round would bring {whose} to an epsilon of {epsilon:.4g} at delta {budget.delta:g}, and its "
-                f"limit is {limit:g}",
-                hint=hint,
-            )
-
-
 def check_population(store: Store, federation: Federation) -> KeyedData | None:
-    """See that what a run learns from its clients would be paid for: that its population has a budget on the same
-    terms, and that these data are no other population's. Changes nothing but for the first key of fingerprints; returns
-    the digests of the data, or None where they need not be remembered.
+    """See that what a run learns from its clients would be paid for: that its accounts have budgets on the same terms,
+    and that these data are no other population's. Changes nothing but for the first key of fingerprints.
 
-    Raises `StoreError` when there is no budget for private data or this home lacks a key, and `ConfigError` when it is
-    another one's, or the run would draw on a population's data without being charged.
+    Returns the digests of the data, or None where they need not be remembered. Raises `BudgetNotSet` when there is no
+    budget for private data, `StoreError` when this home lacks a key, and `ConfigError` when the budget is another
+    one's, or the run would draw on a population's data without being charged.
     """
     config, public = federation.config, federation.data.public
-    store.check_keys()
+    store.memberships.check_keys()
     well_known = public and config.data.is_well_known
-    data = None
-    if not well_known or store.has_bindings():
-        every_client = federation.example_level is not None
-        data = keyed(federation.data.fingerprints(every_client=every_client), store.fingerprint_key())
-    name, budgets = config.population, _budgets_of(store, config.population)
-    wanted = _terms_of(federation)
-    _check_owners(store, federation, data, store.owners(data.digests()) if data is not None else {})
-    for whose, terms in wanted.items():
-        budget = budgets.get(whose)
+    data, claims = None, run_claims(federation)
+    if not well_known or not store.memberships.is_empty():
+        every_client = any(each.account.is_template for each in claims)
+        fingerprints = federation.data.fingerprints(every_client=every_client)
+        data = keyed(fingerprints, store.memberships.fingerprint_key())
+    _check_owners(store, federation, data, store.memberships.owners(data.digests()) if data is not None else {})
+    budgets = _budgets_of(store, config.population)
+    for each in claims:
+        budget = budgets.get(each.account)
         if budget is None and not public:
-            raise unregistered_error(whose)
+            raise unregistered_error(each.account, each.claim.unit)
         if budget is not None:
-            check_terms(whose, terms, budget)
+            check_terms(each.account, each.terms, budget)
             check_demonstration(federation, budget)
-    if name + EACH_CLIENT in wanted and not public:
-        _check_named_budgets(store, federation)
+        if each.account.is_template and not public:
+            _check_named_budgets(store, federation)
     return None if well_known else data
 
 
 def check_demonstration(federation: Federation, budget: Budget) -> None:
-    """Raises `ConfigError` when the population's budget is a demonstration on public data and these are private, or the
-    other way round."""
+    """Raise `ConfigError` when the budget is a demonstration on public data and these are private, or the other way
+    round."""
     public = federation.data.public
     if budget.demonstration != public:
         budgets, data = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
         raise ConfigError(
-            f"population {budget.population!r} is {budgets}, and data {federation.config.data.kind} are {data}",
+            f"population {str(budget.account)!r} is {budgets}, and data {federation.config.data.kind} are {data}",
             hint="name another population"
             + (
                 ", or have an administrator set a budget for this one: `fedrounds privacy budget set "
-                f"{shlex.quote(budget.population)} --epsilon E --reason ...`"
+                f"{shlex.quote(str(budget.account))} --epsilon E --reason ...`"
             )
             * (not public),
         )
 
 
 def _check_owners(store: Store, federation: Federation, data: KeyedData | None, owners: Owners) -> None:
-    """Raises `ConfigError` where the data, or those of one client, belong to another population or another client, or
+    """Raise `ConfigError` where the data, or those of one client, belong to another population or another client, or
     would be used without being charged to their population."""
-    public, name, wanted = federation.data.public, federation.config.population, _terms_of(federation)
+    public, name, claims = federation.data.public, federation.config.population, run_claims(federation)
     found = matches(data, owners) if data is not None else set()
     populations = {match.population for match in found}
     if not public and any(not each.demonstration for each in _budgets_of(store, name).values()):
         populations.add(name)
     for owner in sorted(populations):
         _check_pays(federation, owner, _budgets_of(store, owner))
-    if wanted and populations - {name}:
-        raise of_another_population(name, min(populations - {name}))
-    if name + EACH_CLIENT in wanted and not public:
+    if claims and populations - {name}:
+        owner = min(populations - {name})
+        raise ConfigError(
+            f"data of population {name!r} belong to population {owner!r}, which has a budget of its own",
+            hint=f"populations that share clients are one: use population: {owner}",
+        )
+    if any(each.account.is_template for each in claims) and not public:
         for match in sorted(found, key=lambda each: (each.client, each.owner)):
             if match.client and match.owner and match.client != match.owner:
                 raise ConfigError(
-                    f"the examples of client {of_client(name, match.client)!r} are for the most part those of "
-                    f"{of_client(name, match.owner)!r}, which answers for them with a budget of its own",
+                    f"the examples of client {str(Account(name, match.client))!r} are for the most part those of "
+                    f"{str(Account(name, match.owner))!r}, which answers for them with a budget of its own",
                     hint="a client keeps its name, and its examples, in all runs on its population",
                 )
 
 
 def _check_named_budgets(store: Store, federation: Federation) -> None:
-    """Raises `ConfigError` where a budget was set for a client by a name that differs from a client's by its spelling
+    """Raise `ConfigError` where a budget was set for a client by a name that differs from a client's by its spelling
     alone: the limit would apply to no client."""
     name = federation.config.population
-    named = {whose.partition("/")[2] for whose, by_name in store.clients_of(name).items() if by_name} - {"*"}
-    unused = named - set(federation.data.client_ids) - store.clients_known(name)
+    by_name = store.ledger.named_accounts(name)
+    named = {str(account.client) for account, is_named in by_name.items() if is_named and not account.is_template}
+    unused = named - set(federation.data.client_ids) - store.memberships.clients(name)
     by_spelling = {_spelling(client): client for client in federation.data.client_ids} if unused else {}
     for client in sorted(unused):
         if _spelling(client) in by_spelling:
+            account = Account(name, by_spelling[_spelling(client)])
             raise ConfigError(
-                f"a privacy budget is set for {of_client(name, client)!r}, and the client's name is "
-                f"{by_spelling[_spelling(client)]!r}",
+                f"a privacy budget is set for {str(Account(name, client))!r}, and the client's name is "
+                f"{account.client!r}",
                 hint="an administrator sets it for that name: `fedrounds privacy budget set "
-                f"{shlex.quote(of_client(name, by_spelling[_spelling(client)]))} --epsilon E --reason ...`; or give "
-                "the client the other name",
+                f"{shlex.quote(str(account))} --epsilon E --reason ...`; or give the client the other name",
             )
 
 
 def _spelling(client: str) -> str:
-    """
+    """Return a client's name without what is easily spelt in two ways.
+
     >>> _spelling("St. Mary-2") == _spelling("st_mary 2")
     True
     """
@@ -198,23 +257,23 @@ def _spelling(client: str) -> str:
 def join_population(
     store: Store, federation: Federation, run_id: str, data: KeyedData | None, say: Callable[[str], None]
 ) -> None:
-    """Remember that the run uses these data, and bind them to the population of a run that `check_population` has let
+    """Record that the run uses these data, and bind them to the population of a run that `check_population` has let
     pass. Public data register a demonstration instead."""
-    config, wanted = federation.config, _terms_of(federation)
+    config, claims = federation.config, run_claims(federation)
     if data is not None:
-        store.enter_data(
+        store.memberships.enter(
             run_id=run_id,
             name=config.name,
             population=config.population,
-            units=[] if federation.data.public else sorted({terms.unit for terms in wanted.values()}),
+            units=[] if federation.data.public else sorted({each.claim.unit for each in claims}),
             digests=data.recorded,
             check=lambda owners: _check_owners(store, federation, data, owners),
         )
     if federation.data.public:
-        for whose, terms in wanted.items():
-            if store.find_budget(whose) is None:
+        for each in claims:
+            if store.ledger.budget(each.account) is None:
                 reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
-                store.set_budget(whose, terms, reason=reason, by="fedrounds")
+                store.ledger.set_budget(each.account, each.terms, reason=reason, by="fedrounds")
     for warning in delta_warnings(federation):
         say(warning)
 
@@ -222,42 +281,45 @@ def join_population(
 def delta_warnings(federation: Federation) -> list[str]:
     """Return a sentence for each delta at which a mechanism that gives somebody's data away could claim as much."""
     num_clients, most = federation.data.num_clients, int(federation.data.train_rows.lengths.max())
-    central, examples, warnings = federation.central, federation.example_level, []
-    if federation.is_charged and central is not None and central.delta > 1 / num_clients:
-        warnings.append(_large_delta("privacy.delta", central.delta, f"{num_clients} clients", 1 / num_clients))
-    if examples is not None and examples.delta > 1 / most:
-        warnings.append(_large_delta("training.privacy.delta", examples.delta, f"{most} examples", 1 / most))
+    warnings = []
+    for claim in federation.config.charged_claims:
+        units, name = (num_clients, "clients") if claim.unit == "client" else (most, "examples")
+        if claim.delta > 1 / units:
+            field = "privacy.delta" if claim is federation.config.privacy else "training.privacy.delta"
+            warnings.append(
+                f"{field} is {claim.delta:g}, more than one in {units} {name}: a mechanism that gives one of them away "
+                f"could claim as much; set it below {1 / units:g}"
+            )
     return warnings
 
 
-def _large_delta(field: str, delta: float, of: str, most: float) -> str:
-    return (
-        f"{field} is {delta:g}, more than one in {of}: a mechanism that gives one of them away could claim as much; "
-        f"set it below {most:g}"
-    )
-
-
-def _budgets_of(store: Store, population: str) -> dict[str, Budget]:
-    """A population's own budget, and that of each of its clients' examples, where they have one; else that of one
-    client's."""
-    budgets = store.find_budgets([population, population + EACH_CLIENT])
-    if population + EACH_CLIENT not in budgets:
-        budgets |= store.find_budgets(list(store.clients_of(population))[:1])
+def _budgets_of(store: Store, population: str) -> dict[Account, Budget]:
+    """Return a population's own budget, and the terms of its clients' budgets, where they have one; else the budget of
+    one client."""
+    account = Account(population)
+    budgets = store.ledger.budgets([account, account.template])
+    if account.template not in budgets:
+        budgets |= store.ledger.budgets(list(store.ledger.named_accounts(population))[:1])
     return budgets
 
 
-def _check_pays(federation: Federation, owner: str, budgets: Mapping[str, Budget]) -> None:
-    """Raises `ConfigError` when a run learns from data of `owner`, and is not charged to what budgets that has."""
+def _check_pays(federation: Federation, owner: str, budgets: Mapping[Account, Budget]) -> None:
+    """Raise `ConfigError` when a run learns from data of `owner`, and is not charged to the budgets that it has."""
     config = federation.config
     if federation.data.public:
         raise ConfigError(
             f"data {config.data.kind} are declared public, and belong to population {owner!r}, which has a budget",
             hint=f"use population: {owner}, and declare them private",
         )
-    if owner in budgets and not federation.is_charged:
-        which = "privacy.kind is none" if federation.central is None else "privacy.simulate_noise_cohort is set"
+    accounts = [each.account for each in run_claims(federation)]
+    if Account(owner) in budgets and all(each.is_template for each in accounts):
+        which = (
+            f"privacy.kind is {config.privacy.kind}"
+            if config.central is None
+            else "privacy.simulate_noise_cohort is set"
+        )
         raise ConfigError(_why_not(owner, "", which), hint=f"use population: {owner}, with privacy.kind central")
-    if any("/" in name for name in budgets) and federation.example_level is None:
+    if any(each.client is not None for each in budgets) and not any(each.is_template for each in accounts):
         raise ConfigError(
             _why_not(owner, " for each client's examples", "training.privacy.kind is none"),
             hint=f"use population: {owner}, with training.privacy.kind example_level",
@@ -269,111 +331,3 @@ def _why_not(owner: str, which: str, why: str) -> str:
         f"population {owner!r} has a privacy budget{which} and this run would not be charged to it ({why}): its model "
         "would give away what the budget is there to keep"
     )
-
-
-def _terms_of(federation: Federation) -> dict[str, BudgetTerms]:
-    """The terms under which a run's epsilons are told, by the population that pays. Nothing limits what demonstrations
-    come to together."""
-    central, name, found = federation.central, federation.config.population, {}
-    if central is not None and federation.is_charged:
-        found[name] = _terms(federation, central.delta, central.unit, neighbouring_of(federation.sampling))
-    if federation.example_level is not None:
-        found[name + EACH_CLIENT] = example_terms(federation)
-    return found
-
-
-def example_terms(federation: Federation) -> BudgetTerms:
-    """Those of each client's own examples."""
-    assert federation.example_level is not None
-    return _terms(federation, federation.example_level.delta, UNIT, NEIGHBOURING)
-
-
-def _terms(federation: Federation, delta: float, unit: str, neighbouring: Neighbouring) -> BudgetTerms:
-    return BudgetTerms(
-        epsilon=None,
-        delta=delta,
-        unit=unit,
-        neighbouring=neighbouring,
-        accountant=NAME,
-        demonstration=federation.data.public,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """What a run and its population have come to. `remaining` is None where nothing limits the population."""
-
-    run: PrivacySpend
-    population: float
-    remaining: float | None
-
-
-def spending(budget: Budget, run_spent: Mapping[str, int]) -> Spending:
-    """The epsilons of a run and of its population, by the terms of the population's budget."""
-    population = epsilon_of(budget.spent, budget)
-    run = PrivacySpend(epsilon_of(run_spent, budget), budget.delta, budget.unit, budget.neighbouring, budget.accountant)
-    return Spending(run, population, None if budget.epsilon is None else max(0.0, budget.epsilon - population))
-
-
-def simulated_epsilon(federation: Federation, rounds: int) -> float:
-    """Of a run that trains a small cohort as if it were a large one: the large one's, with the same sampling rate of a
-    larger population."""
-    central, sampling = federation.central, federation.sampling
-    assert central is not None and central.simulate_noise_cohort is not None
-    larger = central.simulate_noise_cohort / sampling.cohort_size
-    scaled = replace(
-        sampling,
-        population_size=round(sampling.population_size * larger),
-        cohort_size=central.simulate_noise_cohort,
-    )
-    return rdp_epsilon({central.event(scaled): rounds}, neighbouring_of(sampling), central.delta)
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleSpending:
-    """What the clients of a run have come to, each for its own examples.
-
-    Args:
-      run: the largest epsilon of the run at a client.
-      population: the largest of a client by all its runs.
-      remaining: the least that a client has left; None where nothing limits any.
-      clients: each client's epsilon of the run, by its id; None above `MAX_SHOWN` clients.
-    """
-
-    run: PrivacySpend
-    population: float
-    remaining: float | None
-    clients: Mapping[str, float] | None
-
-
-def example_spending(store: Store, run: RunRecord) -> ExampleSpending | None:
-    """None where no client answers for its examples, or none has paid yet."""
-    totals = store.example_totals(run.run_id)
-    if not totals.of_run or not totals.budgets:
-        return None
-    terms = totals.budgets[0]
-    epsilon = max(epsilon_of(spent, terms) for spent in totals.of_run)
-    left = [each.epsilon - epsilon_of(each.spent, each) for each in totals.budgets if each.epsilon is not None]
-    clients = None
-    if totals.num_clients <= MAX_SHOWN:
-        by_client = store.example_spending(run.run_id)
-        clients = {
-            name.removeprefix(of_client(run.population, "")): epsilon_of(spent, terms)
-            for name, spent in sorted(by_client.items())
-        }
-    return ExampleSpending(
-        PrivacySpend(epsilon, terms.delta, terms.unit, terms.neighbouring, terms.accountant),
-        max(epsilon_of(each.spent, each) for each in totals.budgets),
-        max(0.0, min(left)) if left else None,
-        clients,
-    )
-
-
-def epsilon_of(spent: Mapping[str, int], budget: BudgetTerms) -> float:
-    """What these events come to, by the terms of a budget."""
-    return _cached_epsilon(tuple(sorted(spent.items())), as_neighbouring(budget.neighbouring), budget.delta)
-
-
-@lru_cache(10_000)  # most clients have spent the same
-def _cached_epsilon(spent: tuple[tuple[str, int], ...], neighbouring: Neighbouring, delta: float) -> float:
-    return rdp_epsilon(events_of(dict(spent)), neighbouring, delta)

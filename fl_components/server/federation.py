@@ -22,10 +22,9 @@ from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.clients import Clients, Strata
 from fedrounds.fl_components.config import (
     FederationConfig,
-    check_claim,
+    check_claims,
     check_cohort,
     check_compression,
-    check_example_claim,
     config_digest,
 )
 from fedrounds.fl_components.data import FederatedData
@@ -36,7 +35,6 @@ from fedrounds.fl_components.models import Mode, ModelSpec, RowFormat, build_see
 from fedrounds.fl_components.parameters import constants_digest, flatten, load_into
 from fedrounds.fl_components.privacy import CentralPrivacy, ExampleLevel
 from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
-from fedrounds.fl_components.privacy.events import Event
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.randomness import generator
 from fedrounds.fl_components.server.rows import digest_of_client
@@ -178,14 +176,8 @@ class Federation:
 
     @property
     def central(self) -> CentralPrivacy | None:
-        """The privacy rule, where the server adds the noise."""
-        rule = self.config.privacy
-        return rule if isinstance(rule, CentralPrivacy) else None
-
-    @property
-    def is_charged(self) -> bool:
-        """Whether its rounds are paid from a population's budget. What only simulates a larger cohort is not."""
-        return self.central is not None and self.central.simulate_noise_cohort is None
+        """The claim for which the server adds the noise."""
+        return self.config.central
 
     @property
     def example_level(self) -> ExampleLevel | None:
@@ -202,13 +194,7 @@ class Federation:
     def hides_participation(self) -> bool:
         """Whether that goes for who was selected and what became of it: where clients, not only their examples, are
         protected."""
-        return self.config.privacy.claims and not self.data.public
-
-    def example_event(self, client: int) -> Event:
-        """What a round costs the client in this row for its examples."""
-        training = self.config.training
-        rule = training.resolved_privacy(self.config.rounds)
-        return rule.event(self.data.num_examples(client), training.private_steps)
+        return self.config.protects_clients and not self.data.public
 
     @property
     def largest_cohort(self) -> int:
@@ -279,10 +265,10 @@ class Federation:
 
     def workload(self) -> Workload:
         """What local training needs of this federation."""
-        config, num_coordinates = self.config, self.update_layout.size
+        num_coordinates = self.update_layout.size
         if self.streamed is None:
             result: ArrayType = (np.float32, (self.largest_shard, num_coordinates))
-        elif config.privacy.claims:
+        elif self.central is not None:
             result = (np.float64, (num_coordinates + 1,))
         else:
             result = (np.float32, (num_coordinates,))
@@ -357,8 +343,7 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
     try:
         check_cohort(config, data.num_clients)
         check_compression(config, data.num_clients)
-        check_claim(config, data.num_clients)
-        check_example_claim(config, data.num_clients)
+        check_claims(config, data.num_clients)
         _check_examples(config, data)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -431,7 +416,7 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
     if rule is not None:
         lengths = data.train_rows.lengths
         fewest = int(np.argmin(lengths))
-        rule.check(data.client_ids[fewest], int(lengths[fewest]))
+        rule.check_client(data.client_ids[fewest], int(lengths[fewest]))
         config.training.resolved_privacy(config.rounds)
         most, all_steps = int(np.argmax(lengths)), config.rounds * config.training.private_steps
         rule.check_epsilon(data.client_ids[most], int(lengths[most]), all_steps)

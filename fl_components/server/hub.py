@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +29,17 @@ from fedrounds.fl_components.errors import (
     StoreError,
 )
 from fedrounds.fl_components.executors import Executor, peak_memory_bytes
-from fedrounds.fl_components.privacy.events import NoOpEvent
 from fedrounds.fl_components.privacy.releases import Release, public
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection
+from fedrounds.fl_components.reports import privacy_report
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.claim import (
-    check_budget,
-    check_client_budget,
-    check_demonstration,
+    RunClaim,
     check_population,
     delta_warnings,
-    example_spending,
-    example_terms,
     join_population,
-    simulated_epsilon,
-    spending,
+    run_claims,
 )
 from fedrounds.fl_components.server.collection import Collection, UpdateStack
 from fedrounds.fl_components.server.encoding import Codec
@@ -53,8 +48,7 @@ from fedrounds.fl_components.server.profile import Profile
 from fedrounds.fl_components.server.rows import changed_clients, data_facts, digest_key
 from fedrounds.fl_components.server.withheld import withheld_error, withhold
 from fedrounds.fl_components.store import (
-    Budget,
-    ExampleCharges,
+    Charges,
     Lease,
     RunRecord,
     RunSecret,
@@ -70,7 +64,6 @@ from fedrounds.fl_components.store import (
     opened,
     place_of_secrets,
 )
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, decode_events, of_client, plus
 from fedrounds.fl_components.training import engine_environment
 from fedrounds.fl_components.values import (
     Accumulator,
@@ -86,6 +79,7 @@ from fedrounds.fl_components.values import (
 )
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 Start = Callable[[Federation], tuple[Float32 | None, str | None]]
 
 SEAL_BYTES: Final = 1 << 16
@@ -100,9 +94,6 @@ STACK_SHARE: Final = 0.2
 
 LONGEST_DETAIL: Final = 120
 """Characters of a rejection's detail that are sealed."""
-
-LOOKED_AT: Final = 500
-"""Clients whose budgets are read at a time."""
 
 NAMED: Final = 5
 """Clients that an error names."""
@@ -207,7 +198,7 @@ class Hub:
         """Return the collection of a round before its first wave."""
         rule, num_coordinates = self.federation.summed, self.federation.update_layout.size
         if rule is not None:
-            updates: Accumulator | UpdateStack = rule.start(num_coordinates + self.config.privacy.claims)
+            updates: Accumulator | UpdateStack = rule.start(num_coordinates + (self.federation.central is not None))
         else:
             memory_bytes = int(self.config.execution.memory_mb * 1e6 * STACK_SHARE)
             updates = UpdateStack(len(plan.cohort), num_coordinates, memory_bytes, self.store.home)
@@ -311,7 +302,7 @@ class Hub:
         """Bring the run's secret to the round in hand, remember in it what is charged, and destroy all others."""
         assert self.secret is not None
         self.secret.advance(self.refresh().committed_round + 1)
-        self.secret.count(self.store.num_spent(self.run_id), self.store.identity())
+        self.secret.count(self.store.ledger.num_spent(self.run_id), self.store.identity())
         destroy_secrets(self.store.secrets_folder, self.run_id, database=self.secret.database, but=self.secret.id)
 
     def forget_keys(self) -> None:
@@ -372,18 +363,15 @@ class Hub:
         federation, ahead = self.federation, self._ahead(sightings)
         known, released = self._accounted_round(), max([0, *(each.round for each in ahead)])
         lost = max(released - known, self.store.uncharged_releases(self.run_id, of_any_database=True), 0)
-        if lost and federation.example_level is not None:
+        if lost and any(each.is_paid_by_clients for each in self.claims):
             lost, released = lost + 1, released + 1  # clients may have sent their updates of the next one
         _, last = last_seen(self.store.secrets_folder, self.run_id)
-        event = self.config.privacy.event(federation.sampling) if federation.is_charged else NoOpEvent()
         secret = RunSecret.create(self.store.secrets_folder, self.run_id, self.store.identity())
         settled = self.lease.start_afresh(
             secret_id=secret.id,
             secret_home=place_of_secrets(self.store.home),
             reason=reason,
-            event=event.model_dump(),
-            examples=self.example_charges(range(federation.data.num_clients)),
-            is_charged=federation.is_charged,
+            charges=self.charges(range(federation.data.num_clients)),
             lost=lost,
             released=max(released, known, last),
             sightings=ahead,
@@ -399,110 +387,52 @@ class Hub:
     def _instead(self, otherwise: str) -> str:
         return fresh_collection(self.run_id, otherwise)
 
+    @cached_property
+    def claims(self) -> tuple[RunClaim, ...]:
+        """The claims that the run's rounds are charged for."""
+        return run_claims(self.federation)
+
     def epsilons(self) -> dict[str, Release]:
-        """What the run has come to with the round in hand, and what its population has left."""
-        return self._client_epsilons() | self._example_epsilons()
+        """Return what the run has spent with the round in hand, and what its accounts have left."""
+        run = self.refresh()
+        report = privacy_report(self.store, run, self.config, rounds=run.committed_round + 1)
+        return {name: public(value) for name, value in report.metrics.items()}
 
-    def _example_epsilons(self) -> dict[str, Release]:
-        told = example_spending(self.store, self.run)
-        if told is None:
-            return {}
-        assert told.run.epsilon is not None
-        found = {"epsilon": told.run.epsilon, "epsilon_population": told.population}
-        if told.remaining is not None:
-            found["epsilon_remaining"] = told.remaining
-        found |= {f"client/{name}": epsilon for name, epsilon in (told.clients or {}).items()}
-        return {f"privacy/example/{name}": public(value) for name, value in found.items()}
+    def charges(self, cohort: Sequence[int]) -> list[Charges]:
+        """Return what a round with the clients in these rows costs under each claim.
 
-    def _client_epsilons(self) -> dict[str, Release]:
-        central, run = self.federation.central, self.refresh()
-        if central is None:
-            return {}
-        if not self.federation.is_charged:
-            return {"privacy/epsilon_simulated": public(simulated_epsilon(self.federation, run.committed_round + 1))}
-        budget = self.store.find_budget(run.population)
-        assert budget is not None
-        told = spending(budget, decode_events(run.spent))
-        assert told.run.epsilon is not None
-        epsilons = {"privacy/epsilon": public(told.run.epsilon), "privacy/epsilon_population": public(told.population)}
-        if told.remaining is not None:
-            epsilons["privacy/epsilon_remaining"] = public(told.remaining)
-        return epsilons
+        All clients are charged where who was selected must not be shown: what each has spent is. Those that have no
+        budget yet get one here.
+        """
+        rows = range(self.federation.data.num_clients) if self.federation.hides_participation else cohort
+        requests = [each.charges(rows) for each in self.claims]
+        accounts = {account for each in requests for account in each.events if account.client is not None}
+        self.store.ledger.register(accounts)
+        return requests
 
     def check_budget(self) -> None:
-        """Raises `BudgetExhausted` when the next round would be refused: before it is begun, so that no view shows it
-        as one that failed. The reservation itself decides (`guard`, `example_charges`)."""
+        """Raise `BudgetExhausted` when the next round would be refused: before it is begun, so that no view shows it as
+        one that failed. The reservation itself decides."""
         run = self.refresh()
         round = run.committed_round + 1
-        if self.store.is_reserved(run.run_id, round):  # by an attempt that ended
+        if not self.claims or self.store.ledger.is_reserved(run.run_id, round):  # by an attempt that ended
             return
-        if self.federation.is_charged:
-            budget, spent = self.store.find_budget(run.population), decode_events(run.spent)
-            assert budget is not None
-            event = self.config.privacy.event(self.federation.sampling).model_dump()
-            self.guard(budget, plus(budget.spent, event), plus(spent, event))
-        if self.federation.example_level is not None:
-            cohort = self.federation.select(round, self.participations, self.source(round))
-            wanted = self.example_charges(cohort.tolist())
-            assert wanted is not None
-            try:
-                self.store.check_examples(run.run_id, wanted)
-            except BudgetExhausted:
-                if not self.may_skip_round():
-                    raise
+        cohort: list[int] = []
+        if any(each.is_paid_by_clients for each in self.claims):
+            cohort = self.federation.select(round, self.participations, self.source(round)).tolist()
+        self.with_payers(self.charges(cohort), lambda charges: self.store.ledger.check(run.run_id, charges))
 
-    def example_charges(self, cohort: Sequence[int]) -> ExampleCharges | None:
-        """What a round costs the clients in these rows for their examples, where they answer for these. All clients pay
-        where who was selected must not be told: what each has spent is.
-
-        Those that have no budget yet get one here.
-        """
-        federation, rule = self.federation, self.federation.example_level
-        if rule is None:
-            return None
-        rows = range(federation.data.num_clients) if federation.hides_participation else cohort
-        names = {row: of_client(self.run.population, federation.data.client_ids[row]) for row in rows}
-        self.store.register_clients(self.run.population, list(names.values()))
-        terms = example_terms(federation)
-        return ExampleCharges(
-            events={name: federation.example_event(row).model_dump() for row, name in names.items()},
-            guard=lambda budget, by_all, by_run: check_client_budget(terms, budget, by_all),
-            least=len(names) if rule.when_exhausted == "end" else self._least_that_pay,
-        )
-
-    @property
-    def _least_that_pay(self) -> int:
-        return max(1, self.config.selection.min_updates)
-
-    def may_skip_round(self) -> bool:
-        """Whether a round whose cohort cannot pay for its examples is made with nobody, since enough of all clients
-        can: other rounds draw others. They are looked through until that many are found."""
-        federation, rule = self.federation, self.federation.example_level
-        if rule is None or rule.when_exhausted == "end":
-            return False
-        terms, found = example_terms(federation), 0
-        of_all = self.store.find_budget(self.run.population + EACH_CLIENT)
-        assert of_all is not None
-        for first in range(0, federation.data.num_clients, LOOKED_AT):
-            rows = range(first, min(first + LOOKED_AT, federation.data.num_clients))
-            names = {row: of_client(self.run.population, federation.data.client_ids[row]) for row in rows}
-            budgets = self.store.find_budgets(names.values())
-            for row, name in names.items():
-                budget = budgets.get(name, of_all)  # one that never took part has spent nothing
-                try:
-                    check_client_budget(terms, budget, plus(budget.spent, federation.example_event(row).model_dump()))
-                except BudgetExhausted:
-                    continue
-                found += 1
-                if found == self._least_that_pay:
-                    return True
-        return False
-
-    def guard(self, budget: Budget, population_spent: Mapping[str, int], run_spent: Mapping[str, int]) -> None:
-        """Raises `BudgetExhausted` when a reservation would pass the run's own limit or what its population may
-        spend."""
-        check_demonstration(self.federation, budget)
-        check_budget(self.config, budget, population_spent, run_spent)
+    def with_payers(self, charges: Sequence[Charges], act: Callable[[Sequence[Charges]], T]) -> T:
+        """Return what `act` returns for the charges of a round; for those of no client where too few of the cohort can
+        pay, but enough other clients can. Raises `BudgetExhausted` where they cannot."""
+        try:
+            return act(charges)
+        except BudgetExhausted:
+            can_skip = [each.can_skip_round(self.store) for each in self.claims]
+            if not any(can_skip):
+                raise
+            pairs = zip(charges, can_skip, strict=True)
+            return act([replace(each, events={}, least=0) if skipped else each for each, skipped in pairs])
 
     def check_cancelled(self) -> None:
         """Raises `RunCancelled` when the run was asked to stop."""

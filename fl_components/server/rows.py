@@ -29,7 +29,7 @@ _PIECE_BYTES: Final = 8 << 20
 
 def digest_key(store: Store) -> bytes:
     """Return the key of the digests, which no database or log holds. All hubs of one database share it."""
-    return hmac.digest(store.fingerprint_key(), b"rows of a run", "sha256")
+    return hmac.digest(store.memberships.fingerprint_key(), b"rows of a run", "sha256")
 
 
 def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:

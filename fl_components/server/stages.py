@@ -21,10 +21,9 @@ from fedrounds.fl_components.aggregation import LinearAggregator
 from fedrounds.fl_components.arrays import Float32, Float64, Tensors
 from fedrounds.fl_components.client import RESIDUAL
 from fedrounds.fl_components.compression import CodecContext
-from fedrounds.fl_components.errors import BudgetExhausted, Diverged, FedroundsError, RunFailed, TooFewClients
+from fedrounds.fl_components.errors import Diverged, FedroundsError, RunFailed, TooFewClients
 from fedrounds.fl_components.layout import DELTA, PARAMS
 from fedrounds.fl_components.privacy.clipping import add_contributions
-from fedrounds.fl_components.privacy.events import NoOpEvent
 from fedrounds.fl_components.privacy.releases import Release, public, split_releases, withheld
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
@@ -33,7 +32,6 @@ from fedrounds.fl_components.server.broadcast import EncodedBroadcast, encode_br
 from fedrounds.fl_components.server.collection import Collection, UpdateStack
 from fedrounds.fl_components.server.hub import Hub
 from fedrounds.fl_components.server.withheld import withheld_error
-from fedrounds.fl_components.store.ledger import of_client
 from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of, next_kept
 from fedrounds.fl_components.values import (
     Accumulator,
@@ -131,11 +129,8 @@ def select(hub: Hub, state: ServerState, sent: EncodedBroadcast) -> RoundPlan:
         base_digest=sent.digest,
         download_bytes=len(sent.frame),
         **_cut(hub, cohort),
-        min_updates=0 if config.privacy.claims else config.selection.min_updates,
-        event=(
-            config.privacy.event(hub.federation.sampling) if hub.federation.is_charged else NoOpEvent()
-        ).model_dump(),
-        clipping_norm=float(state.clipping["norm"][0]) if config.privacy.claims else None,
+        min_updates=0 if config.central is not None else config.selection.min_updates,
+        clipping_norm=float(state.clipping["norm"][0]) if config.central is not None else None,
     )
 
 
@@ -173,31 +168,26 @@ def _split(shards: Sequence[slice], largest: int) -> tuple[slice, ...]:
 
 @stage
 def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
-    """Write down what the round will cost, before any client is contacted; the plan gets the reservation's number, and
-    loses the clients whose own budgets are spent."""
-    guard = hub.guard if hub.federation.is_charged else None
-    examples = hub.example_charges([task.index for task in plan.cohort])
-    training = hub.training_digest(plan) if examples is not None else None
-    try:
-        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, examples, training)
-    except BudgetExhausted:
-        if examples is None or not hub.may_skip_round():
-            raise
-        nobody = replace(examples, events={}, least=0)
-        collection = hub.lease.reserve(plan.round, dict(plan.event), guard, nobody, training)
+    """Reserve what the round will cost, before any client is contacted. The returned plan has the reservation's number,
+    and lacks the clients whose own budgets are spent."""
+    clients_pay = any(each.is_paid_by_clients for each in hub.claims)
+    training = hub.training_digest(plan) if clients_pay else None
+    charges = hub.charges([task.index for task in plan.cohort])
+    collection = hub.with_payers(charges, lambda each: hub.lease.reserve(plan.round, each, training))
     plan = replace(plan, collection=collection)
-    if examples is None:
+    if not clients_pay:
         return plan
-    paying = hub.lease.paying(plan.round)
-    refused = [task for task in plan.cohort if of_client(hub.run.population, task.client_id) not in paying]
+    paying = {account.client for account in hub.lease.paying(plan.round)} - {None}
+    refused = [task for task in plan.cohort if task.client_id not in paying]
     if not refused:
         return plan
     say = hub.notify_restricted if hub.federation.hides_participation else hub.say
     why = EXHAUSTED if paying else TOO_FEW_PAY
     say(f"round {plan.round} is made without {names_of(refused)}: {why}")
     reasons = {task.client_id: why for task in refused}
-    left = tuple(task for task in plan.cohort if task.client_id not in reasons)
-    return replace(plan, **_cut(hub, left), excluded=reasons, min_updates=plan.min_updates if left else 0)
+    remaining = tuple(task for task in plan.cohort if task.client_id not in reasons)
+    min_updates = plan.min_updates if remaining else 0
+    return replace(plan, **_cut(hub, remaining), excluded=reasons, min_updates=min_updates)
 
 
 @stage
@@ -471,7 +461,7 @@ def _next_channels(hub: Hub, channels: Tensors, aggregate: Mapping[str, Float64]
     if not channels:
         return {}
     # How many updates came is private where the cohort is: the expected number takes its place.
-    num_updates = hub.federation.sampling.cohort_size if hub.config.privacy.claims else received
+    num_updates = hub.federation.sampling.cohort_size if hub.federation.central is not None else received
     share = num_updates / hub.federation.data.num_clients
     return hub.config.training.objective.next_received(channels, aggregate, share)
 

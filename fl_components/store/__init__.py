@@ -5,15 +5,16 @@ The store decides what resumes; Prefect and MLflow are views of it.
 
 from __future__ import annotations
 
-from fedrounds.fl_components.store.bindings import DataUse, Owners
 from fedrounds.fl_components.store.home import home
 from fedrounds.fl_components.store.lease import Lease, fresh_collection
+from fedrounds.fl_components.store.membership import DataUse, Owners
 from fedrounds.fl_components.store.records import (
     Anchor,
     Budget,
     BudgetTerms,
     ChargeRecord,
-    ExampleCharges,
+    Charges,
+    CollectionRecord,
     JournalReport,
     JournalRow,
     RoundRecord,
@@ -34,8 +35,9 @@ __all__ = [
     "Budget",
     "BudgetTerms",
     "ChargeRecord",
+    "Charges",
+    "CollectionRecord",
     "DataUse",
-    "ExampleCharges",
     "JournalReport",
     "JournalRow",
     "Lease",

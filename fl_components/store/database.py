@@ -4,13 +4,14 @@
 transactions that lock the same rows in different orders deadlock. So each transaction locks in this order:
 
 1. the row of one run's lease;
-2. rows of `populations`: "POPULATION/*" before any client's, then by code point (`ledger.find_many`);
+2. rows of `budgets`: a template before any client's account, then by code point (`accounts.find_budgets`);
 3. the row of `journal_head`.
 
-Nothing is locked after the head but what the locks above guard: new rows, the run's own rows, and rows of `populations`
-that the transaction has locked before. An insert counts as well: a foreign key to `populations` locks the row that it
-names (FOR KEY SHARE), and waits for whoever holds that row FOR UPDATE. The tests of the store check this order in every
-transaction (tests/fl_components/store/lock_order.py).
+Nothing is locked after the head but what the locks above guard: new rows, the run's own rows, and rows of `budgets`
+that the transaction has locked before. Rows of `totals` and `charges` are written only by whoever has locked their
+account. An insert counts as well: a foreign key to `budgets` locks the row that it names (FOR KEY SHARE), and waits
+for whoever holds that row FOR UPDATE. The tests of the store check this order in every transaction
+(tests/fl_components/store/lock_order.py).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, exists, func, insert, literal, select, update
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import FedroundsError, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import example_ledger, journal, ledger
+from fedrounds.fl_components.store import journal, ledger
 from fedrounds.fl_components.store.durable_files import erase
 from fedrounds.fl_components.store.records import (
-    ExampleCharges,
-    Guard,
+    Charges,
     RoundRecord,
     Sighting,
     can_never_continue,
 )
 from fedrounds.fl_components.store.schema import (
     AnyRow,
-    charges,
     client_states,
+    collections,
     column_digest,
     database_clock,
     leases,
@@ -191,7 +191,12 @@ def fresh_collection(run_id: str, instead: str) -> str:
 
 
 def _granted(*_: object) -> None:
-    """The guard that lets everything pass."""
+    """Refuse no charge."""
+
+
+def _pay_themselves(paid: Iterable[Account]) -> bool:
+    """Return whether clients pay for a round themselves: an update that one of them sends is what is paid for."""
+    return any(account.client is not None for account in paid)
 
 
 class Lease:
@@ -247,79 +252,54 @@ class Lease:
             self._update_run(connection, state=RunState.RUNNING, attempt=attempt, error=None, updated_at=row.at)
         return int(attempt)
 
-    def reserve(
-        self,
-        round: int,
-        event: dict[str, Any],
-        guard: Guard | None = None,
-        examples: ExampleCharges | None = None,
-        training: str | None = None,
-    ) -> int:
-        """Writes down what a round will cost its population, before anything that it pays for happens.
+    def reserve(self, round: int, charges: Sequence[Charges] = (), training: str | None = None) -> int:
+        """Write down what a round will cost, before anything that it pays for happens. Returns the number of the
+        collection, 1 for the round's first.
 
-        With a `guard` (a round under a privacy claim) the charge is counted against the population's budget, if the
-        guard lets it: what it raises (`BudgetExhausted`) leaves nothing written. `StoreError` where there is no budget.
-        With `examples`, so is what its clients spend of their own budgets; `paying` tells which of them do. `training`
-        is then the digest of what determines their updates besides their rows and keys.
+        The charges are counted against the budgets of their accounts, where their guards allow it; `paying` returns the
+        accounts that pay. An error (`BudgetExhausted` where too few can pay) leaves nothing written. An open
+        reservation of the round is returned, not made again.
 
-        Returns the number of the collection, 1 for the round's first. An open reservation of the round is returned,
-        not made again; one of another event raises `StoreError`, since either could be the larger; so does one whose
-        clients may have sent updates that differ from those that they would send now.
+        Args:
+          charges: what the round costs under each claim; nothing without one.
+          training: the digest of what determines the clients' updates besides their rows and keys, where clients pay.
+
+        Raises:
+          BudgetExhausted: too few accounts can pay.
+          BudgetNotSet: an account has no budget.
+          StoreError: the open reservation is for other events, since either could be the larger; or its clients may
+            have sent updates that differ from those that they would send now.
         """
         with self._fenced() as connection:
-            run = self._run(connection)
-            self._check_next(run, round)
-            charge = ledger.open_charge(connection, self.run_id, round)
-            if charge is not None:
-                if charge.event != event:
-                    raise StoreError(
-                        f"round {round} of run {self.run_id} is already reserved for another privacy event: "
-                        f"{charge.event}, now {event}",
-                        hint="resume it with the version of fedrounds that began it",
-                    )
-                if examples is not None:
-                    where = f"round {round} of run {self.run_id}"
-                    paid = example_ledger.paid(connection, charge)
-                    example_ledger.check_same(paid, examples, where)
-                    reserved = journal.contents(connection, [charge.journal_sequence])[charge.journal_sequence]
-                    if paid and reserved.get("training") != training:
-                        raise StoreError(
-                            f"{where} is reserved, clients may have sent their updates, and updates computed now would "
-                            "differ: the model's code, the releases of fedrounds, torch or numpy, or the processor "
-                            "are not those of the attempt that reserved it",
-                            hint=fresh_collection(self.run_id, "resume it as it was"),
-                        )
-                return int(charge.collection)
-            if guard is not None:
-                budget = ledger.locked(connection, run.population)
-                spent = ledger.charge(connection, budget, ledger.decode_events(run.spent), event, guard)
-                self._update_run(connection, spent=ledger.encode_events(spent))
-            paid = example_ledger.charge(connection, self.run_id, examples) if examples is not None else {}
-            return self._enter_charge(connection, run.population, round, event, paid, training)
+            self._check_next(self._run(connection), round)
+            reserved = ledger.open_collection(connection, self.run_id, round)
+            if reserved is None:
+                paid = ledger.charge(connection, self.run_id, charges)
+                return self._enter(connection, round, paid, training)
+            where = f"round {round} of run {self.run_id}"
+            paid = ledger.paid_by(connection, reserved)
+            ledger.check_same(paid, charges, where)
+            row = journal.contents(connection, [reserved.journal_sequence])[reserved.journal_sequence]
+            if _pay_themselves(paid) and row.get("training") != training:
+                raise StoreError(
+                    f"{where} is reserved, clients may have sent their updates, and updates computed now would differ: "
+                    "the model's code, the releases of fedrounds, torch or numpy, or the processor are not those of "
+                    "the attempt that reserved it",
+                    hint=fresh_collection(self.run_id, "resume it as it was"),
+                )
+            return int(reserved.collection)
 
-    def _enter_charge(
-        self,
-        connection: Connection,
-        population: str,
-        round: int,
-        event: dict[str, Any],
-        paid: Mapping[str, Mapping[str, Any]],
-        training: str | None,
+    def _enter(
+        self, connection: Connection, round: int, paid: Mapping[Account, Mapping[str, Any]], training: str | None
     ) -> int:
         """Write down a reservation whose events are counted already, and return its collection."""
-        mine = (charges.c.run_id == self.run_id, charges.c.round == round)
-        settled = connection.execute(select(func.count()).select_from(charges).where(*mine)).scalar_one()
-        content = {"population": population, "round": round, "collection": settled + 1, "event": event}
-        of_clients = {"examples": example_ledger.as_groups(paid), "training": training} if paid else {}
+        mine = (collections.c.run_id == self.run_id, collections.c.round == round)
+        collection = connection.execute(select(func.count()).select_from(collections).where(*mine)).scalar_one() + 1
+        content = {"round": round, "collection": collection, "charges": ledger.as_groups(paid)}
+        of_clients = {"training": training} if _pay_themselves(paid) else {}
         row = self._append(connection, "charge.reserved", content | of_clients)
-        connection.execute(
-            insert(charges).values(
-                run_id=self.run_id, state="reserved", reserved_at=row.at, journal_sequence=row.sequence, **content
-            )
-        )
-        if paid:
-            example_ledger.enter(connection, self.run_id, round, settled + 1, paid)
-        return int(settled + 1)
+        ledger.enter(connection, self.run_id, round, collection, row, paid)
+        return int(collection)
 
     def start_afresh(
         self,
@@ -327,9 +307,7 @@ class Lease:
         secret_id: str,
         secret_home: str,
         reason: str,
-        event: dict[str, Any],
-        examples: ExampleCharges | None = None,
-        is_charged: bool = True,
+        charges: Sequence[Charges] = (),
         lost: int = 0,
         released: int = 0,
         sightings: Sequence[Sighting] = (),
@@ -339,8 +317,7 @@ class Lease:
         The next reservation is then another collection, at a charge of its own, which draws from other keys.
 
         Args:
-          event, examples: what a round costs, and its clients.
-          is_charged: whether a population pays for the event.
+          charges: what a round costs under each claim.
           lost: of how many rounds something may have been released whose charges the journal lacks, the round in hand
             included. They are written down again, whatever the budgets say: they are spent.
           released: the last of these rounds.
@@ -351,18 +328,15 @@ class Lease:
         with self._writing, self._fenced() as connection:
             run = self._run(connection)
             round = run.committed_round + 1
-            charge = ledger.open_charge(connection, self.run_id, round)
-            lost = max(0, lost - (charge is not None))
-            unlimited = None if examples is None else replace(examples, guard=_granted, least=0)
-            spent, paid = ledger.decode_events(run.spent), list[dict[str, dict[str, Any]]]()
-            for _ in range(lost):  # all before the journal's head is locked
-                if is_charged:
-                    budget = ledger.locked(connection, run.population)
-                    spent = ledger.charge(connection, budget, spent, event, _granted)
-                paid.append({} if unlimited is None else example_ledger.charge(connection, self.run_id, unlimited))
-            for each in [None] * (charge is not None) + paid:
-                if each is not None:
-                    self._enter_charge(connection, run.population, round, event, each, None)
+            reserved = ledger.open_collection(connection, self.run_id, round)
+            lost = max(0, lost - (reserved is not None))
+            unlimited = [replace(each, guard=_granted, least=0) for each in charges]
+            # All charges come before the journal's head is locked.
+            lost_charges = [ledger.charge(connection, self.run_id, unlimited) for _ in range(lost)]
+            if reserved is not None:
+                self._spend(connection, round)
+            for paid in lost_charges:
+                self._enter(connection, round, paid, None)
                 self._spend(connection, round)
             seal = self._seal_key(connection, round)
             connection.execute(delete(seals).where(seals.c.run_id == self.run_id, seals.c.round == round))
@@ -376,22 +350,16 @@ class Lease:
                 "anchors": [[each.anchor.rows, each.anchor.head] for each in sightings if each.anchor is not None],
             }
             row = self._append(connection, journal.SECRET_REPLACED, content)
-            self._update_run(
-                connection,
-                secret_id=secret_id,
-                secret_home=secret_home,
-                spent=ledger.encode_events(spent),
-                updated_at=row.at,
-            )
+            self._update_run(connection, secret_id=secret_id, secret_home=secret_home, updated_at=row.at)
         if seal is not None:
             self._store._blobs.delete([seal])
-        return int(lost + (charge is not None))
+        return int(lost + (reserved is not None))
 
     def _spend(self, connection: Connection, round: int) -> None:
         """Settle what is reserved for a round as spent, though the round is not committed."""
-        charge = self._check_reserved(connection, round)
-        row = self._append(connection, "charge.spent", {"round": round, "collection": charge.collection})
-        ledger.settle(connection, charge, "spent", row.at)
+        reserved = self._check_reserved(connection, round)
+        row = self._append(connection, "charge.spent", {"round": round, "collection": reserved.collection})
+        ledger.settle(connection, reserved, "spent", row.at)
 
     def accept_data(self, facts: Mapping[str, Any]) -> None:
         """Let the run continue with other rows than it began with; `facts` describe these in its `engine`."""
@@ -406,47 +374,44 @@ class Lease:
             row = self._append(connection, "data.accepted", content)
             self._update_run(connection, engine=engine, updated_at=row.at)
 
-    def paying(self, round: int) -> set[str]:
-        """The clients' populations that pay for the round as it is reserved."""
+    def paying(self, round: int) -> set[Account]:
+        """Return the accounts that pay for the round as it is reserved."""
         with self._fenced() as connection:
-            return set(example_ledger.paid(connection, self._check_reserved(connection, round)))
+            return set(ledger.paid_by(connection, self._check_reserved(connection, round)))
 
     def void(self, reason: str, *, by: str) -> int | None:
-        """Takes what is reserved for the round in hand off its population's budget again: an act of an administrator,
-        journalled with its reason. Returns the round; None when nothing is reserved.
+        """Take what is reserved for the round in hand off the budgets again: an act of an administrator, journalled
+        with its reason. Returns the round; None when nothing is reserved.
 
-        Only while nothing can have come of the reservation. `StoreError` where something may: the round is sealed, so
-        that noise may have been drawn, or the run has failed in it, which is seen; or clients pay for their examples,
-        and some may have sent an update. A later attempt reserves afresh.
+        Raises `StoreError` where something may have come of the reservation: the round is sealed, so that noise may
+        have been drawn; the run has failed in it, which is seen; or clients pay for it themselves, and some may have
+        sent an update. A later attempt reserves afresh.
         """
         released = self._was_released()
         with self._fenced() as connection:
-            run = self._run(connection)
-            round = run.committed_round + 1
-            charge = ledger.open_charge(connection, self.run_id, round)
-            if charge is None:
+            round = self._run(connection).committed_round + 1
+            reserved = ledger.open_collection(connection, self.run_id, round)
+            if reserved is None:
                 return None
-            why = None
+            paid, why = ledger.paid_by(connection, reserved), None
             if released is not None:
                 why = f"may have been released: {released}"
             elif self._seal_key(connection, round) is not None:
                 why = "is sealed: something of it may be known"
-            elif ledger.failed_since(connection, charge):
+            elif ledger.failed_since(connection, reserved):
                 why = "has failed: something of it may be known"
-            elif example_ledger.paid(connection, charge):
-                why = "is paid for by clients for their examples: some may have sent an update"
+            elif _pay_themselves(paid):
+                why = "is paid for by clients themselves: some may have sent an update"
             if why is not None:
                 raise StoreError(
                     f"round {round} of run {self.run_id} {why}, so its charge stays",
                     hint=f"`fedrounds resume {self.run_id}` makes use of what is paid for",
                 )
-            spent = ledger.decode_events(run.spent)
-            if charge.event.get("kind") != "none":
-                spent = ledger.give_back(connection, ledger.locked(connection, run.population), spent, charge.event)
-                self._update_run(connection, spent=ledger.encode_events(spent))
-            content = {"round": round, "collection": charge.collection, "reason": reason, "by": by}
+            if paid:
+                ledger.give_back(connection, self.run_id, paid)
+            content = {"round": round, "collection": reserved.collection, "reason": reason, "by": by}
             row = self._append(connection, "charge.voided", content)
-            ledger.settle(connection, charge, "voided", row.at)
+            ledger.settle(connection, reserved, "voided", row.at)
         return int(round)
 
     def _was_released(self) -> str | None:
@@ -531,19 +496,19 @@ class Lease:
                 committed = self._committed(connection, round, params_digest)
                 if committed is not None:
                     return committed
-                charge = self._check_reserved(connection, round)
+                reserved = self._check_reserved(connection, round)
                 run = self._run(connection)
                 self._count(connection, round, participants)  # before the journal's head is locked against all runs
                 superseded = self._supersede_client_states(connection, round)
                 digested = {"state_key": key, "result": result, "withheld": dict(withheld or {})}
                 digest_key = new_digest_key()
                 digests = {column: column_digest(digest_key, column, value) for column, value in digested.items()}
-                content = {"round": round, "collection": charge.collection, "params_digest": params_digest}
+                content = {"round": round, "collection": reserved.collection, "params_digest": params_digest}
                 row = self._append(connection, "round.committed", {**content, "digests": digests})
                 values = {"run_id": self.run_id, "committed_at": row.at, **content, **digested}
                 record = RoundRecord(**values)
                 connection.execute(insert(rounds).values(digest_key=digest_key, **values))
-                ledger.settle(connection, charge, "spent", row.at)
+                ledger.settle(connection, reserved, "spent", row.at)
                 self._update_run(connection, committed_round=round, params_digest=params_digest, updated_at=row.at)
                 unused = {self._seal_key(connection, round), self._state_key(connection, round - 2)}
                 unused -= {key, self._state_key(connection, round - 1), run.initial_state_key, None}
@@ -767,13 +732,13 @@ class Lease:
             )
 
     def _check_reserved(self, connection: Connection, round: int, collection: int | None = None) -> AnyRow:
-        charge = ledger.open_charge(connection, self.run_id, round)
-        if charge is None or collection not in (None, charge.collection):
+        reserved = ledger.open_collection(connection, self.run_id, round)
+        if reserved is None or collection not in (None, reserved.collection):
             which = "" if collection is None else f" for collection {collection}"
             raise StoreError(
                 f"nothing is reserved{which} of round {round} of run {self.run_id}", hint="reserve the charge first"
             )
-        return charge
+        return reserved
 
     def _committed(self, connection: Connection, round: int, params_digest: str) -> RoundRecord | None:
         row = connection.execute(

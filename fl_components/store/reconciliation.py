@@ -10,29 +10,28 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, select
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import JournalBroken
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import bindings as bindings_
-from fedrounds.fl_components.store import ledger
+from fedrounds.fl_components.store import accounts, membership
 from fedrounds.fl_components.store.journal import RESTORE
-from fedrounds.fl_components.store.ledger import EACH_CLIENT, of_client
 from fedrounds.fl_components.store.records import BudgetTerms, can_never_continue
 from fedrounds.fl_components.store.schema import (
     AnyRow,
     bindings,
+    budgets,
     charges,
+    collections,
     column_digest,
     data_uses,
-    example_charges,
-    example_spending,
     fingerprint_key,
     fingerprints,
-    populations,
     rounds,
     runs,
     seals,
     sweeps,
+    totals,
 )
 from fedrounds.fl_components.store.schema import journal as journal_table
 
@@ -40,14 +39,14 @@ COVERED: Final = {
     "runs": (
         *("run_id", "journal_sequence", "name", "population", "state", "rounds", "committed_round", "config"),
         *("config_digest", "params_digest", "ancestor", "engine", "source_folder", "attempt", "error", "created_at"),
-        *("updated_at", "initial_state_key", "sweep_id", "spent", "digest_key", "secret_id", "secret_home"),
+        *("updated_at", "initial_state_key", "sweep_id", "digest_key", "secret_id", "secret_home"),
     ),
     "sweeps": tuple(sweeps.c.keys()),
     "rounds": tuple(rounds.c.keys()),
+    "budgets": tuple(budgets.c.keys()),
+    "collections": tuple(collections.c.keys()),
     "charges": tuple(charges.c.keys()),
-    "populations": tuple(populations.c.keys()),
-    "example_charges": tuple(example_charges.c.keys()),
-    "example_spending": tuple(example_spending.c.keys()),
+    "totals": tuple(totals.c.keys()),
     "fingerprint_key": ("key_id", "host", "home", "journal_sequence"),
     "fingerprints": tuple(fingerprints.c.keys()),
     "bindings": tuple(bindings.c.keys()),
@@ -77,6 +76,11 @@ NOT_COVERED: Final[Mapping[tuple[str, str], str]] = {
         )
     },
     **{
+        ("client_states", name): "what clients keep for later rounds: a blob's key is the hash of its content; the "
+        "journal would need to name each cohort, which a privacy claim withholds"
+        for name in ("run_id", "client", "round", "blob_key")
+    },
+    **{
         ("participations", name): "counts that a selection rule reads; shown nowhere. The journal would need to name "
         "each cohort, which a privacy claim withholds"
         for name in ("run_id", "client", "rounds", "last_round")
@@ -99,9 +103,9 @@ Book: TypeAlias = "dict[str, Any]"
 def reconcile(connection: Connection) -> None:
     """Raises `JournalBroken`, naming what differs, unless the tables' covered columns are what the journal says. The
     journal itself is to be verified before."""
-    told, stored = _told(connection), _stored(connection)
+    expected_books, stored = _journalled(connection), _stored(connection)
     for title, found in stored.items():
-        expected = told.get(title, {})
+        expected = expected_books.get(title, {})
         if expected != found:
             differing = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
             shown = "; ".join(_difference(key, expected.get(key), found.get(key)) for key in sorted(differing)[:3])
@@ -135,12 +139,13 @@ def blobs_in_use(connection: Connection) -> dict[str, str]:
     return found
 
 
-class _Told:
+class _JournalReader:
     """What the journal says, row by row."""
 
     def __init__(self) -> None:
         self.books: dict[str, Book] = defaultdict(dict)
-        self._named: set[str] = set()  # populations that got their terms by their own name
+        self._named: set[Account] = set()  # accounts that got their terms by their own name
+        self._charged: list[tuple[str, str, str, str]] = []  # run, collection, account and event of each charge
         self._states: dict[str, dict[int, str | None]] = defaultdict(dict)  # of a run's rounds
 
     def read(self, row: AnyRow, content: dict[str, Any]) -> None:
@@ -150,43 +155,34 @@ class _Told:
         reader(row, content)
 
     def totals(self) -> None:
-        """Add up what the charges come to."""
+        """Add up the charges of each account, in each run and in all runs."""
         spent: dict[str, Counter[str]] = defaultdict(Counter)
-        by_runs: dict[str, Counter[str]] = defaultdict(Counter)
-        for charge, entry in self.books["charges"].items():
-            event = entry["event"]
-            counted = entry["state"] != "voided" and json.loads(event).get("kind") != "none"
-            if entry["population"] in self.books["budgets"] and counted:
-                spent[entry["population"]][event] += 1
-                by_runs[charge.partition(" ")[0]][event] += 1
-        for subject, event in self.books["charges of examples"].items():
-            charge, _, name = subject.partition(" of ")
-            if self.books["charges"][charge]["state"] != "voided":
-                spent[name][event] += 1
-                by_runs[f"{charge.partition(' ')[0]} at {name}"][event] += 1
-        self.books["totals of populations"], self.books["totals of runs"] = {**spent}, {**by_runs}
+        for run_id, collection, account, event in self._charged:
+            if self.books["collections"][collection]["state"] != "voided":
+                spent[account][event] += 1
+                spent[f"{account} in {run_id}"][event] += 1
+        self.books["totals"] = {**spent}
 
     def _budget_set(self, row: AnyRow, content: dict[str, Any]) -> None:
-        budgets, population = self.books["budgets"], content["population"]
+        books, account = self.books["budgets"], Account.parse(content["account"])
         terms = {each.name: content[each.name] for each in fields(BudgetTerms)}
-        self._named.add(population)
-        affected = {population}
-        if population.endswith(EACH_CLIENT):
-            prefix = of_client(population.removesuffix(EACH_CLIENT), "")
-            affected |= {name for name in budgets if name.startswith(prefix)} - self._named
+        self._named.add(account)
+        affected = {account}
+        if account.is_template:
+            affected |= {each for each in map(Account.parse, books) if each.template == account} - self._named
         values = {**terms, "journal_sequence": row.sequence, "set_at": row.at}
-        budgets.update({name: dict(values) for name in affected})
+        books.update({str(each): dict(values) for each in affected})
 
     def _clients_registered(self, row: AnyRow, content: dict[str, Any]) -> None:
-        budgets = self.books["budgets"]
-        terms = budgets[content["population"]] | {"journal_sequence": row.sequence, "set_at": row.at}
-        budgets.update({name: dict(terms) for name in content["clients"]})
+        books = self.books["budgets"]
+        terms = books[content["account"]] | {"journal_sequence": row.sequence, "set_at": row.at}
+        books.update({account: dict(terms) for account in content["clients"]})
 
     def _population_bound(self, row: AnyRow, content: dict[str, Any]) -> None:
         self.books["bindings"][f"row {row.sequence}"] = (content["population"], content["data_id"])
 
     def _data_used(self, row: AnyRow, content: dict[str, Any]) -> None:
-        if content["data_id"] != bindings_.id_of({}):  # data without fingerprints have no rows
+        if content["data_id"] != membership.id_of({}):  # data without fingerprints have no rows
             self.books["data"][content["data_id"]] = content["data_id"]
         self.books["uses of data"][f"row {row.sequence}"] = {**content, "run_id": row.run_id, "at": row.at}
 
@@ -217,26 +213,25 @@ class _Told:
         self.books["runs"][row.run_id].update(begun)
 
     def _charge_reserved(self, row: AnyRow, content: dict[str, Any]) -> None:
-        charge = _charge(row.run_id, content["round"], content["collection"])
-        self.books["charges"][charge] = {
-            "population": content["population"],
-            "event": canonical_json(content["event"]),
+        collection = _collection(row.run_id, content["round"], content["collection"])
+        self.books["collections"][collection] = {
             "state": "reserved",
             "journal_sequence": row.sequence,
             "reserved_at": row.at,
             "settled_at": None,
         }
-        of_examples = self.books["charges of examples"]
-        for event, names in content.get("examples", ()):
-            of_examples.update({f"{charge} of {name}": canonical_json(event) for name in names})
+        for event, payers in content["charges"]:
+            text = canonical_json(event)
+            self.books["charges"].update({f"{collection} by {account}": text for account in payers})
+            self._charged += [(row.run_id, collection, account, text) for account in payers]
 
     def _charge_voided(self, row: AnyRow, content: dict[str, Any]) -> None:
-        charge = _charge(row.run_id, content["round"], content["collection"])
-        self.books["charges"][charge].update(state="voided", settled_at=row.at)
+        collection = _collection(row.run_id, content["round"], content["collection"])
+        self.books["collections"][collection].update(state="voided", settled_at=row.at)
 
     def _charge_spent(self, row: AnyRow, content: dict[str, Any]) -> None:
-        charge = _charge(row.run_id, content["round"], content["collection"])
-        self.books["charges"][charge].update(state="spent", settled_at=row.at)
+        collection = _collection(row.run_id, content["round"], content["collection"])
+        self.books["collections"][collection].update(state="spent", settled_at=row.at)
 
     def _secret_replaced(self, row: AnyRow, content: dict[str, Any]) -> None:
         self.books["seals"].pop(_round(row.run_id, content["round"]), None)
@@ -253,8 +248,8 @@ class _Told:
     def _round_committed(self, row: AnyRow, content: dict[str, Any]) -> None:
         n, digests = content["round"], dict(content["digests"])
         round = _round(row.run_id, n)
-        charge = _charge(row.run_id, n, content["collection"])
-        self.books["charges"][charge].update(state="spent", settled_at=row.at)
+        collection = _collection(row.run_id, n, content["collection"])
+        self.books["collections"][collection].update(state="spent", settled_at=row.at)
         self.books["seals"].pop(round, None)
         self.books["rounds"][round] = {
             "collection": content["collection"],
@@ -283,15 +278,15 @@ class _Told:
             self.books["seals"].pop(_round(row.run_id, n), None)
 
 
-def _told(connection: Connection) -> dict[str, Book]:
+def _journalled(connection: Connection) -> dict[str, Book]:
     """By the journal."""
-    told = _Told()
+    reader = _JournalReader()
     columns = [journal_table.c[name] for name in ("sequence", "at", "run_id", "kind", "content", "key_id")]
     query = select(*columns).order_by(journal_table.c.sequence).execution_options(yield_per=1000)
     for row in connection.execute(query):
-        told.read(row, json.loads(row.content))
-    told.totals()
-    return told.books
+        reader.read(row, json.loads(row.content))
+    reader.totals()
+    return reader.books
 
 
 def _by_sequence(rows: Iterable[AnyRow], value_of: Callable[[AnyRow], Any]) -> Book:
@@ -307,13 +302,13 @@ def _by_sequence(rows: Iterable[AnyRow], value_of: Callable[[AnyRow], Any]) -> B
 
 def _stored(connection: Connection) -> dict[str, Book]:
     """By the other tables."""
-    budgets = list(connection.execute(select(populations)))
+    all_budgets = list(connection.execute(select(budgets)))
     terms = [*(each.name for each in fields(BudgetTerms)), "journal_sequence", "set_at"]
     all_runs = list(connection.execute(select(runs)))
     keys = {row.run_id: row.digest_key for row in all_runs}
     return {
-        "budgets": {row.population: {name: getattr(row, name) for name in terms} for row in budgets},
-        "data": dict(bindings_.ids_by_content(connection)),
+        "budgets": {str(row.account): {name: getattr(row, name) for name in terms} for row in all_budgets},
+        "data": dict(membership.ids_by_content(connection)),
         "bindings": _by_sequence(connection.execute(select(bindings)), lambda row: (row.population, row.data_id)),
         "uses of data": _by_sequence(
             connection.execute(select(data_uses)), lambda row: _values(row, "data_uses", but=("journal_sequence",))
@@ -339,22 +334,21 @@ def _stored(connection: Connection) -> dict[str, Book]:
             }
             for row in connection.execute(select(seals))
         },
-        "charges": {
-            _charge(row.run_id, row.round, row.collection): _values(
-                row, "charges", but=("run_id", "round", "collection")
+        "collections": {
+            _collection(row.run_id, row.round, row.collection): _values(
+                row, "collections", but=("run_id", "round", "collection")
             )
-            | {"event": canonical_json(row.event)}
+            for row in connection.execute(select(collections))
+        },
+        "charges": {
+            f"{_collection(row.run_id, row.round, row.collection)} by {row.account}": canonical_json(row.event)
             for row in connection.execute(select(charges))
         },
-        "charges of examples": {
-            f"{_charge(row.run_id, row.round, row.collection)} of {row.population}": canonical_json(row.event)
-            for row in connection.execute(select(example_charges))
-        },
-        "totals of populations": {row.population: ledger.decode_events(row.spent) for row in budgets if row.spent},
-        "totals of runs": {row.run_id: ledger.decode_events(row.spent) for row in all_runs if row.spent}
-        | {
-            f"{row.run_id} at {row.population}": ledger.decode_events(row.spent)
-            for row in connection.execute(select(example_spending))
+        "totals": {
+            str(row.account) if row.run_id == accounts.ALL_RUNS else f"{row.account} in {row.run_id}": (
+                accounts.decode_events(row.spent)
+            )
+            for row in connection.execute(select(totals))
             if row.spent
         },
     }
@@ -364,7 +358,7 @@ def _run(row: AnyRow) -> dict[str, Any]:
     values = _values(
         row,
         "runs",
-        but=("run_id", "spent", "digest_key"),
+        but=("run_id", "digest_key"),
         digested=("config", "engine", "initial_state_key", "error"),
     )
     return values | ({"initial_state_key": None} if row.state == RunState.DELETED else {})
@@ -380,5 +374,5 @@ def _round(run_id: str, round: int) -> str:
     return f"{run_id} round {round}"
 
 
-def _charge(run_id: str, round: int, collection: int) -> str:
+def _collection(run_id: str, round: int, collection: int) -> str:
     return f"{_round(run_id, round)} collection {collection}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import Diverged
 from fedrounds.fl_components.run_state import RunState
 
@@ -64,7 +65,6 @@ class RunRecord:
     model_uri: str | None
     prefect_flow_runs: list[dict[str, Any]]
     sweep_id: str | None
-    spent: list[tuple[str, int]]
     secret_id: str | None = None
     secret_home: str | None = None
 
@@ -73,17 +73,17 @@ Events: TypeAlias = "Mapping[str, int]"
 """How often each event was reserved or spent; an event is its canonical JSON text."""
 
 Guard: TypeAlias = "Callable[[Budget, Events, Events], None]"
-"""Decides on a reservation. Gets the budget, and what its population and the run will have spent with it; raises
-`BudgetExhausted`."""
+"""Decides whether an account may be charged. It gets the account's budget, and what all runs and this run will have
+spent of it with the charge; it raises `BudgetExhausted` to refuse."""
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetTerms:
-    """What a population may spend, and what the number means.
+    """What an account may spend, and what the number means.
 
     Args:
-      epsilon: the most that all its runs together may come to; None where nothing limits it.
-      delta: at which epsilon is computed.
+      epsilon: the limit for all its runs together; None where there is none.
+      delta: the delta at which epsilon is computed.
       unit: whose data are protected: "client" or "example".
       neighbouring: the relation, as fedrounds.fl_components.privacy names it.
       accountant: how events become an epsilon.
@@ -100,9 +100,9 @@ class BudgetTerms:
 
 @dataclass(frozen=True, slots=True)
 class Budget(BudgetTerms):
-    """A population's terms and what is reserved or spent of them: {event as canonical JSON: how often}."""
+    """An account's terms and what is reserved or spent of them: {event as canonical JSON: how often}."""
 
-    population: str
+    account: Account
     spent: Mapping[str, int]
     set_at: float
 
@@ -112,16 +112,16 @@ class Budget(BudgetTerms):
 
 
 @dataclass(frozen=True, slots=True)
-class ExampleCharges:
-    """What a round costs clients that answer for their own examples.
+class Charges:
+    """What a round costs under one claim.
 
     Args:
-      events: by the client's own population (`of_client`).
-      guard: decides for each; one that it refuses is left out of the round.
-      least: how many must be able to pay, or the round is refused.
+      events: the event that each account is charged.
+      guard: decides for each account. An account that it refuses is not charged, and takes no part in the round.
+      least: how many accounts must be able to pay, or the round is refused.
     """
 
-    events: Mapping[str, dict[str, Any]]
+    events: Mapping[Account, dict[str, Any]]
     guard: Guard
     least: int = 1
 
@@ -182,20 +182,26 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ChargeRecord:
-    """A line of a population's ledger.
+class CollectionRecord:
+    """A reservation: a round's updates may be collected once for it.
 
-    `state` is "reserved" until its round commits, then "spent": both count. What was "voided" does not.
+    `state` is "reserved" until the round commits, then "spent". A "voided" collection costs nothing.
     """
 
-    population: str
     run_id: str
     round: int
     collection: int
-    event: dict[str, Any]
     state: str
     reserved_at: float
     settled_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRecord(CollectionRecord):
+    """A line of an account's ledger: what a collection costs it. It counts unless the collection is voided."""
+
+    account: Account
+    event: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

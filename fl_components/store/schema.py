@@ -29,6 +29,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.errors import JournalBroken
 from fedrounds.fl_components.run_state import RunState
@@ -95,6 +96,19 @@ class StateText(TypeDecorator[RunState]):
         return None if value is None else RunState(value)
 
 
+class AccountText(TypeDecorator[Account]):
+    """An account as its string form."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Account | None, dialect: Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Account | None:
+        return None if value is None else Account.parse(value)
+
+
 class database_clock(FunctionElement[float]):
     """The database's own clock in unix seconds: the one clock that all processes of a store share."""
 
@@ -147,7 +161,6 @@ runs = Table(
     Column("model_uri", String),
     Column("prefect_flow_runs", JsonText, nullable=False),
     Column("sweep_id", String(128)),  # of the sweep that this run is a cell of
-    Column("spent", JsonText, nullable=False),  # [[event, count], ...], as of its population
     Column("digest_key", String(64), nullable=False),  # of the digests that the journal has of this row's columns
     Column("secret_id", String(32)),  # a commitment to the secret of a run under a privacy claim
     Column("secret_home", String),  # where that secret was created
@@ -201,26 +214,10 @@ rounds = Table(
     Column("committed_at", Double, nullable=False),
 )
 
-charges = Table(
-    "charges",
+budgets = Table(  # what each account may spend
+    "budgets",
     metadata,
-    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("round", Integer, primary_key=True, autoincrement=False),
-    Column("collection", Integer, primary_key=True, autoincrement=False),
-    Column("journal_sequence", BigInteger, nullable=False),  # of its reservation: the order of the ledger
-    Column("population", String, nullable=False),
-    Column("event", JsonText, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("reserved_at", Double, nullable=False),
-    Column("settled_at", Double),
-    UniqueConstraint("journal_sequence"),
-    Index(None, "population"),
-)
-
-populations = Table(  # whose members share one privacy budget
-    "populations",
-    metadata,
-    Column("population", String, primary_key=True),
+    Column("account", AccountText, primary_key=True),
     Column("journal_sequence", BigInteger, nullable=False),  # of the row that set its terms last
     Column("epsilon", Double),
     Column("delta", Double, nullable=False),
@@ -228,28 +225,43 @@ populations = Table(  # whose members share one privacy budget
     Column("neighbouring", String(32), nullable=False),
     Column("accountant", String(32), nullable=False),
     Column("demonstration", Boolean, nullable=False),
-    Column("spent", JsonText, nullable=False),  # [[event, count], ...]: what its charges add up to
     Column("set_at", Double, nullable=False),
 )
 
-example_charges = Table(  # what the round of a charge costs clients that answer for their own examples
-    "example_charges",
+collections = Table(  # reservations: a round may collect updates, once for each
+    "collections",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("collection", Integer, primary_key=True, autoincrement=False),
+    Column("journal_sequence", BigInteger, nullable=False),  # of its reservation: the order of the ledger
+    Column("state", String(16), nullable=False),
+    Column("reserved_at", Double, nullable=False),
+    Column("settled_at", Double),
+    UniqueConstraint("journal_sequence"),
+)
+
+charges = Table(  # what a collection costs each account that pays for it; none without a privacy claim
+    "charges",
     metadata,
     Column("run_id", String(128), primary_key=True),
     Column("round", Integer, primary_key=True, autoincrement=False),
     Column("collection", Integer, primary_key=True, autoincrement=False),
-    Column("population", ForeignKey("populations.population"), primary_key=True),  # the client's own
+    Column("account", ForeignKey("budgets.account"), primary_key=True),
     Column("event", JsonText, nullable=False),
-    ForeignKeyConstraint(["run_id", "round", "collection"], ["charges.run_id", "charges.round", "charges.collection"]),
-    Index(None, "population"),
+    ForeignKeyConstraint(
+        ["run_id", "round", "collection"], ["collections.run_id", "collections.round", "collections.collection"]
+    ),
+    Index(None, "account"),
 )
 
-example_spending = Table(  # what a run's charges of a client add up to
-    "example_spending",
+totals = Table(  # what the charges of an account add up to, by run and in all runs
+    "totals",
     metadata,
-    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("population", ForeignKey("populations.population"), primary_key=True),
-    Column("spent", JsonText, nullable=False),
+    Column("account", ForeignKey("budgets.account"), primary_key=True),
+    Column("run_id", String(128), primary_key=True),  # "": all runs together
+    Column("spent", JsonText, nullable=False),  # [[event, count], ...]
+    Index(None, "run_id"),
 )
 
 fingerprint_key = Table(  # one row: which key the fingerprints are made with, and where it was made

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,25 +29,18 @@ from fedrounds.fl_components.errors import (
     TooFewClients,
 )
 from fedrounds.fl_components.run_state import FINISHED_STATES, RunState
-from fedrounds.fl_components.store import bindings as bindings_
-from fedrounds.fl_components.store import example_ledger, ledger
 from fedrounds.fl_components.store import journal as journal_
 from fedrounds.fl_components.store import lease as lease_
-from fedrounds.fl_components.store.bindings import DataUse
 from fedrounds.fl_components.store.blobs import Blobs
 from fedrounds.fl_components.store.database import Database, open_database
 from fedrounds.fl_components.store.durable_files import write_durably
-from fedrounds.fl_components.store.example_ledger import ExampleTotals
 from fedrounds.fl_components.store.home import home as home_folder
 from fedrounds.fl_components.store.keys import KeyRing, SigningKey
+from fedrounds.fl_components.store.ledger import Ledger
+from fedrounds.fl_components.store.membership import Memberships
 from fedrounds.fl_components.store.reconciliation import blobs_in_use, reconcile
 from fedrounds.fl_components.store.records import (
     Anchor,
-    Budget,
-    BudgetTerms,
-    ChargeRecord,
-    Events,
-    ExampleCharges,
     JournalReport,
     JournalRow,
     RoundRecord,
@@ -57,8 +50,6 @@ from fedrounds.fl_components.store.records import (
 )
 from fedrounds.fl_components.store.schema import (
     AnyRow,
-    bindings,
-    charges,
     client_states,
     column_digest,
     leases,
@@ -89,7 +80,6 @@ _MAY_GO_WELL: Final = and_(
 
 _RUN_COLUMNS: Final = [runs.c[name] for name in RunRecord.__slots__]
 _SWEEP_COLUMNS: Final = [sweeps.c[name] for name in SweepRecord.__slots__]
-_CHARGE_COLUMNS: Final = [charges.c[name] for name in ChargeRecord.__slots__]
 
 
 class Store:
@@ -104,7 +94,7 @@ class Store:
     ...         initial_state=b"w0", params_digest="p0", ancestor=None, engine={}, source_folder="/src",
     ...     )
     ...     with store.acquire("demo") as lease:
-    ...         collection = lease.reserve(1, {"kind": "none"})
+    ...         collection = lease.reserve(1)
     ...         lease.seal(1, collection, b"sum")
     ...         committed = lease.commit(1, state=b"w1", params_digest="p1", result={"metrics": {"train/loss": 0.5}})
     ...     (store.run("demo").committed_round, store.state_blob("demo"), store.verify_journal().rows)
@@ -122,6 +112,8 @@ class Store:
         self._anchor_file = home / "secrets" / "journal.anchor"
         self._database = database
         self._blobs = blobs
+        self.ledger = Ledger(database, self._signing)
+        self.memberships = Memberships(database, self.keys, self._signing, home)
 
     @classmethod
     def open(
@@ -236,7 +228,6 @@ class Store:
                             updated_at=row.at,
                             tracked_round=0,
                             prefect_flow_runs=[],
-                            spent=[],
                             digest_key=key,
                             **content,
                             **digested,
@@ -430,7 +421,7 @@ class Store:
         with self._database.snapshot() as connection:
             return _find_sweep(connection, sweep_id)
 
-    # --- rounds and charges ---
+    # --- rounds ---
 
     def rounds(self, run_id: str, after: int = 0) -> list[RoundRecord]:
         """The committed rounds past round `after`, in order."""
@@ -454,158 +445,6 @@ class Store:
             )
             counts |= {row.client: row.rounds for row in self._rows(query)}
         return [counts.get(client, 0) for client in clients]
-
-    def charges(self, *, population: str | None = None, run_id: str | None = None) -> list[ChargeRecord]:
-        """The ledger, of a population, of a run, or whole, in the order of reservation. That of POPULATION/CLIENT is
-        what the client's own examples were charged."""
-        if population is not None and "/" in population:
-            with self._database.snapshot() as connection:
-                theirs = example_ledger.charges_of(connection, population)
-            return [each for each in theirs if run_id in (None, each.run_id)]
-        query = select(*_CHARGE_COLUMNS).order_by(charges.c.journal_sequence)
-        if population is not None:
-            query = query.where(charges.c.population == population)
-        if run_id is not None:
-            query = query.where(charges.c.run_id == run_id)
-        return [ChargeRecord(*row) for row in self._rows(query)]
-
-    # --- budgets ---
-
-    def set_budget(self, population: str, terms: BudgetTerms, *, reason: str, by: str) -> Budget:
-        """Registers a population, or changes what it may spend: an act of an administrator, journalled with its reason.
-
-        Terms that are the same already change nothing. Raises `ConfigError` when they would change the meaning of what
-        is spent: only epsilon may differ then.
-        """
-        while True:
-            with self._transaction() as connection:
-                budget = ledger.set_budget(connection, self._signing(connection), population, terms, reason, by=by)
-            if budget is not None:
-                return budget
-
-    def find_budget(self, population: str) -> Budget | None:
-        with self._database.snapshot() as connection:
-            return ledger.find(connection, population)
-
-    def budgets(self) -> list[Budget]:
-        with self._database.snapshot() as connection:
-            return ledger.all_budgets(connection)
-
-    def register_clients(self, population: str, names: Collection[str]) -> None:
-        """Gives each of these clients' own populations a budget on the terms of POPULATION/*, where it has none yet.
-        Raises `StoreError` when there are no such terms."""
-        with self._transaction() as connection:
-            example_ledger.register(connection, self._signing(connection), population, names)
-
-    def find_budgets(self, names: Collection[str]) -> dict[str, Budget]:
-        """The budgets of these populations, where they have one."""
-        with self._database.snapshot() as connection:
-            return ledger.find_many(connection, names)
-
-    def example_spending(self, run_id: str, names: Collection[str] | None = None) -> dict[str, Events]:
-        """What a run has spent of each client's own budget, or of these clients'."""
-        with self._database.snapshot() as connection:
-            return example_ledger.spending_of(connection, run_id, names)
-
-    def example_totals(self, run_id: str) -> ExampleTotals:
-        """What a run's clients have spent on their examples, each different sum once."""
-        with self._database.snapshot() as connection:
-            return example_ledger.totals(connection, run_id)
-
-    def check_examples(self, run_id: str, wanted: ExampleCharges) -> None:
-        """Raises `BudgetExhausted` when a reservation of these would be refused; it decides itself later."""
-        with self._database.snapshot() as connection:
-            budgets = ledger.find_many(connection, wanted.events)
-            example_ledger.payable(budgets, example_ledger.spending_of(connection, run_id, wanted.events), wanted)
-
-    def is_reserved(self, run_id: str, round: int) -> bool:
-        """Whether a round is reserved, and neither committed nor voided."""
-        with self._database.snapshot() as connection:
-            return ledger.open_charge(connection, run_id, round) is not None
-
-    def spending_on(self, client: str) -> dict[str, Events]:
-        """What each run has spent of one client's own budget."""
-        with self._database.snapshot() as connection:
-            return example_ledger.runs_of(connection, client)
-
-    def fingerprint_key(self) -> bytes:
-        """The key of fingerprints, 32 bytes, which all hubs of this database share; made when there is none yet.
-
-        Raises `StoreError` when the database has one that this home lacks.
-        """
-        while (key := self.find_fingerprint_key()) is None:
-            id = self.keys.create_fingerprint_key()  # durable before anything may be made with it
-            with self._transaction() as connection:
-                first = bindings_.make_shared_key(connection, self.keys, self._signing(connection), id, self.home)
-            if not first:
-                self.keys.remove_fingerprint_key(id)
-        return key
-
-    def check_keys(self) -> None:
-        """Raises `StoreError` where this home may not write to its database: it lacks the key of fingerprints, or the
-        journal was begun by a hub that it does not trust."""
-        with self._database.snapshot() as connection:
-            self._signing(connection)
-            bindings_.shared_key(connection, self.keys)
-
-    def find_fingerprint_key(self) -> bytes | None:
-        """The same, and None where there is none yet."""
-        with self._database.snapshot() as connection:
-            return bindings_.shared_key(connection, self.keys)
-
-    def enter_data(
-        self,
-        *,
-        run_id: str,
-        name: str,
-        population: str,
-        units: Sequence[str],
-        digests: Mapping[str, str],
-        check: Callable[[bindings_.Owners], None],
-    ) -> None:
-        """Remembers that a run uses data, given as keyed digests (digest -> client, "" for any), and binds them to its
-        population where it has `units`: "client" or "example" where a budget answers for these.
-
-        `check` gets the populations and clients that the digests are bound to, and raises where the run may not have
-        them; nothing else is bound meanwhile. Raises `StoreError` when the population has no budget.
-        """
-        with self._transaction() as connection:
-            bindings_.enter(
-                connection,
-                self._signing(connection),
-                run_id=run_id,
-                name=name,
-                population=population,
-                units=units,
-                digests=digests,
-                check=check,
-            )
-
-    def owners(self, digests: Collection[str]) -> bindings_.Owners:
-        """The populations and clients that these digests are bound to."""
-        with self._database.snapshot() as connection:
-            return bindings_.owners_of(connection, digests)
-
-    def has_bindings(self) -> bool:
-        """Whether any data are bound to a population."""
-        return bool(self._rows(select(bindings.c.data_id).limit(1)))
-
-    def uses_without(self, population: str, unit: str, client: str | None = None) -> list[DataUse]:
-        """The runs that have committed rounds on a population's data, or one client's, and answer for them to no budget
-        of this unit ("client" or "example"). The oldest first; deleted runs too."""
-        with self._database.snapshot() as connection:
-            return bindings_.uses_without(connection, population, unit, client)
-
-    def clients_known(self, population: str) -> set[str]:
-        """The ids of the clients whose data runs of a population have used, as far as they are recorded."""
-        with self._database.snapshot() as connection:
-            return bindings_.clients_known(connection, population)
-
-    def clients_of(self, population: str) -> dict[str, bool]:
-        """The budgets of a population's clients and POPULATION/*, each with whether it got its terms by its own
-        name."""
-        with self._database.snapshot() as connection:
-            return ledger.clients_of(connection, population)
 
     # --- blobs ---
 
@@ -734,10 +573,6 @@ class Store:
         with self._database.snapshot() as connection:
             return journal_.read_kind(connection, run_id, journal_.SECRET_REPLACED)
 
-    def num_spent(self, run_id: str) -> int:
-        """How many rounds of a run are charged for good."""
-        return sum(each.state == "spent" for each in self.charges(run_id=run_id))
-
     def identity(self) -> str:
         """The hash of the journal's first row, which a backup of the database has, too; empty before there is one."""
         with self._database.snapshot() as connection:
@@ -750,7 +585,7 @@ class Store:
         was lost.
         """
         releases, _ = last_seen(self.secrets_folder, run_id, None if of_any_database else self.identity())
-        return max(0, releases - self.num_spent(run_id))
+        return max(0, releases - self.ledger.num_spent(run_id))
 
     def own_anchors(self) -> list[Anchor]:
         """The anchor that this home keeps, if it has one yet."""

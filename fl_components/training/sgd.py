@@ -15,7 +15,7 @@ from fedrounds.fl_components import randomness
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.models import Watch
 from fedrounds.fl_components.parameters import load_into
-from fedrounds.fl_components.privacy import ExampleLevel, ExamplePrivacy, NoExamplePrivacy
+from fedrounds.fl_components.privacy import ExampleLevel, ExamplePrivacy, NoPrivacy
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
 from fedrounds.fl_components.rules import Rule
@@ -77,7 +77,7 @@ class SGD(Rule):
     batch_size: int | None = Field(default=32, ge=1, description="null takes all of a client's examples as one batch")
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-    privacy: ExamplePrivacy = NoExamplePrivacy()
+    privacy: ExamplePrivacy = NoPrivacy()
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> SGD:

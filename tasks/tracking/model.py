@@ -21,7 +21,7 @@ from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.errors import ConfigError, Unreachable
 from fedrounds.fl_components.models.base import REGISTERED_MODEL
 from fedrounds.fl_components.parameters import constants_digest, flatten
-from fedrounds.fl_components.server.statement import in_short, markdown, statement
+from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.store import RunRecord, home
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.run_view import RUN_ID_TAG, RunView

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.server.statement import in_short, markdown, statement
 from fedrounds.fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
 from fedrounds.tasks.tracking import server
 from fedrounds.tasks.tracking.sweep_view import CREATED_TAG, PARENT_TAG, show_sweep

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
-from fedrounds.deployments import api, privacy
+from fedrounds.deployments import api, planning, privacy
 from fedrounds.deployments.cli import main
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, DataError, RunNotFound, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.reports.statement import in_short
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
-from fedrounds.fl_components.server.statement import in_short
-from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.store import Charges, Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
 from tests.fl_components.server.test_example_claim import EVERYONE
@@ -89,7 +90,7 @@ class TestStatus:
             from sqlalchemy import text
 
             spent = json.dumps([[json.dumps(EVENT.model_dump(), sort_keys=True, separators=(",", ":")), 100_000]])
-            connection.execute(text("UPDATE populations SET spent = :spent"), {"spent": spent})
+            connection.execute(text("UPDATE totals SET spent = :spent"), {"spent": spent})
         assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(100_000))
 
 
@@ -136,7 +137,7 @@ def test_the_ledger_is_in_order(trained: Store) -> None:
 class TestVoid:
     def test_what_a_run_reserved_and_never_used_is_given_back(self, trained: Store) -> None:
         with trained.acquire("b") as lease:
-            lease.reserve(2, EVENT.model_dump(), lambda *_: None)
+            lease.reserve(2, [Charges({Account("wards"): EVENT.model_dump()}, lambda *_: None)])
         assert privacy.status()[0]["epsilon"] == pytest.approx(epsilon(4))
         found = privacy.void("b", reason="the ward left before anything was trained")
         assert found == {"run_id": "b", "round": 2, "population": "wards"}
@@ -234,7 +235,7 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_each_choice_keeps_what_was_asked(self, config: str, home: Path, tmp_path: Path) -> None:
-        found = privacy.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
+        found = planning.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
         configured, noise, rounds, cohort = found["choices"]
         assert configured["epsilon"] == pytest.approx(epsilon(50)) and configured["epsilon"] > 4
         for choice in (noise, rounds, cohort):
@@ -249,7 +250,7 @@ class TestPlan:
     @pytest.mark.ci
     @pytest.mark.parametrize("asked", [1e-9, 1e9])
     def test_what_no_run_can_keep_is_not_proposed(self, config: str, home: Path, asked: float) -> None:
-        _, *choices = privacy.plan(config, epsilon=asked)["choices"]
+        _, *choices = planning.plan(config, epsilon=asked)["choices"]
         for choice in choices:
             assert choice["rounds"] >= 1 and choice["cohort_size"] >= 1 and choice["noise_multiplier"] >= 0.001
             assert choice["epsilon"] <= asked
@@ -267,7 +268,7 @@ class TestPlan:
 
     def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
         with pytest.raises(ConfigError, match="there is nothing to plan"):
-            privacy.plan(config, ["privacy={kind: none}"], epsilon=1.0)
+            planning.plan(config, ["privacy={kind: none}"], epsilon=1.0)
 
 
 @pytest.mark.parametrize(
@@ -337,8 +338,8 @@ def test_no_look_at_private_data_shows_a_cell(home: Path, tmp_path: Path, look: 
     file.write_text(json.dumps(fields))  # which is YAML as well
     looks: dict[str, Callable[[], Any]] = {
         "check": lambda: api.check_config(str(file), data=True),
-        "plan": lambda: privacy.plan(str(file), epsilon=5.0),
-        "plan for examples": lambda: privacy.plan_examples(str(file), epsilon=5.0),
+        "plan": lambda: planning.plan(str(file), epsilon=5.0),
+        "plan for examples": lambda: planning.plan(str(file), unit="example", epsilon=5.0),
     }
     with pytest.raises(DataError) as caught:
         looks[look]()
@@ -389,7 +390,7 @@ class TestNames:
         privacy.set_budget("heart/*", epsilon=3.0, delta=1e-3, reason="the board")
         privacy.set_budget("heart/first", epsilon=1.0, reason="before any run")
         with Store.open() as store:
-            store.register_clients("heart", ["heart/va", "heart/cleveland"])
+            store.ledger.register([Account("heart", "va"), Account("heart", "cleveland")])
         privacy.set_budget("heart/va", epsilon=1.0, reason="x")
         for name, close in (("VA", "close names are va"), ("clevland", "close names are cleveland")):
             with pytest.raises(ConfigError, match=f"population 'heart' has no client '{name}'") as refused:

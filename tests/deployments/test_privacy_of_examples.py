@@ -7,26 +7,28 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedrounds.deployments import privacy
+from fedrounds.deployments import planning, privacy
 from fedrounds.deployments.api import check_config, run_data
 from fedrounds.deployments.cli import main
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunNotFound, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fedrounds.fl_components.reports.statement import in_short
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import reproducibility, stages
-from fedrounds.fl_components.server.claim import check_client_budget
+from fedrounds.fl_components.server.claim import check_limits
 from fedrounds.fl_components.server.hub import open_hub
-from fedrounds.fl_components.server.statement import in_short
-from fedrounds.fl_components.store import ExampleCharges, Store
+from fedrounds.fl_components.store import Charges, Store
 from fedrounds.fl_components.training import CanaryClient
 from fedrounds.flows.round import walk
 from fedrounds.tasks.audit import audit_mechanism, auditable_run
@@ -119,10 +121,10 @@ class TestStatus:
         """The one that has spent most need not be the one that has the least left."""
         privacy.set_budget("heart/*", epsilon=9.0, delta=1e-3, reason="x")
         with Store.open() as store:
-            store.register_clients("heart", ["heart/va", "heart/cleveland"])
-            charges = ExampleCharges({"heart/cleveland": ROUND.model_dump()}, lambda *_: None)
+            store.ledger.register([Account("heart", "va"), Account("heart", "cleveland")])
+            charges = Charges({Account("heart", "cleveland"): ROUND.model_dump()}, lambda *_: None)
             with store.acquire(_some_run(store)) as lease:
-                lease.reserve(1, {"kind": "none"}, None, charges)
+                lease.reserve(1, [charges])
         privacy.set_budget("heart/va", epsilon=1.0, reason="x")
         found = next(each for each in privacy.status() if each["population"] == "heart/*")
         assert (found["epsilon"], found["epsilon_limit"]) == (pytest.approx(epsilon(1)), 9.0)
@@ -227,7 +229,7 @@ class TestBudget:
         found = privacy.set_budget("heart/*", epsilon=3.0, delta=1e-3, reason="the board")
         assert (found["unit"], found["neighbouring"]) == ("example", "zero_out")
         with Store.open() as store:
-            store.register_clients("heart", ["heart/va", "heart/cleveland"])
+            store.ledger.register([Account("heart", "va"), Account("heart", "cleveland")])
         privacy.set_budget("heart/va", epsilon=1.0, reason="as the hospital asks")
         limits = {each["population"]: each["epsilon_limit"] for each in privacy.status("heart/*")}
         assert limits == {"heart/*": 3.0, "heart/va": 1.0, "heart/cleveland": 3.0}
@@ -248,16 +250,15 @@ class TestBudget:
     def test_a_client_s_name_is_quoted_for_the_shell(self, home: Path) -> None:
         privacy.set_budget("heart/long beach", epsilon=0.0, delta=1e-3, reason="x")
         with Store.open() as store:
-            budget = store.find_budget("heart/long beach")
+            budget = store.ledger.budget(Account("heart", "long beach"))
         assert budget is not None
         with pytest.raises(BudgetExhausted) as refused:
-            check_client_budget(budget.terms, budget, {canonical_json(ROUND.model_dump()): 1})
+            check_limits(budget, {canonical_json(ROUND.model_dump()): 1}, {})
         assert "budget set 'heart/long beach' --epsilon" in str(refused.value.hint)
 
     @pytest.mark.parametrize(
         ("population", "options", "sentence"),
         [
-            ("heart/*", {"unit": "client"}, "unit of population 'heart/\\*' cannot be client"),
             ("heart", {"unit": "example"}, "unit of population 'heart' cannot be example"),
             ("heart/va", {"neighbouring": "add_or_remove"}, "neighbouring is add_or_remove for examples"),
         ],
@@ -276,7 +277,7 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_a_small_hospital_pays_more(self, config: str, home: Path) -> None:
-        found = privacy.plan_examples(config, epsilon=2.0)
+        found = planning.plan(config, unit="example", epsilon=2.0)
         assert [(each["client"], each["examples"]) for each in found["clients"]] == [
             ("switzerland", 30),
             ("va", 85),
@@ -299,8 +300,8 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_cut_batches_are_paid_for(self, config: str, home: Path) -> None:
-        plain = privacy.plan_examples(config, epsilon=2.0)["clients"]
-        cut = privacy.plan_examples(config, ["training.privacy.max_batch_size=130"], epsilon=2.0)["clients"]
+        plain = planning.plan(config, unit="example", epsilon=2.0)["clients"]
+        cut = planning.plan(config, ["training.privacy.max_batch_size=130"], unit="example", epsilon=2.0)["clients"]
         assert cut[0]["noise_multiplier"] == plain[0]["noise_multiplier"]  # 30 rows are never cut
         assert cut[-1]["noise_multiplier"] > plain[-1]["noise_multiplier"]
 
@@ -310,17 +311,17 @@ class TestPlan:
         with pytest.raises(
             ConfigError, match=r"no noise keeps an epsilon of 2 at a delta of 0\.001: .*cut too"
         ) as refused:
-            privacy.plan_examples(config, [f"{cut}100"], epsilon=2.0)
+            planning.plan(config, [f"{cut}100"], unit="example", epsilon=2.0)
         hint = str(refused.value.hint)
         assert "or leave it out" in hint
         least = int(hint.partition("at least ")[2].partition(",")[0])
-        assert 100 < least < 199 and privacy.plan_examples(config, [f"{cut}{least}"], epsilon=2.0)["clients"]
+        assert 100 < least < 199 and planning.plan(config, [f"{cut}{least}"], unit="example", epsilon=2.0)["clients"]
         with pytest.raises(ConfigError, match="no noise keeps"):
-            privacy.plan_examples(config, [f"{cut}{least - 1}"], epsilon=2.0)
+            planning.plan(config, [f"{cut}{least - 1}"], unit="example", epsilon=2.0)
 
     @pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), 0.0, -1.0])
     def test_what_no_plan_can_keep(self, config: str, home: Path, epsilon: float) -> None:
-        for plan in (privacy.plan, privacy.plan_examples):
+        for plan in (planning.plan, partial(planning.plan, unit="example")):
             with pytest.raises(ConfigError, match=f"epsilon is {epsilon:g}"):
                 plan(config, epsilon=epsilon)
 
@@ -338,9 +339,9 @@ class TestPlan:
 
     def test_without_a_claim_there_is_nothing_to_plan(self, config: str, home: Path) -> None:
         with pytest.raises(ConfigError, match="nothing to plan for the examples"):
-            privacy.plan_examples(config, ["training.privacy={kind: none}"], epsilon=1.0)
+            planning.plan(config, ["training.privacy={kind: none}"], unit="example", epsilon=1.0)
         with pytest.raises(ConfigError, match=r"privacy\.kind is none") as refused:
-            privacy.plan(config, epsilon=1.0)
+            planning.plan(config, epsilon=1.0)
         assert "--example-level" in str(refused.value.hint)
 
 
@@ -412,7 +413,7 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
         privacy.set_budget("wards/*", epsilon=100, delta=1e-3, reason="a test")
         with open_hub(store, "r", config=parse_config(fields)) as hub:
             walk(stages, hub, 1)
-        spent = {each.population: each.spent for each in store.budgets()}
+        spent = {account: each.spent for account, each in store.ledger.budgets().items()}
         shown = []
         monkeypatch.setattr(
             "fedrounds.tasks.audit.CanaryClient", lambda *given: shown.append(given[1]) or CanaryClient(*given)
@@ -422,7 +423,7 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
         (rows,) = shown
         own = {row.tobytes() for ward in wards.wards().values() for row in np.concatenate([ward[0], ward[2]])}
         assert len(rows.x) == 300 and not own & {row.numpy().tobytes() for row in rows.x}
-        assert {each.population: each.spent for each in store.budgets()} == spent
+        assert {account: each.spent for account, each in store.ledger.budgets().items()} == spent
 
 
 def test_nothing_is_audited_that_does_not_exist(home: Path) -> None:

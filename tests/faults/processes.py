@@ -142,9 +142,9 @@ def outcome(place: Place) -> dict[str, Any]:
                 [each.round, each.collection, each.params_digest, without_times(each.result["metrics"])]
                 for each in rounds
             ],
-            "charges": [[each.round, each.collection, each.state] for each in store.charges(run_id=RUN_ID)],
-            "spent": [run.spent, {each.population: dict(each.spent) for each in store.budgets()}],
-            "spent on examples": {name: dict(spent) for name, spent in store.example_spending(RUN_ID).items()},
+            "charges": [[each.round, each.collection, each.state] for each in store.ledger.collections(run_id=RUN_ID)],
+            "spent": {str(account): dict(spent) for account, spent in store.ledger.spent(RUN_ID).items()},
+            "spent in all": {str(account): dict(each.spent) for account, each in store.ledger.budgets().items()},
             "rounds of secrets": place.rounds_of_secrets(),
             "seals": [each.round for each in rounds if store.sealed(RUN_ID, each.round)],
             "journal": {

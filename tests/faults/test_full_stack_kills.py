@@ -67,7 +67,7 @@ def check(stack: Stack, run_id: str, data: dict[str, Any], digest: str, killed: 
     with stack.store() as store:
         rounds = store.rounds(run_id)
         assert [each.round for each in rounds] == list(range(1, ROUNDS + 1))
-        charges = [(each.round, each.collection, each.state) for each in store.charges(run_id=run_id)]
+        charges = [(each.round, each.collection, each.state) for each in store.ledger.collections(run_id=run_id)]
         assert charges == [(each, 1, "spent") for each in range(1, ROUNDS + 1)]
         store.verify_journal()
     check_mlflow(stack, run_id, data)

@@ -160,7 +160,7 @@ def test_weighted_adds() -> None:
 
 
 def test_values_are_frozen() -> None:
-    plan = RoundPlan("r", 1, "d", 0, (), (), (), 1, {"kind": "none"})
+    plan = RoundPlan("r", 1, "d", 0, (), (), (), 1)
     for value, name in (
         (plan, "round"),
         (Weighted(), "total"),

@@ -42,7 +42,7 @@ def train(store: Store, sweep: SweepRecord, run_id: str, *, accuracy: float = 0.
     )
     with store.acquire(run_id) as lease:
         lease.begin_attempt()
-        lease.reserve(1, {"event": "none"})
+        lease.reserve(1)
         result = {"metrics": {"clients/received": 4.0, "eval/accuracy": accuracy}, "seconds": {}}
         lease.commit(1, state=b"1", params_digest="d" * 64, result=result)
         lease.finish(RunState(state))

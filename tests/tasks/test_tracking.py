@@ -55,7 +55,7 @@ def make_run(store: Store, run_id: str = "r1", **changes: Any) -> RunRecord:
 
 def commit(lease: Lease, n: int, digest: str = "d", **metrics: float) -> None:
     values = {"train/loss": 1.0 / n, "eval/accuracy": ACCURACY[n - 1], "time/round_s": 0.1 * n, **metrics}
-    lease.reserve(n, {"event": "none"})
+    lease.reserve(n)
     lease.commit(n, state=b"%d" % n, params_digest=digest, result={"metrics": values})
 
 

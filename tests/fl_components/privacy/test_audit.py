@@ -1,325 +1,377 @@
-"""The audit accuses a mechanism that is less private than it claims, and no other."""
+"""The audit of single examples: its p-values are the theorem's, no honest one is accused, and half the noise is."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import linprog
+from scipy.sparse import lil_matrix
 
-from fedrounds.fl_components.arrays import Float64
+from fedrounds.fl_components.arrays import Float64, Int64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy import audit as auditing
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
 from fedrounds.fl_components.privacy.audit import (
-    CHUNK,
     AuditReport,
     accuses,
-    audit,
-    guessing_bound,
-    noncentrality_interval,
-    statistic,
+    audit_releases,
+    claimed_event,
+    claimed_mu,
+    count_right,
+    gaussian_epsilon,
+    largest_refuted_mu,
+    numbers_of_guesses,
+    p_value,
 )
-from fedrounds.fl_components.privacy.central import AdaptiveClipping, CentralPrivacy, Clipping, FixedClipping, KeyOf
-from fedrounds.fl_components.privacy.clipping import UNITS
-from fedrounds.fl_components.privacy.events import Gaussian
-from fedrounds.fl_components.training import one_thread
-from fedrounds.fl_components.values import Sampling
-from tests.support import parameters
-
-NOISE = {1: 3.730632, 2: 1.993812, 4: 1.081162, 8: 0.600229}
-"""By epsilon: the noise multiplier of the exact Gaussian mechanism at a delta of 1e-5."""
-
-FIXED = FixedClipping(norm=0.3)
+from tests.support import cases
 
 
-class Honest(CentralPrivacy):
-    """Keeps what it was given to release, and what it released."""
-
-    def release(
-        self, sum_D1: Float64, clipping: Clipping, sampling: Sampling, key_of: KeyOf
-    ) -> tuple[Float64, Clipping]:
-        released_D, state = super().release(sum_D1, clipping, sampling, key_of)
-        SEEN.append((sum_D1[:-1].copy(), released_D))
-        return released_D, state
+def key_of(seed: int) -> auditing.KeyOf:
+    return lambda purpose: f"{seed} {purpose}".encode().ljust(32)
 
 
-SEEN: list[tuple[Float64, Float64]] = []
+def step(noise_multiplier: float, seed: int = 0) -> auditing.Release:
+    """DP-SGD's, as plain as can be: canaries that are in nobody's way, clipped to 1."""
+
+    def release(joined_M: Any, number: int) -> Float64:
+        noise_M = np.random.default_rng([seed, number]).normal(0, noise_multiplier, len(joined_M))
+        return joined_M + noise_M
+
+    return release
 
 
-class HalfNoise(CentralPrivacy):
-    def sum_noise_multiplier(self, expected_cohort_size: float) -> float:
-        return super().sum_noise_multiplier(expected_cohort_size) / 2
+def audited(claimed: float, true: float | auditing.Release, seed: int = 0, **settings: Any) -> AuditReport:
+    release = step(true, seed) if isinstance(true, float) else true
+    return audit_releases(release, key_of(seed), noise_multiplier=claimed, delta=1e-5, num_parameters=2_000, **settings)
 
 
-class NoNoise(CentralPrivacy):
-    def sum_noise_multiplier(self, expected_cohort_size: float) -> float:
-        return 0.0
+class TestPValue:
+    def test_one_canary_is_told_as_well_as_two_normal_distributions_are(self) -> None:
+        for mu in (0.0, 0.3, 2.0, 6.0):
+            assert p_value(1, 1, 1, mu) == pytest.approx(stats.norm.cdf(mu / 2), rel=2e-4)
+            many = p_value(1, 1, 40, mu, num_releases=50)
+            assert many == pytest.approx(stats.binom(50, stats.norm.cdf(mu / 2)).sf(39), rel=0.01, abs=2e-12)
 
-
-class HalfCountNoise(CentralPrivacy):
-    """The noise of the count alone is half of what is said."""
-
-    def release(
-        self, sum_D1: Float64, clipping: Clipping, sampling: Sampling, key_of: KeyOf
-    ) -> tuple[Float64, Clipping]:
-        released_D, state = super().release(sum_D1, clipping, sampling, key_of)
-        true = np.array([sum_D1[-1] / sampling.cohort_size + 0.5])
-        return released_D, {**state, "unclipped_fraction": (state["unclipped_fraction"] + true) / 2}
-
-
-class WrongVector(CentralPrivacy):
-    """Releases noise around a sum of somebody else."""
-
-    def release(self, sum_D1: Float64, *rest: Any) -> tuple[Float64, Clipping]:
-        return super().release(np.append(np.roll(sum_D1[:-1], 1), sum_D1[-1]), *rest)
-
-
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    SEEN.clear()
-    with one_thread():
-        yield
-
-
-def key_of(seed: object, **others: object) -> KeyOf:
-    """Keys of a seed; of another seed for the purposes that begin with a word in `others`."""
-    return lambda purpose: hashlib.sha256(f"{others.get(purpose.split()[0], seed)} {purpose}".encode()).digest()
-
-
-def audited(rule: type[CentralPrivacy], noise: float, seed: object, size: int = 5_000, **options: Any) -> AuditReport:
-    return audit(rule(noise_multiplier=noise, clipping=FIXED), [size], key_of(seed), **options)
-
-
-class TestVerdict:
-    @pytest.mark.parametrize("epsilon", parameters(NOISE, quick=(2,)))
-    def test_half_the_noise_is_caught_and_all_of_it_is_not(self, epsilon: int) -> None:
-        honest, half = (audited(rule, NOISE[epsilon], seed=1) for rule in (CentralPrivacy, HalfNoise))
-        assert not accuses(honest) and honest.verdict.startswith("not accused: ")
-        assert accuses(half) and half.verdict.startswith("accused: ")
-        for report in (honest, half):
-            assert report.claimed_epsilon == pytest.approx(epsilon, rel=1e-5)
-            assert "if the noise is Gaussian" in report.verdict and "99.9 %" in report.verdict
-            low, high = report.epsilon_interval
-            true = report.claimed_epsilon if report is honest else exact_epsilon(NOISE[epsilon] / 2)
-            assert low < true < high
-            assert report.epsilon_lower_bound < true
-
-    @pytest.mark.slow
-    @pytest.mark.timeout(1200)  # 120 audits: the machine may be busy
-    @pytest.mark.parametrize("epsilon", NOISE)
-    def test_none_of_100_honest_mechanisms_is_accused_and_19_of_20_others_are(self, epsilon: int) -> None:
-        honest = [audited(CentralPrivacy, NOISE[epsilon], f"honest {seed}", 20_000) for seed in range(100)]
-        half = [audited(HalfNoise, NOISE[epsilon], f"half {seed}", 20_000) for seed in range(20)]
-        accused, caught = sum(map(accuses, honest)), sum(map(accuses, half))
-        outside = sum(not low <= epsilon <= high for low, high in (each.epsilon_interval for each in honest))
-        bounds = [max(each.epsilon_lower_bound for each in reports) for reports in (honest, half)]
-        print(
-            f"epsilon {epsilon}: {accused} of 100 accused, {outside} intervals miss the truth; {caught} of 20 caught;"
-        )
-        print(f"  the largest lower bounds are {bounds[0]:.2f} and, with half the noise, {bounds[1]:.2f}")
-        assert accused == 0
-        assert caught >= 19
-        assert bounds[0] <= epsilon
-
-    @pytest.mark.parametrize("seed", range(5))
-    def test_without_noise_it_is_always_accused(self, seed: int) -> None:
-        report = audited(NoNoise, 0.05, seed, size=1000, num_canaries=50)  # the claim itself is next to nothing
-        assert report.claimed_epsilon > 250
-        assert accuses(report) and math.isfinite(report.epsilon_interval[1])
-        assert report.mean_cosine == pytest.approx(report.mean_cosine_interval[0], rel=1e-6)
-
-    def test_a_release_of_something_else_shows_nothing(self) -> None:
-        report = audited(WrongVector, NOISE[8], seed=1, num_canaries=200)
-        assert report.epsilon_interval[0] == 0 and report.mean_cosine_interval[0] < 0 < report.mean_cosine_interval[1]
-        assert report.epsilon_interval[1] < 1 and report.epsilon_lower_bound == 0
-
-    @pytest.mark.parametrize("mechanism", [CentralPrivacy, HalfNoise])
     @pytest.mark.parametrize(
-        "fields", [{"clipping": FIXED, "per_layer": True}, {"clipping": AdaptiveClipping()}], ids=["layers", "adaptive"]
+        ("canaries", "guesses", "right", "mu"),
+        [(5, 5, 4, 0.0), (12, 12, 9, 0.5), (12, 12, 12, 2.0), (30, 10, 9, 1.0), (200, 10, 10, 0.5), (20, 20, 14, 0.2)],
     )
-    def test_other_ways_to_clip(self, mechanism: type[CentralPrivacy], fields: dict[str, Any]) -> None:
-        rule = mechanism(noise_multiplier=1.0, **fields)
-        report = audit(rule, [3_000, 1, 499, 1_500], key_of(2), num_canaries=400)
-        assert accuses(report) == (mechanism is HalfNoise)
-        assert report.epsilon_interval[0] < exact_epsilon(0.5 if mechanism is HalfNoise else 1.0)
+    def test_it_is_the_largest_tail_that_the_theorem_allows(
+        self, canaries: int, guesses: int, right: int, mu: float
+    ) -> None:
+        """By linear programming, without the recursion: over all p, for all sets of counts that go to the top; and for
+        all sets whatever, which allow less, but never less than a mechanism that tells each coin on its own."""
+        found = p_value(canaries, guesses, right, mu)
+        assert found == pytest.approx(largest_tail(canaries, guesses, right, mu, upper_sets=True), rel=2e-3)
+        exact = largest_tail(canaries, guesses, right, mu, upper_sets=False)
+        assert exact <= found * 1.002 and found <= 1.3 * exact
+        if canaries == guesses:
+            assert exact >= stats.binom(guesses, stats.norm.cdf(mu / 2)).sf(right - 1) * 0.999
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_the_count_of_adaptive_clipping_is_part_of_it(self, seed: int) -> None:
-        """Here it is most of what the claim pays for: a deviation of 0.6 alone costs a noise multiplier of 1.2."""
-        fields = {"noise_multiplier": 1.0, "clipping": AdaptiveClipping(count_noise=0.6)}
-        honest, half = (
-            audit(rule(**fields), [2_000], key_of(seed), num_canaries=500) for rule in (CentralPrivacy, HalfCountNoise)
-        )
-        assert not accuses(honest) and honest.epsilon_interval[0] > honest.claimed_epsilon / 2
-        assert accuses(half)
-        true = exact_epsilon((1.0 + 3 / (2 * 0.6) ** 2) ** -0.5)
-        assert half.epsilon_interval[0] < true < half.epsilon_interval[1]
+    def test_without_any_knowledge_the_theorem_allows_what_coins_do(self) -> None:
+        """At mu = 0, all its sets together give the binomial tail; those that the recursion uses, a little more."""
+        for guesses, right in [(5, 4), (12, 9), (20, 18)]:
+            binomial = stats.binom(guesses, 0.5).sf(right - 1)
+            assert largest_tail(guesses, guesses, right, 0.0, upper_sets=False) == pytest.approx(binomial, rel=1e-6)
+            assert binomial < p_value(guesses, guesses, right, 0.0) < 1.3 * binomial
+        for right in (60, 65, 70):
+            binomial = stats.binom(100, 0.5).sf(right - 1)
+            assert binomial < p_value(100, 100, right, 0.0) < 1.3 * binomial
+
+    @pytest.mark.parametrize(("canaries", "guesses", "right"), [(1000, 800, 650), (1000, 20, 20), (100, 100, 90)])
+    @pytest.mark.parametrize("mu", [0.3, 1.0, 2.5])
+    def test_it_is_the_papers_procedure(self, canaries: int, guesses: int, right: int, mu: float) -> None:
+        """As published, with arrays for r and h: what a threshold of the p-value decides, either side of it."""
+
+        def consistent(tail: float) -> bool:
+            r, h = np.zeros(right + 1), np.zeros(right + 1)
+            r[right] = tail * right / canaries
+            h[right] = tail * (guesses - right) / canaries
+            for i in range(right - 1, -1, -1):
+                h[i] = max(h[i + 1], stats.norm.cdf(stats.norm.ppf(r[i + 1]) - mu))
+                r[i] = r[i + 1] + i / (guesses - i) * (h[i] - h[i + 1])
+            return bool(r[0] + h[0] <= guesses / canaries)
+
+        found = p_value(canaries, guesses, right, mu)
+        assert consistent(found * 0.999)
+        assert found == 1.0 or not consistent(min(1.0, found * 1.001))
+
+    @given(
+        canaries=st.integers(1, 300),
+        share=st.floats(0, 1),
+        told=st.floats(0, 1),
+        mu=st.floats(0, 5),
+        releases=st.integers(1, 3),
+    )
+    @settings(max_examples=cases(40), deadline=None)
+    def test_more_right_is_less_likely_and_a_larger_mu_makes_it_likelier(
+        self, canaries: int, share: float, told: float, mu: float, releases: int
+    ) -> None:
+        guesses = round(share * canaries)
+        right = round(told * guesses * releases)
+        here = p_value(canaries, guesses, right, mu, releases)
+        assert 0 < here <= 1
+        assert p_value(canaries, guesses, right, mu + 0.5, releases) >= here * 0.9997 - 2e-12
+        if right < guesses * releases:
+            assert p_value(canaries, guesses, right + 1, mu, releases) <= here * 1.0003 + 2e-12
+
+    def test_extremes(self) -> None:
+        assert p_value(100, 0, 0, 1.0) == p_value(100, 100, 0, 0.0) == p_value(100, 0, 0, 1.0, num_releases=3) == 1
+        assert p_value(100, 100, 100, 1e6) == pytest.approx(1, rel=1e-3)
+        assert p_value(100, 100, 100, 0.0) < 1e-16
+        assert p_value(1000, 1000, 500, 0.0) == 1.0
+        assert p_value(100, 50, 200, 0.0, num_releases=4) < 2e-12
+
+    def test_what_cannot_be(self) -> None:
+        for canaries, guesses, releases in [(0, 0, 1), (10, 11, 1), (10, -1, 1), (10, 10, 0)]:
+            with pytest.raises(ValueError, match=f"{guesses} guesses about {canaries} canaries in {releases}"):
+                p_value(canaries, guesses, 0, 1.0, releases)
+        for right in (-1, 21):
+            with pytest.raises(ValueError, match=f"of 10 guesses in each of 2 releases {right} cannot be right"):
+                p_value(10, 10, right, 1.0, 2)
+        for mu in (-0.1, math.inf, math.nan):
+            with pytest.raises(ValueError, match="mu is a finite number from 0 on"):
+                p_value(10, 10, 5, mu)
+
+    def test_it_is_as_rarely_small_as_it_says_for_honest_mechanisms(self) -> None:
+        """Each coin told by a normal variable of its own, which is the most that a mu-GDP mechanism tells of one."""
+        rng = np.random.default_rng(1)
+        for canaries, releases, mu, sims in [
+            (1, 50, 1.0, 1000),
+            (1000, 30, 2.0, 50),
+            (100, 10, 2.0, 300),
+            (200, 1, 2.0, 300),
+        ]:
+            guesses_G = numbers_of_guesses(canaries) if canaries > 1 else np.array([1])
+            right_SG = np.array([told(rng, canaries, releases, 1 / mu, guesses_G) for _ in range(sims)])
+            for guesses, right_S in zip(guesses_G, right_SG.T, strict=True):
+                known = {
+                    int(right): p_value(canaries, int(guesses), int(right), mu, releases) for right in set(right_S)
+                }
+                p_values_S = np.array([known[int(right)] for right in right_S])
+                for level in (0.3, 0.1, 0.03):
+                    limit = stats.binom(sims, level).ppf(0.999)
+                    assert (p_values_S <= level).sum() <= limit, (canaries, guesses, level)
+                if canaries == 1:  # and there it is no smaller than it must be
+                    assert stats.binom(sims, 0.3).ppf(0.001) / 2 < (p_values_S <= 0.3).sum()
+
+    def test_what_releases_add_up_to(self) -> None:
+        """By enumeration, of two releases with these tails."""
+        tails = [p_value(40, 6, right, 0.7) for right in range(7)]
+        masses = -np.diff(tails, append=0.0)
+        for right in range(13):
+            by_hand = sum(masses[a] * masses[b] for a in range(7) for b in range(7) if a + b >= right)
+            assert p_value(40, 6, right, 0.7, num_releases=2) == pytest.approx(by_hand, abs=1e-11)
+
+    def test_a_coarse_grid_only_errs_upward(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        exact = [p_value(300, 150, right, 1.0, 3) for right in range(330, 451, 20)]
+        monkeypatch.setattr(auditing, "GRID", 40)
+        auditing._sum_masses.cache_clear()
+        coarse = [p_value(300, 150, right, 1.0, 3) for right in range(330, 451, 20)]
+        auditing._sum_masses.cache_clear()
+        assert all(a <= 1.0003 * b for a, b in zip(exact, coarse, strict=True))
+        assert max(b / a for a, b in zip(exact, coarse, strict=True)) > 1.05
+
+
+class TestLargestRefuted:
+    def test_it_is_where_the_p_value_meets_the_level(self) -> None:
+        for releases, right in [(1, 990), (10, 9300)]:
+            mu = largest_refuted_mu(20_000 if releases == 1 else 2000, [(1000, right)], 0.99, releases)
+            canaries = 20_000 if releases == 1 else 2000
+            assert (
+                p_value(canaries, 1000, right, mu, releases)
+                <= 0.01
+                < p_value(canaries, 1000, right, mu * 1.004, releases)
+            )
+
+    def test_the_best_of_several_and_their_correction(self) -> None:
+        one = largest_refuted_mu(1000, [(100, 390)], 0.999, 4)
+        two = largest_refuted_mu(1000, [(500, 1000), (100, 390)], 0.999, 4)
+        assert 0.9 * one < two < one
+        assert two == pytest.approx(largest_refuted_mu(1000, [(100, 390)], 0.9995, 4), rel=2e-3)
+        assert largest_refuted_mu(1000, [(100, 50), (500, 250)], 0.999) == 0
+        assert largest_refuted_mu(1000, [(100, 0)], 0.999) == 0
+        assert largest_refuted_mu(1000, [(500, 2000)], 0.999, 4) > 2
+
+    def test_100_000_canaries_take_no_time(self) -> None:
+        rng, guesses_G = np.random.default_rng(3), numbers_of_guesses(100_000)
+        for releases in (1, 3):
+            right_G = told(rng, 100_000, releases, 0.5, guesses_G)
+            start = time.perf_counter()
+            found = [(int(guesses), int(right)) for guesses, right in zip(guesses_G, right_G, strict=True)]
+            assert 1.0 < largest_refuted_mu(100_000, found, 0.999, releases) < 2.0
+            assert time.perf_counter() - start < 10
+
+
+class TestClaim:
+    @pytest.mark.parametrize(("noise_multiplier", "steps"), [(1.0, 1), (4.0, 4)])
+    def test_it_is_what_the_accountant_says(self, noise_multiplier: float, steps: int) -> None:
+        by_accountant = pld_epsilon({claimed_event(noise_multiplier, steps): 1}, "zero_out", 1e-5)
+        assert by_accountant == pytest.approx(gaussian_epsilon(claimed_mu(noise_multiplier, steps), 1e-5), rel=1e-3)
+
+
+class TestAudit:
+    def test_half_the_noise_is_accused_and_all_of_it_is_not(self) -> None:
+        for noise_multiplier in (0.5, 2.0):
+            honest, half = (audited(noise_multiplier, noise_multiplier * part, num_canaries=500) for part in (1.0, 0.5))
+            assert not accuses(honest) and honest.epsilon_lower_bound < honest.claimed_epsilon
+            assert accuses(half) and half.claimed_epsilon < half.epsilon_lower_bound
+            assert half.epsilon_lower_bound < gaussian_epsilon(2 / noise_multiplier, half.delta)
+            assert half.verdict.startswith("accused: ") and honest.verdict.startswith("not accused: ")
+
+    def test_no_noise_and_noise_in_some_places_only(self) -> None:
+        def partly(joined_M: Any, number: int) -> Float64:
+            """A fifth of the canaries are without."""
+            return np.concatenate([joined_M[:200], step(1.0)(joined_M[200:], number)])
+
+        assert accuses(audited(1.0, 0.0))
+        assert not accuses(audited(1.0, partly))  # it cannot show that: its surest guesses are made where noise is
+
+    def test_clipping_to_twice_the_norm_is_as_much_as_half_the_noise(self) -> None:
+        assert accuses(audited(1.0, lambda joined_M, number: step(1.0)(2 * joined_M, number), num_canaries=200))
+
+    def test_coins_are_fair_and_new_ones_in_each_release(self) -> None:
+        seen: list[Any] = []
+
+        def release(joined_M: Any, number: int) -> Float64:
+            assert number == len(seen) and joined_M.dtype == bool
+            seen.append(joined_M)
+            return step(1.0)(joined_M, number)
+
+        report = audited(1.0, release, num_canaries=200, num_releases=3)
+        assert len({each.tobytes() for each in seen}) == 3
+        assert sum(map(np.sum, seen)) == report.num_joined and 240 < report.num_joined < 360
 
     def test_the_report_is_plain_and_the_same_again(self) -> None:
-        report, again = (audited(CentralPrivacy, 1.0, seed=3, size=1000, num_canaries=100) for _ in range(2))
+        report, again = (audited(1.0, 0.5, seed=3, num_canaries=500, num_releases=4) for _ in range(2))
         assert report == again
-        read = json.loads(json.dumps(asdict(report), allow_nan=False))
-        assert (
-            AuditReport(**{name: tuple(each) if isinstance(each, list) else each for name, each in read.items()})
-            == report
-        )
+        assert AuditReport(**json.loads(json.dumps(asdict(report), allow_nan=False))) == report
         assert (report.delta, report.noise_multiplier, report.confidence) == (1e-5, 1.0, 0.999)
-        assert (report.num_canaries, report.num_parameters) == (100, 1000) and 30 < report.num_joined < 70
+        assert (report.num_canaries, report.num_releases, report.num_parameters) == (500, 4, 2_000)
+        assert 0 < report.num_right <= report.num_guesses
+        assert report.claimed_epsilon == pytest.approx(4.3772, abs=1e-3)
+        assert report != audited(1.0, 0.5, seed=4, num_canaries=500, num_releases=4)
+
+    def test_guesses_are_ranks(self) -> None:
+        rng = np.random.default_rng(0)
+        scores_M, joined_M = rng.standard_normal(400), rng.random(400) < 0.5
+        guesses_G = numbers_of_guesses(400)
+        right_G = count_right(scores_M, joined_M, guesses_G)
+        order = sorted(range(400), key=lambda canary: -scores_M[canary])
+        for guesses, right in zip(guesses_G, right_G, strict=True):
+            half = guesses // 2
+            assert right == sum(joined_M[order[:half]]) + sum(~joined_M[order[-half:]])
+        assert (count_right(7 * scores_M - 3, joined_M, guesses_G) == right_G).all()
+        assert (count_right(joined_M * 1.0, joined_M, guesses_G) == guesses_G).all()
+        assert numbers_of_guesses(50).tolist() == [2, 4, 12, 24]
 
     def test_what_cannot_be_audited(self) -> None:
-        for size, canaries in [(1000, 49), (999, 50)]:
-            with pytest.raises(ConfigError, match=f"{canaries} canaries in {size} parameters are too few"):
-                audited(CentralPrivacy, 1.0, 0, size, num_canaries=canaries)
-        simulated = CentralPrivacy(noise_multiplier=1.0, clipping=FIXED, simulate_noise_cohort=10_000)
-        with pytest.raises(ConfigError, match=r"privacy\.simulate_noise_cohort scales the noise down"):
-            audit(simulated, [1000], key_of(0))
+        for settings_ in ({"num_canaries": 49}, {"num_releases": 0}):
+            with pytest.raises(ConfigError, match="are too few for an audit"):
+                audited(1.0, 1.0, **settings_)
+        for wrong in (
+            lambda joined_M, number: step(1.0)(joined_M, number)[1:],
+            lambda joined_M, number: step(1.0)(joined_M, number) * np.nan,
+        ):
+            with pytest.raises(ConfigError, match="a step over 1000 canaries did not release a finite score of each"):
+                audited(1.0, wrong)
+
+    def test_where_nothing_could_be_shown(self) -> None:
+        with pytest.raises(ConfigError, match=r"in 10 releases were right, a noise multiplier of 0\.35 could be true"):
+            audited(0.35, 0.35)
+        assert accuses(audited(0.4, 0.2))
+        with pytest.raises(
+            ConfigError, match=r"50 canaries in 1 releases were right, a noise multiplier of 1 could be"
+        ):
+            audited(1.0, 1.0, num_canaries=50, num_releases=1)
+
+    def test_it_accuses_at_its_level(self) -> None:
+        report = audited(1.0, 0.5)
+        assert accuses(replace(report, p_value=0.0009)) and not accuses(replace(report, p_value=0.0011))
 
 
-class TestGaussianModel:
-    def test_the_mean_cosine_is_that_of_the_canaries_that_joined_with_what_was_released(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """By a dense matrix; with the noiseless sum, and with the canaries that stayed out, it is another number."""
-        joined, everybody, rows = [], [], []
-        add, contribute = auditing.add_contributions, auditing.contributions
-
-        def spy_on_adding(sum_D1: Float64, parts: Sequence[torch.Tensor], *rest: Any) -> None:
-            rows.append(len(parts[0]))
-            joined.append(torch.cat(list(parts), 1).double().numpy())
-            add(sum_D1, parts, *rest)
-
-        def spy_on_all(parts: Sequence[torch.Tensor], *rest: Any) -> torch.Tensor:
-            rows.append(len(parts[0]))
-            everybody.append(torch.cat(list(parts), 1).double().numpy())
-            return contribute(parts, *rest)
-
-        monkeypatch.setattr(auditing, "add_contributions", spy_on_adding)
-        monkeypatch.setattr(auditing, "contributions", spy_on_all)
-        report = audited(Honest, NOISE[4], seed=4, size=3_000, num_canaries=300)
-        assert max(rows) == CHUNK  # never more of them at once
-
-        joined_KD, everybody_MD = np.concatenate(joined), np.concatenate(everybody)
-        assert (len(joined_KD), len(everybody_MD)) == (report.num_joined, 300)
-        np.testing.assert_allclose(np.linalg.norm(everybody_MD, axis=1), FIXED.norm, rtol=1e-6)
-        ((sum_D, released_D),) = SEEN
-        exact_D = joined_KD.sum(0)
-        np.testing.assert_allclose(exact_D / np.linalg.norm(exact_D), sum_D / np.linalg.norm(sum_D), atol=1e-5)
-
-        def cosines(rows_CD: Float64, vector_D: Float64) -> Float64:
-            return rows_CD @ vector_D / (np.linalg.norm(rows_CD, axis=1) * np.linalg.norm(vector_D))
-
-        assert report.mean_cosine == pytest.approx(cosines(joined_KD, released_D).mean(), rel=1e-4)
-        known = set(map(bytes, joined_KD))
-        held_out = np.stack([row for row in everybody_MD if bytes(row) not in known])
-        assert len(held_out) == 300 - report.num_joined
-        assert abs(cosines(held_out, released_D).mean()) < 4 / math.sqrt(len(held_out) * 3_000)
-        assert cosines(joined_KD, sum_D).mean() > 3 * report.mean_cosine
-        assert report.mean_cosine_interval[0] < report.mean_cosine < report.mean_cosine_interval[1]
-
-    @pytest.mark.ci
-    def test_it_is_a_noncentral_t_over_the_keys_of_the_noise(self) -> None:
-        """The same canaries: every noise gives other numbers, of the known distribution; and so the mean cosine."""
-        reports = [
-            audit(Honest(noise_multiplier=2.0, clipping=FIXED), [2_000], key_of(5, noise=f"n{noise}"), num_canaries=100)
-            for noise in range(60)
-        ]
-        assert len({report.mean_cosine for report in reports}) == 60
-        assert len({report.num_joined for report in reports}) == 1
-        assert all(np.array_equal(sum_D, SEEN[0][0]) for sum_D, _ in SEEN)
-        noncentrality = float(np.linalg.norm(SEEN[0][0])) / (2.0 * UNITS)
-        found = [statistic(released_D, sum_D) for sum_D, released_D in SEEN]
-        assert stats.kstest(found, stats.nct(1_999, noncentrality).cdf).pvalue > 0.01
-        k = reports[0].num_joined
-        deviation = 1 / math.sqrt(k * 2_000)
-        mean = np.mean([report.mean_cosine for report in reports])
-        assert mean == pytest.approx(1 / math.sqrt(k + 2_000 * 2.0**2), abs=4 * deviation / math.sqrt(60))
-        assert np.std([report.mean_cosine for report in reports]) == pytest.approx(deviation, rel=0.3)
-
-    @pytest.mark.ci
-    def test_the_known_mean_over_the_keys_of_the_canaries(self) -> None:
-        """Nothing but the seed is fixed: 1 / sqrt(k + D z^2)."""
-        reports = [audited(CentralPrivacy, 0.2, seed, size=2_000, num_canaries=100) for seed in range(30)]
-        errors = [each.mean_cosine * math.sqrt(each.num_joined + 2_000 * 0.2**2) - 1 for each in reports]
-        assert abs(np.mean(errors)) < 4 * np.std(errors) / math.sqrt(30)
-        assert np.std(errors) < 0.05
-
-    @pytest.mark.parametrize("size", [1_000, 20_000])
-    @pytest.mark.parametrize("t", [-4.0, 0.0, 6.0, 40.0, 200.0])
-    def test_the_interval_is_that_of_the_noncentral_t(self, size: int, t: float) -> None:
-        low, high = noncentrality_interval(t, size, 0.999)
-        deviations = stats.norm.ppf(0.9995)
-        assert stats.norm.ppf(stats.nct.cdf(t, size - 1, low)) == pytest.approx(deviations, abs=0.04)
-        assert stats.norm.ppf(stats.nct.cdf(t, size - 1, high)) == pytest.approx(-deviations, abs=0.04)
-
-    def test_the_statistic_of_what_is_scaled_zero_or_without_noise(self) -> None:
-        sum_D, noise_D = np.random.default_rng(1).normal(0, UNITS, (2, 1_000)).round()
-        t = statistic(sum_D + noise_D, sum_D)
-        assert statistic((sum_D + noise_D) * 1e-9, sum_D) == pytest.approx(t)
-        assert statistic(-sum_D - noise_D, sum_D) == pytest.approx(-t)
-        cosine = (sum_D + noise_D) @ sum_D / np.linalg.norm(sum_D + noise_D) / np.linalg.norm(sum_D)
-        assert t == pytest.approx(math.sqrt(999) * cosine / math.sqrt(1 - cosine**2))
-        assert statistic(np.zeros(1_000), sum_D) == 0
-        most = 2 * np.linalg.norm(sum_D)  # the noise of half a unit
-        assert statistic(sum_D * 1e-7, sum_D) == statistic(sum_D, sum_D) == pytest.approx(most)
-        assert statistic(-sum_D, sum_D) == pytest.approx(-most)
-
-    @pytest.mark.parametrize("epsilon", NOISE)
-    def test_the_claim_is_what_the_accountant_says(self, epsilon: int) -> None:
-        by_accountant = pld_epsilon({Gaussian(noise_multiplier=NOISE[epsilon]): 1}, "zero_out", 1e-5)
-        assert by_accountant == pytest.approx(exact_epsilon(NOISE[epsilon]), rel=1e-3)
-        assert exact_epsilon(NOISE[epsilon]) == pytest.approx(epsilon, rel=1e-5)
+def told(rng: np.random.Generator, canaries: int, releases: int, noise_multiplier: float, guesses_G: Int64) -> Int64:
+    """How many guesses are right about Dirac canaries, whose scores are independent, without a mechanism."""
+    right_G = np.zeros(len(guesses_G), np.int64)
+    for _ in range(releases):
+        joined_M = rng.random(canaries) < 0.5
+        scores_M = joined_M + noise_multiplier * rng.standard_normal(canaries, dtype=np.float32)
+        if canaries == 1:
+            right_G += (scores_M > 0.5) == joined_M
+        else:
+            right_G += count_right(scores_M, joined_M, guesses_G)
+    return right_G
 
 
-class TestLowerBound:
-    @pytest.mark.parametrize(
-        ("coins", "guesses", "right"), [(200, 100, 80), (1000, 1000, 610), (60, 6, 6), (60, 60, 0)]
-    )
-    @pytest.mark.parametrize("delta", [0.0, 1e-5, 1e-2])
-    @pytest.mark.parametrize("epsilon", [0.0, 0.7, 3.0])
-    def test_the_p_value(self, coins: int, guesses: int, right: int, delta: float, epsilon: float) -> None:
-        """As the theorem has it, term by term, with scipy's binomial distribution."""
-        binomial = stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
-        expected = binomial.sf(right - 1)
-        added = [(binomial.sf(right - step - 1) - expected) / step for step in range(1, right + 1)]
-        expected += 2 * coins * delta * max(added, default=0.0)
-        found = auditing._p_value_of(coins, guesses, right, delta)(epsilon)
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
-
-    @pytest.mark.parametrize("epsilon", [0.5, 2.0])
-    def test_the_mechanism_that_tells_most_passes_it_as_rarely_as_is_said(self, epsilon: float) -> None:
-        """Randomised response tells each coin with odds of e^epsilon: at 90 %, one bound in ten may exceed that."""
-        rng, bounds = np.random.default_rng(6), []
-        for _ in range(200):
-            joined_M = rng.random(400) < 0.5
-            told_M = joined_M ^ (rng.random(400) > 1 / (1 + math.exp(-epsilon)))
-            bounds.append(guessing_bound(told_M + rng.random(400) / 2, joined_M, 0.0, 0.9))
-        assert np.mean(np.array(bounds) > epsilon) <= 0.1
-        assert np.median(bounds) > 0.5 * epsilon  # and yet it is not idle
-
-    def test_guesses_without_knowledge_refute_nothing_and_delta_excuses_much(self) -> None:
-        rng = np.random.default_rng(7)
-        joined_M = rng.random(500) < 0.5
-        assert guessing_bound(rng.random(500), joined_M, 1e-5, 0.999) == 0
-        assert guessing_bound(-joined_M.astype(float), joined_M, 1e-5, 0.999) == 0  # the wrong way round
-        certain = [guessing_bound(joined_M.astype(float), joined_M, delta, 0.999) for delta in (0.0, 1e-6, 1e-5, 1e-3)]
-        assert certain == sorted(certain, reverse=True)
-        assert certain[0] > 3 and certain[-1] == 0  # once in 1,000 it may tell all
+def largest_tail(canaries: int, guesses: int, right: int, mu: float, upper_sets: bool) -> float:
+    """Linear programming over p_0, ..., p_n. The curve g is the least of its tangents, delta(epsilon) + e^epsilon x.
+    Each of them bounds what the sets from a count to the top have, or what the worst set whatever has: that of a slack
+    variable for the excess of each count."""
+    slopes = np.exp(np.linspace(-2, 4 * mu + 4, 150)) if mu else np.ones(1)
+    excess = (np.arange(1, guesses + 1) / canaries, np.arange(guesses, 0, -1) / canaries)  # of p_t, and of p_{t-1}
+    variables = guesses + 1 + (0 if upper_sets else len(slopes) * guesses)
+    rows, limits = lil_matrix((len(slopes) * (guesses + 1), variables)), np.zeros(len(slopes) * (guesses + 1))
+    for i, slope in enumerate(slopes):
+        delta = tangent_at_zero(mu, slope)
+        for t in range(1, guesses + 1):
+            row = i * (guesses + 1) + t - 1
+            for s in range(t, guesses + 1 if upper_sets else t + 1):
+                rows[row, s] += excess[0][s - 1]
+                rows[row, s - 1] -= slope * excess[1][s - 1]
+            if upper_sets:
+                limits[row] = delta
+            else:
+                rows[row, guesses + 1 + i * guesses + t - 1] = -1
+        if not upper_sets:
+            row = i * (guesses + 1) + guesses
+            rows[row, guesses + 1 + i * guesses : guesses + 1 + (i + 1) * guesses] = 1
+            limits[row] = delta
+    wanted, sums = np.zeros(variables), np.zeros((1, variables))
+    wanted[right : guesses + 1], sums[0, : guesses + 1] = -1, 1
+    found = linprog(wanted, A_ub=rows.tocsr(), b_ub=limits, A_eq=sums, b_eq=[1], bounds=(0, None), method="highs")
+    return float(-found.fun)
 
 
-def exact_epsilon(noise_multiplier: float) -> float:
-    """At a delta of 1e-5, by the formula of Balle and Wang written out."""
-    from scipy.optimize import brentq
+def tangent_at_zero(mu: float, slope: float) -> Float64 | float:
+    if not mu:
+        return 0.0
+    epsilon = math.log(slope)
+    return stats.norm.cdf(mu / 2 - epsilon / mu) - slope * stats.norm.cdf(-mu / 2 - epsilon / mu)
 
-    def excess(epsilon: float) -> float:
-        half, shift = 1 / (2 * noise_multiplier), epsilon * noise_multiplier
-        return float(stats.norm.cdf(half - shift) - math.exp(epsilon + stats.norm.logcdf(-half - shift)) - 1e-5)
 
-    return float(brentq(excess, 0, 300, xtol=1e-10))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("noise_multiplier", "canaries", "releases"),
+    [
+        *[(noise_multiplier, 1000, 10) for noise_multiplier in (0.4, 0.5, 1.0, 2.0, 4.0)],
+        *[(0.5, 100, 10), (1.0, 70, 10), (2.0, 200, 10), (4.0, 700, 10)],
+        *[(1.0, 20_000, 1), (2.0, 30_000, 1), (4.0, 100_000, 1)],
+    ],
+)
+def test_half_the_noise_is_caught_and_nobody_else_over_many_seeds(
+    noise_multiplier: float, canaries: int, releases: int
+) -> None:
+    """Of 1,000 honest ones none is accused, and half the noise is 19 times in 20: the table of docs/privacy.md. (Where
+    95 % are caught, fewer than 90 of 100 are so once in 100 times.)"""
+    rng, guesses_G = np.random.default_rng(11), numbers_of_guesses(canaries)
+    known: dict[tuple[int, int], bool] = {}
+
+    def accused(true: float) -> bool:
+        right_G = told(rng, canaries, releases, true, guesses_G)
+        for guesses, right in zip(map(int, guesses_G), map(int, right_G), strict=True):
+            if (guesses, right) not in known:
+                p = p_value(canaries, guesses, right, claimed_mu(noise_multiplier), releases)
+                known[guesses, right] = p * len(guesses_G) <= 1e-3
+        return any(known[pair] for pair in zip(map(int, guesses_G), map(int, right_G), strict=True))
+
+    assert sum(accused(noise_multiplier / 2) for _ in range(100)) >= 90
+    assert sum(accused(noise_multiplier) for _ in range(1_000)) == 0

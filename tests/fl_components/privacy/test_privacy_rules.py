@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
+import tomllib
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.privacy import (
     AdaptiveClipping,
     CentralPrivacy,
+    Claim,
+    ClaimContext,
+    ExampleLevel,
     FixedClipping,
-    NoPrivacy,
-    PrivacyRule,
     neighbouring_of,
 )
+from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.central import ClippingRule
+from fedrounds.fl_components.privacy.claim import ClaimRound, StatementFacts
 from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
 from fedrounds.fl_components.privacy.events import (
     Gaussian,
-    NoOpEvent,
     PoissonSampled,
     SampledWithoutReplacement,
     parse_event,
 )
 from fedrounds.fl_components.values import Sampling
 
-CASES = [
-    NoPrivacy(),
-    CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5)),
+CENTRAL = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5))
+
+CASES: list[Claim] = [
+    CENTRAL,
     CentralPrivacy(noise_multiplier=0.8, clipping=AdaptiveClipping(), delta=1e-6),
+    ExampleLevel(noise_multiplier=1.0, max_grad_norm=0.5, sampling_rate=0.1),
+    ExampleLevel(target_epsilon=3.0, max_grad_norm=0.5, sampling_rate=1.0),
 ]
 
 POISSON = Sampling("poisson", 1000, 100.0, 0.1)
@@ -39,20 +47,51 @@ FIXED_SIZE = Sampling("fixed_size", 1000, 100, 0.1)
 EVERYONE = Sampling("everyone", 1000, 1000, 1.0)
 
 
+def in_cohort(size: float) -> ClaimContext:
+    """A configuration whose rounds expect so many clients."""
+    return ClaimContext(1000, Sampling("poisson", 1000, size, size / 1000))
+
+
 @pytest.mark.parametrize("rule", CASES, ids=repr)
 @pytest.mark.parametrize("sampling", [POISSON, FIXED_SIZE, EVERYONE], ids=lambda sampling: sampling.kind)
-class TestPrivacyRule:
-    def test_its_event_can_be_kept_and_read_back(self, rule: PrivacyRule, sampling: Sampling) -> None:
-        event = rule.event(sampling)
-        assert parse_event(json.loads(json.dumps(event.model_dump()))) == event
-        assert rule.event(sampling) == event
-        assert rule.claims == (event != NoOpEvent())
+class TestClaim:
+    """What holds for every claim."""
 
-    def test_its_state_can_be_kept(self, rule: PrivacyRule, sampling: Sampling) -> None:
-        rule.check(sampling.cohort_size)
-        for tensor in rule.init().values():
-            assert isinstance(tensor, np.ndarray)
-        assert rule.claims == ("norm" in rule.init())
+    def round_of(self, sampling: Sampling) -> ClaimRound:
+        return ClaimRound("wards", sampling, {"a": 20, "b": 40}, steps=3, rounds=5)
+
+    def test_its_charges_can_be_kept_and_read_back(self, rule: Claim, sampling: Sampling) -> None:
+        charges = rule.charges(self.round_of(sampling))
+        for event in charges.values():
+            assert parse_event(json.loads(json.dumps(event.model_dump()))) == event
+        assert rule.charges(self.round_of(sampling)) == charges
+
+    def test_it_charges_the_accounts_whose_terms_it_names(self, rule: Claim, sampling: Sampling) -> None:
+        """A claim that trusts the server charges the population; one that trusts the clients alone charges each."""
+        accounts = set(rule.charges(self.round_of(sampling)))
+        if rule.trust == "server":
+            assert accounts == {rule.account("wards")} == {Account("wards")}
+        else:
+            assert accounts == {Account("wards", "a"), Account("wards", "b")}
+            assert {each.template for each in accounts} == {rule.account("wards")}
+
+    def test_its_epsilon_is_known_under_its_relation(self, rule: Claim, sampling: Sampling) -> None:
+        for event in rule.charges(self.round_of(sampling)).values():
+            assert 0 < rdp_epsilon({event: 1}, rule.neighbouring(sampling), rule.delta) < math.inf
+
+    def test_its_wording_names_only_values_that_it_has(self, rule: Claim, sampling: Sampling) -> None:
+        wording = tomllib.loads(rule.statement_template())
+        values = rule.statement_values(StatementFacts(5, 3, True, True, "ghost norms"))
+        for name in ("about", "protects", "withheld", "mechanism", "releases"):
+            assert "{" not in wording[name].format_map(values)
+        assert wording["not_covered"] and all(isinstance(each, str) for each in wording["not_covered"])
+        for name, key in (("neighbours", rule.neighbouring(sampling)), ("sampling", rule.neighbouring(sampling))):
+            text = wording[name]
+            assert isinstance(text, str) or text[values.get("draw", key) if name == "sampling" else key]
+
+    def test_its_state_can_be_kept(self, rule: Claim, sampling: Sampling) -> None:
+        rule.check(ClaimContext(sampling.population_size, sampling))
+        assert all(isinstance(tensor, np.ndarray) for tensor in rule.init().values())
 
 
 @pytest.mark.parametrize(
@@ -69,13 +108,13 @@ class TestPrivacyRule:
     ids=lambda each: getattr(each, "kind", None),
 )
 def test_each_way_to_draw_has_its_event_and_relation(sampling: Sampling, event: Any, neighbouring: str) -> None:
-    assert CASES[1].event(sampling) == event
+    assert CENTRAL.event(sampling) == event
     assert neighbouring_of(sampling) == neighbouring
 
 
 def test_a_draw_that_no_claim_leans_on() -> None:
     with pytest.raises(ValueError, match=r"no privacy accounting is known; use selection\.kind poisson"):
-        CASES[1].event(Sampling("other", 1000, 100, 0.1))
+        CENTRAL.event(Sampling("other", 1000, 100, 0.1))
 
 
 class TestAdaptiveClipping:
@@ -113,14 +152,14 @@ class TestAdaptiveClipping:
         """n <= 10 z: the count alone would cost more than the round may."""
         rule = CentralPrivacy(noise_multiplier=noise, clipping=AdaptiveClipping())
         with pytest.raises(ValueError, match=r"set privacy\.clipping\.count_noise above .*, or select more than"):
-            rule.check(cohort)
-        rule.check(10 * noise + 1)
-        CentralPrivacy(noise_multiplier=noise, clipping=AdaptiveClipping(count_noise=noise)).check(cohort)
+            rule.check(in_cohort(cohort))
+        rule.check(in_cohort(10 * noise + 1))
+        CentralPrivacy(noise_multiplier=noise, clipping=AdaptiveClipping(count_noise=noise)).check(in_cohort(cohort))
 
     def test_an_audit_draws_the_count_s_noise_of_the_cohort_it_is_about(self) -> None:
         rule = CentralPrivacy(noise_multiplier=1.0, clipping=AdaptiveClipping())
         assert rule.resolve_count_noise(100).sum_noise_multiplier(50) == rule.sum_noise_multiplier(100)
-        fixed = CASES[1]
+        fixed = CENTRAL
         assert isinstance(fixed, CentralPrivacy) and fixed.resolve_count_noise(100) == fixed
 
 
@@ -172,7 +211,7 @@ class TestRelease:
     def test_a_simulated_cohort_has_the_signal_to_noise_of_the_large_one(self, clipping: ClippingRule) -> None:
         small = CentralPrivacy(noise_multiplier=1.0, clipping=clipping, simulate_noise_cohort=1000)
         large = CentralPrivacy(noise_multiplier=1.0, clipping=clipping)
-        small.check(5)  # a cohort that would be too small to count in, if it were not for a large one
+        small.check(in_cohort(5))  # a cohort that would be too small to count in, if it were not for a large one
         _, simulated = small.release(np.zeros(11), small.init(), POISSON, lambda _: bytes(32))
         _, real = large.release(
             np.zeros(11), large.init(), Sampling("poisson", 10_000, 1000.0, 0.1), lambda _: bytes(32)

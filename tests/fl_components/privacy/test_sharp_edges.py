@@ -123,9 +123,9 @@ class TestNeighbouringRelationClarity:
             assert replaced == rdp_epsilon({half: 3}, "add_or_remove", 1e-5) > rdp_epsilon({full: 3}, "zero_out", 1e-5)
 
     def test_no_epsilon_is_told_without_its_relation(self) -> None:
-        from fedrounds.fl_components.privacy import PrivacySpend
+        from fedrounds.fl_components.store import BudgetTerms
 
-        assert {"unit", "neighbouring", "delta", "accountant"} < {each.name for each in fields(PrivacySpend)}
+        assert {"unit", "neighbouring", "delta", "accountant"} < {each.name for each in fields(BudgetTerms)}
         assert {neighbouring_of(Sampling(kind, 10, 5, 0.5)) for kind in ("poisson", "fixed_size", "everyone")} == {
             "add_or_remove",
             "replace_one",

@@ -13,11 +13,11 @@ import pytest
 from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.arrays import Indices, Symbols
 from fedrounds.fl_components.errors import UpdateRejected
+from fedrounds.fl_components.executors import map_inline
 from fedrounds.fl_components.layout import Layout
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.hub import Hub
-from fedrounds.fl_components.training import here
 from fedrounds.fl_components.values import EncodedBatch, RoundPlan, ServerState, Weighted
 from fedrounds.fl_components.wire import Update, encode_update, max_update_bytes
 
@@ -130,9 +130,9 @@ def test_an_update_that_is_refused(
 
 
 def test_what_cannot_be_decoded_is_zeros_whatever_was_there(hub: Hub, plan: RoundPlan) -> None:
-    def in_used_memory(work_on: Any, rows_ND: Any, unit: int, **how: bool) -> Any:
+    def in_used_memory(function: Any, rows_ND: Any, *columns: Any, **how: Any) -> Any:
         rows_ND[:] = np.nan
-        return here(work_on, rows_ND, unit, **how)
+        return map_inline(function, rows_ND, *columns, **how)
 
     (task,) = (each for each in plan.cohort if each.client_id == CLIENT)
     frames = [sent(hub, plan), b"", sent(hub, plan, base_digest="0" * 64)]

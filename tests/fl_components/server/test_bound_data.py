@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.data import HeartDisease, Mnist
 from fedrounds.fl_components.errors import ConfigError, StoreError
+from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
-from fedrounds.fl_components.server.statement import in_short, markdown, statement
 from fedrounds.fl_components.store import BudgetTerms, Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -56,10 +57,10 @@ def bound(request: pytest.FixtureRequest, begin: Begin, store: Store, tmp_path: 
     """The data of a run under a claim about clients, or about their examples."""
     data = tables(tmp_path / "tab")
     if request.param == "clients":
-        store.set_budget("x", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("x"), TERMS, reason="x", by="ada")
         begin("first", data=data, population="x").close()
     else:
-        store.set_budget("x/*", EXAMPLE_TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("x").template, EXAMPLE_TERMS, reason="x", by="ada")
         begin("first", data=data, population="x", **BY_EXAMPLE).close()
     return data
 
@@ -88,7 +89,8 @@ class TestAnyConfiguration:
 
     def test_no_other_population_gets_them(self, begin: Begin, store: Store, bound: dict[str, Any]) -> None:
         """With either claim."""
-        store.set_budget("y", TERMS, reason="x", by="ada"), store.set_budget("y/*", EXAMPLE_TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("y"), TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("y").template, EXAMPLE_TERMS, reason="x", by="ada")
         for claim in ({}, BY_EXAMPLE):
             with pytest.raises(ConfigError, match=r"population '[xy]'"):
                 begin("other", data=scaled(bound), population="y", seed=3, **claim)
@@ -101,14 +103,14 @@ class TestAnyConfiguration:
         for data in (renamed, scaled(renamed), in_files):
             with pytest.raises(ConfigError):
                 begin("renamed", data=data, population="free", **NO_CLAIM)
-            if store.find_budget("x/*"):
+            if store.ledger.budget(Account("x").template):
                 with pytest.raises(ConfigError, match=r"the examples of client 'x/g\d' are for the most part those of"):
                     begin("renamed", data=data, population="x", **BY_EXAMPLE)
 
 
 class TestSecondHub:
     def test_it_knows_what_is_bound_or_is_refused(self, begin: Begin, store: Store, tmp_path: Path) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         begin("a", data=WARDS).close()
         config = parse_config(wards.FIELDS | {"data": WARDS, "population": "free"} | NO_CLAIM)
         database = f"sqlite:///{store.home / 'fedrounds.db'}"
@@ -124,7 +126,7 @@ class TestSecondHub:
                 open_hub(second, "b", config=config)
 
     def test_a_lost_key_stops_every_run(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         begin("a", data=WARDS).close()
         (file,) = (store.home / "secrets").glob("fingerprints-*.key")
         file.unlink()
@@ -142,8 +144,8 @@ class TestRunsWithoutAClaim:
                 walk(stages, hub, 1)
         begin("never-trained", data=WARDS, **NO_CLAIM).close()
         strangers = WARDS | {"path": f"{wards.HERE}:other_wards"}
-        store.set_budget("wards", TERMS, reason="x", by="ada")
-        assert [use.run_id for use in store.uses_without("wards", "client")] == ["q1"]
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
+        assert [use.run_id for use in store.memberships.uses_without(Account("wards"), "client")] == ["q1"]
         with begin("claimed", data=WARDS) as hub:
             walk(stages, hub, 1)
         told = statement(store, store.run("claimed"))
@@ -153,18 +155,20 @@ class TestRunsWithoutAClaim:
         text = markdown(told)
         assert "q2 (ward, begun" in text and "their models and metrics exist" in text
         assert "without the runs that made no claim (below)" in text
-        assert strangers and store.uses_without("somebody", "client") == []
+        assert strangers and store.memberships.uses_without(Account("somebody"), "client") == []
         store.verify_journal()
 
     def test_a_claim_about_examples_covers_no_client(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards/*", EXAMPLE_TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards").template, EXAMPLE_TERMS, reason="x", by="ada")
         with begin("by-example", data=WARDS, **BY_EXAMPLE) as hub:
             walk(stages, hub, 1)
-        assert store.uses_without("wards", "example") == []
-        assert [use.run_id for use in store.uses_without("wards", "client")] == ["by-example"]
-        assert [use.run_id for use in store.uses_without("wards", "client", "ward-3")] == ["by-example"]
-        assert store.uses_without("wards", "client", "nobody") == []
-        assert store.clients_known("wards") == {f"ward-{ward}" for ward in range(9)}
+        assert store.memberships.uses_without(Account("wards"), "example") == []
+        assert [use.run_id for use in store.memberships.uses_without(Account("wards"), "client")] == ["by-example"]
+        assert [use.run_id for use in store.memberships.uses_without(Account("wards", "ward-3"), "client")] == [
+            "by-example"
+        ]
+        assert store.memberships.uses_without(Account("wards", "nobody"), "client") == []
+        assert store.memberships.clients("wards") == {f"ward-{ward}" for ward in range(9)}
 
 
 class TestFilesOfOnesOwn:
@@ -213,10 +217,10 @@ class TestNamesOfBudgets:
         """An administrator makes it private; what it has spent stays, and its own statement stays a demonstration's."""
         with begin("demo") as hub:
             walk(stages, hub, 1)
-            store.set_budget("wards", TERMS, reason="x", by="ada")
+            store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
             with pytest.raises(ConfigError, match="population 'wards' is private, and data digits are public"):
                 walk(stages, hub, 2)
-        budget = store.find_budget("wards")
+        budget = store.ledger.budget(Account("wards"))
         assert budget is not None and not budget.demonstration and sum(budget.spent.values()) == 1
         with begin("real", data=WARDS) as hub:
             walk(stages, hub, 1)
@@ -225,8 +229,8 @@ class TestNamesOfBudgets:
         store.verify_journal()
 
     def test_a_limit_for_another_spelling_of_a_client_is_found(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards/*", EXAMPLE_TERMS, reason="x", by="ada")
-        store.set_budget("wards/WARD 3", EXAMPLE_TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards").template, EXAMPLE_TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards", "WARD 3"), EXAMPLE_TERMS, reason="x", by="ada")
         with pytest.raises(
             ConfigError, match="a privacy budget is set for 'wards/WARD 3', and the client's name is 'ward-3'"
         ):

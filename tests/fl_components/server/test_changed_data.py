@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fedrounds.deployments.cli import main
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunConflict
 from fedrounds.fl_components.server import stages
@@ -113,7 +114,7 @@ def test_a_run_without_a_claim_goes_on_where_it_is_asked_to(store: Store, monkey
 
 def test_a_run_under_a_claim_does_not_even_where_it_is_asked_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before, claiming = wards.wards, PLAIN | {"privacy": FIELDS["privacy"], "data": WARDS}
-    store.set_budget("plain", wards.TERMS, reason="a test", by="ada")
+    store.ledger.set_budget(Account("plain"), wards.TERMS, reason="a test", by="ada")
     with open_hub(store, "r", config=parse_config(claiming)) as hub:
         walk(stages, hub, 1)
     monkeypatch.setattr(wards, "wards", lambda: labels_turned(before()))
@@ -169,7 +170,7 @@ def test_what_no_round_can_compute_is_refused_before_anybody_pays(store: Store, 
     """And with its reason, which is public, though a claim withholds what comes of the data."""
     with pytest.raises(ConfigError, match=r"training.privacy.noise_multiplier|server_optimizer.learning_rate"):
         open_hub(store, "r", config=parse_config(FIELDS | changes))
-    assert store.runs() == [] and store.budgets() == []
+    assert store.runs() == [] and store.ledger.budgets() == {}
 
 
 @pytest.mark.ci

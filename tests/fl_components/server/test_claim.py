@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
+from fedrounds.fl_components.reports.statement import markdown, statement
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
-from fedrounds.fl_components.server.statement import markdown, statement
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import (
@@ -35,19 +36,19 @@ class TestSpending:
             result = walk(stages, hub, round)
             expected = rdp_epsilon({EVENT: round}, "add_or_remove", 1e-3)
             assert result.metrics["privacy/epsilon"] == pytest.approx(expected)
-        assert [charge.state for charge in store.charges(population="wards")] == ["spent"] * 3
-        assert all(charge.event == EVENT.model_dump() for charge in store.charges())
+        assert [charge.state for charge in store.ledger.charges(Account("wards"))] == ["spent"] * 3
+        assert all(charge.event == EVENT.model_dump() for charge in store.ledger.charges())
         store.verify_journal()
 
     def test_a_population_ends_where_its_budget_does(self, begin: Begin, store: Store) -> None:
         epsilon = rdp_epsilon({EVENT: 3}, "add_or_remove", 1e-3)
-        store.set_budget("wards", replace(TERMS, epsilon=epsilon), reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), replace(TERMS, epsilon=epsilon), reason="x", by="ada")
         first, second = begin("a", data=WARDS), begin("b", data=WARDS)
         walk(stages, first, 1), walk(stages, first, 2), walk(stages, second, 1)
         for hub, round in ((first, 3), (second, 2)):
             with pytest.raises(BudgetExhausted, match="the next round would bring population 'wards' to an epsilon of"):
                 walk(stages, hub, round)
-        budget = store.find_budget("wards")
+        budget = store.ledger.budget(Account("wards"))
         assert budget is not None and sum(budget.spent.values()) == 3
 
     def test_the_limit_is_exact(self, begin: Begin, store: Store) -> None:
@@ -85,7 +86,7 @@ class TestSpending:
     def test_a_simulated_cohort_is_in_no_ledger(self, begin: Begin, store: Store) -> None:
         hub = begin(privacy=FIELDS["privacy"] | {"simulate_noise_cohort": 450})
         result = walk(stages, hub, 1)
-        assert store.budgets() == [] and store.run("r").spent == []
+        assert store.ledger.budgets() == {} and store.ledger.spent("r") == {}
         assert "privacy/epsilon" not in result.metrics
         assert result.metrics["privacy/epsilon_simulated"] == pytest.approx(
             rdp_epsilon({EVENT: 1}, "add_or_remove", 1e-3)
@@ -97,12 +98,12 @@ class TestPopulations:
         with pytest.raises(StoreError, match="population 'wards' has no privacy budget"):
             begin(data=WARDS)
         assert store.runs() == []
-        store.set_budget("wards", TERMS, reason="the board agreed", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="the board agreed", by="ada")
         begin(data=WARDS)
 
     def test_public_data_register_a_demonstration(self, begin: Begin, store: Store) -> None:
         begin()
-        budget = store.find_budget("wards")
+        budget = store.ledger.budget(Account("wards"))
         assert budget is not None and budget.demonstration and budget.epsilon is None
 
     def test_private_data_never_hide_behind_a_demonstration(self, begin: Begin) -> None:
@@ -112,16 +113,17 @@ class TestPopulations:
 
     def test_a_client_has_one_budget(self, begin: Begin, store: Store) -> None:
         """Also beside others: eight of these nine wards have spent already."""
-        store.set_budget("wards", TERMS, reason="x", by="ada"), store.set_budget("other", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("other"), TERMS, reason="x", by="ada")
         begin("a", data=WARDS).close()
         with pytest.raises(ConfigError, match="data of population 'other' belong to population 'wards'"):
             begin("b", data=WARDS | {"path": f"{HERE}:other_wards"}, population="other")
 
     def test_a_population_may_get_new_data(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         walk(stages, begin("a", data=WARDS), 1)
         walk(stages, begin("b", data=WARDS | {"path": f"{HERE}:other_wards"}), 1)
-        assert sum(store.find_budget("wards").spent.values()) == 2  # type: ignore[union-attr]
+        assert sum(store.ledger.budget(Account("wards")).spent.values()) == 2  # type: ignore[union-attr]
 
     @pytest.mark.parametrize("population", ["wards", "elsewhere"])
     @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ class TestPopulations:
     def test_nobody_learns_from_its_clients_without_being_charged(
         self, begin: Begin, store: Store, privacy: dict[str, Any], why: str, population: str
     ) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         begin("a", data=WARDS).close()
         with pytest.raises(ConfigError, match=f"population 'wards' has a privacy budget .* not be charged .*{why}"):
             begin("b", data=WARDS, privacy=privacy, population=population)
@@ -144,18 +146,18 @@ class TestPopulations:
     def test_what_has_a_budget_is_not_declared_public(
         self, begin: Begin, store: Store, privacy: dict[str, Any], population: str
     ) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         begin("a", data=WARDS).close()
         with pytest.raises(ConfigError, match="are declared public, and belong to population 'wards'"):
             begin("b", data=WARDS | {"public": True}, privacy=privacy, population=population)
 
     def test_what_is_refused_binds_nothing(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         """Else the population that the data do belong to could not have them any more."""
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         for run_id, changes in (("bad id !", {}), ("r", {"rounds": 2, "selection": {"kind": "uniform"}})):
             with pytest.raises(ConfigError):
                 begin(run_id, data=WARDS, **changes)
-        assert not store.has_bindings()
+        assert store.memberships.is_empty()
         begin(data=WARDS).close()
         twice = {f"{name}{n}": (x + n, *rest) for name, (x, *rest) in wards().items() for n in (0, 1)}
         monkeypatch.setattr("tests.fl_components.server.wards.wards", lambda: twice)
@@ -168,19 +170,20 @@ class TestPopulations:
         hub = begin(data=WARDS, privacy={"kind": "none"}, rounds=1)
         walk(stages, hub, 1)
         hub.close()
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         open_hub(store, "r").close()
         with pytest.raises(ConfigError, match="would not be charged"):
             begin("s", data=WARDS, privacy={"kind": "none"})
 
     def test_public_data_draw_on_no_private_budget(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         with pytest.raises(ConfigError, match="population 'wards' is private, and data digits are public"):
             begin()
 
     def test_a_resume_is_held_to_the_same(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         """The function gives the data of other clients now, who have a budget of their own."""
-        store.set_budget("wards", TERMS, reason="x", by="ada"), store.set_budget("other", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("other"), TERMS, reason="x", by="ada")
         begin(data=WARDS).close()
         draw = np.random.default_rng(99)
         others = {
@@ -195,9 +198,9 @@ class TestPopulations:
 
     def test_a_resume_on_other_terms_is_refused(self, begin: Begin, store: Store) -> None:
         """Nothing was spent, so an administrator could change them in between."""
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         begin(data=WARDS).close()
-        store.set_budget("wards", replace(TERMS, neighbouring="replace_one"), reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), replace(TERMS, neighbouring="replace_one"), reason="x", by="ada")
         with pytest.raises(ConfigError, match="neighbouring is add_or_remove, its budget's is replace_one"):
             open_hub(store, "r")
 
@@ -209,7 +212,7 @@ class TestPopulations:
         ],
     )
     def test_other_terms_are_refused(self, begin: Begin, store: Store, changes: dict[str, Any], words: str) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         with pytest.raises(ConfigError, match=words):
             begin(data=WARDS, **changes)
 
@@ -228,7 +231,7 @@ class TestPopulations:
 
 def test_what_is_refused_when_the_clients_are_counted(begin: Begin, store: Store) -> None:
     """Of data whose number of clients the configuration does not tell: nine, of whom half are drawn."""
-    store.set_budget("wards", TERMS, reason="x", by="ada")
+    store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
     with pytest.raises(ConfigError, match="or select more than 15 clients a round"):
         begin(data=WARDS, privacy=FIELDS["privacy"] | {"clipping": {"kind": "adaptive"}})
     assert store.runs() == []

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server import hub as hub_module
@@ -51,11 +52,12 @@ def counts(hub: Hub, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
     seal = type(hub.lease).seal
     hub.on_stage, hub.say = seen.append, said.append
     with monkeypatch.context() as patched:
-        patched.setattr(
-            type(hub.lease),
-            "seal",
-            lambda lease, n, c, data, states: (sizes.append(len(data)), seal(lease, n, c, data, states))[1],
-        )
+
+        def measured(lease: Lease, n: int, c: int, data: bytes, states: Any) -> None:
+            sizes.append(len(data))
+            seal(lease, n, c, data, states)
+
+        patched.setattr(Lease, "seal", measured)
         rows = hub.store.journal_head().rows
         walk(stages, hub, round)
     record = hub.store.round("r", round)
@@ -67,7 +69,7 @@ def counts(hub: Hub, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
 def test_what_can_be_counted_of_a_round_is_the_same_for_each_cohort(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.set_budget("wards", replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
+    store.ledger.set_budget(Account("wards"), replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
     with open_hub(store, "r", config=parse_config(SEVERAL_WAVES)) as hub:
         found = [counts(hub, round, monkeypatch) for round in range(1, 7)]
     cohorts = {row.withheld["metrics"]["clients/selected"] for row in store.rounds("r")}
@@ -110,7 +112,7 @@ def test_the_largest_cohort_follows_from_public_values(store: Store, rate: float
 def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.MonkeyPatch, beyond: int) -> None:
     """Of a sum whose length is about a multiple of anything that it might be padded to; and of refused clients with
     the longest names and reasons."""
-    store.set_budget("wards", replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
+    store.ledger.set_budget(Account("wards"), replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
     lengths = set[int]()
     with open_hub(store, "r", config=parse_config(FIELDS | {"data": WARDS})) as hub:
         state = stages.load(hub, 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import Diverged, RunNotFound
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
@@ -18,7 +19,7 @@ TOO_LARGE = {"learning_rate": 3e38}  # just below the largest float32
 
 
 def test_the_seal_and_the_secret_are_erased(begin: Begin, store: Store) -> None:
-    store.set_budget("wards", TERMS, reason="x", by="ada")
+    store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
     privacy = FIELDS["privacy"] | {"clipping": {"kind": "fixed", "norm": 1e3}}  # the noise is as large
     hub = begin(data=WARDS, privacy=privacy, server_optimizer=TOO_LARGE)
     hub.lease.begin_attempt()
@@ -31,7 +32,9 @@ def test_the_seal_and_the_secret_are_erased(begin: Begin, store: Store) -> None:
     (blob,) = [path for path in (store.home / "blobs").rglob("*") if path.is_file()]
     assert blob.name == store.run("r").initial_state_key.rpartition("/")[2]
     assert (store.run("r").state, store.run("r").error) == ("Failed", caught.value.as_data())
-    assert [charge.state for charge in store.charges()] == ["reserved"]  # it counts: something of it was seen
+    assert [charge.state for charge in store.ledger.collections("r")] == [
+        "reserved"
+    ]  # it counts: something of it was seen
     hub.lease.finish(RunState.FAILED, caught.value.as_data())  # as the training flow does, once more
     assert [row.kind for row in store.journal("r")][-2:] == ["run.finished", "seal.erased"]
     hub.close()

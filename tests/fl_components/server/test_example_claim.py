@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, StoreError
 from fedrounds.fl_components.privacy.accountants import rdp_epsilon
-from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed
+from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed, parse_event
+from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.hub import Hub, open_hub
-from fedrounds.fl_components.server.statement import in_short, markdown, statement
 from fedrounds.fl_components.store import BudgetTerms, Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -39,7 +40,7 @@ def privately(**changes: Any) -> dict[str, Any]:
 
 
 def budget(store: Store, whose: str = "wards/*", **changes: Any) -> None:
-    store.set_budget(whose, replace(TERMS, **changes), reason="the board agreed", by="ada")
+    store.ledger.set_budget(Account.parse(whose), replace(TERMS, **changes), reason="the board agreed", by="ada")
 
 
 def epsilon_of(rounds: int) -> float:
@@ -47,7 +48,7 @@ def epsilon_of(rounds: int) -> float:
 
 
 def spent(store: Store, ward: int) -> int:
-    found = store.find_budget(f"wards/ward-{ward}")
+    found = store.ledger.budget(Account.parse(f"wards/ward-{ward}"))
     return sum(found.spent.values()) if found is not None else 0
 
 
@@ -104,7 +105,7 @@ class TestSpending:
             assert metrics["privacy/example/epsilon_remaining"] == pytest.approx(100 - epsilon_of(round))
             assert metrics["privacy/example/client/ward-3"] == pytest.approx(epsilon_of(round))
         assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [2] * NUM_CLIENTS
-        assert store.find_budget("wards") is None and store.run("r").spent == []
+        assert store.ledger.budget(Account("wards")) is None and Account("wards") not in store.ledger.spent("r")
         store.verify_journal()
 
     def test_a_client_that_took_part_in_fewer_rounds_has_paid_for_fewer(self, begin: Begin, store: Store) -> None:
@@ -208,7 +209,7 @@ class TestSpending:
         }
         training = {"learning_rate": 1.0, "steps": 1, "privacy": target | {"sampling_rate": 0.051}}
         hub = begin(**EVERYONE | {"rounds": 40, "training": training, "model": {"kind": "mlp", "hidden": [200]}})
-        event = hub.federation.example_event(0)
+        (event,) = (parse_event(each) for each in hub.charges([0])[0].events.values())
         assert isinstance(event, SelfComposed) and isinstance(event.event, PoissonSampled)
         charged = event.event.event
         assert isinstance(charged, Gaussian)
@@ -242,17 +243,17 @@ class TestSpending:
         self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not even a demonstration, which nothing limits."""
-        from fedrounds.fl_components.server import claim
+        from fedrounds.fl_components.reports import privacy as reports
 
         hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
         walk(stages, hub, 1)
-        monkeypatch.setattr(claim, "rdp_epsilon", lambda *_: float("inf"))
-        claim._cached_epsilon.cache_clear()
+        monkeypatch.setattr(reports, "rdp_epsilon", lambda *_: float("inf"))
+        reports._cached_epsilon.cache_clear()
         for act in (hub.check_budget, lambda: walk(stages, hub, 2)):
             with pytest.raises(BudgetExhausted, match="no epsilon would hold for the examples of client") as refused:
                 act()
             assert "max_batch_size" in str(refused.value.hint)
-        claim._cached_epsilon.cache_clear()
+        reports._cached_epsilon.cache_clear()
         assert store.run("r").committed_round == 1
 
     @pytest.mark.ci
@@ -280,7 +281,7 @@ class TestBothClaims:
     def test_each_is_paid_from_its_own_ledger(self, begin: Begin, store: Store) -> None:
         """Who was selected must not be told, so every client pays for its examples in every round."""
         budget(store)
-        store.set_budget("wards", wards.TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), wards.TERMS, reason="x", by="ada")
         hub = begin(**self.FIELDS)
         for round in (1, 2):
             metrics = walk(stages, hub, round).metrics
@@ -296,7 +297,7 @@ class TestBothClaims:
         store.verify_journal()
 
     def test_each_needs_its_budget(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards", wards.TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), wards.TERMS, reason="x", by="ada")
         with pytest.raises(StoreError, match=r"population 'wards/\*' has no privacy budget"):
             begin(**self.FIELDS)
 
@@ -304,11 +305,11 @@ class TestBothClaims:
         fields = wards.FIELDS | self.FIELDS
         data = {"kind": "function", "path": "x:y", "num_classes": 2}
         config = wards_config(fields | {"data": data})
-        from fedrounds.fl_components.config import check_example_claim
+        from fedrounds.fl_components.config import check_claims
 
-        check_example_claim(config, 1000)
+        check_claims(config, 1000)
         with pytest.raises(ValueError, match="every client pays for every round, which at most 1000 can"):
-            check_example_claim(config, 1001)
+            check_claims(config, 1001)
 
 
 def wards_config(fields: dict[str, Any]) -> Any:
@@ -331,9 +332,9 @@ class TestWhoseDataTheseAre:
     def test_public_data_register_a_demonstration(self, begin: Begin, store: Store) -> None:
         hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
         walk(stages, hub, 1)
-        found = store.find_budget("wards/*")
+        found = store.ledger.budget(Account("wards").template)
         assert found is not None and found.demonstration and found.epsilon is None
-        assert len(store.budgets()) == 1 + NUM_CLIENTS
+        assert len(store.ledger.budgets().values()) == 1 + NUM_CLIENTS
 
     @pytest.mark.parametrize("privacy", [{"kind": "none"}, wards.FIELDS["privacy"]])
     def test_nobody_learns_from_them_without_paying(self, begin: Begin, store: Store, privacy: Any) -> None:
@@ -343,7 +344,7 @@ class TestWhoseDataTheseAre:
         if privacy["kind"] == "none":
             fields["selection"] = {"kind": "uniform"}
         else:
-            store.set_budget("other", wards.TERMS, reason="x", by="ada")
+            store.ledger.set_budget(Account("other"), wards.TERMS, reason="x", by="ada")
         with pytest.raises(ConfigError, match=r"population 'wards' has a privacy budget for each client's examples"):
             begin("b", **fields)
 
@@ -469,7 +470,7 @@ class TestBadInput:
     def test_more_than_the_budget_pays_for(self, begin: Begin, store: Store) -> None:
         budget(store, epsilon=0.01)
         hub = begin(**EVERYONE)
-        with pytest.raises(BudgetExhausted, match=r"and their limit is 0\.01"):
+        with pytest.raises(BudgetExhausted, match=r"and the limit is 0\.01"):
             hub.check_budget()
 
     def test_an_unchanged_way_of_gradients(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, RunFailed, StoreError
 from fedrounds.fl_components.server import hub as hub_module
@@ -22,7 +23,6 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation, assemble
 from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Anchor, BudgetTerms, RunRecord, RunSecret, Sighting, Store
-from fedrounds.fl_components.store.ledger import decode_events
 from fedrounds.fl_components.values import RoundPlan
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -49,7 +49,7 @@ class Attempts:
         return self._stack.enter_context(open_hub(self.store(home), "r", config=parse_config(self._fields), **options))
 
     def charges(self) -> list[tuple[int, int, str]]:
-        return [(each.round, each.collection, each.state) for each in self.store().charges(run_id="r")]
+        return [(each.round, each.collection, each.state) for each in self.store().ledger.collections(run_id="r")]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def attempts(tmp_path: Path) -> Iterator[Callable[..., Attempts]]:
             store = made.store()
             terms: dict[str, BudgetTerms] = {"wards": TERMS, "wards/*": OF_EXAMPLES}
             name = "wards" if claim == "central" else "wards/*"
-            store.set_budget(name, terms[name], reason="a test", by="ada")
+            store.ledger.set_budget(Account.parse(name), terms[name], reason="a test", by="ada")
             return made
 
         yield made
@@ -184,7 +184,6 @@ PLAN = RoundPlan(
     shards=(),
     waves=(slice(0, 0),),
     min_updates=0,
-    event={"kind": "none"},
 )
 
 
@@ -273,9 +272,9 @@ def test_a_lost_secret_is_never_made_anew_silently(attempts: Callable[..., Attem
     walk(stages, run.open(), 2)  # and from now on as any run
     store = run.store()
     whose = "wards" if claim == "central" else "wards/ward-3"
-    assert sum(store.find_budget(whose).spent.values()) == 3  # type: ignore[union-attr]
+    assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == 3  # type: ignore[union-attr]
     if claim == "central":
-        assert sum(decode_events(store.run("r").spent).values()) == 3
+        assert sum(store.ledger.spent("r")[Account("wards")].values()) == 3
     (row,) = [each for each in store.journal("r") if each.kind == "secret.replaced"]
     assert row.content["reason"] == "the secret is missing" and row.content["round"] == 1
     store.verify_journal()
@@ -304,7 +303,7 @@ def test_what_is_spent_afresh_must_be_within_the_budget(attempts: Callable[..., 
     hub = run.open()
     sent(hub)
     hub.close()
-    run.store().set_budget("wards", replace(TERMS, epsilon=2.0), reason="a test", by="ada")
+    run.store().ledger.set_budget(Account("wards"), replace(TERMS, epsilon=2.0), reason="a test", by="ada")
     hub = run.open(fresh_collection=True)
     with pytest.raises(BudgetExhausted):
         sent(hub)
@@ -392,7 +391,7 @@ def test_a_restored_database_is_noticed_and_what_came_after_it_charged(
     store = run.store()
     assert run.charges() == [(1, 1, "spent"), *lost, (2, len(lost) + 1, "spent"), (3, 1, "spent")]
     whose = "wards" if claim == "central" else "wards/ward-0"
-    assert sum(store.find_budget(whose).spent.values()) == 3 + len(lost)  # type: ignore[union-attr]
+    assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == 3 + len(lost)  # type: ignore[union-attr]
     store.verify_journal()
 
 
@@ -425,7 +424,7 @@ def test_a_backup_that_is_restored_twice_is_paid_for_twice(
         assert len(run.charges()) == released
     whose = "wards" if claim == "central" else "wards/ward-0"
     store = run.store()
-    assert sum(store.find_budget(whose).spent.values()) == len(run.charges())  # type: ignore[union-attr]
+    assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == len(run.charges())  # type: ignore[union-attr]
     store.verify_journal()
 
 
@@ -455,7 +454,7 @@ def test_a_run_whose_database_was_lost_is_paid_for(attempts: Callable[..., Attem
     rounds(run, 1, 2)
     for file in run.home.glob("fedrounds.db*"):
         file.unlink()
-    run.store().set_budget("wards", TERMS, reason="a test", by="ada")
+    run.store().ledger.set_budget(Account("wards"), TERMS, reason="a test", by="ada")
     with pytest.raises(StoreError, match="the database is older"):
         run.open()
     run.open(fresh_collection=True).close()

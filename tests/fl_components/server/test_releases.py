@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, DataError, ModelError, RunFailed
 from fedrounds.fl_components.server import stages
@@ -28,8 +29,8 @@ from tests.fl_components.server.wards import (
 
 class TestReleases:
     def run(self, begin: Begin, store: Store, run_id: str, path: str) -> tuple[list[RoundResult], str]:
-        if store.find_budget("wards") is None:
-            store.set_budget("wards", TERMS, reason="x", by="ada")
+        if store.ledger.budget(Account("wards")) is None:
+            store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         hub = begin(run_id, data=WARDS | {"path": f"{HERE}:{path}"}, selection={"kind": "poisson", "sampling_rate": 1})
         results = [walk(stages, hub, round) for round in (1, 2, 3)]
         return results, json.dumps([row.content for row in store.journal(run_id)], sort_keys=True)
@@ -61,7 +62,7 @@ class TestReleases:
     def test_results_on_public_test_rows_are_shown(self, begin: Begin, store: Store) -> None:
         """On all of them together: a model that is paid for says nothing more by them. Not by client, whose names are
         not public, nor beside what the training labels alone would reach."""
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         hub = begin(data=WARDS, evaluation={"public_test": True})
         result = walk(stages, hub, 1)
         shown = {name for name in result.metrics if not name.startswith("privacy/")}
@@ -70,7 +71,7 @@ class TestReleases:
 
     def test_how_many_were_clipped_is_kept_beside_no_noisy_count(self, begin: Begin, store: Store) -> None:
         """The exact one would give away the noise of the other, which is in the store for ever."""
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         everybody = {"kind": "poisson", "sampling_rate": 1}
         for run_id, norm, expected in (("long", 1e6, 0.0), ("short", 1e-6, 1.0)):
             privacy = FIELDS["privacy"] | {"clipping": {"kind": "fixed", "norm": norm}}
@@ -91,7 +92,7 @@ class TestReleases:
         for path in ("wards", "other_wards"):
             with Store.open(tmp_path / path) as store, ExitStack() as stack:
                 config = parse_config(FIELDS | {"data": WARDS | {"path": f"{HERE}:{path}"}})
-                store.set_budget("wards", TERMS, reason="x", by="ada")
+                store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
                 hub = stack.enter_context(open_hub(store, "r", config=config))
                 results = [walk(stages, hub, round) for round in (1, 2, 3)]
                 noised = {"privacy/update_norm", "privacy/signal_to_noise"}
@@ -101,13 +102,13 @@ class TestReleases:
                         [list(result.metrics) for result in results],
                         [(result.rejected, result.seconds) for result in results],
                         [(row.kind, _without_digests(row.content)) for row in store.journal()],
-                        [(charge.event, charge.state) for charge in store.charges()],
+                        [(charge.event, charge.state) for charge in store.ledger.charges()],
                     )
                 )
         assert seen[0] == seen[1]
 
     def test_messages_and_errors_name_nobody(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         hub, heard = begin(data=WARDS), list[str]()
         hub.say = heard.append
         hub.notify_restricted("a training process was lost; its work is repeated: clients ward-3, ward-4")
@@ -143,7 +144,7 @@ class TestReleases:
         def fails(*_: Any, **__: Any) -> Any:
             raise ValueError("diagnosis sepsis in ward-3")
 
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         hub = begin(data=WARDS)
         monkeypatch.setattr(inside, fails)
         with pytest.raises(RunFailed) as caught:
@@ -157,7 +158,7 @@ class TestReleases:
         def fails(*_: Any, **__: Any) -> Any:
             raise ValueError("diagnosis sepsis in ward-3")
 
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         (store.home / "withheld").write_text("a file where a folder should be")
         hub = begin(data=WARDS)
         hub.notify_restricted("ward-3 is slow")
@@ -167,7 +168,7 @@ class TestReleases:
         assert "sepsis" not in all_that_is_told(caught.value) and "could not be written" in str(caught.value.hint)
 
     def test_so_do_data_that_cannot_be_used(self, begin: Begin, store: Store) -> None:
-        store.set_budget("wards", TERMS, reason="x", by="ada")
+        store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         broken = WARDS | {"path": f"{HERE}:broken_wards"}
         with pytest.raises(DataError, match="loading the clients' data failed; why is withheld") as caught:
             begin(data=broken)

@@ -113,7 +113,7 @@ class TestSecrets:
         with open_hub(store, "r") as resumed:
             assert resumed.sealed(1) is not None
             assert walk(stages, resumed, 1).params_digest == expected
-        assert len(store.charges()) == 1
+        assert len(store.ledger.charges()) == 1
 
     def test_the_seal_cannot_be_read_without_the_key(self, begin: Begin, store: Store) -> None:
         hub = begin()

@@ -31,7 +31,7 @@ class TestSelect:
         hub = open_run(selection={"cohort_size": 4, "min_updates": 2})
         state, plan = begin(hub)
         assert (plan.run_id, plan.round, plan.base_digest) == ("r", 1, state.params_digest)
-        assert (plan.min_updates, plan.event, plan.collection) == (2, {"kind": "none"}, 1)
+        assert (plan.min_updates, plan.collection) == (2, 1)
         indices = [task.index for task in plan.cohort]
         assert len(set(indices)) == 4
         most_first = sorted(indices, key=lambda index: (-hub.federation.data.num_examples(index), index))
@@ -63,15 +63,15 @@ class TestSelect:
 class TestAuthorise:
     def test_the_charge_is_written_before_any_client_is_contacted(self, open_run: OpenRun, store: Store) -> None:
         _, plan = begin(open_run())
-        (charge,) = store.charges(run_id="r")
-        assert (charge.round, charge.collection, charge.state, charge.event) == (1, 1, "reserved", {"kind": "none"})
+        (charge,) = store.ledger.collections(run_id="r")
+        assert (charge.round, charge.collection, charge.state) == (1, 1, "reserved")
         assert plan.collection == 1
 
     def test_again_it_is_the_same_reservation(self, open_run: OpenRun, store: Store) -> None:
         hub = open_run()
         _, plan = begin(hub)
         assert stages.authorise(hub, plan) == plan
-        assert len(store.charges(run_id="r")) == 1
+        assert len(store.ledger.collections(run_id="r")) == 1
 
 
 class TestBytes:
@@ -233,7 +233,7 @@ class TestCommit:
         assert record.result["metrics"] == result.metrics
         assert hub.refresh().committed_round == 1
         assert hub.state().params_digest == result.params_digest == record.params_digest
-        assert [charge.state for charge in store.charges(run_id="r")] == ["spent"]
+        assert [charge.state for charge in store.ledger.collections(run_id="r")] == ["spent"]
         assert hub.committed(2) is None
         assert hub.sealed(1) is None
         assert result.rejected == {"not_finite": 1}

@@ -17,8 +17,6 @@ from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 from fedrounds.fl_components.store.lease import Lease
 from tests.fl_components.store.lock_order import checked
 
-EVENT = {"event": "none"}
-
 # Takes a lease, then obeys: each line is an expression of `lease`, answered by its value or its exception's name.
 _HOLDER = """
 import json, sys
@@ -154,7 +152,7 @@ def do_round() -> Callable[..., RoundRecord]:
     """Works through one round: reserve, seal, commit."""
 
     def work(lease: Lease, round: int, state: bytes | None = None) -> RoundRecord:
-        collection = lease.reserve(round, EVENT)
+        collection = lease.reserve(round)
         lease.seal(round, collection, f"sum {round}".encode())
         result = {"metrics": {"train/loss": 1 / round}, "rejected": {}, "seconds": {"train": 0.1}}
         return lease.commit(

@@ -16,7 +16,7 @@ from sqlalchemy import BindParameter, Connection, Engine, Insert, Select, Update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import visitors
 
-from fedrounds.fl_components.store.schema import journal_head, leases, populations
+from fedrounds.fl_components.store.schema import budgets, journal_head, leases
 
 Key = tuple[bool, str]
 
@@ -54,17 +54,17 @@ class LockOrder:
                 if locks.lease or locks.names or locks.head:
                     self._violate(locks, "locks a lease after other rows", statement)
                 locks.lease = True
-            if populations in tables:
+            if budgets in tables:
                 self._lock_names(locks, _values(statement.whereclause, rows), statement)
             if journal_head in tables:
                 locks.head = True
-        elif isinstance(statement, Update) and statement.table is populations:
+        elif isinstance(statement, Update) and statement.table is budgets:
             self._need(locks, _values(statement.whereclause, rows), statement)
         elif isinstance(statement, Insert):
-            if statement.table is populations:
-                locks.names |= set(_inserted(statement, rows, "population"))  # new rows: nobody waits for them
+            if statement.table is budgets:
+                locks.names |= set(_inserted(statement, rows, "account"))  # new rows: nobody waits for them
             for key in statement.table.foreign_keys:
-                if key.column.table is populations:
+                if key.column.table is budgets:
                     self._need(locks, _inserted(statement, rows, key.parent.name), statement)
 
     def _lock_names(self, locks: _Locks, names: Sequence[str], statement: Any) -> None:
@@ -96,15 +96,15 @@ def _values(clause: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if isinstance(element, BindParameter):
             given = [row[element.key] for row in rows if element.key in row] or [element.value]
             for value in given:
-                found += [value] if isinstance(value, str) else list(value)
+                found += map(str, value if isinstance(value, list | tuple | set) else [value])
     return found
 
 
 def _inserted(statement: Insert, rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     inline = {getattr(key, "name", key): value for key, value in (statement._values or {}).items()}
     if column in inline:
-        return [inline[column].value]
-    return [row[column] for row in rows if column in row]
+        return [str(inline[column].value)]
+    return [str(row[column]) for row in rows if column in row]
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import JournalBroken, LeaseHeld, RunConflict, RunNotFound, StoreError
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import BudgetTerms, RunRecord, RunSecret, Store
+from fedrounds.fl_components.store import BudgetTerms, Charges, RunRecord, RunSecret, Store
 from fedrounds.fl_components.store.blobs import Blobs
 from fedrounds.fl_components.store.durable_files import erase
 from fedrounds.fl_components.store.lease import Lease
@@ -27,21 +28,24 @@ def anybody(*_: Any) -> None:
     """A guard that refuses nothing."""
 
 
+CHARGES = [Charges({Account("p"): EVENT}, anybody)]
+
+
 @pytest.fixture
 def sealed(store: Store, new_run: Callable[..., RunRecord]) -> Store:
     """Run r has committed round 1 and sealed round 2; another run has committed a round."""
     terms = BudgetTerms(None, 1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False)
-    store.set_budget("p", terms, reason="x", by="ada")
+    store.ledger.set_budget(Account("p"), terms, reason="x", by="ada")
     secret = RunSecret.create(store.secrets_folder, "r")
     for run_id in ("r", "other"):
         new_run(run_id, **({"secret_id": secret.id, "secret_home": "host:home"} if run_id == "r" else {}))
         with store.acquire(run_id) as lease:
             lease.begin_attempt()
-            lease.seal(1, lease.reserve(1, EVENT, anybody), b"sum")
+            lease.seal(1, lease.reserve(1, CHARGES), b"sum")
             withheld = {"metrics": {"secret": "patient seven"}}
             lease.commit(1, state=b"state", params_digest="1" * 64, result={"metrics": {}}, withheld=withheld)
             if run_id == "r":
-                lease.seal(2, lease.reserve(2, EVENT, anybody), SECRET_SUM)
+                lease.seal(2, lease.reserve(2, CHARGES), SECRET_SUM)
     (store.home / "withheld").mkdir()
     (store.home / "withheld" / "r.log").write_text("client ward-3 failed")
     return store
@@ -80,7 +84,7 @@ class TestARunThatCanNeverContinue:
         assert not [file for file in files_of(sealed) if SECRET_SUM in file.read_bytes()]
         assert sealed.state_blob("r") == b"state"  # what was released stays
         assert [row.kind for row in sealed.journal("r")][-2:] == ["run.finished", "seal.erased"]
-        assert [each.state for each in sealed.charges(run_id="r")] == ["spent", "reserved"]
+        assert [each.state for each in sealed.ledger.collections(run_id="r")] == ["spent", "reserved"]
         sealed.verify_journal()
 
     @pytest.mark.parametrize(
@@ -142,16 +146,16 @@ class TestARunThatCanNeverContinue:
 
 class TestDeleting:
     def test_files_and_rows_are_gone_and_charges_stay(self, sealed: Store) -> None:
-        charges, budget = sealed.charges(), sealed.find_budget("p")
+        charges, budget = sealed.ledger.charges(), sealed.ledger.budget(Account("p"))
         sealed.delete_run("r", by="ada")
         assert files_of(sealed) == []
         assert not (sealed.home / "blobs" / "r").exists()
         assert (sealed.rounds("r"), sealed.sealed("r", 2)) == ([], None)
-        assert sealed.charges() == charges
-        assert sealed.find_budget("p") == budget
+        assert sealed.ledger.charges() == charges
+        assert sealed.ledger.budget(Account("p")) == budget
         run = sealed.run("r")
         assert (run.state, run.committed_round, run.name, run.error) == (RunState.DELETED, 1, "digits", None)
-        assert len(run.spent) == 1
+        assert len(sealed.ledger.spent("r")) == 1
         assert [each.run_id for each in sealed.runs()] == ["other"]
         assert [each.run_id for each in sealed.runs(deleted=True)] == ["other", "r"]
         last = list(sealed.journal("r"))[-1]
@@ -244,7 +248,7 @@ class TestDeleting:
         for statement in (
             "UPDATE runs SET state = 'Completed' WHERE run_id = 'r'",
             "DELETE FROM charges WHERE run_id = 'r'",
-            "UPDATE runs SET spent = '[]' WHERE run_id = 'r'",
+            "UPDATE totals SET spent = '[]' WHERE run_id = 'r'",
         ):
             with pytest.raises(JournalBroken), sealed._transaction() as connection:
                 connection.execute(text(statement))

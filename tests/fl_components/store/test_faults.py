@@ -24,7 +24,6 @@ import fsspec.implementations.local, psutil, sqlalchemy.dialects.sqlite  # once,
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store
 
-EVENT = {"event": "gaussian", "noise_multiplier": 1.0}
 
 def train(home, rounds):
     with Store.open(home) as store:
@@ -34,7 +33,7 @@ def train(home, rounds):
         with store.acquire("r") as lease:
             lease.begin_attempt()
             for round in range(store.run("r").committed_round + 1, rounds + 1):
-                collection = lease.reserve(round, EVENT)
+                collection = lease.reserve(round)
                 if store.sealed("r", round) is None:
                     lease.seal(round, collection, store.state_blob("r") + b"+")
                 state = store.sealed("r", round).data
@@ -44,7 +43,7 @@ def train(home, rounds):
         run = store.run("r")
         used = {run.initial_state_key, *(r.state_key for r in store.rounds("r") if r.state_key)}
         found = {str(p.relative_to(home / "blobs")) for p in (home / "blobs/r").rglob("*") if p.is_file()}
-        charges = [(c.round, c.collection, c.state) for c in store.charges()]
+        charges = [(c.round, c.collection, c.state) for c in store.ledger.collections("r")]
         store.verify_journal()
         return [run.state, run.committed_round, store.state_blob("r"), charges, found == used]
 

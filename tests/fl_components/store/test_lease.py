@@ -24,7 +24,6 @@ from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 from fedrounds.fl_components.store.lease import Holder
 from fedrounds.fl_components.store.schema import database_clock, leases
 
-EVENT = {"event": "none"}
 NewRun = Callable[..., RunRecord]
 DoRound = Callable[..., RoundRecord]
 
@@ -93,12 +92,12 @@ def test_a_live_holder_in_another_process_is_refused_and_a_killed_one_superseded
     holder = start_holder()
     with pytest.raises(LeaseHeld, match=f"process {holder.pid} on host"):
         store.acquire("r", say=forbid_waiting)
-    assert holder.ask("lease.reserve(1, {'event': 'none'})") == "1"
+    assert holder.ask("lease.reserve(1)") == "1"
     holder.kill()
     with store.acquire("r", say=forbid_waiting) as lease:
         assert lease.fence == 2
         do_round(lease, 1)
-    assert len(store.charges()) == 1
+    assert len(store.ledger.collections("r")) == 1
 
 
 def test_a_killed_holder_whose_parent_has_not_noticed_is_dead(
@@ -165,7 +164,7 @@ def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_
 ) -> None:
     new_run()
     holder = start_holder(heartbeat_s=0.1, lapse_s=1.0)
-    assert holder.ask("lease.reserve(1, {'event': 'none'})") == "1"
+    assert holder.ask("lease.reserve(1)") == "1"
     assert holder.ask("lease.seal(1, 1, b'sum')") == "None"
     stop(holder, database_url)
     with store.acquire("r") as lease:
@@ -173,7 +172,7 @@ def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_
         do_round(lease, 1)
         holder.signal(signal.SIGCONT)
         for call in [
-            "lease.reserve(2, {'event': 'none'})",
+            "lease.reserve(2)",
             "lease.seal(2, 1, b'late')",
             "lease.commit(1, state=b'late', params_digest='f', result={})",
             "lease.commit(2, state=b'late', params_digest='f', result={})",
@@ -188,7 +187,7 @@ def test_a_stopped_holder_is_superseded_after_the_lapse_and_can_do_nothing_when_
         do_round(lease, 2)  # releasing a lost lease does not release its successor's
         assert not lease.lost
     assert store.run("r").committed_round == 2
-    assert [charge.state for charge in store.charges()] == ["spent", "spent"]
+    assert [charge.state for charge in store.ledger.collections("r")] == ["spent", "spent"]
     assert {path.parent.name for path in (home / "blobs" / "r").rglob("*") if path.is_file()} == {"000000", "000002"}
 
 
@@ -206,16 +205,16 @@ def test_a_stopped_holder_that_wakes_in_time_keeps_its_lease(
 def test_a_superseded_lease_changes_nothing(home: Path, store: Store, new_run: NewRun) -> None:
     new_run()
     with store.acquire("r") as lease:
-        lease.reserve(1, EVENT)
+        lease.reserve(1)
         change_lease(store, fence=leases.c.fence + 1)
 
         def everything() -> Any:
             blobs = {path: path.read_bytes() for path in (home / "blobs").rglob("*") if path.is_file()}
-            return store.run("r"), store.charges(), store.rounds("r"), list(store.journal()), blobs
+            return store.run("r"), store.ledger.collections("r"), store.rounds("r"), list(store.journal()), blobs
 
         before = everything()
         calls: list[Callable[[], object]] = [
-            lambda: lease.reserve(1, EVENT),
+            lambda: lease.reserve(1),
             lambda: lease.seal(1, 1, b"late"),
             lambda: lease.commit(1, state=b"late", params_digest="f", result={}),
             lambda: lease.finish(RunState.COMPLETED),
@@ -236,7 +235,7 @@ def test_a_holder_superseded_between_blob_and_row_leaves_only_garbage(
 ) -> None:
     new_run()
     late = store.acquire("r")
-    late.reserve(1, EVENT)
+    late.reserve(1)
     if step == "commit":
         late.seal(1, 1, b"sum 1")
     write = store._blobs.write
@@ -266,7 +265,7 @@ def test_a_holder_superseded_while_it_writes_a_blob_learns_that_it_is_superseded
 ) -> None:
     new_run()
     late = store.acquire("r")
-    late.reserve(1, EVENT)
+    late.reserve(1)
     if step == "commit":
         late.seal(1, 1, b"sum 1")
     replace = os.replace

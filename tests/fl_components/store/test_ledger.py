@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, JournalBroken, StoreError
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import Budget, BudgetTerms, Owners, RunRecord, Store
+from fedrounds.fl_components.store import Budget, BudgetTerms, Charges, Owners, RunRecord, Store
 
 TERMS = BudgetTerms(
     epsilon=3.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
@@ -29,16 +30,27 @@ def three_in_all(budget: Budget, population_spent: Mapping[str, int], run_spent:
 
 
 def set_budget(store: Store, population: str = "p", **changes: Any) -> Budget:
-    return store.set_budget(population, replace(TERMS, **changes), reason="the board agreed", by="ada")
+    terms = replace(TERMS, **changes)
+    return store.ledger.set_budget(Account(population), terms, reason="the board agreed", by="ada")
+
+
+def of(population: str = "p") -> list[Charges]:
+    """What a round costs a population."""
+    return [Charges({Account(population): EVENT}, three_in_all)]
+
+
+def spent_by(store: Store, run_id: str, population: str = "p") -> Mapping[str, int]:
+    return store.ledger.spent(run_id).get(Account(population), {})
 
 
 def go_through(store: Store, run_id: str, rounds: int) -> int:
     """How many of these rounds the budget allows."""
     done = 0
+    population = store.run(run_id).population
     with store.acquire(run_id) as lease:
         for round in range(1, rounds + 1):
             try:
-                lease.seal(round, lease.reserve(round, EVENT, three_in_all), b"sum")
+                lease.seal(round, lease.reserve(round, of(population)), b"sum")
             except BudgetExhausted:
                 break
             lease.commit(round, state=b"state", params_digest=f"{round:064d}", result={"metrics": {}})
@@ -52,10 +64,10 @@ class TestSpending:
         for run_id in ("a", "b", "c"):
             new_run(run_id)
         assert [go_through(store, run_id, 2) for run_id in ("a", "b", "c")] == [2, 1, 0]
-        budget = store.find_budget("p")
+        budget = store.ledger.budget(Account("p"))
         assert budget is not None and budget.spent == {TEXT: 3}
-        assert [store.run(run_id).spent for run_id in ("a", "b", "c")] == [[[TEXT, 2]], [[TEXT, 1]], []]
-        assert len(store.charges(population="p")) == 3
+        assert [spent_by(store, run_id) for run_id in ("a", "b", "c")] == [{TEXT: 2}, {TEXT: 1}, {}]
+        assert len(store.ledger.charges(Account("p"))) == 3
         store.verify_journal()
 
     def test_other_populations_have_their_own(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
@@ -68,7 +80,7 @@ class TestSpending:
         new_run("a")
         before = store.verify_journal()
         assert go_through(store, "a", 1) == 0
-        assert store.verify_journal() == before and store.charges() == [] and store.run("a").spent == []
+        assert store.verify_journal() == before and store.ledger.charges() == [] and spent_by(store, "a") == {}
 
     def test_again_it_is_the_same_reservation_and_costs_nothing(
         self, store: Store, new_run: Callable[..., RunRecord]
@@ -77,13 +89,13 @@ class TestSpending:
         new_run("a")
         for _ in range(3):
             with store.acquire("a") as lease:
-                assert lease.reserve(1, EVENT, three_in_all) == 1
-        assert store.find_budget("p").spent == {TEXT: 1}  # type: ignore[union-attr]
+                assert lease.reserve(1, of()) == 1
+        assert store.ledger.budget(Account("p")).spent == {TEXT: 1}  # type: ignore[union-attr]
 
     def test_no_budget_no_round(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
         new_run("a")
         with store.acquire("a") as lease, pytest.raises(StoreError, match="population 'p' has no privacy budget") as e:
-            lease.reserve(1, EVENT, three_in_all)
+            lease.reserve(1, of())
         assert "fedrounds privacy budget set p" in str(e.value.hint)
 
     def test_two_processes_cannot_overspend_together(
@@ -93,14 +105,14 @@ class TestSpending:
         set_budget(store, epsilon=25.0)
         program = (
             "import sys; from pathlib import Path; from fedrounds.fl_components.store import Store\n"
-            "from tests.fl_components.store.test_ledger import EVENT, three_in_all\n"
+            "from tests.fl_components.store.test_ledger import of\n"
             "from fedrounds.fl_components.errors import BudgetExhausted\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2]); done = 0\n"
             "with store.acquire(sys.argv[3]) as lease:\n"
             "    print('ready', flush=True); input()\n"
             "    try:\n"
             "        for round in range(1, 100):\n"
-            "            lease.seal(round, lease.reserve(round, EVENT, three_in_all), b'')\n"
+            "            lease.seal(round, lease.reserve(round, of()), b'')\n"
             "            lease.commit(round, state=b's', params_digest=str(round), result={'metrics': {}}); done += 1\n"
             "    except BudgetExhausted: print(done, flush=True)\n"
         )
@@ -112,7 +124,7 @@ class TestSpending:
         for process in processes:
             process.tell("")
         assert sum(int(process.answer()) for process in processes) == 25
-        assert store.find_budget("p").spent == {TEXT: 25}  # type: ignore[union-attr]
+        assert store.ledger.budget(Account("p")).spent == {TEXT: 25}  # type: ignore[union-attr]
         store.verify_journal()
 
 
@@ -124,17 +136,17 @@ class TestVoiding:
         new_run("a")
         assert go_through(store, "a", 1) == 1
         with store.acquire("a") as lease:
-            lease.reserve(2, EVENT, three_in_all)
+            lease.reserve(2, of())
             assert lease.void("the wrong file", by="ada") == 2
-        assert store.find_budget("p").spent == dict(store.run("a").spent) == {TEXT: 1}  # type: ignore[union-attr]
-        assert [charge.state for charge in store.charges()] == ["spent", "voided"]
+        assert store.ledger.budget(Account("p")).spent == spent_by(store, "a") == {TEXT: 1}  # type: ignore[union-attr]
+        assert [charge.state for charge in store.ledger.charges()] == ["spent", "voided"]
         (row,) = [row for row in store.journal("a") if row.kind == "charge.voided"]
         assert (row.content["round"], row.content["reason"], row.content["by"]) == (2, "the wrong file", "ada")
         with store.acquire("a") as lease:
-            assert lease.reserve(2, EVENT, three_in_all) == 2  # another collection: with other keys
+            assert lease.reserve(2, of()) == 2  # another collection: with other keys
             lease.seal(2, 2, b"sum")
             lease.commit(2, state=b"s", params_digest="d", result={"metrics": {}})
-        assert [charge.state for charge in store.charges()] == ["spent", "voided", "spent"]
+        assert [charge.state for charge in store.ledger.charges()] == ["spent", "voided", "spent"]
         store.verify_journal()
 
     def test_there_may_be_nothing_to_void(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
@@ -151,17 +163,17 @@ class TestVoiding:
         set_budget(store)
         new_run("a")
         with store.acquire("a") as lease:
-            lease.seal(1, lease.reserve(1, EVENT, three_in_all), b"sum")
+            lease.seal(1, lease.reserve(1, of()), b"sum")
             with pytest.raises(StoreError, match="round 1 of run a is sealed: something of it may be known"):
                 lease.void("x", by="ada")
-        assert store.find_budget("p").spent == {TEXT: 1}  # type: ignore[union-attr]
+        assert store.ledger.budget(Account("p")).spent == {TEXT: 1}  # type: ignore[union-attr]
 
     def test_not_where_the_run_failed(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
         """That it failed may tell of somebody's data."""
         set_budget(store)
         new_run("a")
         with store.acquire("a") as lease:
-            lease.reserve(1, EVENT, three_in_all)
+            lease.reserve(1, of())
             lease.finish(RunState.FAILED, error={"code": "run_failed", "message": "m", "hint": None})
             with pytest.raises(StoreError, match="has failed"):
                 lease.void("x", by="ada")
@@ -178,13 +190,13 @@ class TestVoiding:
             lease.finish(RunState.FAILED, error={"code": "run_failed", "message": "m", "hint": None})
         go_through(store, "a", 1)
         with store.acquire("a") as lease:
-            lease.reserve(2, EVENT, three_in_all)
+            lease.reserve(2, of())
             assert lease.void("x", by="ada") == 2
 
     def test_a_round_without_a_claim(self, store: Store, new_run: Callable[..., RunRecord]) -> None:
         new_run("a")
         with store.acquire("a") as lease:
-            lease.reserve(1, {"kind": "none"})
+            lease.reserve(1)
             assert lease.void("x", by="ada") == 1
         store.verify_journal()
 
@@ -195,13 +207,15 @@ class TestReconciliation:
     @pytest.mark.parametrize(
         ("change", "told"),
         [
-            ("UPDATE populations SET spent = '[]'", "totals of populations differ from what the journal says: p"),
-            ("UPDATE runs SET spent = '[]'", "totals of runs differ .*: a"),
-            ("UPDATE populations SET epsilon = 9", "budgets differ .*: p"),
-            ("UPDATE populations SET delta = 0.1", "budgets differ .*: p"),
+            ("UPDATE totals SET spent = '[]' WHERE run_id = ''", "totals differ from what the journal says: p"),
+            ("UPDATE totals SET spent = '[]' WHERE run_id = 'a'", "totals differ .*: p in a"),
+            ("UPDATE budgets SET epsilon = 9", "budgets differ .*: p"),
+            ("UPDATE budgets SET delta = 0.1", "budgets differ .*: p"),
             ("UPDATE charges SET event = '{}' WHERE round = 1", "charges differ .*: a round 1 collection 1"),
-            ("UPDATE charges SET state = 'voided' WHERE round = 2", "charges differ .*: a round 2 collection 1"),
-            ("UPDATE charges SET population = 'q'", "charges differ"),
+            (
+                "UPDATE collections SET state = 'voided' WHERE round = 2",
+                "collections differ .*: a round 2 collection 1",
+            ),
             ("DELETE FROM charges WHERE round = 2", "charges differ .*: a round 2 collection 1"),
             ("UPDATE rounds SET params_digest = 'd' WHERE round = 1", "rounds differ .*: a round 1"),
             ("DELETE FROM bindings", "bindings differ .*: row 3"),
@@ -233,8 +247,7 @@ class TestReconciliation:
         go_through(store, "a", 2)
         with store._transaction() as connection:
             connection.execute(text("DELETE FROM charges WHERE round = 2"))
-            for table in ("populations", "runs"):
-                connection.execute(text(f"UPDATE {table} SET spent = :spent"), {"spent": json.dumps([[TEXT, 1]])})
+            connection.execute(text("UPDATE totals SET spent = :spent"), {"spent": json.dumps([[TEXT, 1]])})
         with pytest.raises(JournalBroken, match="charges differ"):
             store.verify_journal()
 
@@ -275,8 +288,8 @@ class TestTerms:
 
     def test_budgets_are_listed(self, store: Store) -> None:
         set_budget(store, "q"), set_budget(store, "p")
-        assert [budget.population for budget in store.budgets()] == ["p", "q"]
-        assert store.find_budget("r") is None
+        assert list(store.ledger.budgets()) == [Account("p"), Account("q")]
+        assert store.ledger.budget(Account("r")) is None
 
 
 def enter(
@@ -287,7 +300,7 @@ def enter(
     units: Sequence[str] = ("client",),
     check: Callable[[Owners], None] = lambda owners: None,
 ) -> None:
-    store.enter_data(run_id=run_id, name="n", population=population, units=units, digests=digests, check=check)
+    store.memberships.enter(run_id=run_id, name="n", population=population, units=units, digests=digests, check=check)
 
 
 def only(population: str) -> Callable[[Owners], None]:
@@ -306,12 +319,12 @@ class TestBindings:
     def test_clients_may_come_and_have_new_data(self, store: Store) -> None:
         """A hospital's data grow from night to night: what it spent stays spent."""
         set_budget(store)
-        assert not store.has_bindings()
+        assert store.memberships.is_empty()
         enter(store, "p", {"one": "x", "two": ""})
         enter(store, "p", {"one": "x", "two": ""})
         enter(store, "p", {"one": "x", "two, a day later": "x", "three": "y"})
-        assert store.has_bindings()
-        assert store.owners(["one", "two", "three", "four"]) == {
+        assert not store.memberships.is_empty()
+        assert store.memberships.owners(["one", "two", "three", "four"]) == {
             "one": {("p", "x")},
             "two": {("p", "")},
             "three": {("p", "y")},
@@ -325,12 +338,12 @@ class TestBindings:
         enter(store, "p", {"one": "x", "two": "x"})
         with pytest.raises(ConfigError, match="p"):
             enter(store, "q", {"two": "x", "three": "x"}, check=only("q"))
-        assert store.owners(["three"]) == {}
+        assert store.memberships.owners(["three"]) == {}
         store.verify_journal()
 
     def test_what_makes_no_claim_is_remembered_and_binds_nothing(self, store: Store) -> None:
         enter(store, "p", {"one": "x"}, units=())
-        assert not store.has_bindings() and store.owners(["one"]) == {}
+        assert store.memberships.is_empty() and store.memberships.owners(["one"]) == {}
         assert [row.kind for row in store.journal()] == ["data.used"]
         store.verify_journal()
 
@@ -341,7 +354,7 @@ class TestBindings:
     def test_there_may_be_many(self, store: Store) -> None:
         set_budget(store)
         enter(store, "p", {f"{row:040d}": "x" for row in range(1201)})
-        assert len(store.owners([f"{row:040d}" for row in range(1300)])) == 1201
+        assert len(store.memberships.owners([f"{row:040d}" for row in range(1300)])) == 1201
 
     def test_the_journal_has_no_trace_of_the_data(self, store: Store) -> None:
         set_budget(store)
@@ -375,9 +388,9 @@ class TestBindings:
 
 class TestSharedKey:
     def test_all_hubs_of_a_database_have_the_same_one(self, home: Path, database_url: str, store: Store) -> None:
-        key = store.fingerprint_key()
+        key = store.memberships.fingerprint_key()
         with Store.open(home, database_url=database_url) as again:
-            assert again.find_fingerprint_key() == again.fingerprint_key() == key
+            assert again.memberships.find_fingerprint_key() == again.memberships.fingerprint_key() == key
         (file,) = (home / "secrets").glob("fingerprints-*.key")
         assert file.read_bytes() == key and len(key) == 32 and file.stat().st_mode & 0o777 == 0o600
         assert key.hex() not in json.dumps([row.content for row in store.journal()])
@@ -385,21 +398,25 @@ class TestSharedKey:
     def test_a_home_without_it_is_told_which_file_it_needs_and_makes_none(
         self, home: Path, tmp_path: Path, database_url: str, store: Store
     ) -> None:
-        key = store.fingerprint_key()
+        key = store.memberships.fingerprint_key()
         (file,) = (home / "secrets").glob("fingerprints-*.key")
         with Store.open(tmp_path / "second", database_url=database_url) as second:
             second.keys.trust(store.keys.signing.public.hex())
-            for act in (second.fingerprint_key, second.check_keys, second.find_fingerprint_key):
+            for act in (
+                second.memberships.fingerprint_key,
+                second.memberships.check_keys,
+                second.memberships.find_fingerprint_key,
+            ):
                 with pytest.raises(StoreError, match=f"lacks the file secrets/{file.name}") as refused:
                     act()
                 assert str(file) in str(refused.value.hint) and "backup" in str(refused.value.hint)
             copy = tmp_path / "second" / "secrets" / file.name
             assert not list(copy.parent.glob("fingerprints-*"))
             copy.write_bytes(key)
-            assert second.fingerprint_key() == key
+            assert second.memberships.fingerprint_key() == key
             copy.write_bytes(bytes(32))
             with pytest.raises(StoreError, match="is damaged"):
-                second.fingerprint_key()
+                second.memberships.fingerprint_key()
 
     def test_of_two_processes_that_make_it_one_wins(
         self, home: Path, database_url: str, store: Store, start_process: Any
@@ -408,13 +425,13 @@ class TestSharedKey:
             "import sys; from pathlib import Path; from fedrounds.fl_components.store import Store\n"
             "store = Store.open(Path(sys.argv[1]), database_url=sys.argv[2])\n"
             "print('ready', flush=True); input()\n"
-            "print(store.fingerprint_key().hex(), flush=True)\n"
+            "print(store.memberships.fingerprint_key().hex(), flush=True)\n"
         )
         processes = [start_process(program, home, database_url) for _ in range(3)]
         assert [process.answer() for process in processes] == ["ready"] * 3
         for process in processes:
             process.tell("")
-        assert {process.answer() for process in processes} == {store.fingerprint_key().hex()}
+        assert {process.answer() for process in processes} == {store.memberships.fingerprint_key().hex()}
         assert len(list((home / "secrets").glob("fingerprints-*"))) == 1
 
 

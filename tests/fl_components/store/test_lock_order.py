@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from fedrounds.fl_components.store import BudgetTerms, RunRecord, Store, journal, ledger
+from fedrounds.fl_components.account import Account
+from fedrounds.fl_components.store import BudgetTerms, RunRecord, Store, accounts, journal
 from fedrounds.fl_components.store.keys import SigningKey
-from fedrounds.fl_components.store.schema import example_spending
+from fedrounds.fl_components.store.schema import totals
 from tests.fl_components.store.lock_order import LockOrder, checked
 
 
@@ -23,13 +24,17 @@ def terms(epsilon: float | None, unit: str = "example") -> BudgetTerms:
     return BudgetTerms(epsilon, 1e-5, unit=unit, neighbouring=relation, accountant="RDP", demonstration=False)
 
 
+def epsilons(store: Store) -> dict[str, float | None]:
+    return {str(account): each.epsilon for account, each in store.ledger.budgets().items()}
+
+
 class TestChecker:
     """It sees what deadlocks."""
 
     @pytest.fixture
     def order(self, store: Store) -> Any:
-        store.set_budget("p/*", terms(8.0), reason="x", by="ada")
-        store.register_clients("p", ["p/a", "p/b"])
+        store.ledger.set_budget(Account("p").template, terms(8.0), reason="x", by="ada")
+        store.ledger.register([Account("p", "a"), Account("p", "b")])
         with checked() as order:
             yield order
 
@@ -40,22 +45,22 @@ class TestChecker:
         new_run("r")
         with store._transaction() as connection:
             journal.append(connection, store.keys.signing, None, "population.bound", {})
-            connection.execute(insert(example_spending), [{"run_id": "r", "population": "p/a", "spent": []}])
+            connection.execute(insert(totals), [{"run_id": "r", "account": Account("p", "a"), "spent": []}])
             connection.rollback()
         (violation,) = order.violations
-        assert "locks 'p/a' after the journal's head: INSERT INTO example_spending" in violation
+        assert "locks 'p/a' after the journal's head: INSERT INTO totals" in violation
 
     def test_populations_after_the_journals_head(self, store: Store, order: LockOrder) -> None:
         with store._transaction() as connection:
             journal.lock(connection)
-            ledger.locked(connection, "p/a")
+            accounts.lock_budget(connection, Account("p", "a"))
         assert "locks 'p/a' after the journal's head" in order.violations[0]
 
     def test_populations_in_another_order(self, store: Store, order: LockOrder) -> None:
         for names in (["p/a", "p/*"], ["p/b", "p/a"]):
             with store._transaction() as connection:
                 for name in names:
-                    ledger.locked(connection, name)
+                    accounts.lock_budget(connection, Account.parse(name))
         assert [each.partition(":")[0] for each in order.violations] == [
             "a transaction locks 'p/*' after 'p/a'",
             "a transaction locks 'p/a' after 'p/b'",
@@ -66,7 +71,7 @@ class TestChecker:
     ) -> None:
         new_run()
         with store.acquire("r") as lease, store._transaction() as connection:
-            ledger.locked(connection, "p/a")
+            accounts.lock_budget(connection, Account("p", "a"))
             lease._lock(connection)
         assert "locks a lease after other rows" in order.violations[0]
 
@@ -114,65 +119,67 @@ class TestSettingABudgetWhileClientsAreRegistered:
 
     def test_a_client_registered_meanwhile_gets_the_new_terms(self, open_store: Callable[..., Store]) -> None:
         store = open_store()
-        store.set_budget("p/*", terms(8.0), reason="x", by="ada")
-        store.register_clients("p", ["p/old"])
+        store.ledger.set_budget(Account("p").template, terms(8.0), reason="x", by="ada")
+        store.ledger.register([Account("p", "old")])
         self.race(
             open_store,
-            lambda each: each.set_budget("p/*", terms(1.0), reason="x", by="ada") and None,
+            lambda each: each.ledger.set_budget(Account("p").template, terms(1.0), reason="x", by="ada") and None,
             "budget.set",
-            lambda each: each.register_clients("p", ["p/new"]),
+            lambda each: each.ledger.register([Account("p", "new")]),
         )
-        assert {each.population: each.epsilon for each in store.budgets()} == {"p/*": 1.0, "p/new": 1.0, "p/old": 1.0}
+        assert epsilons(store) == {"p/*": 1.0, "p/new": 1.0, "p/old": 1.0}
         store.verify_journal()
 
     def test_a_registration_that_began_first_is_seen(self, open_store: Callable[..., Store]) -> None:
         store = open_store()
-        store.set_budget("p/*", terms(8.0), reason="x", by="ada")
+        store.ledger.set_budget(Account("p").template, terms(8.0), reason="x", by="ada")
         self.race(
             open_store,
-            lambda each: each.register_clients("p", ["p/new"]),
+            lambda each: each.ledger.register([Account("p", "new")]),
             "clients.registered",
-            lambda each: each.set_budget("p/*", terms(1.0), reason="x", by="ada"),
+            lambda each: each.ledger.set_budget(Account("p").template, terms(1.0), reason="x", by="ada"),
         )
-        assert {each.population: each.epsilon for each in store.budgets()} == {"p/*": 1.0, "p/new": 1.0}
+        assert epsilons(store) == {"p/*": 1.0, "p/new": 1.0}
         store.verify_journal()
 
     def test_a_client_whose_own_budget_is_set_meanwhile_keeps_it(self, open_store: Callable[..., Store]) -> None:
         store = open_store()
-        store.set_budget("p/*", terms(8.0), reason="x", by="ada")
-        store.register_clients("p", ["p/a", "p/b"])
+        store.ledger.set_budget(Account("p").template, terms(8.0), reason="x", by="ada")
+        store.ledger.register([Account("p", "a"), Account("p", "b")])
         self.race(
             open_store,
-            lambda each: each.set_budget("p/a", terms(3.0), reason="x", by="ada") and None,
+            lambda each: each.ledger.set_budget(Account("p", "a"), terms(3.0), reason="x", by="ada") and None,
             "budget.set",
-            lambda each: each.set_budget("p/*", terms(1.0), reason="x", by="ada"),
+            lambda each: each.ledger.set_budget(Account("p").template, terms(1.0), reason="x", by="ada"),
         )
-        assert {each.population: each.epsilon for each in store.budgets()} == {"p/*": 1.0, "p/a": 3.0, "p/b": 1.0}
+        assert epsilons(store) == {"p/*": 1.0, "p/a": 3.0, "p/b": 1.0}
         store.verify_journal()
 
     def test_a_population_that_two_processes_register(self, open_store: Callable[..., Store]) -> None:
         store = open_store()
         self.race(
             open_store,
-            lambda each: each.set_budget("p/*", terms(3.0), reason="x", by="ada") and None,
+            lambda each: each.ledger.set_budget(Account("p").template, terms(3.0), reason="x", by="ada") and None,
             "budget.set",
-            lambda each: each.set_budget("p/*", terms(1.0), reason="x", by="ada"),
+            lambda each: each.ledger.set_budget(Account("p").template, terms(1.0), reason="x", by="ada"),
         )
-        assert {each.population: each.epsilon for each in store.budgets()} == {"p/*": 1.0}
+        assert epsilons(store) == {"p/*": 1.0}
         store.verify_journal()
 
 
 _BUSY = """
 import json, secrets, sys, time
 from pathlib import Path
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import FedroundsError, LeaseHeld
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, Store
+from fedrounds.fl_components.store import BudgetTerms, Charges, Store
 
 home, url, number, seconds = sys.argv[1:]
 store, number = Store.open(Path(home), database_url=url), int(number)
-names = [f"p/{client}" for client in ["a", "B", "ä", "c-1", "c_2", *(f"x{n:02d}" for n in range(30))]]
+clients = [Account("p", client) for client in ["a", "B", "ä", "c-1", "c_2", *(f"x{n:02d}" for n in range(30))]]
 event = {"kind": "gaussian", "noise_multiplier": 1.0}
+of_population = Charges({Account("p"): event}, lambda *_: None)
 
 
 def terms(epsilon, unit):
@@ -181,12 +188,12 @@ def terms(epsilon, unit):
 
 
 def begin(n):
-    store.register_clients("p", names + [f"p/new-{number}-{n}"])
+    store.ledger.register([*clients, Account("p", f"new-{number}-{n}")])
     run_id = f"r{number}-{n}"
     store.create_run(run_id=run_id, name="n", population="p", rounds=9, config={}, config_digest="c", ancestor=None,
                      initial_state=b"w", params_digest="p", engine={}, source_folder="/")
-    digests = {f"r{secrets.token_hex(16)}": name.partition("/")[2] for name in reversed(names)}
-    store.enter_data(run_id=run_id, name="n", population="p", units=["client", "example"], digests=digests,
+    digests = {f"r{secrets.token_hex(16)}": each.client for each in reversed(clients)}
+    store.memberships.enter(run_id=run_id, name="n", population="p", units=["client", "example"], digests=digests,
                      check=lambda owners: None)
     return run_id
 
@@ -195,11 +202,11 @@ def train(run_id):
     with store.acquire(run_id) as lease:
         lease.begin_attempt()
         for round in (1, 2):
-            examples = ExampleCharges(events={name: event for name in names[::-1]}, guard=lambda *_: None)
-            collection = lease.reserve(round, event, lambda *_: None, examples)
+            of_clients = Charges({each: event for each in clients[::-1]}, lambda *_: None)
+            collection = lease.reserve(round, [of_clients, of_population])
             lease.seal(round, collection, b"sum")
             lease.commit(round, state=b"%d" % round, params_digest=str(round), result={}, participants=[3, 1, 2])
-        lease.reserve(3, event, lambda *_: None)
+        lease.reserve(3, [of_population])
         lease.void("nothing came of it", by="ada")
         lease.finish(RunState.COMPLETED)
 
@@ -210,10 +217,10 @@ end, done, problem = time.monotonic() + float(seconds), 0, None
 try:
     while time.monotonic() < end or done < 2:
         train(begin(done))
-        store.set_budget("p/*", terms(1000.0 + done, "example"), reason="x", by="ada")
-        store.set_budget(f"p/{'aB'[number]}", terms(2000.0 + done, "example"), reason="x", by="ada")
-        store.set_budget("p", terms(3000.0 + done, "client"), reason="x", by="ada")
-        store.set_budget(f"q{done}/*", terms(1.0 + number, "example"), reason="x", by="ada")
+        store.ledger.set_budget(Account("p").template, terms(1000.0 + done, "example"), reason="x", by="ada")
+        store.ledger.set_budget(Account("p", "aB"[number]), terms(2000.0 + done, "example"), reason="x", by="ada")
+        store.ledger.set_budget(Account("p"), terms(3000.0 + done, "client"), reason="x", by="ada")
+        store.ledger.set_budget(Account(f"q{done}").template, terms(1.0 + number, "example"), reason="x", by="ada")
         done += 1
 except FedroundsError as error:
     problem = f"{type(error).__name__}: {error.message}"
@@ -228,8 +235,8 @@ def test_two_processes_under_contention(
 ) -> None:
     """They begin runs, train, set budgets, void and register, all on one population: neither ever deadlocks."""
     with Store.open(home, database_url=postgres_database) as store:
-        store.set_budget("p", terms(None, "client"), reason="x", by="ada")
-        store.set_budget("p/*", terms(None), reason="x", by="ada")
+        store.ledger.set_budget(Account("p"), terms(None, "client"), reason="x", by="ada")
+        store.ledger.set_budget(Account("p").template, terms(None), reason="x", by="ada")
         processes = [start_process(_BUSY, home, postgres_database, number, seconds) for number in (0, 1)]
         assert [each.answer() for each in processes] == ["ready"] * 2
         for each in processes:
@@ -238,14 +245,16 @@ def test_two_processes_under_contention(
         assert [problem for _, problem in answers] == [None, None]
         assert all(done >= 2 for done, _ in answers)
         store.verify_journal()
-        charges = [each for each in store.charges(population="p") if each.state == "spent"]
+        charges = [each for each in store.ledger.charges(Account("p")) if each.state == "spent"]
         assert len(charges) == 2 * sum(done for done, _ in answers)
 
 
 def test_names_sort_by_code_point_whatever_the_collation(store: Store) -> None:
     """Two transactions that lock the same clients lock them in one order, also where they are several pages."""
-    names = [f"p/{hashlib.sha256(bytes([n])).hexdigest()[:3]}{letter}" for n in range(20) for letter in "aAäÄ_-"]
-    store.set_budget("p/*", terms(8.0), reason="x", by="ada")
-    store.register_clients("p", names)
+    names = [
+        Account("p", f"{hashlib.sha256(bytes([n])).hexdigest()[:3]}{letter}") for n in range(20) for letter in "aAäÄ_-"
+    ]
+    store.ledger.set_budget(Account("p").template, terms(8.0), reason="x", by="ada")
+    store.ledger.register(names)
     with store._transaction() as connection:
-        assert list(ledger.find_many(connection, names, lock=True)) == sorted(names)
+        assert list(accounts.find_budgets(connection, names, lock=True)) == sorted(names)

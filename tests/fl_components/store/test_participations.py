@@ -17,7 +17,7 @@ NewRun = Callable[..., RunRecord]
 
 
 def commit(lease: Lease, round: int, participants: Sequence[int] = ()) -> RoundRecord:
-    lease.seal(round, lease.reserve(round, {"event": "none"}), b"sum")
+    lease.seal(round, lease.reserve(round), b"sum")
     return commit_sealed(lease, round, participants)
 
 
@@ -89,7 +89,7 @@ def test_a_commit_that_fails_counts_nothing(store: Store, new_run: NewRun, monke
         def fail(*_: object) -> None:
             raise RuntimeError("in the middle of the transaction, after the counting")
 
-        lease.seal(2, lease.reserve(2, {"event": "none"}), b"sum")
+        lease.seal(2, lease.reserve(2), b"sum")
         with monkeypatch.context() as patched:
             patched.setattr(lease, "_append", fail)
             with pytest.raises(RuntimeError, match="in the middle"):
@@ -102,7 +102,7 @@ def test_a_commit_that_fails_counts_nothing(store: Store, new_run: NewRun, monke
 def test_a_superseded_holder_counts_nothing(store: Store, new_run: NewRun) -> None:
     new_run()
     with store.acquire("r") as lease:
-        lease.seal(1, lease.reserve(1, {"event": "none"}), b"sum")
+        lease.seal(1, lease.reserve(1), b"sum")
         with store._transaction() as connection:
             connection.execute(update(leases).values(fence=leases.c.fence + 1))
         with pytest.raises(LeaseLost):

@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import Boolean, Connection, Double, String, and_, select, text
 from sqlalchemy import Column as SqlColumn
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import JournalBroken
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import BudgetTerms, ExampleCharges, RunRecord, Store
+from fedrounds.fl_components.store import BudgetTerms, Charges, RunRecord, Store
 from fedrounds.fl_components.store.journal import verify
 from fedrounds.fl_components.store.reconciliation import COVERED, NOT_COVERED, reconcile
-from fedrounds.fl_components.store.schema import AnyRow, JsonText, StateText, metadata
+from fedrounds.fl_components.store.schema import AccountText, AnyRow, JsonText, StateText, metadata
 
 TERMS = BudgetTerms(
     epsilon=100.0, delta=1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False
@@ -32,23 +33,23 @@ def anybody(*_: Any) -> None:
 @pytest.fixture
 def full(store: Store, new_run: Callable[..., RunRecord]) -> Store:
     """A store with rows in every table whose columns the journal vouches for."""
-    store.set_budget("p", TERMS, reason="x", by="ada")
-    store.set_budget("p/*", OF_EXAMPLES, reason="x", by="ada")
-    store.register_clients("p", ["p/a", "p/b"])
-    store.fingerprint_key()
+    store.ledger.set_budget(Account("p"), TERMS, reason="x", by="ada")
+    store.ledger.set_budget(Account("p").template, OF_EXAMPLES, reason="x", by="ada")
+    store.ledger.register([Account("p", "a"), Account("p", "b")])
+    store.memberships.fingerprint_key()
     store.create_sweep(sweep_id="s", name="n", config={"seed": 0}, over=[("seed", [1, 2])], source_folder="/s")
     new_run("r")
     new_run("s-001", sweep_id="s", ancestor="run:r")
     digests = {"r" + "1" * 32: "a", "r" + "2" * 32: "b", "w" + "3" * 32: "b"}
     units = ["client", "example"]
-    store.enter_data(run_id="r", name="n", population="p", units=units, digests=digests, check=anybody)
-    store.enter_data(run_id="s-001", name="n", population="q", units=[], digests={}, check=anybody)
+    store.memberships.enter(run_id="r", name="n", population="p", units=units, digests=digests, check=anybody)
+    store.memberships.enter(run_id="s-001", name="n", population="q", units=[], digests={}, check=anybody)
     for run_id, rounds in (("r", 3), ("s-001", 1)):
         with store.acquire(run_id) as lease:
             lease.begin_attempt()
             for round in range(1, rounds + 2):
-                examples = ExampleCharges(events={"p/a": EVENT, "p/b": EVENT}, guard=anybody)
-                collection = lease.reserve(round, EVENT, anybody, examples)
+                of_clients = Charges({Account("p", "a"): EVENT, Account("p", "b"): EVENT}, anybody)
+                collection = lease.reserve(round, [Charges({Account("p"): EVENT}, anybody), of_clients])
                 lease.seal(round, collection, b"sum %d" % round)
                 if round <= rounds:
                     result, withheld = {"metrics": {"privacy/epsilon": float(round)}}, {"metrics": {"train/loss": 0.5}}
@@ -74,6 +75,8 @@ def changed(column: SqlColumn[Any], value: Any) -> Any:
                     return value | {"changed": 1}
                 case _:
                     return [*value, ['{"kind":"changed"}', 1]]
+        case AccountText():
+            return Account("changed")
         case StateText():
             return RunState.CANCELLED if value != RunState.CANCELLED else RunState.FAILED
         case String():
@@ -134,7 +137,7 @@ def test_what_differs_is_named_by_its_column(full: Store) -> None:
         "DELETE FROM rounds WHERE round = 2 AND run_id = 'r'": r"rounds .*: r round 2 \(missing\)",
         "DELETE FROM seals": r"seals .*: r round 4 \(missing\); s-001 round 2 \(missing\)",
         "UPDATE runs SET state = 'Completed', error = NULL": r"runs .*: r \(error, state\)",
-        "UPDATE populations SET epsilon = 8 WHERE population = 'p/a'": r"budgets .*: p/a \(epsilon\)",
+        "UPDATE budgets SET epsilon = 8 WHERE account = 'p/a'": r"budgets .*: p/a \(epsilon\)",
     }
     for statement, message in changes.items():
         with pytest.raises(JournalBroken, match=message), full._transaction() as connection:

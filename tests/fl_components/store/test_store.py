@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import ConfigError, CorruptBlob, RunConflict, RunNotFound, StoreError
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import ChargeRecord, RoundRecord, RunRecord, Seal, Store
+from fedrounds.fl_components.store import BudgetTerms, Charges, CollectionRecord, RoundRecord, RunRecord, Seal, Store
 
-EVENT = {"event": "none"}
 NewRun = Callable[..., RunRecord]
 DoRound = Callable[..., RoundRecord]
 
@@ -24,6 +24,14 @@ def files(home: Path) -> set[str]:
 
 
 # --- runs ---
+
+
+TERMS = BudgetTerms(None, 1e-5, unit="client", neighbouring="add_or_remove", accountant="RDP", demonstration=False)
+
+
+def charges(event: dict[str, Any] = {"event": "gaussian"}, population: str = "p") -> list[Charges]:  # noqa: B006
+    """What a round costs a population."""
+    return [Charges({Account(population): event}, lambda *_: None)]
 
 
 def test_a_new_run_is_remembered_as_it_was_given(store: Store, new_run: NewRun) -> None:
@@ -96,7 +104,7 @@ def test_what_is_not_there(store: Store) -> None:
     assert store.latest_model("digits") is None
     assert store.rounds("x") == []
     assert store.round("x", 1) is None
-    assert store.charges(population="p") == []
+    assert store.ledger.charges(Account("p")) == []
     assert store.sealed("x", 1) is None
     for missing in (store.run, store.state_blob, store.acquire):
         with pytest.raises(RunNotFound, match="'x'"):
@@ -179,9 +187,9 @@ def test_the_latest_model_is_that_of_the_completed_run_of_the_name_trained_last(
 def test_a_round_step_by_step(store: Store, new_run: NewRun) -> None:
     new_run()
     with store.acquire("r") as lease:
-        assert lease.reserve(1, EVENT) == 1
-        (charge,) = store.charges(population="p")
-        assert charge == ChargeRecord("p", "r", 1, 1, EVENT, "reserved", charge.reserved_at, None)
+        assert lease.reserve(1) == 1
+        (reserved,) = store.ledger.collections("r")
+        assert reserved == CollectionRecord("r", 1, 1, "reserved", reserved.reserved_at, None)
         assert store.sealed("r", 1) is None
 
         lease.seal(1, 1, b"sum")
@@ -198,14 +206,14 @@ def test_a_round_step_by_step(store: Store, new_run: NewRun) -> None:
         assert (run.committed_round, run.params_digest) == (1, "1" * 64)
         assert store.state_blob("r") == b"state 1"
         assert store.sealed("r", 1) is None
-        (spent,) = store.charges(run_id="r")
+        (spent,) = store.ledger.collections(run_id="r")
         assert (spent.state, spent.settled_at) == ("spent", record.committed_at)
 
 
 def test_each_step_again_changes_nothing(store: Store, new_run: NewRun, do_round: DoRound) -> None:
     new_run()
     with store.acquire("r") as lease:
-        assert [lease.reserve(1, EVENT), lease.reserve(1, EVENT)] == [1, 1]
+        assert [lease.reserve(1), lease.reserve(1)] == [1, 1]
         lease.seal(1, 1, b"sum")
         lease.seal(1, 1, b"another sum")
         assert store.sealed("r", 1) == Seal(1, b"sum")
@@ -213,45 +221,48 @@ def test_each_step_again_changes_nothing(store: Store, new_run: NewRun, do_round
         again = lease.commit(1, state=b"another", params_digest=first.params_digest, result={})
         assert again == first
         assert store.state_blob("r") == b"state 1"
-        assert [charge.state for charge in store.charges()] == ["spent"]
+        assert [charge.state for charge in store.ledger.collections("r")] == ["spent"]
         assert store.verify_journal().rows == 4  # created, reserved, sealed, committed
 
 
 def test_steps_out_of_order_are_refused(store: Store, new_run: NewRun, do_round: DoRound) -> None:
     new_run()
+    store.ledger.set_budget(Account("p"), TERMS, reason="x", by="ada")
     with store.acquire("r") as lease:
         with pytest.raises(StoreError, match="last committed one is 0"):
-            lease.reserve(2, EVENT)
+            lease.reserve(2)
         with pytest.raises(StoreError, match="nothing is reserved"):
             lease.seal(1, 1, b"sum")
         with pytest.raises(StoreError, match="nothing is reserved"):
             lease.commit(1, state=b"s", params_digest="1", result={})
-        lease.reserve(1, EVENT)
+        lease.reserve(1)
         with pytest.raises(StoreError, match="for collection 2"):
             lease.seal(1, 2, b"sum")
         with pytest.raises(StoreError, match="another privacy event"):
-            lease.reserve(1, {"event": "gaussian"})
+            lease.reserve(1, charges({"event": "gaussian"}))
         do_round(lease, 1)
         with pytest.raises(StoreError, match="last committed one is 1"):
-            lease.reserve(1, EVENT)
+            lease.reserve(1)
         with pytest.raises(StoreError, match="other parameters"):
             lease.commit(1, state=b"s", params_digest="f" * 64, result={})
         with pytest.raises(ValueError, match="JSON"):
-            lease.reserve(2, {"noise_multiplier": float("nan")})
+            lease.reserve(2, charges({"noise_multiplier": float("nan")}))
     assert store.run("r").committed_round == 1
-    assert store.verify_journal().rows == 4
+    assert store.verify_journal().rows == 5
 
 
-def test_charges_of_all_runs_of_a_population_come_in_order(store: Store, new_run: NewRun, do_round: DoRound) -> None:
-    new_run("b")
-    new_run("a")
-    new_run("other", population="q")
+def test_charges_of_all_runs_of_an_account_come_in_order(store: Store, new_run: NewRun) -> None:
+    for population in ("p", "q"):
+        store.ledger.set_budget(Account(population), TERMS, reason="x", by="ada")
+    for run_id, population in (("b", "p"), ("a", "p"), ("other", "q")):
+        new_run(run_id, population=population)
     for run_id, round in [("b", 1), ("a", 1), ("other", 1), ("b", 2)]:
         with store.acquire(run_id) as lease:
-            do_round(lease, round)
-    assert [(c.run_id, c.round) for c in store.charges(population="p")] == [("b", 1), ("a", 1), ("b", 2)]
-    assert [(c.run_id, c.round) for c in store.charges(run_id="b")] == [("b", 1), ("b", 2)]
-    assert len(store.charges()) == 4
+            lease.seal(round, lease.reserve(round, charges(population=store.run(run_id).population)), b"sum")
+            lease.commit(round, state=b"s", params_digest=str(round), result={})
+    assert [(c.run_id, c.round) for c in store.ledger.charges(Account("p"))] == [("b", 1), ("a", 1), ("b", 2)]
+    assert [(c.run_id, c.round) for c in store.ledger.collections("b")] == [("b", 1), ("b", 2)]
+    assert len(store.ledger.charges()) == 4
 
 
 # --- the run's state ---
@@ -321,7 +332,7 @@ def test_equal_states_share_a_blob_that_is_kept_while_one_needs_it(
         for round, state in enumerate([b"same", b"other", b"same", b"other", b"sum 6"], start=1):
             do_round(lease, round, state)
             assert store.state_blob("r") == state
-        lease.reserve(6, EVENT)
+        lease.reserve(6)
         lease.seal(6, 1, b"sum 6")  # the content of round 5's state, under the same fence: one blob
         lease.commit(6, state=b"last", params_digest="6", result={})
         assert store.read_blob(str(store.rounds("r", after=4)[0].state_key)) == b"sum 6"
@@ -333,7 +344,7 @@ def test_garbage_is_what_no_row_refers_to(home: Path, store: Store, new_run: New
     with store.acquire("r") as lease:
         for round in (1, 2, 3):
             do_round(lease, round)
-        lease.reserve(4, EVENT)
+        lease.reserve(4)
         lease.seal(4, 1, b"open seal")
         (home / "blobs" / "r" / ".DS_Store").write_bytes(b"not a blob")
         used = files(home)
@@ -358,7 +369,7 @@ def test_a_damaged_or_missing_blob_is_named(home: Path, store: Store, new_run: N
     with pytest.raises(CorruptBlob, match=f"{key}.*missing"):
         store.state_blob("r")
     with store.acquire("r") as lease:
-        lease.reserve(1, EVENT)
+        lease.reserve(1)
         lease.seal(1, 1, b"sum")
         for path in (home / "blobs" / "r" / f"{lease.fence:06d}").iterdir():
             path.unlink()

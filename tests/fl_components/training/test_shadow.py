@@ -14,7 +14,7 @@ from torch import nn
 from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import LogisticRegression, build_seeded
 from fedrounds.fl_components.parameters import flatten
-from fedrounds.fl_components.privacy.example_audit import ExampleAuditReport, accuses, audit_examples
+from fedrounds.fl_components.privacy.audit import AuditReport, accuses, audit_releases
 from fedrounds.fl_components.privacy.noise import WholeNormals
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.training import SGD, CanaryClient, ExampleTable, one_thread
@@ -60,11 +60,11 @@ def sum_of(shadow: CanaryClient, trained_by: SGD, joined_M: Any, key: bytes = KE
     return -shadow.step(joined_M, key).astype(np.float64) * num_examples / trained_by.learning_rate
 
 
-def audited(shadow: CanaryClient, claimed: float, canaries: int, seed: int = 0) -> ExampleAuditReport:
+def audited(shadow: CanaryClient, claimed: float, canaries: int, seed: int = 0) -> AuditReport:
     def key_of(purpose: str) -> bytes:
         return f"{seed} {purpose}".encode().ljust(32)
 
-    return audit_examples(
+    return audit_releases(
         lambda joined_M, number: shadow.step(joined_M, key_of(f"step {number}"))[-canaries:],
         key_of,
         noise_multiplier=claimed,

@@ -19,6 +19,19 @@ def upgrade() -> None:
     )
     op.create_index("ix_bindings_data_id", "bindings", ["data_id"])
     op.create_table(
+        "budgets",
+        sa.Column("account", sa.String(), nullable=False),
+        sa.Column("journal_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("epsilon", sa.Double()),
+        sa.Column("delta", sa.Double(), nullable=False),
+        sa.Column("unit", sa.String(16), nullable=False),
+        sa.Column("neighbouring", sa.String(32), nullable=False),
+        sa.Column("accountant", sa.String(32), nullable=False),
+        sa.Column("demonstration", sa.Boolean(), nullable=False),
+        sa.Column("set_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("account", name="pk_budgets"),
+    )
+    op.create_table(
         "data_uses",
         sa.Column("run_id", sa.String(128), nullable=False),
         sa.Column("data_id", sa.String(64), nullable=False),
@@ -70,20 +83,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_journal_head"),
     )
     op.create_table(
-        "populations",
-        sa.Column("population", sa.String(), nullable=False),
-        sa.Column("journal_sequence", sa.BigInteger(), nullable=False),
-        sa.Column("epsilon", sa.Double()),
-        sa.Column("delta", sa.Double(), nullable=False),
-        sa.Column("unit", sa.String(16), nullable=False),
-        sa.Column("neighbouring", sa.String(32), nullable=False),
-        sa.Column("accountant", sa.String(32), nullable=False),
-        sa.Column("demonstration", sa.Boolean(), nullable=False),
-        sa.Column("spent", sa.Text(), nullable=False),
-        sa.Column("set_at", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("population", name="pk_populations"),
-    )
-    op.create_table(
         "runs",
         sa.Column("run_id", sa.String(128), nullable=False),
         sa.Column("journal_sequence", sa.BigInteger(), nullable=False),
@@ -108,7 +107,6 @@ def upgrade() -> None:
         sa.Column("model_uri", sa.String()),
         sa.Column("prefect_flow_runs", sa.Text(), nullable=False),
         sa.Column("sweep_id", sa.String(128)),
-        sa.Column("spent", sa.Text(), nullable=False),
         sa.Column("digest_key", sa.String(64), nullable=False),
         sa.Column("secret_id", sa.String(32)),
         sa.Column("secret_home", sa.String()),
@@ -130,22 +128,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("journal_sequence", name="uq_sweeps_journal_sequence"),
     )
     op.create_table(
-        "charges",
-        sa.Column("run_id", sa.String(128), nullable=False),
-        sa.Column("round", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("collection", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("journal_sequence", sa.BigInteger(), nullable=False),
-        sa.Column("population", sa.String(), nullable=False),
-        sa.Column("event", sa.Text(), nullable=False),
-        sa.Column("state", sa.String(16), nullable=False),
-        sa.Column("reserved_at", sa.Double(), nullable=False),
-        sa.Column("settled_at", sa.Double()),
-        sa.ForeignKeyConstraint(["run_id"], ["runs.run_id"], name="fk_charges_run_id"),
-        sa.PrimaryKeyConstraint("run_id", "round", "collection", name="pk_charges"),
-        sa.UniqueConstraint("journal_sequence", name="uq_charges_journal_sequence"),
-    )
-    op.create_index("ix_charges_population", "charges", ["population"])
-    op.create_table(
         "client_states",
         sa.Column("run_id", sa.String(128), nullable=False),
         sa.Column("client", sa.String(100), nullable=False),
@@ -155,13 +137,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "client", "round", name="pk_client_states"),
     )
     op.create_table(
-        "example_spending",
+        "collections",
         sa.Column("run_id", sa.String(128), nullable=False),
-        sa.Column("population", sa.String(), nullable=False),
-        sa.Column("spent", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["population"], ["populations.population"], name="fk_example_spending_population"),
-        sa.ForeignKeyConstraint(["run_id"], ["runs.run_id"], name="fk_example_spending_run_id"),
-        sa.PrimaryKeyConstraint("run_id", "population", name="pk_example_spending"),
+        sa.Column("round", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("collection", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("journal_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("reserved_at", sa.Double(), nullable=False),
+        sa.Column("settled_at", sa.Double()),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.run_id"], name="fk_collections_run_id"),
+        sa.PrimaryKeyConstraint("run_id", "round", "collection", name="pk_collections"),
+        sa.UniqueConstraint("journal_sequence", name="uq_collections_journal_sequence"),
     )
     op.create_table(
         "leases",
@@ -210,21 +196,30 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "round", name="pk_seals"),
     )
     op.create_table(
-        "example_charges",
+        "totals",
+        sa.Column("account", sa.String(), nullable=False),
+        sa.Column("run_id", sa.String(128), nullable=False),
+        sa.Column("spent", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["account"], ["budgets.account"], name="fk_totals_account"),
+        sa.PrimaryKeyConstraint("account", "run_id", name="pk_totals"),
+    )
+    op.create_index("ix_totals_run_id", "totals", ["run_id"])
+    op.create_table(
+        "charges",
         sa.Column("run_id", sa.String(128), nullable=False),
         sa.Column("round", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("collection", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("population", sa.String(), nullable=False),
+        sa.Column("account", sa.String(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["population"], ["populations.population"], name="fk_example_charges_population"),
+        sa.ForeignKeyConstraint(["account"], ["budgets.account"], name="fk_charges_account"),
         sa.ForeignKeyConstraint(
             ["run_id", "round", "collection"],
-            ["charges.run_id", "charges.round", "charges.collection"],
-            name="fk_example_charges_run_id_round_collection",
+            ["collections.run_id", "collections.round", "collections.collection"],
+            name="fk_charges_run_id_round_collection",
         ),
-        sa.PrimaryKeyConstraint("run_id", "round", "collection", "population", name="pk_example_charges"),
+        sa.PrimaryKeyConstraint("run_id", "round", "collection", "account", name="pk_charges"),
     )
-    op.create_index("ix_example_charges_population", "example_charges", ["population"])
+    op.create_index("ix_charges_account", "charges", ["account"])
     op.bulk_insert(
         sa.table("journal_head", sa.column("id"), sa.column("rows"), sa.column("hash")),
         [{"id": 1, "rows": 0, "hash": "0" * 64}],

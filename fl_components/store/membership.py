@@ -18,9 +18,11 @@ from typing import Final
 
 from sqlalchemy import Connection, and_, func, insert, select
 
+from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.errors import StoreError
 from fedrounds.fl_components.run_state import RunState
-from fedrounds.fl_components.store import journal, ledger
+from fedrounds.fl_components.store import accounts, journal
+from fedrounds.fl_components.store.database import Database
 from fedrounds.fl_components.store.keys import KeyRing, SigningKey
 from fedrounds.fl_components.store.schema import bindings, data_uses, fingerprint_key, fingerprints, runs
 from fedrounds.fl_components.store.schema import journal as journal_table
@@ -87,7 +89,7 @@ def owners_of(connection: Connection, digests: Collection[str]) -> dict[str, set
     query = select(fingerprints.c.digest, bindings.c.population, fingerprints.c.client).join(
         bindings, bindings.c.data_id == fingerprints.c.data_id
     )
-    for page in ledger.in_pages(fingerprints.c.digest, digests):
+    for page in accounts.in_pages(fingerprints.c.digest, digests):
         for digest, population, client in connection.execute(query.where(page)):
             owners.setdefault(digest, set()).add((population, client))
     return owners
@@ -108,12 +110,12 @@ def enter(
     answers for them to a budget.
 
     `check` sees whose the digests are once nothing else can be bound any more, and raises where they are another's. The
-    locks are those of the populations, in the order of their names, and then the journal's head.
+    locks are those of the accounts, in their order, and then the journal's head.
     """
     if units:
-        names = [population, population + ledger.EACH_CLIENT]
-        if not ledger.find_many(connection, names, lock=True):
-            raise ledger.unregistered_error(population)
+        account = Account(population)
+        if not accounts.find_budgets(connection, [account, account.template], lock=True):
+            raise accounts.unregistered_error(account)
     journal.lock(connection)
     check(owners_of(connection, digests))
     data_id = id_of(digests)
@@ -207,7 +209,7 @@ def _shared_data(connection: Connection, candidates: set[str], population: str, 
     if client is not None:
         shared = shared.where(bound.c.client == client)
     weights: Counter[str] = Counter()
-    for page in ledger.in_pages(fingerprints.c.data_id, candidates):
+    for page in accounts.in_pages(fingerprints.c.data_id, candidates):
         found = shared.where(page).subquery()
         kind = func.substr(found.c.digest, 1, 1)
         counts = select(found.c.data_id, kind.label("kind"), func.count()).group_by(found.c.data_id, kind)
@@ -225,3 +227,90 @@ def clients_known(connection: Connection, population: str) -> set[str]:
         .distinct()
     )
     return set(connection.scalars(query))
+
+
+class Memberships:
+    """Which data belong to which population (`Store.memberships`): what runs have used, known by keyed fingerprints."""
+
+    def __init__(
+        self, database: Database, keys: KeyRing, signing: Callable[[Connection], SigningKey], home: Path
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._signing = signing
+        self._home = home
+
+    def fingerprint_key(self) -> bytes:
+        """Return the key of fingerprints, 32 bytes, which all hubs of this database share; made when there is none yet.
+
+        Raises `StoreError` when the database has one that this home lacks.
+        """
+        while (key := self.find_fingerprint_key()) is None:
+            id = self._keys.create_fingerprint_key()  # durable before anything may be made with it
+            with self._database.transaction() as connection:
+                first = make_shared_key(connection, self._keys, self._signing(connection), id, self._home)
+            if not first:
+                self._keys.remove_fingerprint_key(id)
+        return key
+
+    def find_fingerprint_key(self) -> bytes | None:
+        """Return the key of fingerprints, and None where there is none yet. Raises `StoreError` as above."""
+        with self._database.snapshot() as connection:
+            return shared_key(connection, self._keys)
+
+    def check_keys(self) -> None:
+        """Raise `StoreError` where this home may not write to its database: it lacks the key of fingerprints, or the
+        journal was begun by a hub that it does not trust."""
+        with self._database.snapshot() as connection:
+            self._signing(connection)
+            shared_key(connection, self._keys)
+
+    def enter(
+        self,
+        *,
+        run_id: str,
+        name: str,
+        population: str,
+        units: Sequence[str],
+        digests: Mapping[str, str],
+        check: Callable[[Owners], None],
+    ) -> None:
+        """Record that a run uses data, given as keyed digests (digest -> client, "" for any), and bind them to its
+        population where it has `units`: "client" or "example" where a budget answers for these.
+
+        `check` gets the populations and clients that the digests are bound to, and raises where the run may not have
+        them; nothing else is bound meanwhile. Raises `BudgetNotSet` when the population has no budget.
+        """
+        with self._database.transaction() as connection:
+            enter(
+                connection,
+                self._signing(connection),
+                run_id=run_id,
+                name=name,
+                population=population,
+                units=units,
+                digests=digests,
+                check=check,
+            )
+
+    def owners(self, digests: Collection[str]) -> Owners:
+        """Return the populations and clients that these digests are bound to."""
+        with self._database.snapshot() as connection:
+            return owners_of(connection, digests)
+
+    def is_empty(self) -> bool:
+        """Return whether no data are bound to any population."""
+        with self._database.snapshot() as connection:
+            return connection.execute(select(bindings.c.data_id).limit(1)).first() is None
+
+    def uses_without(self, account: Account, unit: str) -> list[DataUse]:
+        """Return the runs that have committed rounds on a population's data, or on one client's, and answer for them to
+        no budget of this unit ("client" or "example"). The oldest first; deleted runs too."""
+        client = None if account.is_template else account.client
+        with self._database.snapshot() as connection:
+            return uses_without(connection, account.population, unit, client)
+
+    def clients(self, population: str) -> set[str]:
+        """Return the ids of the clients whose data runs of a population have used, as far as they are recorded."""
+        with self._database.snapshot() as connection:
+            return clients_known(connection, population)
