@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedrounds.fl_components.admission import Admission
-from fedrounds.fl_components.aggregation import Aggregation, Mean
+from fedrounds.fl_components.aggregation import Aggregation, LinearAggregator, Mean
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression

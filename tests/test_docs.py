@@ -19,6 +19,7 @@ from fedrounds.fl_components.compression.sparse import Values
 from fedrounds.fl_components.config import FederationConfig, load_config, parse_config
 from fedrounds.fl_components.data import Data
 from fedrounds.fl_components.data.partition import Partition
+from fedrounds.fl_components.executors import Execution
 from fedrounds.fl_components.models import Model
 from fedrounds.fl_components.privacy import AnyClipping, ExamplePrivacy, Privacy
 from fedrounds.fl_components.server import stages
@@ -26,7 +27,6 @@ from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.server_optimizers import ServerOptimizer
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.store import Store
-from fedrounds.fl_components.training import Execution
 from fedrounds.fl_components.training.objectives import Objective
 from fedrounds.fl_components.training.schedules import Schedule
 from tests.support import ROOT, parameters, public_data

@@ -112,7 +112,7 @@ def test_no_noise_covers_it(aggregation: dict[str, Any]) -> None:
         },
         "population": "wards",
     }
-    with pytest.raises(ConfigError, match="geometric_median.*how far one client moves"):
+    with pytest.raises(ConfigError, match=r"geometric_median.*how far one client moves"):
         parse_config(FIELDS | private | {"aggregation": aggregation})
 
 

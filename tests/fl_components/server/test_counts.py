@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
+from fedrounds.fl_components.executors import LocalExecution
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server import hub as hub_module
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import Hub, open_hub
 from fedrounds.fl_components.store import Lease, Store
-from fedrounds.fl_components.training import LocalExecution
 from fedrounds.fl_components.values import CohortStatistics, SealedCohort, Weighted
 from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import FIELDS, TERMS, WARDS
