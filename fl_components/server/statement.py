@@ -281,7 +281,9 @@ def _releases(config: FederationConfig, central: CentralPrivacy) -> str:
     if isinstance(central.clipping, AdaptiveClipping):
         released.append("the noisy fraction of updates that were not clipped")
     if config.evaluation.public_test:
-        released.append("loss and accuracy on all test examples together, which are declared public")
+        *names, last = config.evaluation.metrics or ()
+        metrics = f"{', '.join(names)} and {last}" if names else last
+        released.append(f"{metrics} on all test examples together, which are declared public")
     return f"{', '.join(released)}, and metrics computed from these and public data alone"
 
 

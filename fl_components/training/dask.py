@@ -128,7 +128,7 @@ def build_engine(setup: _Setup) -> _Replica:
     try:
         with _one_at_a_time:
             x, y = (_aligned(setup.examples[name]) for name in ("x", "y"))
-            examples = ExampleTable(x, y, setup.examples["starts"], setup.examples["stops"])
+            examples = ExampleTable(x, y, setup.examples["starts"], setup.examples["stops"], setup.spec.task)
             engine = Engine(setup.spec.build(), examples)
     except Exception as error:
         return _Replica(None, _Hello(problem=_problem(error), hint=getattr(error, "hint", None)))

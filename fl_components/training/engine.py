@@ -262,7 +262,9 @@ class Engine:
             if isinstance(self._way, (OpacusGradSampler, OneAtATime)) and rule.example_level is not None:
                 delta_D, loss = self._way.train(rule, start_D, x, y, task)
             else:
-                delta_D, loss = rule.train(self._scratch, start_D, x, y, task.seed, work=task.work)
+                delta_D, loss = rule.train(
+                    self._scratch, start_D, x, y, task.seed, work=task.work, learning_task=examples.task
+                )
             delta_1D = torch.from_numpy(delta_D[None]).to(params_D.device)
             return Updates(delta_1D.split_with_sizes(self._sizes, dim=1)), [loss]
         assert self._replicas is not None
@@ -297,7 +299,7 @@ def _fastest(module: nn.Module, examples: ExampleTable) -> tuple[Replicas | None
     notes = []
     for make, name in ((LayeredReplicas, "many clients at once"), (VmapReplicas, "torch.func.vmap")):
         try:
-            replicas = make(copy.deepcopy(module))
+            replicas = make(copy.deepcopy(module), examples.task)
             difference = _difference(replicas, copy.deepcopy(module), examples)
         except Exception as error:
             notes.append(f"{name}: {error if isinstance(error, UnsupportedLayer) else one_line(error)}")
@@ -331,7 +333,7 @@ def _difference(replicas: Replicas, module: nn.Module, examples: ExampleTable) -
         alone = torch.from_numpy(
             np.stack(
                 [
-                    rule.train(module, start_D, examples.x[own], examples.y[own], seed)[0]
+                    rule.train(module, start_D, examples.x[own], examples.y[own], seed, learning_task=examples.task)[0]
                     for seed, own in enumerate(rows)
                 ]
             )

@@ -361,7 +361,7 @@ def serve(fd: int) -> None:
         setup: _Setup = connection.recv()
         examples, exchange = SharedMemory(*setup.examples), SharedMemory(*setup.exchange)
         x, y = (torch.from_numpy(examples[name]) for name in ("x", "y"))
-        engine = Engine(setup.spec.build(), ExampleTable(x, y, examples["starts"], examples["stops"]))
+        engine = Engine(setup.spec.build(), ExampleTable(x, y, examples["starts"], examples["stops"], setup.spec.task))
         connection.send(_Answer(note=engine.note, memory_bytes=private_memory_bytes()))
         while True:
             work, slot = connection.recv()

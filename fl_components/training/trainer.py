@@ -8,7 +8,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import ModelRule, build_seeded
 from fedrounds.fl_components.parameters import constants_digest
 from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.task import Classification, LearningTask
 from fedrounds.fl_components.training.chunk import ExampleTable
 from fedrounds.fl_components.training.engine import Engine, ShardReport, StreamingSum
 from fedrounds.fl_components.training.sgd import SGD
@@ -37,13 +38,17 @@ RowTask = Callable[[Float32], T]
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """How another process builds the same model. `constants_digest` is that of its frozen parameters and buffers."""
+    """How another process builds the same model, and what the model learns.
+
+    `constants_digest` is that of its frozen parameters and buffers.
+    """
 
     rule: ModelRule
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     seed: int
     constants_digest: str
+    task: LearningTask = field(default_factory=Classification)
 
     def build(self) -> torch.nn.Module:
         """Raises `ModelError` when it is not the same in all that is not trained."""
@@ -79,7 +84,7 @@ class Workload:
     def engine(self, device: str = "cpu") -> Engine:
         """An engine in this process."""
         x, y = (torch.from_numpy(self.examples[name]).to(device) for name in ("x", "y"))
-        return Engine(self.module, ExampleTable(x, y, self.examples["starts"], self.examples["stops"]))
+        return Engine(self.module, ExampleTable(x, y, self.examples["starts"], self.examples["stops"], self.spec.task))
 
 
 class RowMapper(Protocol):
