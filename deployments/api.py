@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from fedrounds.tasks.progress import Progress
     from fedrounds.tasks.session import Session
     from fedrounds.tasks.sweep import SweepSession
-    from fedrounds.tasks.tracking.results import PrimaryMetric
 
 T = TypeVar("T")
 OnProgress = Callable[["Progress"], None]
@@ -309,12 +308,10 @@ def config_schema() -> dict[str, Any]:
 
 def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
     """Return what `train --json` and `show --json` say of a run."""
-    from fedrounds.tasks.tracking.results import PrimaryMetric
-
     rounds = store.rounds(run.run_id)
     return _summary(store, run, rounds) | {
         "privacy": _privacy(store, run, rounds),
-        "communication": _communication(rounds, PrimaryMetric.of(run.config)),
+        "communication": _communication(rounds, run),
         "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES}
         if all(row.result["seconds"] for row in rounds)
         else None,  # withheld
@@ -381,7 +378,7 @@ def _of_examples(store: Store, run: RunRecord, epsilon: float, rounds: Sequence[
     }
 
 
-def _communication(rounds: Sequence[RoundRecord], primary: PrimaryMetric) -> dict[str, Any]:
+def _communication(rounds: Sequence[RoundRecord], run: RunRecord) -> dict[str, Any]:
     """Sums over the rounds; None where they are withheld. With a simulated network its seconds as well, and after how
     many of them the primary metric first reached each level, where a higher one is better."""
     metrics = [row.result["metrics"] for row in rounds]
@@ -392,7 +389,9 @@ def _communication(rounds: Sequence[RoundRecord], primary: PrimaryMetric) -> dic
     seconds = [each.get("communication/simulated_s") for each in metrics]
     if not seconds or None in seconds:
         return found
-    passed = list(accumulate(seconds))
+    from fedrounds.tasks.tracking.results import PrimaryMetric
+
+    passed, primary = list(accumulate(seconds)), PrimaryMetric.of(run.config)
     reached = {
         str(level): next(
             (s for s, each in zip(passed, metrics, strict=True) if each.get(primary.key, 0) >= level), None

@@ -24,6 +24,7 @@ from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.server_optimizers import ServerOptimizer
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.task import Task
 from fedrounds.fl_components.training import Execution
 from fedrounds.fl_components.training.objectives import Objective
 from fedrounds.fl_components.training.schedules import Schedule
@@ -58,6 +59,7 @@ def documented(heading: str) -> dict[str, str]:
 UNIONS: dict[str, Any] = {
     "data": Data,
     "data.partition": Partition,
+    "task": Task,
     "model": Model,
     "training.privacy": ExamplePrivacy,
     "training.objective": Objective,

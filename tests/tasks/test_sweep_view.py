@@ -17,7 +17,12 @@ from fedrounds.tasks.tracking.server import tracking_uri
 from fedrounds.tasks.tracking.sweep_view import MAX_DESCRIPTION, end_sweep
 from fedrounds.tasks.tracking.tracker import catch_up
 
-CONFIG = {"name": "digits", "rounds": 1, "evaluation": {"every": 1}}
+CONFIG = {
+    "name": "digits",
+    "rounds": 1,
+    "task": {"kind": "classification"},
+    "evaluation": {"every": 1, "primary": "accuracy"},
+}
 
 
 def new_sweep(store: Store, over: Any = (("seed", [1, 2]),)) -> SweepRecord:

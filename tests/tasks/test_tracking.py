@@ -33,7 +33,14 @@ from tests.support import PRIVATE
 
 TIMEOUT_S = 60.0
 ACCURACY = [0.5, 0.75, 0.625, 0.875, 0.8125]
-CONFIG = {"name": "digits", "rounds": 5, "model": {"kind": "mlp", "hidden": [64, 32]}, "text": "long " * 2000}
+CONFIG = {
+    "name": "digits",
+    "rounds": 5,
+    "task": {"kind": "classification"},
+    "model": {"kind": "mlp", "hidden": [64, 32]},
+    "evaluation": {"every": 1, "primary": "accuracy"},
+    "text": "long " * 2000,
+}
 
 
 def make_run(store: Store, run_id: str = "r1", **changes: Any) -> RunRecord:

@@ -167,7 +167,7 @@ def test_stages_that_take_long_are_shown_in_tenths() -> None:
 
 def test_a_narrow_terminal_gets_fewer_columns_but_whole_ones() -> None:
     metrics = {"train/loss": 0.6, "eval/loss": 0.6, "eval/accuracy": 0.7, "communication/upload_bytes": 421_600}
-    table = RoundsTable([RoundLine.of(9, metrics, {"train": 0.5})])
+    table = RoundsTable([RoundLine.of(9, metrics, {"train": 0.5}, "accuracy")])
 
     def headings(width: int) -> list[str]:
         out = io.StringIO()
@@ -291,7 +291,7 @@ PUBLIC = {"train/loss": 0.7, "eval/accuracy": 0.81, "communication/upload_bytes"
     ],
 )
 def test_a_claim_has_columns_of_its_own(metrics: dict[str, float], columns: list[str]) -> None:
-    assert list(RoundLine.of(1, metrics, None).columns()) == columns
+    assert list(RoundLine.of(1, metrics, None, "accuracy").columns()) == columns
 
 
 def checked(num_clients: int, **more: object) -> str:
