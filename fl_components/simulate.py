@@ -69,7 +69,9 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
             if stragglers is not None and stragglers.drop and work is not None:
                 continue
             with one_thread():
-                delta_D, _ = training.train(module, base_D, *data.train(client), seed, key(round, client), work=work)
+                delta_D, _ = training.train(
+                    module, base_D, *data.train(client), seed, key(round, client), work=work, learning_task=config.task
+                )
                 known = CodecContext([seed], round_seed, federation.shapes)
                 wanted_D = delta_D + memory.get(client, np.float32(0))
                 (received_D,) = config.compression.decompress(config.compression.compress(wanted_D[None], known), known)

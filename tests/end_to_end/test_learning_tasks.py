@@ -71,7 +71,7 @@ def test_regression(home: Path, wards: Path) -> None:
     logged = told_by_mlflow(home, LOGGED, data["mlflow_run_id"], data["model_uri"])
     assert logged["metrics"]["eval/mse"] == pytest.approx(metrics["eval/mse"])
     assert logged["metrics"]["best/mse"] == min(row["metrics"]["eval/mse"] for row in seen["history"])
-    (output,) = json.loads(logged["outputs"])
+    (output,) = logged["outputs"]
     assert output["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1]}
 
 

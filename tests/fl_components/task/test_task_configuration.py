@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedrounds.fl_components.config import FederationConfig, parse_config
+from fedrounds.fl_components.data import ClientExamples, FederatedData
 from fedrounds.fl_components.errors import ConfigError, DataError
 from fedrounds.fl_components.server.federation import assemble
 
@@ -57,7 +59,7 @@ def test_the_primary_metric_is_evaluated_whether_or_not_it_is_listed() -> None:
             "evaluation.primary names 'r2' but task.kind classification",
         ),
         (SMALL | {"evaluation": {"primary": "confusion_matrix"}}, "evaluation.primary is confusion_matrix but"),
-        (SMALL | {"evaluation": {"metrics": []}}, "evaluation.metrics is ()"),
+        (SMALL | {"evaluation": {"metrics": []}}, "evaluation.metrics is []: it must have at least 1 item"),
         (SMALL | {"evaluation": {"quantiles": [0.5, 1.5]}}, "give different levels from 0 to 1"),
         (SMALL | {"task": {"kind": "regresion"}}, "task.kind is 'regresion'; did you mean regression?"),
         (
@@ -131,12 +133,15 @@ class TestTargetsOfTables:
             assemble(parse_config(SMALL | {"data": SMALL["data"] | {"folder": str(tmp_path / "w")}}))
         assert "task: {kind: regression}" in str(caught.value.hint)
 
-    def test_equal_rows_have_equal_fingerprints(self, tmp_path: Path) -> None:
-        for name in ("w", "v"):
-            write(tmp_path / name, "a", "age,days", [f"{row * 1.5},{row * 0.25}" for row in range(40)])
-        write(tmp_path / "u", "a", "age,days", [f"{row * 1.5},{row * 0.25 + 7}" for row in range(40)])
-        one, same, other = (self.load(tmp_path / name).data.fingerprints() for name in ("w", "v", "u"))
-        assert one == same and one != other
+
+def test_rows_are_told_apart_by_their_targets() -> None:
+    """Fingerprints: equal for equal rows, others where only the targets differ."""
+    x, y = np.arange(80, dtype=np.float32).reshape(40, 2), np.arange(40, dtype=np.float32) / 4
+    prints = []
+    for targets in (y, y.copy(), y + 7):
+        clients = {"a": ClientExamples(x[:30], targets[:30], x[30:], targets[30:])}
+        prints.append(pickle.dumps(FederatedData.from_clients(clients, num_classes=0, public=False).fingerprints()))
+    assert prints[0] == prints[1] != prints[2]
 
 
 FUNCTION = """

@@ -517,7 +517,9 @@ def _step(way: Any, module: nn.Module, x: Tensor, y: Tensor, mechanism: Mechanis
         way.add_clipped(Batch(x[None], y[None], [len(y)], [len(y)], []), 0.0, mechanism, sums, fresh=True)
     else:
         own = copy.deepcopy(module).train()
-        sums, _ = PerExampleLoop(own, [each for each in own.parameters()], mechanism, 0.0)(x, y, list(range(len(y))))
+        sums, _ = PerExampleLoop(Classification(), own, [each for each in own.parameters()], mechanism, 0.0)(
+            x, y, list(range(len(y)))
+        )
     return torch.cat([each.flatten() for each in sums]).double().round() * mechanism.unit
 
 
