@@ -153,7 +153,7 @@ def test_the_rule_on_the_page_is_the_one_in_the_code() -> None:
 
 def test_the_rules_of_the_extension_s_page_are_those_of_the_example() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
-    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    text, *_ = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     code = (ROOT / "examples" / "extension" / "hospital_rules" / "quadratic.py").read_text()
     for part in text.split("\n\n\n")[1:]:
         assert part.strip() in re.sub(r'    """.*?"""\n\n', "", code, flags=re.S)

@@ -160,7 +160,9 @@ class Data:
         return self.examples.x[own], self.examples.y[own]
 
     def alone(self, rule: SGD, module: nn.Module, params_D: Any) -> tuple[Any, list[Any]]:
-        found = [rule.train(module, params_D, *self.rows(task), task.seed, task.key) for task in self.tasks]
+        found = [
+            rule.train(module, params_D, *self.rows(task), task.seed, task.key, work=task.work) for task in self.tasks
+        ]
         return np.stack([delta_D for delta_D, _ in found]), [loss for _, loss in found]
 
     def together(self, rule: SGD, module: nn.Module, params_D: Any, tasks: Any = None) -> tuple[Any, Any]:
@@ -191,7 +193,7 @@ def three_ways(
     parameters = [each for each in module.parameters() if each.requires_grad]
     ways = [
         PerExampleLoop(Classification(), module.train(), parameters, mechanism, smoothing),
-        fast(module),
+        fast(module, Classification()),
         OpacusGradSampler(module, Classification()).clipped_sum(mechanism, smoothing),
     ]
     return [clipped_by(way, module, x, y, mechanism, smoothing) for way in ways]
