@@ -179,7 +179,7 @@ class VmapExamples(ClippedReplicas):
     ) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             outputs: Tensor = functional_call(self._vmapped.module, params, (x[None],))
-            counted = self.task.targets.counted(y).sum().clamp(min=1)
+            counted: Tensor = self.task.targets.counted(y).sum().clamp(min=1)
             return self.task.loss(outputs, y[None], "none", label_smoothing).sum() / counted
 
         params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}

@@ -46,7 +46,7 @@ FULL: dict[str, Any] = {
     "aggregation": {"kind": "mean", "weights": "uniform"},
     "server_optimizer": {"kind": "fedadam", "learning_rate": 0.02, "beta1": 0.8, "beta2": 0.9, "tau": 0.01},
     "privacy": {"kind": "none"},
-    "evaluation": {"every": 2, "per_client": False},
+    "evaluation": {"every": 2, "per_client": False, "metrics": ["loss", "f1", "auroc"], "primary": "auroc"},
     "execution": {"kind": "local", "memory_mb": 64, "shard_size": 4},
 }
 
