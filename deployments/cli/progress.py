@@ -84,8 +84,13 @@ class RoundLine:
         return {
             self.heading(name): show(self.values[name])
             for name, show in COLUMNS.items()
-            if self.values[name] is not None or not (self.withholds or name in OF_A_CLAIM)
+            if self.values[name] is not None or not (self.withholds or name in self._optional)
         }
+
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        """The columns that are left out without a value."""
+        return (*OF_A_CLAIM, "eval loss") if self.values["primary"] is not None else OF_A_CLAIM
 
     def heading(self, name: str) -> str:
         """Return what a column is called."""

@@ -9,7 +9,7 @@ import torch
 
 from fedrounds.fl_components.config import FederationConfig
 from fedrounds.fl_components.data import FederatedData
-from fedrounds.fl_components.errors import ConfigError
+from fedrounds.fl_components.errors import ConfigError, one_line
 from fedrounds.fl_components.task import Metric, Tally, quantiles_over_clients
 from fedrounds.fl_components.training import Evaluation, evaluate
 
@@ -48,11 +48,25 @@ def output_shape(config: FederationConfig, data: FederatedData) -> tuple[int, ..
 
 
 def check_metrics(config: FederationConfig, data: FederatedData) -> None:
-    """Raise `ConfigError` for a metric that is not computed for as many classes as the data has."""
-    for name, metric in config.evaluation.metrics_of(config.task).items():
+    """Raise `ConfigError` for a metric that is not computed for as many classes as the data has, or that fails.
+
+    Each is tried on synthetic rows: what a round would find out only after training, and what it imports, comes first.
+    """
+    shape = output_shape(config, data)
+    targets = config.task.synthetic_targets((8, *shape[:-1]), torch.Generator().manual_seed(0))
+    for name, metric in config.evaluation.metrics_of(config.task, data.class_names).items():
         if metric.max_classes is not None and data.num_classes > metric.max_classes:
             raise ConfigError(
                 f"evaluation.metrics names {name} but data {config.data.kind} has {data.num_classes} classes: it is "
                 f"computed for at most {metric.max_classes}",
                 hint="leave it out; f1 and auroc are averaged over any number of classes",
             )
+        try:
+            tally = Tally({name: metric})
+            tally.add(torch.zeros(8, *shape), targets)
+            tally.values()
+        except Exception as error:
+            raise ConfigError(
+                f"evaluation.metrics names {name}, which fails on synthetic rows: {one_line(error)}",
+                hint="correct the metric, or leave it out",
+            ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.data import ClientExamples, FederatedData
 from fedrounds.fl_components.errors import ConfigError, DataError
 from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.task import Classification, Metric, Statistic
+from fedrounds.fl_components.training import Evaluation
 
 SMALL: dict[str, Any] = {
     "name": "wards",
@@ -96,6 +99,22 @@ def test_a_metric_of_two_classes_is_refused_for_three(tmp_path: Path) -> None:
     fields = SMALL | {"data": SMALL["data"] | {"folder": str(tmp_path / "wards")}}
     with pytest.raises(ConfigError, match="sensitivity_at_specificity but data tables has 3 classes"):
         assemble(configured(fields, metrics=["sensitivity_at_specificity"]))
+
+
+class Broken(Classification):
+    """A task of another package, whose metric fails."""
+
+    def own_metrics(self, class_names: Sequence[str]) -> dict[str, Metric]:
+        metric = Metric(Statistic(lambda outputs, targets: np.ones(2)), lambda kept: kept[7], higher_is_better=True)
+        return dict(super().own_metrics(class_names)) | {"broken": metric}
+
+
+def test_a_metric_that_fails_is_found_before_the_first_round() -> None:
+    fields = SMALL | {"data": {"kind": "heart_disease"}, "evaluation": {}}
+    config = parse_config(fields).model_copy(update={"task": Broken()})
+    config = config.model_copy(update={"evaluation": Evaluation(metrics=("broken",)).resolved(config.task)})
+    with pytest.raises(ConfigError, match=r"names broken, which fails on synthetic rows: IndexError"):
+        assemble(config)
 
 
 class TestTargetsOfTables:
