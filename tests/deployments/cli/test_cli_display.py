@@ -273,7 +273,13 @@ def test_a_pipe_gets_lines_and_a_dumb_terminal_too(monkeypatch: pytest.MonkeyPat
 
 
 CLAIMED = {"privacy/epsilon": 1.25, "privacy/signal_to_noise": 0.5}
-PUBLIC = {"train/loss": 0.7, "eval/accuracy": 0.81, "communication/upload_bytes": 1e6, "time/round_s": 0.3}
+PUBLIC = {
+    "train/loss": 0.7,
+    "eval/loss": 0.6,
+    "eval/accuracy": 0.81,
+    "communication/upload_bytes": 1e6,
+    "time/round_s": 0.3,
+}
 
 
 @pytest.mark.parametrize(
@@ -346,3 +352,10 @@ def test_a_check_shows_columns_with_their_gaps_and_what_was_left_alone() -> None
     assert re.search(r"^  sex +category +f 12, m 8 +0 %$", shown, re.M)
     assert "left alone in the clients' folder: codebook.xlsx" in shown
     assert "most at" not in checked(3, columns=[sex | complete])
+
+
+def test_a_run_is_shown_by_its_primary_metric() -> None:
+    """A regression evaluates no loss besides: there is no column for it."""
+    line = RoundLine.of(1, {"train/loss": 0.7, "eval/mse": 0.25, "time/round_s": 0.3}, None, "mse")
+    assert list(line.columns()) == ["train loss", "mse", "upload", "time"]
+    assert line.columns()["mse"] == "0.250"
