@@ -38,7 +38,9 @@ class TargetType(StrEnum):
 
     def counted(self, targets: Any) -> Any:
         """Return which targets count, an array or tensor of booleans like `targets`."""
-        return targets != IGNORED if self is TargetType.CLASS else targets == targets
+        if self is TargetType.CLASS:
+            return targets != IGNORED
+        return targets == targets  # NaN does not equal itself
 
     def num_counted(self, targets: torch.Tensor) -> int:
         """Return how many targets count; where each row has one, all do."""
