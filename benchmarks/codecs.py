@@ -48,6 +48,7 @@ from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import assemble
 from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.task import Classification
 from fedrounds.fl_components.values import ClientTask, RoundPlan
 
 RULES: dict[str, dict[str, Any]] = {
@@ -143,6 +144,7 @@ def workers() -> Executor:
     work = Workload(
         module=module,
         spec=ModelSpec.of(rule, *shapes, 0, module),
+        task=Classification(),
         examples=SharedMemory.from_arrays({name: np.asarray(array) for name, array in row.items()}),
         num_parameters=num_parameters,
         result=(np.float32, (MAX_OF_SHARD, num_parameters)),

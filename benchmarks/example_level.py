@@ -38,6 +38,7 @@ from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded  # noqa:
 from fedrounds.fl_components.parameters import flatten  # noqa: E402
 from fedrounds.fl_components.privacy.noise import WholeNormals  # noqa: E402
 from fedrounds.fl_components.shared_memory import SharedMemory  # noqa: E402
+from fedrounds.fl_components.task import Classification  # noqa: E402
 from fedrounds.fl_components.training import (  # noqa: E402
     SGD,
     StreamingSum,
@@ -114,6 +115,7 @@ def main() -> None:
     work = Workload(
         module=module,
         spec=ModelSpec.of(rule, (784,), (10,), 0, module),
+        task=Classification(),
         examples=SharedMemory.from_arrays(arrays),
         num_parameters=len(start_D),
         result=(np.float32, (len(start_D),)),

@@ -50,8 +50,9 @@ OnProgress = Callable[["Progress"], None]
 
 CELL_FIELDS = ("state", "rounds", "committed_round", "attempt", "metrics", "params_digest", "mlflow_run_id", "error")
 SHOWN_FIELDS = ("mlflow_run_id", "compare_url", "prefect_flow_run_id", "prefect_flow_run_url")
-ACCURACY = "eval/accuracy"
-ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+"""Of a primary metric that rises towards 1, for the simulated seconds until it is reached."""
+
 STAGES = (
     "load",
     "broadcast",
@@ -259,6 +260,7 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         "num_clients": resolved.data.known_num_clients(),
     }
     if data:
+        from fedrounds.fl_components.data import TargetReader
         from fedrounds.fl_components.data.summary import classes, look_alikes, summary
         from fedrounds.fl_components.server.claim import delta_warnings
         from fedrounds.fl_components.server.encoding import expected_bytes
@@ -284,10 +286,13 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
             for index, client_id in enumerate(table.client_ids[:1000])
         ]
         if not federation.withholds:
-            columns = resolved.data.columns_read()
+            if isinstance(resolved.data, TargetReader):
+                columns = resolved.data.columns_read(resolved.task.targets)
+            else:
+                columns = resolved.data.columns_read()
             found |= {
                 "clients": clients,
-                "classes": classes(table),
+                "classes": classes(table) if table.num_classes else [],
                 "look_alikes": look_alikes(table.class_names) if columns else [],
                 "columns": [asdict(column) for column in columns],
                 "baselines": federation.baselines,
@@ -317,11 +322,11 @@ def config_schema() -> dict[str, Any]:
 
 
 def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
-    """A run as people and programs are told of it (`train --json`, `show --json`)."""
+    """Return what `train --json` and `show --json` say of a run."""
     rounds = store.rounds(run.run_id)
     return _summary(store, run, rounds) | {
         "privacy": _privacy(store, run, rounds),
-        "communication": _communication(rounds),
+        "communication": _communication(rounds, run),
         "seconds": {stage: sum(row.result["seconds"].get(stage, 0.0) for row in rounds) for stage in STAGES}
         if all(row.result["seconds"] for row in rounds)
         else None,  # withheld
@@ -368,9 +373,9 @@ def _claim(
     }
 
 
-def _communication(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+def _communication(rounds: Sequence[RoundRecord], run: RunRecord) -> dict[str, Any]:
     """Sums over the rounds; None where they are withheld. With a simulated network its seconds as well, and after how
-    many of them the test accuracy first came to what."""
+    many of them the primary metric first reached each level, where a higher one is better."""
     metrics = [row.result["metrics"] for row in rounds]
     found: dict[str, Any] = {}
     for name in ("upload_bytes", "download_bytes"):
@@ -379,13 +384,17 @@ def _communication(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
     seconds = [each.get("communication/simulated_s") for each in metrics]
     if not seconds or None in seconds:
         return found
-    passed = list(accumulate(seconds))
+    from fedrounds.tasks.tracking.results import PrimaryMetric
+
+    passed, primary = list(accumulate(seconds)), PrimaryMetric.of(run.config)
     reached = {
-        str(level): next((s for s, each in zip(passed, metrics, strict=True) if each.get(ACCURACY, 0) >= level), None)
-        for level in ACCURACIES
+        str(level): next(
+            (s for s, each in zip(passed, metrics, strict=True) if each.get(primary.key, 0) >= level), None
+        )
+        for level in (LEVELS if primary.higher_is_better else ())
     }
     found["simulated_s"] = passed[-1]
-    found["simulated_s_to_accuracy"] = {level: s for level, s in reached.items() if s is not None}
+    found["simulated_s_to_primary"] = {level: s for level, s in reached.items() if s is not None}
     return found
 
 
@@ -396,10 +405,11 @@ def sweep_data(
 
     `shown` says where it is in Prefect and MLflow, which only the process that trains it knows.
     """
-    from fedrounds.tasks.tracking.results import recent_rounds
+    from fedrounds.tasks.tracking.results import PrimaryMetric, recent_rounds
     from fedrounds.tasks.tracking.sweep_view import best_cell, sweep_state
 
     runs = {run.run_id: run for run in store.runs(sweep_id=sweep.sweep_id, deleted=True)}
+    primary = PrimaryMetric.common(runs.values())
     cells: list[dict[str, Any]] = []
     for run_id, values in sweep.cells.items():
         run = runs.get(run_id)
@@ -416,7 +426,10 @@ def sweep_data(
         "state": sweep_state(cell["state"] for cell in cells),
         "over": dict(sweep.over),
         "cells": cells,
-        "best": best_cell({cell["run_id"]: cell["metrics"].get("eval/accuracy") for cell in cells}),
+        "primary_metric": primary.name if primary else None,
+        "best": best_cell(
+            {cell["run_id"]: cell["metrics"].get(primary.key) for cell in cells} if primary else {}, primary
+        ),
         **{name: shown.get(name) for name in SHOWN_FIELDS},
     }
 
@@ -455,6 +468,7 @@ def _summary(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dic
         "duration_s": run.updated_at - run.created_at or None,  # None: nothing has been written since
         "created_at": run.created_at,
         "updated_at": run.updated_at,
+        "primary_metric": run.config["evaluation"]["primary"],
         "metrics": {name: value for name, value in latest.items() if not name.startswith(prefix)},
         "baselines": {name.removeprefix(prefix): value for name, value in latest.items() if name.startswith(prefix)},
         "mlflow_run_id": run.mlflow_run_id,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -28,13 +28,15 @@ from fedrounds.fl_components.aggregation import Aggregation, LinearAggregator, M
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
-from fedrounds.fl_components.data import Data
+from fedrounds.fl_components.data import Data, TargetReader
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.executors import Execution, LocalExecution
 from fedrounds.fl_components.models import Model
 from fedrounds.fl_components.privacy import CentralPrivacy, Claim, ClaimContext, NoPrivacy, Privacy
 from fedrounds.fl_components.rules import MAX_WHOLE, PluginUnion, Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
+from fedrounds.fl_components.targets import TargetType
+from fedrounds.fl_components.task import Classification, Task
 from fedrounds.fl_components.training import Evaluation, Training
 from fedrounds.fl_components.values import Sampling
 
@@ -69,6 +71,7 @@ class FederationConfig(Rule):
     rounds: int = Field(ge=1, le=1_000_000_000)
     seed: int = Field(default=0, ge=0, description="decides all public randomness")
     data: Data
+    task: Task = Classification()
     model: Model
     training: Training
     selection: Selection = Uniform()
@@ -87,8 +90,14 @@ class FederationConfig(Rule):
     def _names_may_look_like_numbers(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @field_validator("evaluation")
+    @classmethod
+    def _metrics_are_written_out(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        return evaluation.resolved(info.data["task"]) if "task" in info.data else evaluation
+
     @model_validator(mode="after")
     def _laws(self) -> FederationConfig:
+        check_task(self)
         num_clients = self.data.known_num_clients()
         if num_clients is not None:
             check_cohort(self, num_clients)
@@ -135,6 +144,28 @@ class FederationConfig(Rule):
     def claimed_steps(self) -> int:
         """The local steps of a client's round for which it draws private batches; 0 where it draws none."""
         return self.training.private_steps if self.training.example_level is not None else 0
+
+
+def check_task(config: FederationConfig) -> None:
+    """Refuse data and training that do not belong to the learning task. Raises ValueError."""
+    task, data, smoothing = config.task, config.data, config.training.label_smoothing
+    if smoothing and not task.smooths_labels:
+        raise ValueError(
+            f"training.label_smoothing is {smoothing:g} but task.kind is {task.kind}, whose targets are no classes; "
+            "leave training.label_smoothing out"
+        )
+    if task.targets is TargetType.CLASS:
+        return
+    if not isinstance(data, TargetReader):
+        raise ValueError(
+            f"task.kind is {task.kind} but the targets of data.kind {data.kind} are classes; use data.kind tables or "
+            "function, or task.kind classification"
+        )
+    if getattr(data, data.class_field) is not None:
+        raise ValueError(
+            f"task.kind is {task.kind} but data.{data.class_field} is given, which says what the classes are; leave "
+            f"data.{data.class_field} out"
+        )
 
 
 def check_cohort(config: FederationConfig, num_clients: int) -> None:

@@ -43,11 +43,9 @@ from fedrounds.fl_components.errors import (
 )
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.tasks.progress import Listener, Progress
+from fedrounds.tasks.tracking.results import primary_key
 
 METRICS_LOGGED = {
-    "train/loss": ".4f",
-    "eval/loss": ".4f",
-    "eval/accuracy": ".4f",
     "privacy/epsilon": ".4g",
     "privacy/epsilon_simulated": ".4g",
     "privacy/example/epsilon": ".4g",
@@ -238,8 +236,9 @@ def flow_run_log(flow_run_id: UUID) -> Listener:
         if news.kind == "message":
             logger.info(news.text, extra={"flow_run_id": str(flow_run_id)})
         elif news.kind == "round":
+            logged = {"train/loss": ".4f", "eval/loss": ".4f", primary_key(news.primary): ".4f", **METRICS_LOGGED}
             shown = ", ".join(
-                f"{name} {news.metrics[name]:{form}}" for name, form in METRICS_LOGGED.items() if name in news.metrics
+                f"{name} {news.metrics[name]:{form}}" for name, form in logged.items() if name in news.metrics
             )
             text = f"round {news.round} of {news.rounds}: {shown}"
             logger.info(text, extra={"flow_run_id": str(flow_run_id)})

@@ -12,6 +12,7 @@ class Progress:
     """One piece of news. `message` carries text; `run` begins an attempt; then come `stage` and `round`, and `end`.
 
     In a sweep all that for each cell that is trained, with the sweep's id and which cell of how many it is, in words.
+    `primary` is the name of the run's primary metric.
     """
 
     kind: Literal["message", "run", "stage", "round", "end"]
@@ -24,6 +25,7 @@ class Progress:
     seconds: Mapping[str, float] = field(default_factory=dict)
     sweep_id: str = ""
     cell: str = ""
+    primary: str = "accuracy"
 
 
 Listener = Callable[[Progress], None]

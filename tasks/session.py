@@ -55,7 +55,15 @@ class Session:
 
     def tell(self, kind: Any, text: str = "", **fields: Any) -> None:
         """Pass a piece of news on, with the run's id and number of rounds."""
-        news = Progress(kind, redact(text), run_id=self.run_id, rounds=self.hub.config.rounds, **fields)
+        config = self.hub.config
+        news = Progress(
+            kind,
+            redact(text),
+            run_id=self.run_id,
+            rounds=config.rounds,
+            primary=config.evaluation.primary or "",
+            **fields,
+        )
         for listener in self.listeners:
             try:
                 listener(news)

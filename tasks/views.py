@@ -22,6 +22,7 @@ from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 from fedrounds.fl_components.values import RoundResult
 from fedrounds.tasks.anchors import anchor_line, page_key
 from fedrounds.tasks.session import Session
+from fedrounds.tasks.tracking.results import primary_key
 from fedrounds.tasks.tracking.server import run_url, tracking_uri
 
 ROUNDS_SHOWN = 20
@@ -92,7 +93,7 @@ class RunArtifact:
             "",
             f"MLflow: {_mlflow_address(hub.store, run)}",
             "",
-            *_table(rows[::-1]),
+            *_table(rows[::-1], run.config["evaluation"]["primary"]),
             "",
             anchor_line(hub.store),
         ]
@@ -153,7 +154,6 @@ def _bar(spent: float, limit: float) -> str:
 COLUMNS: Final = {
     "train loss": ("train/loss", ".4f"),
     "eval loss": ("eval/loss", ".4f"),
-    "accuracy": ("eval/accuracy", ".4f"),
     "epsilon": ("privacy/epsilon", ".4g"),
     "of examples": ("privacy/example/epsilon", ".4g"),
     "signal to noise": ("privacy/signal_to_noise", ".3g"),
@@ -167,17 +167,20 @@ COLUMNS: Final = {
 }
 
 
-def _table(rows: Sequence[RoundRecord]) -> list[str]:
+def _table(rows: Sequence[RoundRecord], primary: str) -> list[str]:
     """The rounds, with a column for what is known of any: not for what a claim withholds."""
     values: list[Mapping[str, float]] = [row.result["metrics"] for row in rows]
-    names = [name for name, (metric, _) in COLUMNS.items() if any(metric in each for each in values)]
+    columns = {"train loss": COLUMNS["train loss"], "eval loss": COLUMNS["eval loss"]}
+    columns |= {primary: (primary_key(primary), ".4f")} if primary != "loss" else {}
+    columns |= COLUMNS
+    names = [name for name, (metric, _) in columns.items() if any(metric in each for each in values)]
     headings = ["epsilon" if name == "of examples" and "epsilon" not in names else name for name in names]
     lines = [f"| round | {' | '.join(headings)} |", "|---:" * (len(names) + 1) + "|"] if rows else []
     if "of examples" in names:
         which = "epsilon of examples" if "epsilon" in names else "epsilon"
         lines = [f"In this table the {which} is that of the client that has spent most.", "", *lines]
     for row, metrics in zip(rows, values, strict=True):
-        shown = [format(metrics[m], form) if m in metrics else "" for m, form in map(COLUMNS.__getitem__, names)]
+        shown = [format(metrics[m], form) if m in metrics else "" for m, form in map(columns.__getitem__, names)]
         lines.append(f"| {row.round} | {' | '.join(shown)} |")
     return lines
 

@@ -8,11 +8,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from fedrounds.fl_components.aggregation import Aggregation
 from fedrounds.fl_components.aggregation.prepare import Preparation
+from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.clients import Availability, Network, Selection, Stragglers
 from fedrounds.fl_components.compression import Compression
 from fedrounds.fl_components.compression.sparse import Values
@@ -22,11 +24,13 @@ from fedrounds.fl_components.data.partition import Partition
 from fedrounds.fl_components.executors import Execution
 from fedrounds.fl_components.models import Model
 from fedrounds.fl_components.privacy import AnyClipping, ExamplePrivacy, Privacy
+from fedrounds.fl_components.rules import import_attribute
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.hub import open_hub
 from fedrounds.fl_components.server_optimizers import ServerOptimizer
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.store import Store
+from fedrounds.fl_components.task import Tally, Task
 from fedrounds.fl_components.training.objectives import Objective
 from fedrounds.fl_components.training.schedules import Schedule
 from tests.support import ROOT, parameters, public_data
@@ -60,6 +64,7 @@ def documented(heading: str) -> dict[str, str]:
 UNIONS: dict[str, Any] = {
     "data": Data,
     "data.partition": Partition,
+    "task": Task,
     "model": Model,
     "training.privacy": ExamplePrivacy,
     "training.objective": Objective,
@@ -153,9 +158,20 @@ def test_the_rule_on_the_page_is_the_one_in_the_code() -> None:
     assert text == (ROOT / "fl_components" / "server_optimizers" / "fedavgm.py").read_text()
 
 
+def test_the_metric_of_the_extension_s_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    _, text = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "metric_of_the_page.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    tally = Tally(import_attribute("metric_of_the_page:TopThree", "task")().metrics())
+    scores = torch.eye(5) + torch.tensor([0.3, 0.2, 0.1, 0.05, 0.0])
+    tally.add(scores[None], torch.tensor([[0, 1, 4, 1, IGNORED]]))
+    assert (tally.values()["top_3"], tally.values()["accuracy"]) == (0.75, 0.5)
+
+
 def test_the_rules_of_the_extension_s_page_are_those_of_the_example() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
-    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    text, *_ = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     code = (ROOT / "examples" / "extension" / "hospital_rules" / "quadratic.py").read_text()
     for part in text.split("\n\n\n")[1:]:
         assert part.strip() in re.sub(r'    """.*?"""\n\n', "", code, flags=re.S)

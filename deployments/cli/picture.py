@@ -13,7 +13,7 @@ MAX_COLOURS = 20
 
 
 def draw_partition(partition: Mapping[str, Any], name: str, file: Path) -> None:
-    """Two panels: the labels of the first clients, and how many examples clients have.
+    """Draw the labels of the first clients, where there are classes, and how many examples clients have.
 
     `partition` is what `fl_components.data.summary` says. Raises `ConfigError` when the file cannot be written.
     """
@@ -22,11 +22,14 @@ def draw_partition(partition: Mapping[str, Any], name: str, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (labels, sizes) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2])
+    widths = [3, 2] if partition["labels"] else [2]
+    figure, panels = pyplot.subplots(1, len(widths), figsize=(2 * sum(widths), 4), width_ratios=widths, squeeze=False)
+    *labels, sizes = panels[0]
     try:
-        _labels(labels, partition)
+        for axis in labels:
+            _labels(axis, partition)
         _sizes(sizes, partition)
-        for axis in (labels, sizes):
+        for axis in panels[0]:
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"{name}: {partition['num_clients']:,} clients", x=0.01, ha="left", fontsize=12)
         _save(figure, file)

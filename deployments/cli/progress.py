@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from fedrounds.tasks.progress import Progress
 
 ROUNDS_SHOWN = 8
+# What is shown of a round; the column `primary` has the name of the run's primary metric.
 COLUMNS: dict[str, Callable[[float | None], str]] = {
     "train loss": number,
     "eval loss": number,
-    "accuracy": number,
+    "primary": number,
     "epsilon": number,
     "signal/noise": number,
     "upload": size,
@@ -59,28 +60,41 @@ class RoundLine:
     round: int
     values: Mapping[str, float | None]
     withholds: bool
+    primary: str
 
     @classmethod
-    def of(cls, round: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None) -> RoundLine:
+    def of(
+        cls, round: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None, primary: str
+    ) -> RoundLine:
+        """Return the line of a round with these metrics, of a run with this primary metric."""
         values = {
             "train loss": metrics.get("train/loss"),
             "eval loss": metrics.get("eval/loss"),
-            "accuracy": metrics.get("eval/accuracy"),
+            "primary": metrics.get(f"eval/{primary}"),
             "epsilon": next((metrics[name] for name in EPSILONS if name in metrics), None),
             "signal/noise": metrics.get("privacy/signal_to_noise"),
             "upload": metrics.get("communication/upload_bytes"),
             "time": metrics.get("time/round_s", sum(seconds.values()) if seconds else None),
         }
-        return cls(round, values, withholds(metrics))
+        return cls(round, values, withholds(metrics), primary)
 
     def columns(self) -> dict[str, str]:
         """Those of a privacy claim where it has a value for them; where it withholds what is measured, only what is
         known."""
         return {
-            name: show(self.values[name])
+            self.heading(name): show(self.values[name])
             for name, show in COLUMNS.items()
-            if self.values[name] is not None or not (self.withholds or name in OF_A_CLAIM)
+            if self.values[name] is not None or not (self.withholds or name in self._optional)
         }
+
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        """The columns that are left out without a value."""
+        return (*OF_A_CLAIM, "eval loss") if self.values["primary"] is not None else OF_A_CLAIM
+
+    def heading(self, name: str) -> str:
+        """Return what a column is called."""
+        return self.primary if name == "primary" else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +124,12 @@ class RoundsTable:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
         table.add_column("round", justify="right", no_wrap=True)
         rows = [line.columns() for line in self.lines]
-        names = [name for name in COLUMNS if name not in left_out and any(name in row for row in rows)]
+        headings = [self.lines[-1].heading(name) for name in COLUMNS if name not in left_out] if self.lines else []
+        names = [heading for heading in headings if any(heading in row for row in rows)]
         for name in names:
-            table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "accuracy" else None)
+            table.add_column(
+                name, justify="right", no_wrap=True, style="bold" if name == self.lines[-1].primary else None
+            )
         for line, row in zip(self.lines, rows, strict=True):
             table.add_row(str(line.round), *(row.get(name, UNKNOWN) for name in names))
         return table
@@ -182,7 +199,7 @@ class DisplayState:
                 self.round = event.round
                 self.stage = self.message = ""
                 self.seconds = event.seconds
-                self.lines.append(RoundLine.of(self.round, event.metrics, event.seconds))
+                self.lines.append(RoundLine.of(self.round, event.metrics, event.seconds, event.primary))
                 self.commits.append(now)
             case "end":
                 self.stage = ""

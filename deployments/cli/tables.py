@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ HISTOGRAM_FROM = 8
 BASELINES = {
     "pooled_majority": "the majority label for all",
     "client_majority": "each client's own majority label",
+    "pooled_mean": "the mean of all targets",
+    "client_mean": "each client's own mean target",
     "unigram": "the most frequent token (unigram)",
     "bigram": "what most often follows the token (bigram)",
 }
@@ -42,7 +45,7 @@ STATE_STYLES: dict[str, str] = {
 def result(data: Mapping[str, Any]) -> RenderableType:
     """A run that has ended: what it reached, what that is worth, what it cost, and where to look next."""
     more = {"rounds": f"fedrounds show {data['run_id']}"}
-    return Group(_heading(data), "", *_accuracy(data), _facts(data), "", _where_next(data, more))
+    return Group(_heading(data), "", *_test_metrics(data), _facts(data), "", _where_next(data, more))
 
 
 def sweep(data: Mapping[str, Any]) -> RenderableType:
@@ -55,15 +58,21 @@ def sweep(data: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for field in data["over"]:
         table.add_column(field, justify="right", overflow="fold")
-    for name in ("accuracy", ""):
+    primary = data["primary_metric"]
+    for name in (primary or "", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("run", "state"):
         table.add_column(name, no_wrap=True, overflow="fold")
     for cell in cells:
         best = cell["run_id"] == data["best"]
         values = [value if isinstance(value, str) else json.dumps(value) for value in cell["values"].values()]
-        accuracy = number(cell["metrics"].get("eval/accuracy"))
-        row = [*values, accuracy, "best" if best else "", cell["run_id"], _state(cell["state"])]
+        row = [
+            *values,
+            number(cell["metrics"].get(f"eval/{primary}")),
+            "best" if best else "",
+            cell["run_id"],
+            _state(cell["state"]),
+        ]
         table.add_row(*row, style="bold" if best else None)
     failed = [cell for cell in cells if cell.get("error")]
     errors = [Text(f"{cell['run_id']}: {cell['error']['message']}", style="red") for cell in failed]
@@ -82,10 +91,12 @@ def sweep(data: Mapping[str, Any]) -> RenderableType:
 
 def details(data: Mapping[str, Any]) -> RenderableType:
     """All that is known of one run, with its rounds."""
-    parts = [_heading(data), "", *_accuracy(data), _facts(data)]
+    parts = [_heading(data), "", *_test_metrics(data), _facts(data)]
     history = data.get("history") or []
     if history:
-        lines = [RoundLine.of(row["round"], row["metrics"], row.get("seconds")) for row in history]
+        lines = [
+            RoundLine.of(row["round"], row["metrics"], row.get("seconds"), data["primary_metric"]) for row in history
+        ]
         parts += ["", Text("Rounds", style="bold"), _indented(RoundsTable(lines))]
     return Group(*parts, "", _where_next(data, {}))
 
@@ -97,13 +108,20 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     return FirstThatFits([_runs(rows, narrow=False), _runs(rows, narrow=True)])
 
 
+def _primary_value(run: Mapping[str, Any]) -> str:
+    """A run's value of its own primary metric."""
+    return number((run.get("metrics") or {}).get(f"eval/{run['primary_metric']}"))
+
+
 def _runs(rows: Sequence[Mapping[str, Any]], *, narrow: bool) -> Table:
     """The experiment and the data in columns of their own, or in a line below the run."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("run",) if narrow else ("run", "experiment", "data"):
         table.add_column(name, overflow="fold")
     table.add_column("state", no_wrap=True)
-    for name in ("rounds", "accuracy", "duration"):
+    primaries = {row["primary_metric"] for row in rows}
+    is_common = len(primaries) == 1
+    for name in ("rounds", primaries.pop() if is_common else "primary metric", "duration"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("when", no_wrap=True)
     for row in rows:
@@ -115,7 +133,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], *, narrow: bool) -> Table:
             *([below] if narrow else [run_id, experiment, data_set]),
             _state(row["state"]),
             f"{row['committed_round']}/{row['rounds']}",
-            number((row.get("metrics") or {}).get("eval/accuracy")),
+            _primary_value(row) if is_common else f"{row['primary_metric']} {_primary_value(row)}",
             UNKNOWN if row["duration_s"] is None else whole_duration(row["duration_s"]),
             ago(time.time() - updated_at) if updated_at else UNKNOWN,
         )
@@ -205,7 +223,7 @@ def checked_config(data: Mapping[str, Any]) -> RenderableType:
         more = len(data["left_alone"]) - len(names)
         words = ", ".join(names) + (f" and {more:,} more" if more else "")
         parts += ["", Text(f"  left alone in the clients' folder: {words}", style="dim")]
-    baselines = _columns("without a model", "test accuracy")
+    baselines = _columns("without a model", f"test {_baseline_metric(data.get('baselines') or {})}")
     for key, label in BASELINES.items():
         if key in (data.get("baselines") or {}):
             baselines.add_row(label, number(data["baselines"][key]))
@@ -553,19 +571,26 @@ def _heading(data: Mapping[str, Any]) -> RenderableType:
     return heading
 
 
-def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
+def _baseline_metric(baselines: Mapping[str, float]) -> str:
+    """What the predictors without a model are measured by."""
+    return "mse" if "pooled_mean" in baselines else "accuracy"
+
+
+def _test_metrics(data: Mapping[str, Any]) -> list[RenderableType]:
+    """The primary metric, pooled and by client, the other metrics pooled, and what is reached without a model."""
     metrics: Mapping[str, float] = data.get("metrics") or {}
-    if withholds(metrics) and "eval/accuracy" not in metrics:
+    primary = data["primary_metric"]
+    if withholds(metrics) and f"eval/{primary}" not in metrics:
         return []
     baselines: Mapping[str, float] = data.get("baselines") or {}
-    prefix, suffix = "eval/client/", "/accuracy"
+    prefix, suffix = "eval/client/", f"/{primary}"
     clients = {
         name[len(prefix) : -len(suffix)]: value
         for name, value in metrics.items()
         if name.startswith(prefix) and name.endswith(suffix)
     }
-    table = _columns("test accuracy", "")
-    table.add_row(Text("all clients pooled", style="bold"), Text(number(metrics.get("eval/accuracy")), style="bold"))
+    table = _columns(f"test {primary}", "")
+    table.add_row(Text("all clients pooled", style="bold"), Text(number(metrics.get(f"eval/{primary}")), style="bold"))
     if len(clients) <= CLIENTS_SHOWN:
         for client, value in clients.items():
             table.add_row(f"  {client}", number(value))
@@ -573,10 +598,30 @@ def _accuracy(data: Mapping[str, Any]) -> list[RenderableType]:
         ordered = sorted(clients.values())
         for label, index in (("lowest", 0), ("median", len(ordered) // 2), ("highest", -1)):
             table.add_row(f"  {label} of {len(ordered):,} clients", number(ordered[index]))
+    others = {name: value for name, value in metrics.items() if re.fullmatch(r"eval/\w+", name)}
+    for name, value in others.items():
+        if name not in (f"eval/{primary}", "eval/loss"):
+            table.add_row(f"{name.removeprefix('eval/')}, pooled", number(value))
+    measure = _baseline_metric(baselines)
+    prefix = "without a model: " if measure == primary else f"{measure} without a model: "
     for key, label in BASELINES.items():
         if key in baselines:
-            table.add_row(Text(f"without a model: {label}", style="dim"), Text(number(baselines[key]), style="dim"))
-    return [_indented(table), ""]
+            table.add_row(Text(f"{prefix}{label}", style="dim"), Text(number(baselines[key]), style="dim"))
+    return [_indented(table), "", *_confusion(metrics)]
+
+
+def _confusion(metrics: Mapping[str, float]) -> list[RenderableType]:
+    """The confusion matrix, where it was evaluated: a row for each class, a column for each predicted one."""
+    prefix = "eval/confusion_matrix/"
+    counts = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    if not counts:
+        return []
+    entries, size = list(counts.items()), round(len(counts) ** 0.5)
+    names = [name[: len(name) // 2] for name, _ in entries[:: size + 1]]  # of the diagonal: "NAME/NAME"
+    table = _columns("class", *(f"as {name}" for name in names))
+    for row, name in enumerate(names):
+        table.add_row(name, *(f"{count:,.0f}" for _, count in entries[row * size : (row + 1) * size]))
+    return [Text("  test rows of each class, and what they are predicted as", style="dim"), _indented(table), ""]
 
 
 def _facts(data: Mapping[str, Any]) -> RenderableType:
@@ -590,8 +635,8 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
         up, down = size(communication.get("upload_bytes")), size(communication.get("download_bytes"))
         facts.add_row("communication", f"{up} up, {down} down")
     if communication.get("simulated_s") is not None:
-        reached = list(communication["simulated_s_to_accuracy"].items())[-3:]
-        after = "; ".join(f"accuracy {level} after {s:,.1f} s" for level, s in reached)
+        reached = list(communication["simulated_s_to_primary"].items())[-3:]
+        after = "; ".join(f"{data['primary_metric']} {level} after {s:,.1f} s" for level, s in reached)
         facts.add_row("network", f"{communication['simulated_s']:,.1f} s simulated{after and f' ({after})'}")
     privacy = data.get("privacy") or {}
     facts.add_row("privacy", _privacy(privacy))

@@ -91,7 +91,15 @@ def run_round(
     kept = {name: state[name] for name in channels if name in state}
     with one_thread(), torch.random.fork_rng(devices=[]):
         update_M, loss = spec.training.train(
-            module, base_M, examples.x, examples.y, int(spec.seed, 16), secret, work=spec.work, kept=kept
+            module,
+            base_M,
+            examples.x,
+            examples.y,
+            int(spec.seed, 16),
+            secret,
+            work=spec.work,
+            kept=kept,
+            learning_task=spec.task,
         )
         new_state = next_kept(spec.training.objective, kept, layout.split(update_M))
         if spec.compression.error_feedback:

@@ -14,6 +14,7 @@ from fedrounds.fl_components.layout import DELTA, PARAMS, Layout, Shape
 from fedrounds.fl_components.models import ModelSpec
 from fedrounds.fl_components.privacy import Privacy
 from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.task import Task
 from fedrounds.fl_components.training import Training
 
 FORMAT_VERSION: Final = 1
@@ -46,6 +47,7 @@ class RoundSpec(Rule):
       client_id: whom the specification is for.
       base_digest: of the broadcast that the update must start from.
       model: how the client builds the model.
+      task: what the model learns.
       training: the local training of this round; its schedule and its noise are resolved.
       compression, broadcast: how the update and the parameters travel.
       privacy: the claim that the server makes about clients.
@@ -63,6 +65,7 @@ class RoundSpec(Rule):
     client_id: str
     base_digest: Digest
     model: ModelSpec
+    task: Task
     training: Training
     compression: Compression
     broadcast: Broadcast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedrounds.fl_components.data.base import DataRule
+from fedrounds.fl_components.data.base import DataRule, TargetReader
 from fedrounds.fl_components.data.digits import Digits
 from fedrounds.fl_components.data.emnist import Emnist
 from fedrounds.fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
@@ -38,4 +38,5 @@ __all__ = [
     "RowRanges",
     "Shakespeare",
     "Tables",
+    "TargetReader",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fedrounds.fl_components.data.federated import FederatedData
 from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.targets import TargetType
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class ColumnSummary:
     """
 
     name: str
-    kind: Literal["number", "date", "category", "label"]
+    kind: Literal["number", "date", "category", "label", "target"]
     range: tuple[float | str, float | str] | None
     counts: Mapping[str, int] | None
     missing: float
@@ -75,3 +76,20 @@ class DataRule(Rule):
     def hint_without_test_rows(self, data: FederatedData) -> str:
         """Return what to do about data in which no client has a row to test on."""
         return "give at least one client x_test and y_test"
+
+
+class TargetReader(DataRule):
+    """Base of the data rules that read targets as the learning task needs them; all others have classes.
+
+    Attributes:
+      class_field: the field that says which classes there are. It has no meaning where targets are numbers.
+    """
+
+    class_field: ClassVar[str]
+
+    @abstractmethod
+    def load(self, seed: int, targets: TargetType = TargetType.CLASS) -> FederatedData:
+        """Return the examples with targets of this type. Raises `DataError` for data that cannot be used."""
+
+    def columns_read(self, targets: TargetType = TargetType.CLASS) -> list[ColumnSummary]:
+        return []

@@ -14,13 +14,15 @@ from typing import Any, Final, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrounds.fl_components.arrays import IGNORED
+from fedrounds.fl_components.arrays import IGNORED, Float64
 from fedrounds.fl_components.data.fingerprints import Fingerprints, of_data
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.targets import TargetType
 
 Features = NDArray[np.float32] | NDArray[np.int64]
 Labels = NDArray[np.int64]
+Targets = NDArray[np.int64] | NDArray[np.float32]
 Array = NDArray[Any]
 
 CLIENT_ID: Final = re.compile(r"\w[\w.\- ]{0,99}")
@@ -31,9 +33,9 @@ class ClientExamples(NamedTuple):
     """One client's own examples: training rows, and test rows (none: arrays of length 0)."""
 
     x_train: Features
-    y_train: Labels
+    y_train: Targets
     x_test: Features
-    y_test: Labels
+    y_test: Targets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,10 +102,10 @@ class FederatedData:
     Args:
       client_ids: n distinct names (letters, digits, ``_ . -`` and spaces; at most 100 characters).
       x_train, x_test: features [M, ...], float32, or int64 for tokens; equal shapes after the first axis.
-      y_train, y_test: labels int64 in [0, num_classes): one a row [M], or one a position [M, T], where `IGNORED` marks
-        positions that do not count.
+      y_train, y_test: targets, one a row [M] or one a position [M, T]. Of classes they are labels, int64 in
+        [0, num_classes), where `IGNORED` marks positions that do not count; numbers are float32, where NaN does.
       train_rows, test_rows: which of them are whose.
-      num_classes: how many labels there are (2 or more).
+      num_classes: how many classes there are (2 or more); 0 where targets are numbers.
       class_names: what each label stands for, in the order of the labels; empty where labels have no names.
       public: True for a data set that anyone may download: nothing about it needs to be withheld.
       attributes: what is known of each client besides its examples, for stratified selection: name -> values [n].
@@ -120,10 +122,10 @@ class FederatedData:
 
     client_ids: Sequence[str]
     x_train: Features
-    y_train: Labels
+    y_train: Targets
     train_rows: RowRanges
     x_test: Features
-    y_test: Labels
+    y_test: Targets
     test_rows: RowRanges
     num_classes: int
     public: bool
@@ -133,7 +135,7 @@ class FederatedData:
 
     def __post_init__(self) -> None:
         self._check_clients()
-        if self.num_classes < 2:
+        if self.num_classes == 1:
             raise DataError(
                 f"the data has {self.num_classes} class(es): there is nothing to tell apart",
                 hint="labels are whole numbers from 0; at least two different ones are needed",
@@ -249,22 +251,22 @@ class FederatedData:
         return self.x_train.shape[1:]
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
-        """The shape of a model's scores for one row: [C], or [T, C] where each position has a label."""
-        return (*self.y_train.shape[1:], self.num_classes)
+    def targets(self) -> TargetType:
+        """What the targets are: classes or numbers."""
+        return TargetType.CLASS if self.num_classes else TargetType.NUMBER
 
-    def train(self, client: int) -> tuple[Features, Labels]:
-        """Client number `client`'s training rows: views of features and labels."""
+    def train(self, client: int) -> tuple[Features, Targets]:
+        """Return client number `client`'s training rows: views of features and targets."""
         rows = slice(self.train_rows.starts[client], self.train_rows.stops[client])
         return self.x_train[rows], self.y_train[rows]
 
-    def test(self, client: int) -> tuple[Features, Labels]:
-        """Client number `client`'s test rows (perhaps none): views of features and labels."""
+    def test(self, client: int) -> tuple[Features, Targets]:
+        """Return client number `client`'s test rows (perhaps none): views of features and targets."""
         rows = slice(self.test_rows.starts[client], self.test_rows.stops[client])
         return self.x_test[rows], self.y_test[rows]
 
-    def unowned_test(self) -> tuple[Features, Labels]:
-        """The test rows that no client owns: those after the last client's. Views of features and labels."""
+    def unowned_test(self) -> tuple[Features, Targets]:
+        """Return the test rows that no client owns: those after the last client's. Views of features and targets."""
         rows = slice(int(self.test_rows.stops.max()), None)
         return self.x_test[rows], self.y_test[rows]
 
@@ -280,9 +282,10 @@ class FederatedData:
         """
         if name in self.attributes:
             return np.unique(self.attributes[name], return_inverse=True)[1].astype(np.int64)
-        if name == "majority_label" and self.y_train.ndim == 1:
+        has_majority = self.y_train.ndim == 1 and self.targets is TargetType.CLASS
+        if name == "majority_label" and has_majority:
             return self._majority_labels()
-        known = [*self.attributes, *(["majority_label"] if self.y_train.ndim == 1 else [])]
+        known = [*self.attributes, *(["majority_label"] if has_majority else [])]
         raise DataError(
             f"this data has no attribute {name!r} of clients",
             hint=f"known are {', '.join(known)}" if known else "it has none at all: choose another selection",
@@ -300,15 +303,19 @@ class FederatedData:
         return np.bincount(labels[labels != IGNORED], minlength=self.num_classes)
 
     def baselines(self) -> dict[str, float]:
-        """Test accuracies of guessing without a model; a model has to beat them. Empty when there are no test rows.
+        """Return how good guessing without a model is on the test rows; a model has to beat it.
 
-        Where each row has one label: `pooled_majority` guesses the label that is most frequent in all training rows
-        and, where clients have test rows, `client_majority` the one that is most frequent in the client's own (of
-        equals, the smallest). Where each position has one: `unigram` is the former, and `bigram` guesses what most
-        often follows the position's own token.
+        Empty when there are no test rows. Of numbers these are mean squared errors: `pooled_mean` predicts the mean of
+        all training rows and, where clients have test rows, `client_mean` that of the client's own. Of classes they are
+        accuracies. Where each row has one label: `pooled_majority` guesses the label that is most frequent in all
+        training rows and, where clients have test rows, `client_majority` the one that is most frequent in the client's
+        own (of equals, the smallest). Where each position has one: `unigram` is the former, and `bigram` guesses what
+        most often follows the position's own token.
         """
         if not len(self.y_test):
             return {}
+        if self.targets is TargetType.NUMBER:
+            return self._mean_baselines()
         if self.y_train.ndim > 1:
             return self._token_baselines()
         pooled = np.bincount(self.y_train).argmax()
@@ -319,6 +326,17 @@ class FederatedData:
             own_hits += int(np.count_nonzero(y_test == self.label_counts(client).argmax()))
             own_rows += len(y_test)
         return found | ({"client_majority": own_hits / own_rows} if own_rows else {})
+
+    def _mean_baselines(self) -> dict[str, float]:
+        def squares(expected: Targets, known: Targets) -> Float64:
+            return np.square(expected[~np.isnan(expected)] - np.nanmean(known, dtype=np.float64))
+
+        found = {"pooled_mean": float(np.mean(squares(self.y_test, self.y_train)))}
+        own = [
+            squares(self.test(client)[1], self.train(client)[1])
+            for client in np.flatnonzero(self.test_rows.lengths).tolist()
+        ]
+        return found | ({"client_mean": float(np.mean(np.concatenate(own)))} if own else {})
 
     def _token_baselines(self) -> dict[str, float]:
         known, asked = self.y_train != IGNORED, self.y_test != IGNORED
@@ -362,14 +380,15 @@ class FederatedData:
             )
         if x.dtype not in (np.float32, np.int64):
             raise DataError(f"{part} features are {x.dtype}", hint="give float32 features, or int64 tokens")
-        if y.ndim not in (1, 2) or y.dtype != np.int64:
+        noun, dtype = ("label" if self.num_classes else "target"), self.targets.dtype
+        if y.ndim not in (1, 2) or y.dtype != dtype:
             raise DataError(
-                f"{part} labels are {y.dtype} of shape {list(y.shape)}",
-                hint="give one int64 label for each row, or for each of its positions",
+                f"{part} {noun}s are {y.dtype} of shape {list(y.shape)}",
+                hint=f"give one {dtype} {noun} for each row, or for each of its positions",
             )
         if len(x) != len(y):
             raise DataError(
-                f"there are {len(x)} {part} rows of features and {len(y)} labels", hint="give one label for each row"
+                f"there are {len(x)} {part} rows of features and {len(y)} {noun}s", hint=f"give one {noun} for each row"
             )
         if rows.starts.shape != (self.num_clients,) or rows.stops.shape != (self.num_clients,):
             raise DataError(
@@ -386,20 +405,23 @@ class FederatedData:
                 f"{part} rows of a client lie outside the {len(y)} that there are",
                 hint="a client's rows begin at 0 or later, and end at the number of rows or earlier",
             )
-        allowed = (y >= 0) & (y < self.num_classes)
+        allowed = (y >= 0) & (y < self.num_classes) if self.num_classes else np.isfinite(y)
         if y.ndim > 1:
-            allowed |= y == IGNORED
-            nothing = np.flatnonzero((y == IGNORED).all(axis=1))
+            counted = self.targets.counted(y)
+            allowed |= ~counted
+            nothing = np.flatnonzero(~counted.any(axis=1))
             if nothing.size:
                 raise DataError(
-                    f"{self._where(part, rows, int(nothing[0]))} has no label that counts",
-                    hint=f"leave out rows whose labels are all {IGNORED}",
+                    f"{self._where(part, rows, int(nothing[0]))} has no {noun} that counts",
+                    hint=f"leave out rows whose {noun}s are all {self.targets.ignored}",
                 )
         if not allowed.all():
             row, *position = (int(index) for index in np.argwhere(~allowed)[0])
             raise DataError(
-                f"{self._where(part, rows, row)} has the label {y[(row, *position)]}",
-                hint=f"labels are whole numbers from 0 to {self.num_classes - 1} ({self.num_classes} classes)",
+                f"{self._where(part, rows, row)} has the {noun} {y[(row, *position)]}",
+                hint=f"labels are whole numbers from 0 to {self.num_classes - 1} ({self.num_classes} classes)"
+                if self.num_classes
+                else "targets are finite numbers that float32 holds: leave out rows without one",
             )
         finite = np.isfinite(x)
         if not finite.all():

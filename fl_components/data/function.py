@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
-from fedrounds.fl_components.data.base import DataRule
-from fedrounds.fl_components.data.federated import ClientExamples, Features, FederatedData, Labels, check_unmasked
+from fedrounds.fl_components.data.base import TargetReader
+from fedrounds.fl_components.data.federated import (
+    ClientExamples,
+    Features,
+    FederatedData,
+    Labels,
+    Targets,
+    check_unmasked,
+)
 from fedrounds.fl_components.errors import ConfigError, DataError, FedroundsError, one_line
 from fedrounds.fl_components.rules import import_attribute
+from fedrounds.fl_components.targets import TargetType
 
-_NO_REGRESSION: Final = "Regression (labels that are quantities) is not supported yet"
+REGRESSION_HINT: Final = "To predict a quantity, set task: {kind: regression}"
 _FORM: Final = "return {client_id: (x_train, y_train) or (x_train, y_train, x_test, y_test)}"
 
 
-class FunctionData(DataRule):
+class FunctionData(TargetReader):
     """Examples from your function: `path` names it ("package.module:name"), `arguments` are its keyword arguments.
 
     The function returns ``{client_id: (x_train, y_train)}`` or, for clients with test rows, ``{client_id: (x_train,
     y_train, x_test, y_test)}``; arrays, tensors, data frames or lists. Features are [rows, ...]: floats and booleans
-    become float32, whole numbers int64 tokens. Labels are whole numbers [rows] from 0. Missing values (masked elements,
+    become float32, whole numbers int64 tokens. Targets are [rows]: whole numbers from 0 (labels) or, where the learning
+    task is regression, numbers, which become float32. Missing values (masked elements,
     NaN, nulls of data frames, None) are refused. The function must return the same for the same arguments, or a run
     that is resumed would continue with other data.
 
@@ -43,10 +52,12 @@ class FunctionData(DataRule):
     num_classes: int | None = Field(default=None, ge=2)
     public: bool = False
 
+    class_field: ClassVar[str] = "num_classes"
+
     def known_num_clients(self) -> None:
         return None
 
-    def load(self, seed: int) -> FederatedData:
+    def load(self, seed: int, targets: TargetType = TargetType.CLASS) -> FederatedData:
         """Call the function and check what it returns.
 
         Raises `ConfigError` when `path` names no function, `DataError` when the function fails or what it returns
@@ -65,7 +76,9 @@ class FunctionData(DataRule):
         if not isinstance(returned, Mapping):
             raise DataError(f"{self.path} returned a {type(returned).__name__}, not a mapping", hint=_FORM)
         try:
-            clients = {client_id: _examples(self.path, client_id, value) for client_id, value in returned.items()}
+            clients = {
+                client_id: _examples(self.path, client_id, value, targets) for client_id, value in returned.items()
+            }
         except FedroundsError:
             raise
         except Exception as error:  # a mapping that reads its values when it is asked for them, for instance
@@ -75,7 +88,9 @@ class FunctionData(DataRule):
             ) from error
         if not clients:
             raise DataError(f"{self.path} returned no clients", hint=_FORM)
-        num_classes = self.num_classes if self.num_classes is not None else _num_classes(self.path, clients)
+        num_classes = self.num_classes or 0
+        if targets is TargetType.CLASS and not num_classes:
+            num_classes = _num_classes(self.path, clients)
         return FederatedData.from_clients(clients, num_classes=num_classes, public=self.public)
 
 
@@ -88,25 +103,26 @@ def _num_classes(path: str, clients: Mapping[str, ClientExamples]) -> int:
         raise DataError(
             f"{path}: no row of any client has the label {place}, and the labels go up to {largest}",
             hint=f"number the classes from 0 without gaps or, if a class may be absent, set data.num_classes: "
-            f"{largest + 1}. {_NO_REGRESSION}",
+            f"{largest + 1}. {REGRESSION_HINT}",
         )
     return int(labels.max(initial=-1)) + 1
 
 
-def _examples(path: str, client_id: Any, value: Any) -> ClientExamples:
+def _examples(path: str, client_id: Any, value: Any, targets: TargetType) -> ClientExamples:
     where = f"{path}, client {client_id!r}"
     if not isinstance(value, tuple | list) or len(value) not in (2, 4):
         found = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
         raise DataError(f"{where}: {found}, not 2 or 4 arrays", hint=_FORM)
-    x_train, y_train = _features(value[0], f"{where}: x_train"), _labels(value[1], f"{where}: y_train")
+    read: Callable[[Any, str], Targets] = _labels if targets is TargetType.CLASS else _numbers
+    x_train, y_train = _features(value[0], f"{where}: x_train"), read(value[1], f"{where}: y_train")
     if len(value) == 4:
-        x_test, y_test = _features(value[2], f"{where}: x_test"), _labels(value[3], f"{where}: y_test")
+        x_test, y_test = _features(value[2], f"{where}: x_test"), read(value[3], f"{where}: y_test")
     else:
         x_test, y_test = x_train[:0], y_train[:0]
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if len(x) != len(y):
             raise DataError(
-                f"{where}: x_{part} has {len(x)} rows and y_{part} has {len(y)}", hint="give one label for each row"
+                f"{where}: x_{part} has {len(x)} rows and y_{part} has {len(y)}", hint="give one target for each row"
             )
     return ClientExamples(x_train, y_train, x_test, y_test)
 
@@ -145,11 +161,25 @@ def _labels(value: Any, where: str) -> Labels:
             raise DataError(f"{where}, row {row} (from 0) is {array[row]}", hint="leave out rows without a label")
         if array.dtype.kind == "f" and (array != np.floor(array)).any():
             row = int(np.flatnonzero(array != np.floor(array))[0])
-            hint = f"row {row} (from 0) is {array[row]}, and labels are whole numbers from 0. {_NO_REGRESSION}"
+            hint = f"row {row} (from 0) is {array[row]}, and labels are whole numbers from 0. {REGRESSION_HINT}"
         if array.dtype.kind in "US":
             hint = "labels are whole numbers from 0: number the classes in the same way for all clients"
         raise DataError(f"{where} is {array.dtype}", hint=hint)
     return _int64(array, where)
+
+
+def _numbers(value: Any, where: str) -> NDArray[np.float32]:
+    """Return targets that are numbers."""
+    array = _array(value, where)
+    if array.ndim != 1:
+        raise DataError(
+            f"{where} has the shape {list(array.shape)}",
+            hint="targets are [rows], one number for each row" + ": give y.ravel()" * (array.ndim == 2),
+        )
+    if array.size and array.dtype.kind not in "iufb":
+        raise DataError(f"{where} is {array.dtype}, not numbers", hint="with task regression, targets are numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which is refused by its row
+        return array.astype(np.float32)
 
 
 def _int64(array: NDArray[Any], where: str) -> NDArray[np.int64]:

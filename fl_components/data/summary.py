@@ -32,7 +32,7 @@ def summary(data: FederatedData) -> dict[str, Any]:
         is counted in it.
       class_names: what the labels stand for, in the order of `labels`.
       labels: how often each label occurs in the table of training rows; where clients' rows overlap, once a row.
-      client_labels: the same for each of the first 20 clients, by id.
+      client_labels: the same for each of the first 20 clients, by id. All three are empty where targets are numbers.
 
     >>> from fedrounds.fl_components.data.heart_disease import HeartDisease
     >>> made = summary(HeartDisease().load(seed=0))
@@ -41,7 +41,7 @@ def summary(data: FederatedData) -> dict[str, Any]:
     >>> made["client_labels"]["va"]
     [19, 66]
     """
-    sizes_n = data.train_rows.lengths
+    sizes_n, has_classes = data.train_rows.lengths, data.num_classes > 0
     return {
         "num_clients": data.num_clients,
         "examples": {
@@ -52,10 +52,10 @@ def summary(data: FederatedData) -> dict[str, Any]:
         },
         "size_histogram": _histogram(sizes_n),
         "class_names": list(data.shown_classes),
-        "labels": np.bincount(data.y_train[data.y_train != IGNORED], minlength=data.num_classes).tolist(),
+        "labels": _label_counts(data),
         "client_labels": {
             data.client_ids[client]: data.label_counts(client).tolist()
-            for client in range(min(_SHOWN_CLIENTS, data.num_clients))
+            for client in range(min(_SHOWN_CLIENTS, data.num_clients) if has_classes else 0)
         },
     }
 
@@ -74,7 +74,7 @@ def classes(data: FederatedData) -> list[dict[str, Any]]:
     >>> classes(HeartDisease().load(seed=0))[1]
     {'class': 'disease', 'rows': 252, 'num_clients': 4, 'clients': [], 'all_but': True}
     """
-    counts = np.bincount(data.y_train[data.y_train != IGNORED], minlength=data.num_classes).tolist()
+    counts = _label_counts(data)
     found = []
     for label, name in enumerate(data.shown_classes):
         having = data.clients_with(label)
@@ -90,6 +90,14 @@ def classes(data: FederatedData) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _label_counts(data: FederatedData) -> list[int]:
+    """How often each label occurs in the table of training rows."""
+    counted: list[int] = []
+    if data.num_classes:
+        counted = np.bincount(data.y_train[data.y_train != IGNORED], minlength=data.num_classes).tolist()
+    return counted
 
 
 def look_alikes(class_names: Sequence[str]) -> list[list[str]]:

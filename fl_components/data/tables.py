@@ -8,25 +8,26 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fedrounds.fl_components import randomness
-from fedrounds.fl_components.data.base import ColumnSummary, DataRule
+from fedrounds.fl_components.data.base import ColumnSummary, TargetReader
 from fedrounds.fl_components.data.client_files import ClientFiles, client_files
 from fedrounds.fl_components.data.federated import Array, ClientExamples, FederatedData
 from fedrounds.fl_components.data.files import expanded
 from fedrounds.fl_components.data.fingerprints import Fingerprints
 from fedrounds.fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
 from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.targets import TargetType
 
 MAX_CLASSES: Final = 20
 """The most distinct values that a numeric label may have, unless `classes` lists them."""
 
-_NO_REGRESSION: Final = "fedrounds trains classifiers; to predict a quantity (regression) is not supported yet"
+REGRESSION_HINT: Final = "to predict a quantity, set task: {kind: regression}"
 
 
 def _plain_values(values: Any) -> Any:
@@ -113,7 +114,7 @@ class _Client(NamedTuple):
     test: NDArray[np.bool_]
 
 
-class Tables(DataRule):
+class Tables(TargetReader):
     """A folder of CSV or Parquet files, one per client; a file's name without its ending is the client's id.
 
     All files have the same columns, in any order: the label, and inputs. An input is a number, a date where `dates`
@@ -124,7 +125,7 @@ class Tables(DataRule):
     Args:
       folder: where the files are. Hidden files, and those with another ending than .csv, .csv.gz or .parquet, are left
         alone.
-      label: the column that is to be predicted.
+      label: the column that is to be predicted: a class, or a number where the learning task is regression.
       columns: the columns that are inputs; further ones are left alone. By default all but the label.
       test_fraction: the part of each client's rows to test on, rounded down; which ones is drawn from the seed.
       classes: the values of the label, in the order of the classes. By default all that occur, sorted: with private
@@ -162,6 +163,8 @@ class Tables(DataRule):
     date_format: Annotated[str | None, AfterValidator(_whole_dates)] = None
     clients_file: str | None = None
     public: bool = False
+
+    class_field: ClassVar[str] = "classes"
 
     @model_validator(mode="after")
     def _check_columns(self) -> Tables:
@@ -211,7 +214,7 @@ class Tables(DataRule):
             self._check_same_columns(table, inputs, first)
         return tables
 
-    def load(self, seed: int) -> FederatedData:
+    def load(self, seed: int, targets: TargetType = TargetType.CLASS) -> FederatedData:
         """Read the files and return their examples.
 
         Raises `DataError`, with file and row, for files that cannot be used or do not belong together.
@@ -219,20 +222,21 @@ class Tables(DataRule):
         tables = self.read()
         prints = Fingerprints.of_tables({name: table.columns for name, table in tables.items()})
         inputs = self._inputs(next(iter(tables.values())))  # in the order of the first file's columns
-        clients = {client_id: self._client(seed, client_id, table, inputs) for client_id, table in tables.items()}
-        classes = self._classes(list(clients.values()))
+        clients = {
+            client_id: self._client(seed, client_id, table, inputs, targets) for client_id, table in tables.items()
+        }
+        classes = self._classes(list(clients.values())) if targets is TargetType.CLASS else []
         examples = {}
         for client_id, (table, x, kept, test) in clients.items():
-            y = table.places(self.label, classes, "data.classes", among=kept)
+            y: NDArray[Any]
+            if targets is TargetType.CLASS:
+                y = table.places(self.label, classes, "data.classes", among=kept)
+            else:
+                y = table.numbers(self.label).astype(np.float32)  # `numbers` refuses what float32 cannot hold
             train, test = kept & ~test, kept & test
             examples[client_id] = ClientExamples(x[train], y[train], x[test], y[test])
-        trained = np.unique(np.concatenate([each.y_train for each in examples.values()]))
-        for client_id, (table, _, kept, test) in clients.items():
-            untrained = np.flatnonzero(~np.isin(examples[client_id].y_test, trained))
-            if untrained.size:
-                place = untrained[0]
-                row, value = np.flatnonzero(kept & test)[place], classes[examples[client_id].y_test[place]]
-                raise self._never_trained(table, int(row), value, classes)
+        if targets is TargetType.CLASS:
+            self._check_trained(clients, examples, classes)
         return FederatedData.from_clients(
             examples,
             num_classes=len(classes),
@@ -242,22 +246,34 @@ class Tables(DataRule):
             as_read=lambda *_: prints,
         )
 
+    def _check_trained(
+        self, clients: Mapping[str, _Client], examples: Mapping[str, ClientExamples], classes: list[str]
+    ) -> None:
+        """Raise `DataError` for a test row whose class no training row has."""
+        trained = np.unique(np.concatenate([each.y_train for each in examples.values()]))
+        for client_id, (table, _, kept, test) in clients.items():
+            untrained = np.flatnonzero(~np.isin(examples[client_id].y_test, trained))
+            if untrained.size:
+                place = untrained[0]
+                row, value = np.flatnonzero(kept & test)[place], classes[examples[client_id].y_test[place]]
+                raise self._never_trained(table, int(row), value, classes)
+
     def left_alone(self) -> tuple[str, ...]:
         return self._files().left_alone
 
-    def columns_read(self) -> list[ColumnSummary]:
+    def columns_read(self, targets: TargetType = TargetType.CLASS) -> list[ColumnSummary]:
         tables = self.read()
         summaries = []
         for column in (*self._inputs(next(iter(tables.values()))), self.label):
-            kind = self._kind(column)
-            values = {client_id: self._values(table, column) for client_id, table in tables.items()}
+            kind = self._kind(column, targets)
+            values = {client_id: self._values(table, column, targets) for client_id, table in tables.items()}
             missing = {client_id: np.isnan(each) for client_id, each in values.items()}
             present = np.concatenate([each[~missing[client_id]] for client_id, each in values.items()])
             bounds: tuple[float | str, float | str] | None = None
             counts: dict[str, int] | None = None
-            if kind in ("number", "date") and present.size:
+            if kind in ("number", "date", "target") and present.size:
                 low, high = float(present.min()), float(present.max())
-                bounds = (low, high) if kind == "number" else (self._date(column, low), self._date(column, high))
+                bounds = (self._date(column, low), self._date(column, high)) if kind == "date" else (low, high)
             elif kind == "category":
                 listed = [text(value) for value in self.categories[column]]
                 found = np.bincount(present.astype(np.int64), minlength=len(listed))
@@ -330,10 +346,10 @@ class Tables(DataRule):
             return self.missing.get(column, "refuse")
         return "refuse" if self.missing == "indicator" and column == self.label else self.missing
 
-    def _client(self, seed: int, client_id: str, table: Table, inputs: Sequence[str]) -> _Client:
+    def _client(self, seed: int, client_id: str, table: Table, inputs: Sequence[str], targets: TargetType) -> _Client:
         """Return a client's inputs, and which of its rows are kept: those that no missing value drops."""
         kept = np.ones(table.num_rows, np.bool_)
-        self._settle(table, self.label, np.isnan(self._values(table, self.label)), kept)
+        self._settle(table, self.label, np.isnan(self._values(table, self.label, targets)), kept)
         features = []
         for column in inputs:
             features += self._features(table, column, kept)
@@ -361,11 +377,12 @@ class Tables(DataRule):
                 feature = (np.where(missing, centre, values)[:, None] - centre) / scale
         return [feature, missing[:, None]] if self._rule_for_missing(column) == "indicator" else [feature]
 
-    def _values(self, table: Table, column: str) -> NDArray[np.float64]:
+    def _values(self, table: Table, column: str, targets: TargetType = TargetType.CLASS) -> NDArray[np.float64]:
         """Return a column as numbers, days or places among its values [rows], with NaN for missing values."""
         if column in self.dates:
             return table.days(column, self.dates[column])
-        if column not in self.categories and column != self.label:
+        is_class = column == self.label and targets is TargetType.CLASS
+        if column not in self.categories and not is_class:
             return table.numbers(column)
         listed = self.classes if column == self.label else self.categories[column]
         if listed is None:
@@ -376,9 +393,9 @@ class Tables(DataRule):
             places = table.places(column, [text(value) for value in listed], field)
         return np.where(places < 0, np.nan, places)
 
-    def _kind(self, column: str) -> Literal["number", "date", "category", "label"]:
+    def _kind(self, column: str, targets: TargetType) -> Literal["number", "date", "category", "label", "target"]:
         if column == self.label:
-            return "label"
+            return "label" if targets is TargetType.CLASS else "target"
         return "category" if column in self.categories else "date" if column in self.dates else "number"
 
     def _settle(self, table: Table, column: str, missing: NDArray[np.bool_], kept: NDArray[np.bool_]) -> None:
@@ -409,8 +426,7 @@ class Tables(DataRule):
             raise DataError(
                 f"the label {self.label!r} has {len(classes):,} different values, all numbers from {classes[0]} to "
                 f"{classes[-1]}: it seems to be a quantity, not a class",
-                hint=f"{_NO_REGRESSION}. Make classes of it (for instance below and above a limit), or list its values "
-                "as data.classes if they are classes",
+                hint=f"{REGRESSION_HINT}; if its values are classes, list them as data.classes",
             )
         if len(classes) > max(MAX_CLASSES, num_rows // 2):
             raise DataError(
@@ -425,7 +441,7 @@ class Tables(DataRule):
         quantity = self.classes is None and len(classes) > 2 and all(map(is_number, classes))
         return DataError(
             f"{table.where(row)}: this is a test row, and no training row of any client has its label, {value!r}",
-            hint=f"if {self.label!r} is a quantity: {_NO_REGRESSION}. If it is a class: {hint}" if quantity else hint,
+            hint=f"{hint}; {REGRESSION_HINT}" if quantity else hint,
         )
 
     def _draw_test(self, seed: int, client_id: str, num_rows: int) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.models import ModelSpec
 from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.task import LearningTask
 from fedrounds.fl_components.training import SGD, Engine, ExampleTable, ShardReport, StreamingSum, one_thread
 from fedrounds.fl_components.values import SimulatedClient
 
@@ -37,6 +38,7 @@ class Workload:
     Args:
       module: the model with its initial parameters.
       spec: how another process builds it.
+      task: what the model learns.
       examples: all clients' training examples, x [M, ...] and y [M, ...]; client i has the rows starts[i]:stops[i].
       num_parameters: D.
       result: the type and shape of a shard's result: the sum of its updates [D], or its updates [N, D], where N is the
@@ -45,17 +47,21 @@ class Workload:
 
     module: torch.nn.Module
     spec: ModelSpec
+    task: LearningTask
     examples: SharedMemory
     num_parameters: int
     result: ArrayType
 
 
 def make_engine(
-    module: torch.nn.Module, examples: SharedMemory | Mapping[str, NDArray[Any]], device: str = "cpu"
+    module: torch.nn.Module,
+    examples: SharedMemory | Mapping[str, NDArray[Any]],
+    task: LearningTask,
+    device: str = "cpu",
 ) -> Engine:
     """Return an engine that trains `module` on the examples of a `Workload`, without copying them."""
     x, y = (torch.from_numpy(examples[name]).to(device) for name in ("x", "y"))
-    return Engine(module, ExampleTable(x, y, examples["starts"], examples["stops"]))
+    return Engine(module, ExampleTable(x, y, examples["starts"], examples["stops"], task))
 
 
 class RowMapper(Protocol):

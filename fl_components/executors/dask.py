@@ -35,6 +35,7 @@ from fedrounds.fl_components.executors.scheduler import (
     run_job,
 )
 from fedrounds.fl_components.models import ModelSpec
+from fedrounds.fl_components.task import LearningTask
 from fedrounds.fl_components.training import Engine, engine_environment, one_thread
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class _Setup:
 
     path: tuple[str, ...]
     spec: ModelSpec
+    task: LearningTask
     examples: dict[str, NDArray[Any]]  # as in `Workload`
     result: ArrayType
 
@@ -79,7 +81,7 @@ def build_engine(setup: _Setup) -> RemoteEngine:
     try:
         with _one_at_a_time:
             examples = {name: _aligned(array) for name, array in setup.examples.items()}
-            engine = make_engine(setup.spec.build(), examples)
+            engine = make_engine(setup.spec.build(), examples, setup.task)
         message = Message(notes=(engine.note,) if engine.note else (), memory_bytes=peak_memory_bytes())
     except Exception as error:
         message = problem_message(error)
@@ -162,6 +164,7 @@ class DaskTransport(Transport):
         self._setup = _Setup(
             tuple(os.path.abspath(folder) for folder in sys.path),
             workload.spec,
+            workload.task,
             {name: workload.examples[name] for name in workload.examples.layout},
             workload.result,
         )

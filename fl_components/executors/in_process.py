@@ -25,7 +25,9 @@ class InProcessExecutor(Executor):
         self, rule: SGD, base_M: Float32, shards: Sequence[Shard], streaming: StreamingSum | None
     ) -> Iterator[tuple[ShardReport, NDArray[np.floating]]]:
         if self._engine is None:
-            self._engine = make_engine(self._workload.module, self._workload.examples, self._device)
+            self._engine = make_engine(
+                self._workload.module, self._workload.examples, self._workload.task, self._device
+            )
             if self._engine.note:
                 self._say(self._engine.note)
         result = empty(self._workload.result)

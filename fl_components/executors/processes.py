@@ -33,6 +33,7 @@ from fedrounds.fl_components.executors.scheduler import (
 )
 from fedrounds.fl_components.models import ModelSpec
 from fedrounds.fl_components.shared_memory import ArraySpec, SharedMemory
+from fedrounds.fl_components.task import LearningTask
 
 # What a process runs. It ends when the one that started it does: a thread sees to that, and on Linux the kernel for as
 # long as imports keep threads from running (later it would be wrong: it looks at the thread that started the process).
@@ -65,6 +66,7 @@ class _Setup:
     """The first message to a process: everything that stays the same."""
 
     spec: ModelSpec
+    task: LearningTask
     examples: tuple[int, dict[str, ArraySpec]]
     exchange: tuple[int, dict[str, ArraySpec]]
 
@@ -131,6 +133,7 @@ class ProcessTransport(Transport):
         self._examples = workload.examples  # which keeps its file descriptor open
         self._setup = _Setup(
             workload.spec,
+            workload.task,
             (self._examples.fd, dict(self._examples.layout)),
             (self._exchange.fd, dict(self._exchange.layout)),
         )
@@ -198,7 +201,7 @@ def serve(fd: int) -> None:
     try:
         setup: _Setup = connection.recv()
         examples, exchange = SharedMemory(*setup.examples), SharedMemory(*setup.exchange)
-        engine = make_engine(setup.spec.build(), examples)
+        engine = make_engine(setup.spec.build(), examples, setup.task)
         notes = (engine.note,) if engine.note else ()
         connection.send(Message(notes=notes, memory_bytes=private_memory_bytes()))
         while True:

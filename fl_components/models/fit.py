@@ -132,8 +132,9 @@ def _check_layers(module: nn.Module) -> None:
 def check_scores(scores: Any, num_rows: int, output_shape: tuple[int, ...], came_in: str) -> Tensor:
     """The scores of a model for `num_rows` rows. Raises `ModelError` where they are no floats of the right shape."""
     shape = ["rows", *output_shape]
-    hint = f"let the model return one score (logit) for each of {output_shape[-1]} classes: "
-    hint += f"[{', '.join(map(str, shape))}], in training and in evaluation"
+    size = output_shape[-1]
+    returned = f"one score (logit) for each of {size} classes" if size > 1 else "one number a target"
+    hint = f"let the model return {returned}: [{', '.join(map(str, shape))}], in training and in evaluation"
     if not isinstance(scores, Tensor):
         raise ModelError(f"the model returned a {type(scores).__name__}, not a tensor", hint=hint)
     if scores.ndim != len(shape) or scores.shape[:-1] != (num_rows, *output_shape[:-1]):
@@ -143,7 +144,8 @@ def check_scores(scores: Any, num_rows: int, output_shape: tuple[int, ...], came
         raise ModelError(f"the model returned {scores.dtype}, not floats", hint=hint)
     if scores.shape[-1] != output_shape[-1]:
         raise ModelError(
-            f"the model returned {scores.shape[-1]} scores a row, and the labels have {output_shape[-1]} classes",
+            f"the model returned {scores.shape[-1]} scores a row, and "
+            + (f"the labels have {size} classes" if size > 1 else "the learning task needs 1"),
             hint=hint,
         )
     return scores

@@ -244,8 +244,10 @@ class CentralPrivacy(Claim):
         released = ["the model after each round", "the clipping norm"]
         if isinstance(self.clipping, AdaptiveClipping):
             released.append("the noisy fraction of updates that were not clipped")
-        if facts.public_test:
-            released.append("loss and accuracy on all test examples together, which are declared public")
+        if facts.public_metrics:
+            *names, last = facts.public_metrics
+            metrics = f"{', '.join(names)} and {last}" if names else last
+            released.append(f"{metrics} on all test examples together, which are declared public")
         return {
             "clipping": self.clipping.in_words(),
             "layers": ", layer by layer" if self.per_layer else "",

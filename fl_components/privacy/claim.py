@@ -167,14 +167,14 @@ class StatementFacts:
     Args:
       rounds, steps: of the run, and the local steps of a client in a round (0 where the claim draws no batches).
       equal_weights: whether all updates have the same weight in the sum.
-      public_test: whether the test examples are declared public.
+      public_metrics: those of all test examples together, where these are declared public.
       grad_sampler: how gradients of single examples are computed, where they are.
     """
 
     rounds: int
     steps: int
     equal_weights: bool
-    public_test: bool
+    public_metrics: tuple[str, ...]
     grad_sampler: str | None
 
 

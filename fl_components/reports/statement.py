@@ -104,7 +104,7 @@ def _wording(run: RunRecord, config: FederationConfig, claim: Claim) -> tuple[di
         rounds=run.rounds,
         steps=config.claimed_steps,
         equal_weights=isinstance(config.aggregation, LinearAggregator) and config.aggregation.max_weight == 1,
-        public_test=config.evaluation.public_test,
+        public_metrics=(config.evaluation.metrics or ()) if config.evaluation.public_test else (),
         grad_sampler=run.engine.get("grad_sampler_name"),
     )
     return tomllib.loads(claim.statement_template()), claim.statement_values(facts)

@@ -27,7 +27,7 @@ from fedrounds.fl_components.config import (
     check_compression,
     config_digest,
 )
-from fedrounds.fl_components.data import FederatedData
+from fedrounds.fl_components.data import FederatedData, TargetReader
 from fedrounds.fl_components.errors import ConfigError, DataError, ModelError
 from fedrounds.fl_components.executors import MAX_OF_SHARD, ArrayType, Workload
 from fedrounds.fl_components.layout import DELTA, PARAMS, Layout, Shape
@@ -37,17 +37,18 @@ from fedrounds.fl_components.privacy import CentralPrivacy, ExampleLevel
 from fedrounds.fl_components.privacy.clipping import UNITS, clip_norm_in_units
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.randomness import generator
+from fedrounds.fl_components.server.evaluation import check_metrics, evaluate_clients, output_shape
 from fedrounds.fl_components.server.rows import digest_of_client
 from fedrounds.fl_components.shared_memory import SharedMemory, give_back_memory
+from fedrounds.fl_components.task import Metric
 from fedrounds.fl_components.training import (
     BATCH_SIZE,
     ExampleTable,
-    evaluate,
     grad_sampler_name,
     one_thread,
     synthetic_like,
 )
-from fedrounds.fl_components.values import RoundPlan, Sampling, ServerState, Weighted
+from fedrounds.fl_components.values import RoundPlan, Sampling, ServerState
 
 MAX_CLIENTS_EVALUATED = 1000
 FLOATS_OF_SHARD = 1_000_000
@@ -70,6 +71,11 @@ class Federation:
         return len(self.initial_params_D)
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of the model's output for one row: [C], or [T, C] where each position has a target."""
+        return output_shape(self.config, self.data)
+
+    @property
     def parameter_shapes(self) -> tuple[Shape, ...]:
         """The shapes of the trainable parameters, in the order of D."""
         return tuple(tuple(parameter.shape) for parameter in self.module.parameters() if parameter.requires_grad)
@@ -87,8 +93,8 @@ class Federation:
     @cached_property
     def model_spec(self) -> ModelSpec:
         """How another process builds the same model."""
-        data = self.data
-        return ModelSpec.of(self.config.model, data.input_shape, data.output_shape, self.config.seed, self.module)
+        config = self.config
+        return ModelSpec.of(config.model, self.data.input_shape, self.output_shape, config.seed, self.module)
 
     @property
     def facts(self) -> dict[str, int | str]:
@@ -111,7 +117,7 @@ class Federation:
     def training_examples(self) -> ExampleTable:
         """All clients' training examples, as training takes them."""
         x, y = (torch.from_numpy(self.examples[name]) for name in ("x", "y"))
-        return ExampleTable(x, y, self.examples["starts"], self.examples["stops"])
+        return ExampleTable(x, y, self.examples["starts"], self.examples["stops"], self.config.task)
 
     def public_rows(self, most: int) -> ExampleTable:
         """Test examples where they are declared public, at most so many, else as many that are made up."""
@@ -119,11 +125,12 @@ class Federation:
         if not (self.data.public or self.config.evaluation.public_test):
             return synthetic_like(self.training_examples, (most,))
         rows = np.linspace(0, len(y) - 1, min(most, len(y))).astype(np.int64)  # of all clients
-        return ExampleTable(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), np.array([0]), np.array([len(rows)]))
+        starts, stops = np.array([0]), np.array([len(rows)])
+        return ExampleTable(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), starts, stops, self.config.task)
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        """Test accuracy of the predictors that need no model: the majority label of all, and each client's own."""
+        """How good the predictors are that need no model: the majority label (or mean) of all, and of each client."""
         return self.data.baselines()
 
     def clients(self, round: int, participations: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Clients:
@@ -275,6 +282,7 @@ class Federation:
         return Workload(
             module=self.module,
             spec=self.model_spec,
+            task=self.config.task,
             examples=self.examples,
             num_parameters=num_coordinates,
             result=result,
@@ -306,25 +314,13 @@ class Federation:
         return module.eval()
 
     def evaluate(self, params_D: Float32) -> dict[str, float]:
-        """`eval/loss` and `eval/accuracy` on all clients' test examples together, and the same for each client."""
-        module = self.trained_module(params_D)
-        if not self.config.evaluation.per_client:
-            loss, accuracy = evaluate(module, self.data.x_test, self.data.y_test)
-            return _named("eval", loss, accuracy)
-        metrics: dict[str, float] = {}
-        total_loss, total_accuracy = Weighted(), Weighted()
-        for index in np.flatnonzero(self.data.test_rows.lengths).tolist():
-            client_id = self.data.client_ids[index]
-            loss, accuracy = evaluate(module, *self.data.test(index), f"the test rows of client {client_id}")
-            total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
-            metrics |= _named(f"eval/client/{client_id}", loss, accuracy)
-        loss, accuracy = evaluate(module, *self.data.unowned_test(), "the test rows that are no client's")
-        total_loss, total_accuracy = total_loss + loss, total_accuracy + accuracy
-        return _named("eval", total_loss, total_accuracy) | metrics
+        """Return the metrics of all clients' test examples together, those of each client's and their quantiles."""
+        return evaluate_clients(self.trained_module(params_D), self.data, self.metrics, self.config.evaluation)
 
-
-def _named(prefix: str, loss: Weighted, accuracy: Weighted) -> dict[str, float]:
-    return {f"{prefix}/loss": loss.mean, f"{prefix}/accuracy": accuracy.mean} if loss.weight else {}
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """What is evaluated, by name."""
+        return self.config.evaluation.metrics_of(self.config.task, self.data.class_names)
 
 
 def assemble(config: FederationConfig, source_folder: str | None = None) -> Federation:
@@ -339,7 +335,11 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
         for field, rule in (("data", config.data), ("model", config.model)):
             _check_own_module(f"{field}.path", getattr(rule, "path", ""), Path(source_folder))
     config.execution.check()
-    data = config.data.load(config.seed)
+    if isinstance(config.data, TargetReader):
+        data = config.data.load(config.seed, config.task.targets)
+    else:
+        data = config.data.load(config.seed)
+    check_metrics(config, data)
     try:
         check_cohort(config, data.num_clients)
         check_compression(config, data.num_clients)
@@ -358,10 +358,11 @@ def assemble(config: FederationConfig, source_folder: str | None = None) -> Fede
             f"data {config.data.kind} has no test examples: the model could never be evaluated",
             hint=config.data.hint_without_test_rows(data),
         )
-    module = build_seeded(config.model, data.input_shape, data.output_shape, config.seed)
+    outputs = output_shape(config, data)
+    module = build_seeded(config.model, data.input_shape, outputs, config.seed)
     initial_params_D = flatten(module)
     with one_thread():
-        check_fits(module, _row_format(config, data), data.output_shape, one_row=_single_rows(config, data))
+        check_fits(module, _row_format(config, data), outputs, one_row=_single_rows(config, data))
     data, examples = data.shared()  # a second copy would be the largest thing that a run holds
     give_back_memory()
     federation = Federation(config, data, examples, module, initial_params_D)

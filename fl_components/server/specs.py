@@ -25,6 +25,7 @@ def round_spec(
         client_id=task.client_id,
         base_digest=plan.base_digest,
         model=federation.model_spec,
+        task=config.task,
         training=config.training.in_round(plan.round, config.rounds),
         compression=config.compression,
         broadcast=config.broadcast,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrounds.fl_components.arrays import IGNORED
+from fedrounds.fl_components.task import Classification, LearningTask
 from fedrounds.fl_components.training.channels import ClientChannels
 from fedrounds.fl_components.training.layers import Batch, ClientWeights, FactoredWeight
 from fedrounds.fl_components.training.replicas import Replicas
@@ -22,12 +21,16 @@ Rows = NDArray[np.int64]
 
 
 class ExampleTable:
-    """All clients' training examples: features [M, ...], labels [M, ...], and client i's rows `starts[i]:stops[i]`."""
+    """All clients' training examples: features [M, ...], targets [M, ...], and client i's rows `starts[i]:stops[i]`.
 
-    def __init__(self, x: Tensor, y: Tensor, starts: Rows, stops: Rows) -> None:
+    `task` says what the targets are, and what is learnt from them.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, starts: Rows, stops: Rows, task: LearningTask | None = None) -> None:
         self.x, self.y, self.starts, self.stops = x, y, starts, stops
-        # How many labels of a row count; None where each row has one, which does.
-        self._counts = None if y.ndim == 1 else (y != IGNORED).flatten(1).sum(1).numpy(force=True)
+        self.task = task or Classification()
+        # How many targets of a row count; None where each row has one, which does.
+        self._counts = None if y.ndim == 1 else self.task.targets.num_counted_by_row(y).numpy(force=True)
 
     def gather(
         self, rows: Sequence[Rows], generators: Sequence[torch.Generator], spare: Sequence[int] | None = None
@@ -45,7 +48,7 @@ class ExampleTable:
         flat = torch.from_numpy(index.ravel()).to(self.x.device)
         x, y = (each.index_select(0, flat).view(*index.shape, *each.shape[1:]) for each in (self.x, self.y))
         if padded:
-            y[torch.arange(longest) >= torch.tensor(sizes)[:, None]] = IGNORED
+            y[torch.arange(longest) >= torch.tensor(sizes)[:, None]] = self.task.targets.ignored
         counts = sizes if self._counts is None else [int(self._counts[own].sum()) for own in rows]
         return Batch(x, y, sizes, counts, generators)
 
@@ -55,12 +58,13 @@ def synthetic_like(examples: ExampleTable, sizes: Sequence[int] = (5, 2)) -> Exa
     some of them hold."""
     generator, stops = torch.Generator().manual_seed(0), np.cumsum(sizes, dtype=np.int64)
 
-    def like(rows: Tensor, values: Callable[..., Tensor]) -> Tensor:
-        return values((sum(sizes), *rows.shape[1:]), generator=generator).to(rows)
-
-    bits = partial(torch.randint, 0, 2)  # tokens and labels of any vocabulary
-    x = like(examples.x, torch.randn if examples.x.is_floating_point() else bits)
-    return ExampleTable(x, like(examples.y, bits), stops - sizes, stops)
+    shape = (sum(sizes), *examples.x.shape[1:])
+    if examples.x.is_floating_point():
+        x = torch.randn(shape, generator=generator)
+    else:
+        x = torch.randint(0, 2, shape, generator=generator)  # tokens of any vocabulary
+    y = examples.task.synthetic_targets((sum(sizes), *examples.y.shape[1:]), generator)
+    return ExampleTable(x.to(examples.x), y.to(examples.y), stops - sizes, stops, examples.task)
 
 
 class ChunkUpdates:
@@ -126,7 +130,7 @@ def train_chunk(
     generators: Sequence[torch.Generator],
     channels: ClientChannels | None = None,
 ) -> tuple[ChunkUpdates, list[Weighted]]:
-    """Return the updates of C clients that train from the same parameters, and each one's loss over the labels that it
+    """Return the updates of C clients that train from the same parameters, and each one's loss over the targets that it
     stepped through.
 
     `batches[c]` are the rows of client c's steps; who has more steps comes first, so that those still training are

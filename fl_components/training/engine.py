@@ -280,7 +280,14 @@ class Engine:
             update_M, loss = self._way.train(rule, base_M.cpu().numpy(), x, y, client)
         else:
             update_M, loss = rule.train(
-                self._scratch, base_M.cpu().numpy(), x, y, client.seed, work=client.work, kept=client.kept
+                self._scratch,
+                base_M.cpu().numpy(),
+                x,
+                y,
+                client.seed,
+                work=client.work,
+                kept=client.kept,
+                learning_task=examples.task,
             )
         update_1M = torch.from_numpy(update_M[None]).to(base_M.device)
         sizes = self._sizes * (1 + len(rule.objective.channels))
@@ -314,7 +321,7 @@ def _fastest(module: nn.Module, examples: ExampleTable) -> tuple[Replicas | None
     notes = []
     for make, name in ((LayeredReplicas, "many clients at once"), (VmapReplicas, "torch.func.vmap")):
         try:
-            replicas = make(copy.deepcopy(module))
+            replicas = make(copy.deepcopy(module), examples.task)
             difference = _difference(replicas, copy.deepcopy(module), examples)
         except Exception as error:
             notes.append(f"{name}: {error if isinstance(error, UnsupportedLayer) else one_line(error)}")
@@ -348,7 +355,7 @@ def _difference(replicas: Replicas, module: nn.Module, examples: ExampleTable) -
         alone = torch.from_numpy(
             np.stack(
                 [
-                    rule.train(module, start_D, examples.x[own], examples.y[own], seed)[0]
+                    rule.train(module, start_D, examples.x[own], examples.y[own], seed, learning_task=examples.task)[0]
                     for seed, own in enumerate(rows)
                 ]
             )

@@ -37,7 +37,7 @@ class VmappedModule:
     def run(
         self, function: Callable[..., Any], params: dict[str, Tensor], x: Tensor, y: Tensor, *, census: bool = False
     ) -> Any:
-        """`vmap(function)` of parameters, rows and labels, [C, ...] each.
+        """`vmap(function)` of parameters, rows and targets, [C, ...] each.
 
         With `census` the operations are looked at as well, which is slow: raises `NotIsolated` for a lookup whose
         indices cannot be checked. Raises `IndexError` for an index outside its table, `ModelError` where the module

@@ -24,9 +24,9 @@ class Batch:
     """The batches of C clients in one step.
 
     Args:
-      x, y: examples and labels, [C, B, ...] each.
-      sizes: how many of each client's B rows are its own; the others are padding, labelled `IGNORED`.
-      counts: how many labels of each client's rows count.
+      x, y: examples and targets, [C, B, ...] each.
+      sizes: how many of each client's B rows are its own; the others are padding, whose targets do not count.
+      counts: how many targets of each client's rows count.
       generators: the clients' own, for what a module draws. Where examples are trained on by themselves, each row's
         own; `sizes` then says of each row whether it is no padding.
     """

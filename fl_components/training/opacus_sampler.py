@@ -18,8 +18,8 @@ from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.models import meeting_place
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import Mechanism, counts
+from fedrounds.fl_components.task import LearningTask
 from fedrounds.fl_components.training.layers import Batch, ClientDropout, CurrentBatch, UnsupportedLayer
-from fedrounds.fl_components.training.loss import label_losses, labels_of_each
 from fedrounds.fl_components.training.per_example import FORMED_FLOATS
 from fedrounds.fl_components.training.sgd import SGD, ClippedSum
 from fedrounds.fl_components.values import SimulatedClient, Weighted
@@ -56,7 +56,8 @@ class OpacusGradSampler:
 
     name: ClassVar[str] = "opacus"
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        self._task = task
         meets = meeting_place(module)
         if meets is not None:
             raise UnsupportedLayer(f"{meets} is not among the layers that are known to treat each row by itself")
@@ -79,17 +80,28 @@ class OpacusGradSampler:
         assert private is not None
         num_parameters = sum(parameter.numel() for parameter in self._parameters)
         clipped_sum = self.clipped_sum(Mechanism.of(private, num_parameters), rule.label_smoothing)
-        return rule.train(self._module, base_M, x, y, client.seed, client.key, clipped_sum, client.work, client.kept)
+        return rule.train(
+            self._module,
+            base_M,
+            x,
+            y,
+            client.seed,
+            client.key,
+            clipped_sum,
+            client.work,
+            client.kept,
+            learning_task=self._task,
+        )
 
     def clipped_sum(self, mechanism: Mechanism, label_smoothing: float) -> ClippedSum:
         """Of the parameters that the module holds."""
         optimizer = _clipping_optimizer()(torch.optim.SGD(self._parameters, lr=1.0), mechanism)
         rows = max(1, FORMED_FLOATS // mechanism.num_parameters)
 
-        def found(inputs: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        def found(inputs: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[list[Tensor], Tensor]:
             losses = [
                 self._add(optimizer, x, y, seeds[part * rows : (part + 1) * rows], label_smoothing)
-                for part, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(labels, rows), strict=True))
+                for part, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
             ]
             return optimizer.take(), torch.cat(losses)
 
@@ -100,8 +112,8 @@ class OpacusGradSampler:
         self._in_hand.batch = Batch(x[None], y[None], [1] * len(x), [], generators)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, that nobody needs the gradient by a hook's input
-            losses = label_losses(self._hooked(x), y, smoothing).view(len(x), -1).sum(1)
-            losses = losses / labels_of_each(y).clamp(min=1)
+            losses = self._task.loss(self._hooked(x), y, "none", smoothing).view(len(x), -1).sum(1)
+            losses = losses / self._task.targets.num_counted_by_row(y).clamp(min=1)
             losses.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.clip_and_accumulate()
         return losses.detach()
@@ -113,14 +125,25 @@ class OneAtATime:
 
     name: ClassVar[str] = "one example at a time"
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        self._task = task
         self._module = copy.deepcopy(module).train()
 
     def train(
         self, rule: SGD, base_M: Float32, x: Tensor, y: Tensor, client: SimulatedClient
     ) -> tuple[Float32, Weighted]:
         """Return the result of `SGD.train`, as it is."""
-        return rule.train(self._module, base_M, x, y, client.seed, client.key, work=client.work, kept=client.kept)
+        return rule.train(
+            self._module,
+            base_M,
+            x,
+            y,
+            client.seed,
+            client.key,
+            work=client.work,
+            kept=client.kept,
+            learning_task=self._task,
+        )
 
 
 def is_dropout(layer: nn.Module) -> TypeGuard[nn.Dropout]:

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedrounds.fl_components.arrays import IGNORED
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts
+from fedrounds.fl_components.task import LearningTask
 from fedrounds.fl_components.training.isolation import VmappedModule
 from fedrounds.fl_components.training.layers import Batch, ClientLinear, ClientWeights, UnsupportedLayer
-from fedrounds.fl_components.training.loss import label_losses
 from fedrounds.fl_components.training.replicas import LayeredReplicas
 
 FORMED_FLOATS: Final = 1 << 24
@@ -63,8 +62,8 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
 
     name = "ghost norms"
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        super().__init__(module, task)
         for layer, indices in self._layers:
             if indices and not isinstance(layer, ClientLinear):
                 raise UnsupportedLayer(
@@ -79,8 +78,8 @@ class GhostNorms(LayeredReplicas, ClippedReplicas):
     def add_clipped(
         self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor], *, fresh: bool
     ) -> Tensor:
-        counted = _labels(batch)
-        shares = torch.where(counted > 0, 1 / counted, 0)  # of a label in its example's mean
+        counted = self.task.targets.counted(batch.y).view(*batch.y.shape[:2], -1).sum(2).to(torch.float32)  # [C, B]
+        shares = torch.where(counted > 0, 1 / counted, 0)  # of a target in its example's mean
         weights = shares.view(*shares.shape, *(1,) * (batch.y.ndim - 2)).expand(batch.y.shape)
         losses = self._run(batch, label_smoothing, weights.reshape(-1))
         with torch.no_grad():
@@ -129,11 +128,6 @@ Factors = tuple[Tensor | None, Tensor]
 """x and g of one use of a weight, or None and g of one of a bias: [C, rows, width] each."""
 
 
-def _labels(batch: Batch) -> Tensor:
-    """How many labels of each row count, float32 [C, B]."""
-    return (batch.y != IGNORED).view(*batch.y.shape[:2], -1).sum(2).to(torch.float32)
-
-
 def _row_squares(rows: Tensor) -> Tensor:
     """The squared length of each row, float64 [C, B], of [C, B, width]."""
     squares: Tensor = rows.double().square_().sum(2)
@@ -165,7 +159,8 @@ class VmapExamples(ClippedReplicas):
 
     _own_parameters = False
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        self.task = task
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self.shapes = [each.shape for each in self.trainable.values()]
         self._vmapped = VmappedModule(module)
@@ -183,8 +178,9 @@ class VmapExamples(ClippedReplicas):
         self, batch: Batch, label_smoothing: float, mechanism: Mechanism, targets: Sequence[Tensor], *, fresh: bool
     ) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            scores = functional_call(self._vmapped.module, params, (x[None],))
-            return label_losses(scores, y[None], label_smoothing).sum() / (y != IGNORED).sum().clamp(min=1)
+            outputs: Tensor = functional_call(self._vmapped.module, params, (x[None],))
+            counted: Tensor = self.task.targets.counted(y).sum().clamp(min=1)
+            return self.task.loss(outputs, y[None], "none", label_smoothing).sum() / counted
 
         params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}
         if self._own_parameters:

@@ -19,7 +19,6 @@ from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
 from fedrounds.fl_components.training.channels import ClientChannels
 from fedrounds.fl_components.training.chunk import ChunkUpdates, ExampleTable, Rows, synthetic_like
 from fedrounds.fl_components.training.layers import Batch, UnsupportedLayer
-from fedrounds.fl_components.training.loss import labels_of_each
 from fedrounds.fl_components.training.opacus_sampler import OneAtATime, OpacusGradSampler, is_dropout, objections
 from fedrounds.fl_components.training.per_example import ClippedReplicas, GhostNorms, VmapAlone, VmapExamples
 from fedrounds.fl_components.training.sgd import SGD, example_seed
@@ -125,7 +124,7 @@ class PrivateChunks:
                 found = self._replicas.add_clipped(
                     batch, self._rule.label_smoothing, self._mechanism, sums, fresh=first == piece
                 )
-                counted = labels_of_each(batch.y.flatten(0, 1)).view(found.shape).to(found)
+                counted = examples.task.targets.num_counted_by_row(batch.y.flatten(0, 1)).view(found.shape).to(found)
                 totals = torch.where(counted > 0, found * counted, 0).sum(1)
                 for client, loss in enumerate(zip(totals.tolist(), counted.sum(1).tolist(), strict=True)):
                     losses[client] += Weighted(*loss)
@@ -178,7 +177,7 @@ def choose_grad_sampler(module: nn.Module, rows: ExampleTable) -> Way:
                 break
             continue
         try:
-            way = make(copy.deepcopy(module))
+            way = make(copy.deepcopy(module), rows.task)
             difference = _difference(way, copy.deepcopy(module), rows)
         except FedroundsError as error:
             # A fast way may fail where the model does not: one example at a time decides.
@@ -260,7 +259,12 @@ def _difference(way: Way, module: nn.Module, rows: ExampleTable) -> str | None:
             if not (isinstance(way, OneAtATime) or torch.equal(before, torch.get_rng_state())):
                 return "it draws random numbers elsewhere than in torch.nn.Dropout"
         alone_CD = torch.from_numpy(
-            np.stack([rule.train(module, start_D, x, y, task.seed, task.key)[0] for task, x, y in each])
+            np.stack(
+                [
+                    rule.train(module, start_D, x, y, task.seed, task.key, learning_task=rows.task)[0]
+                    for task, x, y in each
+                ]
+            )
         )
         allowed = 1e-3 * alone_CD.abs().max() + 1e-6 * float(np.abs(start_D).max())
         error = (together_CD - alone_CD).abs().max()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedrounds.fl_components.models import meeting_place
+from fedrounds.fl_components.task import LearningTask
 from fedrounds.fl_components.training.isolation import VmappedModule
 from fedrounds.fl_components.training.layers import (
     LAYERS,
@@ -23,7 +24,6 @@ from fedrounds.fl_components.training.layers import (
     CurrentBatch,
     UnsupportedLayer,
 )
-from fedrounds.fl_components.training.loss import label_losses, mean_loss
 
 
 class Replicas(ABC):
@@ -32,7 +32,8 @@ class Replicas(ABC):
     `shapes` are those of the trainable parameters, in the order of `named_parameters`.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        self.task = task
         self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self.shapes = [each.shape for each in self.trainable.values()]
 
@@ -62,8 +63,8 @@ class LayeredReplicas(Replicas):
     parameters outside the layers that have a form for many clients.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        super().__init__(module, task)
         self._check_layers(module)
         meets = meeting_place(module)
         if meets is not None:
@@ -111,14 +112,15 @@ class LayeredReplicas(Replicas):
 
     def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
         num_clients = len(batch.x)
-        shares = 1 / torch.tensor(batch.counts, dtype=torch.float32, device=batch.x.device)  # of a label in its mean
+        shares = 1 / torch.tensor(batch.counts, dtype=torch.float32, device=batch.x.device)  # of a target in its mean
         losses = self._run(batch, label_smoothing, shares.repeat_interleave(batch.y.numel() // num_clients))
         return losses.view(num_clients, -1).sum(1) * shares
 
     def _run(self, batch: Batch, label_smoothing: float, weights: Tensor) -> Tensor:
-        """Forward, and back from the labels' losses with these weights. Returns the losses; both flat."""
+        """Forward, and back from the targets' losses with these weights. Returns the losses; both flat."""
         self._in_hand.batch = batch
-        losses = label_losses(self._module(batch.x.flatten(0, 1)), batch.y, label_smoothing)
+        outputs = self._module(batch.x.flatten(0, 1))
+        losses = self.task.loss(outputs, batch.y, "none", label_smoothing)
         leaves = [leaf for layer, _ in self._layers for leaf in layer.leaves()]
         self._gradients[:] = torch.autograd.grad(losses, leaves, weights, allow_unused=True, materialize_grads=True)
         return losses.detach()
@@ -137,8 +139,8 @@ class VmapReplicas(Replicas):
     whose batches have the same size run together.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, task: LearningTask) -> None:
+        super().__init__(module, task)
         self._vmapped = VmappedModule(module)
         self._views: list[Tensor] = []
         self._gradients: list[Tensor] = []
@@ -149,7 +151,8 @@ class VmapReplicas(Replicas):
 
     def losses(self, batch: Batch, label_smoothing: float) -> Tensor:
         def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return mean_loss(functional_call(self._vmapped.module, params, (x,)), y, label_smoothing)
+            outputs: Tensor = functional_call(self._vmapped.module, params, (x,))
+            return self.task.loss(outputs, y, "mean", label_smoothing)
 
         params = {name: view[: len(batch.x)] for name, view in zip(self.trainable, self._views, strict=True)}
         losses: Tensor

@@ -19,8 +19,8 @@ from fedrounds.fl_components.privacy import ExampleLevel, ExamplePrivacy, NoPriv
 from fedrounds.fl_components.privacy.clipping import squared_norms
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, counts, private_batches
 from fedrounds.fl_components.rules import Rule
+from fedrounds.fl_components.task import Classification, LearningTask
 from fedrounds.fl_components.training.channels import ClientChannels
-from fedrounds.fl_components.training.loss import labels_of_each, mean_loss, num_labels, sum_loss
 from fedrounds.fl_components.training.objectives import LossAlone, Objective
 from fedrounds.fl_components.training.schedules import Constant, Schedule
 from fedrounds.fl_components.training.step import descend, regularise
@@ -49,21 +49,22 @@ def example_seed(seed: int, step: int, place: int) -> int:
 
 
 ClippedSum = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[list[torch.Tensor], torch.Tensor]]
-"""From a piece of a batch (examples and labels [B, ...], and the seed of each example's draws) to the sum of the
+"""From a piece of a batch (examples and targets [B, ...], and the seed of each example's draws) to the sum of the
 examples' clipped gradients in units, float32, one tensor for each parameter; and each one's mean loss [B]."""
 
 
 class SGD(Rule):
     """`epochs` passes over the client's examples, or `steps` mini-batches; momentum starts at zero in every round.
 
-    Examples are reshuffled for each pass; the last batch of a pass may be smaller. The loss is the mean cross-entropy.
+    Examples are reshuffled for each pass; the last batch of a pass may be smaller. The loss is that of the learning
+    task.
     A step is, in this order: the gradient of the (smoothed) loss, plus that of the objective's term, scaled down to
     `max_gradient_norm` where it is longer; plus `weight_decay` w; momentum; the step. That is torch.optim.SGD after
     clip_grad_norm_ of the objective's gradient.
 
     With `privacy: example_level` the gradient is what is released of a step (privacy/steps.py): the gradients of the
     examples of a batch that coins drew, each clipped by itself, added up, with noise, over the batch's expected size.
-    An example's loss is the mean over its own labels that count. What follows is as above.
+    An example's loss is the mean over its own targets that count. What follows is as above.
     """
 
     kind: Literal["sgd"] = "sgd"
@@ -196,14 +197,15 @@ class SGD(Rule):
         module: torch.nn.Module,
         base_M: Float32,
         x: NDArray[Any] | torch.Tensor,
-        y: NDArray[np.int64] | torch.Tensor,
+        y: NDArray[Any] | torch.Tensor,
         seed: int,
         key: bytes | None = None,
         clipped_sum: ClippedSum | None = None,
         work: int | None = None,
         kept: Mapping[str, Float32] | None = None,
+        learning_task: LearningTask | None = None,
     ) -> tuple[Float32, Weighted]:
-        """Return one client's update, float32 [M], and the loss over the labels that it stepped through.
+        """Return one client's update, float32 [M], and the loss over the targets that it stepped through.
 
         The update is w_local - w_global [D], followed by the channels of the objective. `base_M` is what the server
         sent: the parameters and the same channels. `kept` are the channels that the client keeps.
@@ -212,13 +214,14 @@ class SGD(Rule):
         what the module writes to them never reaches the update. `module` is a scratch pad: its parameters are
         overwritten. `seed` decides the batches, and what the module itself draws (dropout); `work` as in `ClientTask`.
         Under an example-level claim batches and noise are drawn from `key`, the client's own secret of the round;
-        `clipped_sum` replaces one example after the other. Raises `ModelError` where the module changes itself as it
-        runs (`Watch`).
+        `clipped_sum` replaces one example after the other. `learning_task` gives the loss, by default that of
+        classification. Raises `ModelError` where the module changes itself as it runs (`Watch`).
         """
         params_D = base_M[: len(base_M) // (1 + len(self.objective.channels))]
         load_into(module, params_D)
         module.train()
-        inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
+        learning_task = learning_task or Classification()
+        inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in parameters]
         values = [value.clone()[None] for value in start]  # of one client, as `step` has them of many
@@ -232,9 +235,14 @@ class SGD(Rule):
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch_seed(seed))
             if self.example_level is None:
-                steps = self._gradients(module, parameters, inputs, labels, seed, work)
+                steps = self._gradients(learning_task, module, parameters, inputs, targets, seed, work)
             else:
-                steps = self._private_gradients(module, parameters, inputs, labels, seed, key, work, clipped_sum, watch)
+                clipped_sum = clipped_sum or PerExampleLoop(
+                    learning_task, module, parameters, self._mechanism(parameters), self.label_smoothing, watch
+                )
+                steps = self._private_gradients(
+                    learning_task, parameters, inputs, targets, seed, key, work, clipped_sum
+                )
             for gradients, loss_of_step in steps:
                 if watch is not None:
                     watch.check()
@@ -255,49 +263,53 @@ class SGD(Rule):
 
     def _gradients(
         self,
+        task: LearningTask,
         module: torch.nn.Module,
         parameters: list[torch.nn.Parameter],
         inputs: torch.Tensor,
-        labels: torch.Tensor,
+        targets: torch.Tensor,
         seed: int,
         work: int | None,
     ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
         """Of each step: the gradient of the mean loss, and the loss."""
-        for rows in self.steps_of(len(labels), seed, work):
+        for rows in self.steps_of(len(targets), seed, work):
             batch = torch.from_numpy(rows)
-            loss = mean_loss(module(inputs[batch]), labels[batch], self.label_smoothing)
+            loss = task.loss(module(inputs[batch]), targets[batch], "mean", self.label_smoothing)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is unused
-            counted = num_labels(labels[batch])
+            counted = task.targets.num_counted(targets[batch])
             yield gradients, Weighted(loss.item() * counted, counted)
+
+    def _mechanism(self, parameters: Sequence[torch.Tensor]) -> Mechanism:
+        """What clips and adds noise, of a model with these parameters."""
+        assert self.example_level is not None
+        return Mechanism.of(self.example_level, sum(parameter.numel() for parameter in parameters))
 
     def _private_gradients(
         self,
-        module: torch.nn.Module,
+        task: LearningTask,
         parameters: list[torch.nn.Parameter],
         inputs: torch.Tensor,
-        labels: torch.Tensor,
+        targets: torch.Tensor,
         seed: int,
         key: bytes | None,
         work: int | None,
-        clipped_sum: ClippedSum | None,
-        watch: Watch | None,
+        clipped_sum: ClippedSum,
     ) -> Iterator[tuple[tuple[torch.Tensor, ...], Weighted]]:
         """Of each step: what is released of the examples' gradients, and the loss, which is not released."""
-        batches, private = self.private_batches_of(len(labels), key, work), self.example_level
+        batches, private = self.private_batches_of(len(targets), key, work), self.example_level
         assert private is not None and key is not None
-        mechanism = Mechanism.of(private, sum(parameter.numel() for parameter in parameters))
-        noise, scale = mechanism.noise(key), mechanism.per_example(private.sampling_rate, len(labels))
-        clipped_sum = clipped_sum or PerExampleLoop(module, parameters, mechanism, self.label_smoothing, watch)
+        mechanism = self._mechanism(parameters)
+        noise, scale = mechanism.noise(key), mechanism.per_example(private.sampling_rate, len(targets))
         for step, rows in enumerate(batches):
             loss = Weighted()
             whole = [torch.zeros(each.shape, dtype=torch.float64, device=each.device) for each in parameters]
             for first in range(0, len(rows), PIECE_ROWS):
                 piece = torch.from_numpy(rows[first : first + PIECE_ROWS])
                 seeds = [example_seed(seed, step, place) for place in range(first, first + len(piece))]
-                sums, losses = clipped_sum(inputs[piece], labels[piece], seeds)
+                sums, losses = clipped_sum(inputs[piece], targets[piece], seeds)
                 for total, part in zip(whole, sums, strict=True):
                     total += part.round()
-                counted = labels_of_each(labels[piece]).to(losses)
+                counted = task.targets.num_counted_by_row(targets[piece]).to(losses)
                 loss += Weighted(float(losses @ counted), float(counted.sum()))
             gradients = tuple(torch.empty(each.shape, device=each.device) for each in parameters)
             flat, flat_whole = ([each.view(-1) for each in tensors] for tensors in (gradients, whole))
@@ -313,23 +325,25 @@ class PerExampleLoop:
 
     def __init__(
         self,
+        task: LearningTask,
         module: torch.nn.Module,
         parameters: list[torch.nn.Parameter],
         mechanism: Mechanism,
         label_smoothing: float,
         watch: Watch | None = None,
     ) -> None:
-        self._module, self._parameters, self._watch = module, parameters, watch
+        self._task, self._module, self._parameters, self._watch = task, module, parameters, watch
         self._mechanism, self._label_smoothing = mechanism, label_smoothing
 
     def __call__(
-        self, inputs: torch.Tensor, labels: torch.Tensor, seeds: Sequence[int]
+        self, inputs: torch.Tensor, targets: torch.Tensor, seeds: Sequence[int]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         sums, losses = [torch.zeros_like(each) for each in self._parameters], torch.zeros(len(seeds))
         for place, seed in enumerate(seeds):
             seed_torch(seed)
-            x, y = inputs[place : place + 1].clone(), labels[place : place + 1]
-            loss = sum_loss(self._module(x), y, self._label_smoothing) / max(num_labels(y), 1)
+            x, y = inputs[place : place + 1].clone(), targets[place : place + 1]
+            loss = self._task.loss(self._module(x), y, "sum", self._label_smoothing)
+            loss = loss / max(self._task.targets.num_counted(y), 1)
             gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
             squares = torch.stack([squared_norms(each.reshape(1, -1)) for each in gradients]).sum(0)
             if counts(squares):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedrounds.fl_components import randomness
-from fedrounds.fl_components.arrays import IGNORED, Float32
+from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.errors import FedroundsError, ModelError, one_line
 from fedrounds.fl_components.models import rowwise
 from fedrounds.fl_components.parameters import flatten
@@ -35,9 +35,8 @@ class CanaryClient:
     allows, in a coordinate of its own (a "Dirac canary"), and yet it is an example's, by a backward pass through the
     whole model.
 
-    The score and the label are those of the class that the model finds least likely: of C classes it has a probability
-    p of at most 1 / C, so with label smoothing s the gradient by its score, p - (1 - s) - s / C, is at most
-    -(1 - s) (1 - 1 / C). It is negative for every canary, and not small.
+    The score and the target are those that the learning task finds hard (`hard_targets`), so that the gradient is
+    negative for every canary, and not small.
 
     Args:
       module: the run's, with the parameters that a step starts from. It stays as it is.
@@ -67,9 +66,10 @@ class CanaryClient:
         except Exception as error:
             raise _failure(error) from error
         shown = torch.arange(num_canaries + len(rows.y)) % len(rows.y)
-        self._labels = torch.cat([self._module.labels[shown[:num_canaries]], rows.y[shown[num_canaries:]]])
+        self._targets = torch.cat([self._module.targets[shown[:num_canaries]], rows.y[shown[num_canaries:]]])
         make: Any = type(choose_grad_sampler(module, synthetic_like(rows)))  # what is right for the run's own module
-        self._way: Way = make(self._module)
+        self._task = rows.task
+        self._way: Way = make(self._module, rows.task)
         self._start_D = flatten(self._module)
 
     @property
@@ -86,12 +86,12 @@ class CanaryClient:
 
         Raises `ModelError` for an update that is not finite.
         """
-        members = np.concatenate([np.flatnonzero(joined_M), np.arange(self._num_canaries, len(self._labels))])
+        members = np.concatenate([np.flatnonzero(joined_M), np.arange(self._num_canaries, len(self._targets))])
         # In any order: what goes wrong in one part of a batch must not spare the canaries.
         places = torch.from_numpy(randomness.generator(key, 0, "order").permutation(members))
         task = SimulatedClient("shadow", 0, len(places), randomness.derive_key(key, 0, "draws of the model"), key=key)
         try:
-            update_D = self._train(places[:, None], self._labels[places], task)
+            update_D = self._train(places[:, None], self._targets[places], task)
         except FedroundsError:
             raise
         except Exception as error:
@@ -105,7 +105,7 @@ class CanaryClient:
             return self._way.train(self._rule, self._start_D, x, y, task)[0]
         chunks = PrivateChunks(self._way, self._module, self._rule, torch.from_numpy(self._start_D))
         batches = self._rule.private_batches_of(len(x), task.key)
-        updates, _ = chunks.train(ExampleTable(x, y, np.array([0]), np.array([len(x)])), [task], [batches])
+        updates, _ = chunks.train(ExampleTable(x, y, np.array([0]), np.array([len(x)]), self._task), [task], [batches])
         update_D: Float32 = updates.stack()[0].numpy()
         return update_D
 
@@ -123,7 +123,7 @@ class _WithCanaries(nn.Module):
     canaries, the R after them are the rows as they are.
 
     Attributes:
-      labels: of each row as canaries show it.
+      targets: of each row as canaries show it.
     """
 
     rows: Tensor
@@ -136,12 +136,12 @@ class _WithCanaries(nn.Module):
         nn.init.zeros_(self.canaries.weight)
         with torch.no_grad():
             scores = self.module(rows.x.clone())
-        by_label = scores.reshape(len(scores), -1, scores.shape[-1])  # [R, labels of a row, C]
-        least_likely = by_label[:, 0].argmin(1)
-        self.labels = torch.full_like(rows.y, IGNORED)
-        self.labels.view(len(scores), -1)[:, 0] = least_likely
-        loud = by_label.new_zeros(by_label.shape)
-        loud[torch.arange(len(scores)), 0, least_likely] = CANARY_GAIN
+        by_target = scores.reshape(len(scores), -1, scores.shape[-1])  # [R, targets of a row, C]
+        targets, places = rows.task.hard_targets(by_target[:, 0])
+        self.targets = torch.full_like(rows.y, rows.task.targets.ignored)
+        self.targets.view(len(scores), -1)[:, 0] = targets
+        loud = by_target.new_zeros(by_target.shape)
+        loud[torch.arange(len(scores)), 0, places] = CANARY_GAIN
         self.register_buffer("rows", rows.x)
         self.register_buffer("loud", loud.view(scores.shape))
 

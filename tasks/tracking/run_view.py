@@ -14,6 +14,7 @@ from fedrounds.fl_components.reports.statement import in_short, markdown, statem
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Lease, RoundRecord, RunRecord, Store, cell_name
 from fedrounds.tasks.tracking import server
+from fedrounds.tasks.tracking.results import PrimaryMetric
 from fedrounds.tasks.tracking.sweep_view import CREATED_TAG, PARENT_TAG, show_sweep
 
 if TYPE_CHECKING:
@@ -68,8 +69,11 @@ class RunView:
         self.experiment_id: str = shown.info.experiment_id
         self.cursor = run.tracked_round if self.mlflow_run_id == run.mlflow_run_id else 0
         lease.note(mlflow_run_id=self.mlflow_run_id, tracked_round=self.cursor)
+        self._primary = PrimaryMetric.of(run.config)
         earlier = store.rounds(run.run_id) if self.cursor else []
-        self._best = max((_accuracy(each) for each in earlier if each.round <= self.cursor), default=-math.inf)
+        self._best = self._primary.best(
+            _value(record, self._primary) for record in earlier if record.round <= self.cursor
+        )
         self._log_configuration(run)
         if not run.state.is_final and shown.info.status != "RUNNING":
             client.update_run(self.mlflow_run_id, status="RUNNING")  # a resume
@@ -83,8 +87,9 @@ class RunView:
         for batch in _batches(self.store.rounds(self.lease.run_id, after=self.cursor)):
             metrics: list[Metric] = []
             for each in batch:
-                best = max(best, _accuracy(each))
-                metrics += _metrics(each, best)
+                value = _value(each, self._primary)
+                best = self._primary.best([value] if best is None else [value, best])
+                metrics += _metrics(each, self._primary, best)
             self.client.log_batch(self.mlflow_run_id, metrics=metrics)
             self.lease.note(tracked_round=batch[-1].round)
             self.cursor, self._best = batch[-1].round, best
@@ -216,14 +221,14 @@ def _refuse_deleted_experiment(experiment: Experiment) -> None:
         )
 
 
-def _metrics(record: RoundRecord, best: float) -> list[Metric]:
+def _metrics(record: RoundRecord, primary: PrimaryMetric, best: float | None) -> list[Metric]:
     from mlflow.entities import Metric
 
     values = dict(record.result.get("metrics", {}))
-    if values.get("eval/accuracy") is not None:
+    if values.get(primary.key) is not None:
         # First, as MLflow's page that compares runs opens with the metric that it got first; and the best so far, as
         # its table of runs shows only the last step.
-        values = {"eval/accuracy": values["eval/accuracy"], **values, "best/accuracy": best}
+        values = {primary.key: values[primary.key], **values, f"best/{primary.name}": best}
     at = _milliseconds(record.committed_at)
     return [
         Metric(metric_key(name), float(value), at, record.round)
@@ -247,9 +252,10 @@ def _batches(rounds: Sequence[RoundRecord]) -> Iterator[list[RoundRecord]]:
         yield batch
 
 
-def _accuracy(record: RoundRecord) -> float:
-    value = record.result.get("metrics", {}).get("eval/accuracy")
-    return -math.inf if value is None or math.isnan(value) else float(value)
+def _value(record: RoundRecord, primary: PrimaryMetric) -> float:
+    """The primary metric of a round; NaN where it was not evaluated, or is withheld."""
+    value = record.result.get("metrics", {}).get(primary.key)
+    return math.nan if value is None else float(value)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
 from fedrounds.tasks.tracking import server
-from fedrounds.tasks.tracking.results import evaluated, recent_rounds
+from fedrounds.tasks.tracking.results import PrimaryMetric, evaluated, recent_rounds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,14 +108,19 @@ def sweep_state(cells: Iterable[RunState]) -> RunState:
     return RunState.INTERRUPTED if RunState.PENDING in states else RunState.FAILED
 
 
-def best_cell(accuracies: Mapping[str, float | None]) -> str | None:
-    """The cell with the highest accuracy, the first of equals; None when none has one.
+def best_cell(values: Mapping[str, float | None], primary: PrimaryMetric | None) -> str | None:
+    """Return the cell with the best value of the primary metric, the first of equals; None when none has one.
 
-    >>> best_cell({"s-001": 0.7, "s-002": None, "s-003": 0.8}), best_cell({"s-001": None})
-    ('s-003', None)
+    >>> accuracy, mse = PrimaryMetric("accuracy", higher_is_better=True), PrimaryMetric("mse", higher_is_better=False)
+    >>> values = {"s-001": 0.7, "s-002": None, "s-003": 0.8}
+    >>> best_cell(values, accuracy), best_cell(values, mse), best_cell({"s-001": None}, accuracy)
+    ('s-003', 's-001', None)
     """
-    known = {cell: value for cell, value in accuracies.items() if value is not None and math.isfinite(value)}
-    return max(known, key=lambda cell: known[cell], default=None)
+    if primary is None:
+        return None
+    known = {cell: value for cell, value in values.items() if value is not None and math.isfinite(value)}
+    best = primary.best(known.values())
+    return next((cell for cell, value in known.items() if value == best), None)
 
 
 def _find_or_create(client: MlflowClient, sweep: SweepRecord, experiment_id: str) -> Run:
@@ -135,19 +140,25 @@ def _description(
 ) -> str:
     """Markdown: what varies, the way to the comparison, and the cells."""
     fields = [field for field, _ in sweep.over]
-    accuracies = {
-        cell: evaluated(recent_rounds(store, runs[cell])).get("eval/accuracy") for cell in sweep.cells if cell in runs
+    primary = PrimaryMetric.common(runs.values())
+    values_of = {
+        cell: evaluated(recent_rounds(store, runs[cell])).get(primary.key)
+        for cell in sweep.cells
+        if cell in runs and primary is not None
     }
-    best = best_cell(accuracies)
+    best = best_cell(values_of, primary)
     lines = [f"Sweep `{sweep.sweep_id}` over {', '.join(f'`{field}`' for field in fields)}: {state}.", ""]
     compared = _compared(runs.values())
     if len(compared) > 1:
         lines += [f"[Compare the cells: parallel coordinates]({compare_page(experiment_id, compared)})", ""]
-    lines += [f"| cell | {' | '.join(fields)} | state | accuracy |", f"|---|{'---|' * len(fields)}---|---:|"]
+    lines += [
+        f"| cell | {' | '.join(fields)} | state | {primary.name if primary else ''} |",
+        f"|---|{'---|' * len(fields)}---|---:|",
+    ]
     room = MAX_DESCRIPTION - sum(len(line) + 1 for line in lines)
     for number, (cell, values) in enumerate(sweep.cells.items()):
-        accuracy = accuracies.get(cell)
-        shown = "" if accuracy is None else f"**{accuracy:.4f}**" if cell == best else f"{accuracy:.4f}"
+        value = values_of.get(cell)
+        shown = "" if value is None else f"**{value:.4f}**" if cell == best else f"{value:.4f}"
         words = [_cell(values[field]) for field in fields]
         line = f"| {cell} | {' | '.join(words)} | {runs[cell].state if cell in runs else RunState.PENDING} | {shown} |"
         room -= len(line) + 1

@@ -18,7 +18,7 @@ from tests.support import HEART, Fedrounds, data_of, missing, prefect, start_fed
 RATES = ("--over", "training.learning_rate=1e-2,0.1")
 DATA = {  # the object of docs/operations.md
     "sweep_id", "name", "state", "over", "cells", "best", "mlflow_run_id", "compare_url", "prefect_flow_run_id",
-    "prefect_flow_run_url",
+    "prefect_flow_run_url", "primary_metric",
 }  # fmt: skip
 
 
@@ -55,8 +55,9 @@ def test_a_grid_is_trained_cell_by_cell_and_nested_in_mlflow(fedrounds: Fedround
         ("s-001", {"training.learning_rate": 0.01}, "Completed"),
         ("s-002", {"training.learning_rate": 0.1}, "Completed"),
     ]
-    accuracies = {cell["run_id"]: cell["metrics"]["eval/accuracy"] for cell in data["cells"]}
-    assert accuracies[data["best"]] == max(accuracies.values())
+    assert data["primary_metric"] == "auroc"
+    reached = {cell["run_id"]: cell["metrics"]["eval/auroc"] for cell in data["cells"]}
+    assert reached[data["best"]] == max(reached.values())
     with Store.open(home) as store:
         assert digests(data) == [store.run(run_id).params_digest for run_id in ("s-001", "s-002")]
         assert {run.sweep_id for run in store.runs()} == {"s"}
@@ -142,7 +143,7 @@ def test_ctrl_c_stops_a_sweep_which_goes_on_at_its_round(fedrounds: Fedrounds, h
 @pytest.mark.slow
 @pytest.mark.browser
 def test_mlflow_opens_with_parallel_coordinates(fedrounds: Fedrounds, home: Path) -> None:
-    """The link in the parent run's description leads to axes for the fields that vary, and one for the accuracy."""
+    """The link in the parent run's description leads to axes for the fields that vary and for the primary metric."""
     chromium = shutil.which("chromium") or missing("Chromium is missing")
     from playwright.sync_api import sync_playwright
 
@@ -166,7 +167,7 @@ def test_mlflow_opens_with_parallel_coordinates(fedrounds: Fedrounds, home: Path
             plot = page.locator(".js-plotly-plot").first
             plot.locator(".axis-title").first.wait_for(timeout=60_000)
             titles = plot.locator(".axis-title").all_text_contents()
-            assert titles == ["training.epochs", "training.learning_rate", "eval/accuracy"]
+            assert titles == ["training.epochs", "training.learning_rate", "eval/auroc"]
             browser.close()
     finally:
         process.send_signal(signal.SIGTERM)

@@ -46,7 +46,7 @@ FULL: dict[str, Any] = {
     "aggregation": {"kind": "mean", "weights": "uniform"},
     "server_optimizer": {"kind": "fedadam", "learning_rate": 0.02, "beta1": 0.8, "beta2": 0.9, "tau": 0.01},
     "privacy": {"kind": "none"},
-    "evaluation": {"every": 2, "per_client": False},
+    "evaluation": {"every": 2, "per_client": False, "metrics": ["loss", "f1", "auroc"], "primary": "auroc"},
     "execution": {"kind": "local", "memory_mb": 64, "shard_size": 4},
 }
 
@@ -119,7 +119,7 @@ class TestDigest:
         changes = list(other_leaves(FULL))
         for change in changes:
             digests.add(config_digest(load_config(FULL, [change])))
-        assert len(changes) == 24
+        assert len(changes) == 26
         assert len(digests) == 1 + len(changes)
 
 
@@ -136,6 +136,8 @@ def other_leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
                 "hidden": [5, 5],
                 "batch_size": 8,
                 "every": 3,
+                "metrics": ["loss"],
+                "primary": "f1",
                 "memory_mb": 65,
                 "tau": 0.02,
             }.get(name)

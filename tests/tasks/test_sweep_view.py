@@ -17,21 +17,35 @@ from fedrounds.tasks.tracking.server import tracking_uri
 from fedrounds.tasks.tracking.sweep_view import MAX_DESCRIPTION, end_sweep
 from fedrounds.tasks.tracking.tracker import catch_up
 
-CONFIG = {"name": "digits", "rounds": 1, "evaluation": {"every": 1}}
+CONFIG = {
+    "name": "digits",
+    "rounds": 1,
+    "task": {"kind": "classification"},
+    "evaluation": {"every": 1, "primary": "accuracy"},
+}
 
 
 def new_sweep(store: Store, over: Any = (("seed", [1, 2]),)) -> SweepRecord:
     return store.create_sweep(sweep_id="s", name="digits", config=CONFIG, over=over, source_folder="/src")
 
 
-def train(store: Store, sweep: SweepRecord, run_id: str, *, accuracy: float = 0.5, state: str = "Completed") -> None:
+def train(
+    store: Store,
+    sweep: SweepRecord,
+    run_id: str,
+    *,
+    accuracy: float = 0.5,
+    state: str = "Completed",
+    metrics: dict[str, float] | None = None,
+    config: dict[str, Any] = CONFIG,
+) -> None:
     """One cell of one round, which nothing has shown yet."""
     store.create_run(
         run_id=run_id,
         name="digits",
         population="public",
         rounds=1,
-        config=CONFIG | sweep.cells[run_id],
+        config=config | sweep.cells[run_id],
         config_digest=run_id * 8,
         initial_state=b"0",
         params_digest=params_digest(np.zeros(3, dtype=np.float32)),
@@ -43,7 +57,7 @@ def train(store: Store, sweep: SweepRecord, run_id: str, *, accuracy: float = 0.
     with store.acquire(run_id) as lease:
         lease.begin_attempt()
         lease.reserve(1)
-        result = {"metrics": {"clients/received": 4.0, "eval/accuracy": accuracy}, "seconds": {}}
+        result = {"metrics": {"clients/received": 4.0} | (metrics or {"eval/accuracy": accuracy}), "seconds": {}}
         lease.commit(1, state=b"1", params_digest="d" * 64, result=result)
         lease.finish(RunState(state))
 
@@ -152,3 +166,16 @@ def test_an_mlflow_that_is_down_does_not_fail_a_sweep(store: Store, monkeypatch:
     (words,) = said
     assert "connection refused" in words
     assert "`fedrounds resume s`" in words
+
+
+def test_the_best_cell_of_a_regression_has_the_smallest_error(store: Store) -> None:
+    """The cells' own configuration says what they are compared by, and in which direction."""
+    regression = CONFIG | {"task": {"kind": "regression"}, "evaluation": {"every": 1, "primary": "mse"}}
+    sweep = store.create_sweep(
+        sweep_id="s", name="digits", config=regression, over=(("seed", [1, 2]),), source_folder="/src"
+    )
+    for run_id, mse in (("s-001", 4.0), ("s-002", 0.25)):
+        train(store, sweep, run_id, metrics={"eval/mse": mse}, config=regression)
+        show(store, run_id)
+    text = description(store)
+    assert "| state | mse |" in text and "**0.2500**" in text and "**4.0000**" not in text

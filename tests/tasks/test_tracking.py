@@ -33,7 +33,14 @@ from tests.support import PRIVATE
 
 TIMEOUT_S = 60.0
 ACCURACY = [0.5, 0.75, 0.625, 0.875, 0.8125]
-CONFIG = {"name": "digits", "rounds": 5, "model": {"kind": "mlp", "hidden": [64, 32]}, "text": "long " * 2000}
+CONFIG = {
+    "name": "digits",
+    "rounds": 5,
+    "task": {"kind": "classification"},
+    "model": {"kind": "mlp", "hidden": [64, 32]},
+    "evaluation": {"every": 1, "primary": "accuracy"},
+    "text": "long " * 2000,
+}
 
 
 def make_run(store: Store, run_id: str = "r1", **changes: Any) -> RunRecord:
@@ -153,6 +160,9 @@ def test_a_run_is_shown_with_its_rounds_parameters_and_tags(store: Store) -> Non
         "rounds": "5",
         "model.kind": "mlp",
         "model.hidden": "[64, 32]",
+        "task.kind": "classification",
+        "evaluation.every": "1",
+        "evaluation.primary": "accuracy",
         "text": "",
     }
     assert run.data.params["text"].endswith("... (cut; 10000 characters)")
@@ -641,7 +651,9 @@ def test_the_model_is_registered_and_predicts_at_any_batch_size(store: Store) ->
 def test_a_model_of_a_simulated_cohort_is_registered_but_never_the_challenger(store: Store) -> None:
     """Its epsilon is another federation's: whoever promotes by the alias must not meet it."""
     model = make_model()
-    make_run(store, config=PRIVATE | {"privacy": PRIVATE["privacy"] | {"simulate_noise_cohort": 450}})
+    simulated = PRIVATE["privacy"] | {"simulate_noise_cohort": 450}
+    judged = {name: CONFIG[name] for name in ("task", "evaluation")}
+    make_run(store, config=PRIVATE | judged | {"privacy": simulated})
     train(store, "r1", range(1, 2), "Completed", digest_of(model), model=lambda: model)
     (version,) = client(store).search_model_versions("name = 'digits'")
     assert version.tags["privacy"] == "simulated: no claim"

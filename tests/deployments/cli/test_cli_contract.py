@@ -29,6 +29,7 @@ RUN: dict[str, Any] = {
     "rounds": 2,
     "committed_round": 2,
     "params_digest": "3fa9c2e1d0b4" + 52 * "0",
+    "primary_metric": "accuracy",
     "metrics": {
         "eval/accuracy": 0.795,
         "eval/client/cleveland/accuracy": 0.812,
@@ -73,6 +74,7 @@ SWEEP: dict[str, Any] = {
             (2, [128], "TooFewClients", {}, {"message": "round 1: 0 of 4 updates could be used"}),
         )
     ],
+    "primary_metric": "accuracy",
     "best": "s-001",
     "mlflow_run_id": "0123456789abcdef0123456789abcdef",
     "compare_url": "http://127.0.0.1:5000/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D",
@@ -291,6 +293,35 @@ def test_many_clients_are_summed_up(interface: FakeInterface, capfd: pytest.Capt
     assert "c007" not in out
     for words in ("lowest of 101 clients", "median of 101 clients", "highest of 101 clients", "0.500", "1.000"):
         assert words in out
+
+
+def test_the_primary_metric_leads_and_the_others_follow(
+    interface: FakeInterface, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metrics = {
+        "eval/loss": 0.4,
+        "eval/accuracy": 0.75,
+        "eval/auroc": 0.875,
+        "eval/auroc/clients/median": 0.8,
+        "eval/client/va/accuracy": 0.5,
+        "eval/client/va/auroc": 0.625,
+        "eval/confusion_matrix/a/b/a/b": 7,
+        "eval/confusion_matrix/a/b/c": 2,
+        "eval/confusion_matrix/c/a/b": 1,
+        "eval/confusion_matrix/c/c": 1234,
+    }
+    interface.data = RUN | {"primary_metric": "auroc", "metrics": metrics}
+    assert main(["train", "heart.yaml"]) == 0
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    first = lines.index(["test", "auroc"])
+    assert lines[first + 1 : first + 4] == [
+        ["all", "clients", "pooled", "0.875"],
+        ["va", "0.625"],
+        ["accuracy,", "pooled", "0.750"],
+    ]
+    assert ["accuracy", "without", "a", "model:", "the", "majority", "label", "for", "all", "0.516"] in lines
+    matrix = lines.index(["class", "as", "a/b", "as", "c"])
+    assert lines[matrix + 1 : matrix + 3] == [["a/b", "7", "2"], ["c", "1", "1,234"]]
 
 
 def test_runs_and_show_are_tables(
@@ -525,7 +556,7 @@ def test_deploy_gives_what_was_registered(
 
 def test_people_get_the_simulated_time(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:
     reached = {"0.5": 1.5, "0.8": 12.0, "0.9": 40.25, "0.95": 1234.5}
-    communication = {**RUN["communication"], "simulated_s": 2000.0, "simulated_s_to_accuracy": reached}
+    communication = {**RUN["communication"], "simulated_s": 2000.0, "simulated_s_to_primary": reached}
     interface.data = RUN | {"communication": communication}
     assert main(["train", "heart.yaml"]) == 0
     out = " ".join(capfd.readouterr().out.split())

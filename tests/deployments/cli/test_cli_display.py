@@ -70,7 +70,7 @@ def test_lines_are_one_a_round_and_have_no_control_characters() -> None:
         "round  1/12  train loss 0.690  eval loss 0.680  accuracy 0.512  upload 4.2 kB  time 1.31 s",
         "round  2/12  train loss 0.600  eval loss -  accuracy -  upload -  time 0.50 s",
         "waiting for a client",
-        "round  3/12  train loss -  eval loss -  accuracy 0.550  upload -  time -",
+        "round  3/12  train loss -  accuracy 0.550  upload -  time -",
     ]
 
 
@@ -167,7 +167,7 @@ def test_stages_that_take_long_are_shown_in_tenths() -> None:
 
 def test_a_narrow_terminal_gets_fewer_columns_but_whole_ones() -> None:
     metrics = {"train/loss": 0.6, "eval/loss": 0.6, "eval/accuracy": 0.7, "communication/upload_bytes": 421_600}
-    table = RoundsTable([RoundLine.of(9, metrics, {"train": 0.5})])
+    table = RoundsTable([RoundLine.of(9, metrics, {"train": 0.5}, "accuracy")])
 
     def headings(width: int) -> list[str]:
         out = io.StringIO()
@@ -273,7 +273,13 @@ def test_a_pipe_gets_lines_and_a_dumb_terminal_too(monkeypatch: pytest.MonkeyPat
 
 
 CLAIMED = {"privacy/epsilon": 1.25, "privacy/signal_to_noise": 0.5}
-PUBLIC = {"train/loss": 0.7, "eval/accuracy": 0.81, "communication/upload_bytes": 1e6, "time/round_s": 0.3}
+PUBLIC = {
+    "train/loss": 0.7,
+    "eval/loss": 0.6,
+    "eval/accuracy": 0.81,
+    "communication/upload_bytes": 1e6,
+    "time/round_s": 0.3,
+}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +297,7 @@ PUBLIC = {"train/loss": 0.7, "eval/accuracy": 0.81, "communication/upload_bytes"
     ],
 )
 def test_a_claim_has_columns_of_its_own(metrics: dict[str, float], columns: list[str]) -> None:
-    assert list(RoundLine.of(1, metrics, None).columns()) == columns
+    assert list(RoundLine.of(1, metrics, None, "accuracy").columns()) == columns
 
 
 def checked(num_clients: int, **more: object) -> str:
@@ -346,3 +352,10 @@ def test_a_check_shows_columns_with_their_gaps_and_what_was_left_alone() -> None
     assert re.search(r"^  sex +category +f 12, m 8 +0 %$", shown, re.M)
     assert "left alone in the clients' folder: codebook.xlsx" in shown
     assert "most at" not in checked(3, columns=[sex | complete])
+
+
+def test_a_run_is_shown_by_its_primary_metric() -> None:
+    """A regression evaluates no loss besides: there is no column for it."""
+    line = RoundLine.of(1, {"train/loss": 0.7, "eval/mse": 0.25, "time/round_s": 0.3}, None, "mse")
+    assert list(line.columns()) == ["train loss", "mse", "upload", "time"]
+    assert line.columns()["mse"] == "0.250"

@@ -163,7 +163,7 @@ def sequences(**changes: Any) -> FederatedData:
 
 def test_labels_of_positions() -> None:
     data = sequences()
-    assert data.output_shape == (3, 3)
+    assert (data.y_train.shape[1:], data.num_classes) == ((3,), 3)
     assert data.label_counts(0).tolist() == [1, 3, 1]
     # The most frequent token is 1; after 0 comes 1 and after 1 come 0 and 2, of which the smaller is guessed.
     assert data.baselines() == {"unigram": 0.5, "bigram": 0.5}

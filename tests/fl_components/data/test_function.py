@@ -214,7 +214,7 @@ def test_objects_that_fail_in_ways_of_their_own_are_refused(load: Any, body: str
     [
         ("np.eye(2)", r"y\.argmax\(axis=1\)"),
         ("[[0], [1]]", r"y\.ravel\(\)"),
-        ("[0.5, 1.0]", "row 0 .* is 0.5, .* Regression .* is not supported yet"),
+        ("[0.5, 1.0]", "row 0 .* is 0.5, .* set task: {kind: regression}"),
         ("[0.0, 1.0]", "cast them to int64"),
         ("['no', 'yes']", "number the classes"),
         ("[1, 2]", "set data.num_classes: 3"),

@@ -644,7 +644,7 @@ def test_texts_that_differ_are_different_classes(tmp_path: Path) -> None:
             [str(age) for age in range(20, 45)],
             "has 25 different values, all numbers from 20 to 44: it seems to be a quantity",
         ),
-        ([f"{day / 2}" for day in range(21)], "regression) is not supported yet"),
+        ([f"{day / 2}" for day in range(21)], "to predict a quantity, set task: {kind: regression}"),
         ([f"patient-{row}" for row in range(30)], "it seems to be an identifier or free text"),
     ],
 )
@@ -663,7 +663,7 @@ def test_many_classes_of_few_values_are_classes(tmp_path: Path) -> None:
 
 def test_a_quantity_with_few_rows_is_hinted_at(tmp_path: Path) -> None:
     write(tmp_path, a="x,ill\n" + "".join(f"1,{row}\n" for row in range(12)))
-    assert "if 'ill' is a quantity: fedrounds trains classifiers" in message(tmp_path, test_fraction=0.5)
+    assert "to predict a quantity, set task: {kind: regression}" in message(tmp_path, test_fraction=0.5)
 
 
 # -------------------------------------------------------------------------------------------------- missing values

@@ -25,6 +25,7 @@ from fedrounds.fl_components.executors.scheduler import MAX_ATTEMPTS
 from fedrounds.fl_components.models import Mlp, ModelRule, ModelSpec, ModuleModel, build_seeded
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.task import Classification
 from fedrounds.fl_components.training import SGD, StreamingSum
 from fedrounds.fl_components.values import SimulatedClient
 
@@ -96,6 +97,7 @@ def workload(rule: ModelRule | None = None, *, how: str = "sum", num_clients: in
     return Workload(
         module=module,
         spec=ModelSpec.of(rule, (6,), (3,), 1, module),
+        task=Classification(),
         examples=SharedMemory.from_arrays(
             {"x": x, "y": generator.integers(0, 3, len(x)), "starts": starts, "stops": stops}
         ),

@@ -359,10 +359,10 @@ def test_the_simulated_time_to_an_accuracy_is_told(open_run: OpenRun, store: Sto
     assert told["simulated_s"] == pytest.approx(sum(seconds))
     accuracies = [each["eval/accuracy"] for each in metrics]
     levels = [level for level in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if level <= max(accuracies)]
-    assert told["simulated_s_to_accuracy"].keys() == {str(level) for level in levels} != set()
+    assert told["simulated_s_to_primary"].keys() == {str(level) for level in levels} != set()
     for level in levels:
         first = next(round for round, each in enumerate(accuracies, 1) if each >= level)
-        assert told["simulated_s_to_accuracy"][str(level)] == pytest.approx(sum(seconds[:first]))
+        assert told["simulated_s_to_primary"][str(level)] == pytest.approx(sum(seconds[:first]))
 
 
 def test_what_a_run_would_send_is_told_before(open_run: OpenRun) -> None:

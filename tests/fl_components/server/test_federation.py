@@ -232,14 +232,18 @@ class TestEvaluate:
         federation = assemble(configured(), folder)
         params_D = np.random.default_rng(0).standard_normal(15).astype(np.float32)
         metrics = federation.evaluate(params_D)
-        assert sorted(metrics) == sorted(
+        assert metrics.keys() == {
             f"{of}/{name}"
             for of in ("eval", "eval/client/ward 0", "eval/client/ward 1")  # ward 2 has no test rows
             for name in ("loss", "accuracy")
+        } | {f"eval/{name}/clients/{level}" for name in ("loss", "accuracy") for level in ("q10", "median", "q90")}
+        data, module = federation.data, federation.trained_module(params_D)
+        values = evaluate(module, data.x_test, data.y_test, federation.metrics).values()
+        assert metrics["eval/loss"] == pytest.approx(values["loss"], rel=1e-6)
+        assert metrics["eval/accuracy"] == pytest.approx(values["accuracy"])
+        assert metrics["eval/loss/clients/median"] == pytest.approx(
+            (metrics["eval/client/ward 0/loss"] + metrics["eval/client/ward 1/loss"]) / 2
         )
-        loss, accuracy = evaluate(federation.trained_module(params_D), federation.data.x_test, federation.data.y_test)
-        assert metrics["eval/loss"] == pytest.approx(loss.mean, rel=1e-6)
-        assert metrics["eval/accuracy"] == pytest.approx(accuracy.mean)
         assert metrics["eval/loss"] == pytest.approx(
             (metrics["eval/client/ward 0/loss"] + metrics["eval/client/ward 1/loss"]) / 2, rel=1e-6
         )

@@ -26,6 +26,7 @@ from fedrounds.fl_components.parameters import flatten, load_into
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism, private_batches
 from fedrounds.fl_components.shared_memory import SharedMemory
+from fedrounds.fl_components.task import Classification
 from fedrounds.fl_components.training import (
     SGD,
     StreamingSum,
@@ -190,9 +191,9 @@ def three_ways(
     mechanism = Mechanism.of(private, len(flatten(module)))
     parameters = [each for each in module.parameters() if each.requires_grad]
     ways = [
-        PerExampleLoop(module.train(), parameters, mechanism, smoothing),
-        fast(module),
-        OpacusGradSampler(module).clipped_sum(mechanism, smoothing),
+        PerExampleLoop(Classification(), module.train(), parameters, mechanism, smoothing),
+        fast(module, Classification()),
+        OpacusGradSampler(module, Classification()).clipped_sum(mechanism, smoothing),
     ]
     return [clipped_by(way, module, x, y, mechanism, smoothing) for way in ways]
 
@@ -226,7 +227,10 @@ class TestThreeWays:
         x = torch.randn(num_rows, features, generator=generator) * scale
         y = torch.randint(0, 3, (num_rows,), generator=generator)
         loop, *others = three_ways(module, GhostNorms, x, y, norm, smoothing)
-        for found in [*others, clipped_by(VmapExamples(module), module, x, y, mechanism_of(module, norm), smoothing)]:
+        for found in [
+            *others,
+            clipped_by(VmapExamples(module, Classification()), module, x, y, mechanism_of(module, norm), smoothing),
+        ]:
             # 1e-6 of C for each example that is clipped; of its own length where it is not.
             torch.testing.assert_close(found, loop, rtol=0, atol=1e-6 * norm * max(1.0, num_rows / 8))
         assert 0 < float(loop.norm()) <= num_rows * norm
@@ -349,7 +353,7 @@ class TestClipping:
         x, y = torch.rand(1, 300).expand(PIECE_ROWS, 300).clone() * 1e3, torch.zeros(PIECE_ROWS, dtype=torch.int64)
         without = x.clone()
         without[5] = math.inf
-        for way in (GhostNorms(module), VmapExamples(module)):
+        for way in (GhostNorms(module, Classification()), VmapExamples(module, Classification())):
             all_, less = (
                 (clipped_by(way, module, each, y, mechanism, 0.0) / mechanism.unit).round() * mechanism.unit
                 for each in (x, without)
@@ -492,6 +496,7 @@ def test_processes_come_to_the_same_bits() -> None:
     work = Workload(
         module=module,
         spec=ModelSpec.of(kind, (6,), (3,), 1, module),
+        task=Classification(),
         examples=SharedMemory.from_arrays(arrays),
         num_parameters=len(params_D),
         result=(np.float32, (len(params_D),)),

@@ -21,6 +21,7 @@ from fedrounds.fl_components.models import Gru, RowFormat, Transformer, build_se
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.privacy import ExampleLevel
 from fedrounds.fl_components.privacy.steps import PIECE_ROWS, Mechanism
+from fedrounds.fl_components.task import Classification
 from fedrounds.fl_components.training import SGD, evaluate, grad_sampler_name, one_thread
 from fedrounds.fl_components.training.chunk import ExampleTable, synthetic_like
 from fedrounds.fl_components.training.engine import Engine
@@ -283,7 +284,8 @@ def test_a_model_that_works_on_its_input_in_place_trains_and_is_evaluated_as_one
     for rule in (PLAIN, PRIVATE):
         np.testing.assert_array_equal(updates(one, examples, tasks, rule), updates(other, examples, tasks, rule))
     x, y = examples.x.numpy(), examples.y.numpy()
-    assert evaluate(one, x, y) == evaluate(one, x, y) == evaluate(other, x, y)
+    values = [evaluate(module, x, y, Classification().metrics()).values() for module in (one, one, other)]
+    assert values[0] == values[1] == values[2]
     assert torch.equal(examples.x, x_before)
 
 
@@ -517,7 +519,9 @@ def _step(way: Any, module: nn.Module, x: Tensor, y: Tensor, mechanism: Mechanis
         way.add_clipped(Batch(x[None], y[None], [len(y)], [len(y)], []), 0.0, mechanism, sums, fresh=True)
     else:
         own = copy.deepcopy(module).train()
-        sums, _ = PerExampleLoop(own, [each for each in own.parameters()], mechanism, 0.0)(x, y, list(range(len(y))))
+        sums, _ = PerExampleLoop(Classification(), own, [each for each in own.parameters()], mechanism, 0.0)(
+            x, y, list(range(len(y)))
+        )
     return torch.cat([each.flatten() for each in sums]).double().round() * mechanism.unit
 
 
@@ -591,4 +595,4 @@ def test_what_a_model_raises_in_the_evaluation_names_whose_rows_these_are() -> N
     module = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
     x = np.full((3, 3), 5)
     with pytest.raises(ModelError, match=r"evaluated on the test rows of client a \(in 0, Embedding\): IndexError"):
-        evaluate(module, x, np.zeros(3, np.int64), "the test rows of client a")
+        evaluate(module, x, np.zeros(3, np.int64), Classification().metrics(), "the test rows of client a")
