@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedrounds.fl_components.account import Account
@@ -106,6 +107,29 @@ class TestAnyConfiguration:
             if store.ledger.budget(Account("x").template):
                 with pytest.raises(ConfigError, match=r"the examples of client 'x/g\d' are for the most part those of"):
                     begin("renamed", data=data, population="x", **BY_EXAMPLE)
+
+
+def many_clients(factor: float = 1.0, offset: int = 0) -> dict[str, Any]:
+    """Two patients of each of 10,001 clients."""
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(10_001, 2, 4)) * factor
+    return {f"p{client + offset}": (x.tolist(), [0, 1]) for client, x in enumerate(rows)} | {
+        "tested": ([[0.0] * 4], [0], [[factor] * 4], [1])
+    }
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("arguments", [{}, {"factor": 0.1333}, {"offset": 7}], ids=["same", "rescaled", "renamed"])
+def test_above_ten_thousand_clients_all_rows_together_are_recognised(
+    begin: Begin, store: Store, arguments: dict[str, Any]
+) -> None:
+    """Clients have no fingerprints of their own then."""
+    data = {"kind": "function", "path": f"{__name__}:many_clients", "num_classes": 2}
+    store.set_budget("x", TERMS, reason="x", by="ada")
+    begin("first", data=data, population="x").close()
+    with pytest.raises(ConfigError, match="population 'x' has a privacy budget"):
+        begin("free", data=data | {"arguments": arguments}, population="free", seed=1, **NO_CLAIM)
+    assert store.find_run("free") is None
 
 
 class TestSecondHub:
