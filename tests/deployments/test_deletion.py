@@ -18,7 +18,11 @@ from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import Store
 
 DAY = 86_400
-CONFIG = {"data": {"kind": "digits"}, "evaluation": {"every": 1}}
+CONFIG = {
+    "data": {"kind": "digits"},
+    "evaluation": {"every": 1, "primary": "accuracy"},
+    "task": {"kind": "classification"},
+}
 
 
 def create(store: Store, run_id: str, name: str, state: str | None = "Completed", **given: Any) -> None:

@@ -98,9 +98,9 @@ def test_a_reader_that_goes_away_does_not_end_the_command(tmp_path: Path) -> Non
     code = (
         "import sys\n"
         f"sys.path.append({str(ROOT)!r})\n"
-        "from fedrounds.deployments.cli.screen import Answer, Screen\n"
-        "with Screen(as_json=False) as screen:\n"
-        "    for _ in range(20_000): screen.answer(Answer(None, 'a line of a long result'))\n"
+        "from fedrounds.deployments.cli.screen import CommandResult, CliOutput\n"
+        "with CliOutput(as_json=False) as screen:\n"
+        "    for _ in range(20_000): screen.answer(CommandResult(None, 'a line of a long result'))\n"
         "    print('went on', file=sys.stderr)\n"
     )
     with subprocess.Popen(

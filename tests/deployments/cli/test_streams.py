@@ -19,10 +19,10 @@ from fedrounds.fl_components.store import Store
 
 PRINT = """
 import sys
-from fedrounds.deployments.cli.screen import Answer, Screen, make_streams_writable
+from fedrounds.deployments.cli.screen import CommandResult, CliOutput, make_streams_writable
 make_streams_writable()
-with Screen(as_json="--json" in sys.argv) as screen:
-    screen.answer(Answer({"client": "Köln"}, "Köln ██▌░ │ ─ " + chr(0xDCFF)))
+with CliOutput(as_json="--json" in sys.argv) as screen:
+    screen.answer(CommandResult({"client": "Köln"}, "Köln ██▌░ │ ─ " + chr(0xDCFF)))
 """
 
 

@@ -81,7 +81,7 @@ class TestClaim:
 
     def test_its_wording_names_only_values_that_it_has(self, rule: Claim, sampling: Sampling) -> None:
         wording = tomllib.loads(rule.statement_template())
-        values = rule.statement_values(StatementFacts(5, 3, True, True, "ghost norms"))
+        values = rule.statement_values(StatementFacts(5, 3, True, ("loss", "accuracy"), "ghost norms"))
         for name in ("about", "protects", "withheld", "mechanism", "releases"):
             assert "{" not in wording[name].format_map(values)
         assert wording["not_covered"] and all(isinstance(each, str) for each in wording["not_covered"])

@@ -114,10 +114,9 @@ def test_the_journal_tells_what_happened(worked: tuple[Store, JournalReport]) ->
     assert list(store.journal("other")) == [rows[1]]
     assert rows[2].content == {
         "fence": 1,
-        "population": "p",
         "round": 1,
         "collection": 1,
-        "event": {"event": "none"},
+        "charges": [],
     }
     sealed = rows[3].content
     (digest,) = sealed.pop("digests").values()

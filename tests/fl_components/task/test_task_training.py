@@ -14,7 +14,7 @@ from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.task import Classification, LearningTask, Regression
 from fedrounds.fl_components.training import SGD, CanaryClient, ExampleTable, grad_sampler_name
 from fedrounds.fl_components.training.engine import Engine
-from fedrounds.fl_components.values import ClientTask
+from fedrounds.fl_components.values import SimulatedClient
 
 SIZES = (9, 5, 7)
 PRIVATE = {"kind": "example_level", "noise_multiplier": 0.5, "max_grad_norm": 0.3, "sampling_rate": 0.5}
@@ -58,7 +58,7 @@ def test_the_engine_trains_as_the_reference_loop(
     task: LearningTask, num_outputs: int, way: str, fields: dict[str, Any]
 ) -> None:
     module, table, rule = network(way, num_outputs), examples(task), SGD.model_validate({"learning_rate": 0.1} | fields)
-    tasks = [ClientTask(str(row), row, size, row, bytes([row + 1]) * 32) for row, size in enumerate(SIZES)]
+    tasks = [SimulatedClient(str(row), row, size, row, key=bytes([row + 1]) * 32) for row, size in enumerate(SIZES)]
     params_D, engine = flatten(module), Engine(module, table)
     assert (engine.note == "") == (way == "many clients at once") and engine._replicas is not None
     together_ND = np.empty((len(tasks), len(params_D)), np.float32)
