@@ -42,6 +42,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedrounds.fl_components.admission import Clip
 from fedrounds.fl_components.arrays import Float32, Float64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy.audit import (
@@ -55,7 +56,7 @@ from fedrounds.fl_components.privacy.audit import (
     read_guesses,
 )
 from fedrounds.fl_components.privacy.central import CentralPrivacy, Clipping, KeyOf
-from fedrounds.fl_components.privacy.clipping import UNITS, Clip, add_contributions, contributions
+from fedrounds.fl_components.privacy.clipping import UNITS, add_contributions, contributions
 from fedrounds.fl_components.randomness import generator
 from fedrounds.fl_components.values import Sampling
 
