@@ -455,6 +455,20 @@ class TestColumns:
         column = np.array(values)
         assert column_hash(column) == column_hash(column * factor)
 
+    @pytest.mark.parametrize("num_rows", [100, 3_000, 20_000, 100_000])
+    def test_other_units_change_nothing_but_by_a_rare_rounding(self, num_rows: int) -> None:
+        """Of float32 columns, whose rounding may move a value into another cell of the grid."""
+        equal = 0
+        for seed in range(20):
+            column = np.random.default_rng(seed).normal(size=num_rows)
+            equal += column_hash(column.astype(np.float32)) == column_hash((0.1333 * column).astype(np.float32))
+        assert equal >= 18
+
+    @pytest.mark.parametrize("num_rows", [3_000, 100_000])
+    def test_long_columns_of_strangers_differ(self, num_rows: int) -> None:
+        hashes = {column_hash(np.random.default_rng(seed).normal(size=num_rows)) for seed in range(50)}
+        assert len(hashes) == 50
+
     def test_row_numbers_and_time_grids_are_anybodys(self) -> None:
         assert column_hash(np.arange(100.0)) is None
         assert column_hash(np.repeat(np.arange(24.0), 5)) is None
