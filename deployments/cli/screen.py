@@ -101,8 +101,8 @@ class PipeConsole(Console):
 
 
 def discard_output(stream: IO[str]) -> None:
-    """Let a stream that cannot be written go nowhere from here on, with what is still in its buffer: else Python fails
-    to write it as the process ends, and exits with 120."""
+    """Redirect a stream that cannot be written to the null device, with what its buffer still holds: otherwise Python
+    fails to flush it as the process ends, and exits with 120."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -84,9 +84,9 @@ _CHUNK_CELLS: Final = 1 << 21
 _CELLS_IN_CACHE: Final = 1 << 16
 _GRID: Final = 997.0  # cells of a column's range: no fraction with a small denominator falls on a boundary
 _OFFSET: Final = 0.3819660113
-_CELLS: Final = (997.0, 499.0, 251.0, 127.0, 61.0, 31.0, 17.0)
-_MOST_CELLS: Final = 2e6
-"""Cells of a column's range, the first of which there are at most so many together for all values."""
+_GRIDS: Final = (_GRID, 499.0, 251.0, 127.0, 61.0, 31.0, 17.0)
+_MOST_BOUNDARIES: Final = 5e5
+"""The bound of the number of cells times the summed distances of values from the nearer end of the range."""
 
 _MISSING: Final = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "?", "."})
 _DECIMAL_COMMA: Final = re.compile(r"[+-]?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?")
@@ -300,8 +300,9 @@ def column_hash(values: NDArray[Any]) -> int | None:
     """Return a hash of a column's multiset of values; None where it may be that of any client.
 
     Numbers (float64, NaN where one is missing) are brought to [0, 1] first, in either direction, so that a column that
-    was rescaled or turned round has the same hash, but for values that fall on a boundary of the grid by rounding. The
-    more values there are, the coarser the grid: one float32 in some 16,000 would fall into another of 997 cells.
+    was rescaled or turned round has the same hash, unless rounding moves a value into another cell of the grid. For a
+    float32 that happens once in some 33,000 values with 997 cells, so a column with more distinct values has a coarser
+    grid. Repeated values do not change the grid, and the crowded end of a long-tailed column hardly does.
     Hashes of text (uint64) are taken as they are. Values that all occur k times count once.
 
     >>> column = np.array([*range(15), 40, 41, 47.0])
@@ -317,7 +318,9 @@ def column_hash(values: NDArray[Any]) -> int | None:
     if values.dtype == np.uint64:
         return _multiset(known)
     place = (known - distinct[0]) / (distinct[-1] - distinct[0])
-    cells = next((cells for cells in _CELLS if cells * len(known) <= _MOST_CELLS), _CELLS[-1])
+    distances = (distinct - distinct[0]) / (distinct[-1] - distinct[0])
+    exposure = float(np.minimum(distances, 1 - distances).sum())
+    cells = next((cells for cells in _GRIDS if cells * exposure <= _MOST_BOUNDARIES), _GRIDS[-1])
     return min(_multiset(np.floor(each * cells + _OFFSET).astype(np.uint64)) for each in (place, 1 - place))
 
 
