@@ -45,8 +45,9 @@ from fedrounds.fl_components.layout import DELTA, Layout
 from fedrounds.fl_components.models import Mlp, ModelSpec, build_seeded
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.server.encoding import Codec
-from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.server.workload import workload
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.task import Classification
 from fedrounds.fl_components.values import ClientTask, RoundPlan
@@ -244,14 +245,14 @@ def _trained(count: int) -> Updates:
         }
     )
     federation = assemble(config)
-    ids, rows = federation.data.client_ids, federation.select(1, np.zeros_like, config.seed).tolist()
-    num_examples = federation.data.num_examples
+    ids, rows = federation.population.client_ids, federation.select(1, np.zeros_like, config.seed).tolist()
+    num_examples = federation.simulated.data.num_examples
     tasks = tuple(
         ClientTask(ids[row], row, num_examples(row), derive_key(config.seed, 1, "training", ids[row])) for row in rows
     )
     work = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in tasks]
     shards = [tasks[shard] for shard in config.execution.shards(work)]
-    executor = config.execution.executor(federation.workload(), print)
+    executor = config.execution.executor(workload(federation), print)
     trained = executor.train(config.training, federation.initial_params_D, shards, None)
     deltas_ND = np.concatenate([deltas_ND[: len(report.client_ids)].copy() for report, deltas_ND in trained])
     size = federation.num_parameters

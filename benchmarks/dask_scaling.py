@@ -32,7 +32,8 @@ from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.executors import DaskExecution, Executor, LocalExecution
-from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.assembly import assemble
+from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.training import StreamingSum
 from fedrounds.fl_components.values import SimulatedClient
 

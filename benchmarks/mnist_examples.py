@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.reports import events_of, tightest_epsilon
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 
@@ -72,9 +72,9 @@ def main() -> None:
         with (
             tempfile.TemporaryDirectory() as home,
             Store.open(Path(home)) as store,
-            open_hub(store, "r", config=config) as hub,
+            open_run(store, "r", config=config) as run,
         ):
-            results = [walk(stages, hub, round) for round in range(1, config.rounds + 1)]
+            results = [walk(stages, run, round) for round in range(1, config.rounds + 1)]
             (budget,) = (each for each in store.ledger.budgets().values() if each.spent)
             tightest = tightest_epsilon(budget, budget.spent)
             steps = sum(count * event.count for event, count in events_of(budget.spent).items())  # type: ignore[attr-defined]

@@ -30,8 +30,8 @@ from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.data.heart_disease import HeartDisease
 from fedrounds.fl_components.parameters import load_into
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.federation import assemble
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.assembly import assemble
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.training import ExampleTable
 from fedrounds.fl_components.training.engine import Engine
@@ -135,9 +135,9 @@ def train(config: FederationConfig) -> tuple[list[float], float]:
     with (
         tempfile.TemporaryDirectory() as home,
         Store.open(Path(home)) as store,
-        open_hub(store, "r", config=config) as hub,
+        open_run(store, "r", config=config) as run,
     ):
-        results = [walk(stages, hub, round) for round in range(1, config.rounds + 1)]
+        results = [walk(stages, run, round) for round in range(1, config.rounds + 1)]
     return [each.metrics["eval/accuracy"] for each in results], results[-1].metrics["privacy/example/epsilon"]
 
 

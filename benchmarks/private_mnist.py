@@ -24,7 +24,7 @@ from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.privacy import CentralPrivacy, neighbouring_of
 from fedrounds.fl_components.privacy.calibration import least_noise
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 
@@ -75,9 +75,9 @@ def train(config: FederationConfig) -> tuple[list[tuple[int, float]], float]:
     with (
         tempfile.TemporaryDirectory() as home,
         Store.open(Path(home)) as store,
-        open_hub(store, "r", config=config) as hub,
+        open_run(store, "r", config=config) as run,
     ):
-        results = [walk(stages, hub, round) for round in range(1, config.rounds + 1)]
+        results = [walk(stages, run, round) for round in range(1, config.rounds + 1)]
     curve = [(each.round, each.metrics["eval/accuracy"]) for each in results if "eval/accuracy" in each.metrics]
     return curve, results[-1].metrics["privacy/epsilon"]
 

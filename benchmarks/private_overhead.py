@@ -28,7 +28,7 @@ from fedrounds.fl_components.config import parse_config  # noqa: E402
 from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
 from fedrounds.fl_components.privacy.noise import gaussian  # noqa: E402
 from fedrounds.fl_components.server import stages  # noqa: E402
-from fedrounds.fl_components.server.hub import open_hub  # noqa: E402
+from fedrounds.fl_components.server.run import open_run  # noqa: E402
 from fedrounds.fl_components.store import Store  # noqa: E402
 from fedrounds.flows.round import walk  # noqa: E402
 
@@ -56,16 +56,16 @@ def main() -> None:
         hubs = {}
         for name, changes in {"W1": {}, "W3": {"privacy": PRIVATE}}.items():
             config = parse_config(fields | changes)
-            hubs[name] = stack.enter_context(open_hub(store, name, config=config, source_folder=str(ROOT)))
+            hubs[name] = stack.enter_context(open_run(store, name, config=config, source_folder=str(ROOT)))
         seconds: dict[str, list[float]] = {name: [] for name in hubs}
         shares: dict[str, dict[str, list[float]]] = {name: {} for name in hubs}
         for round in range(1, options.rounds + 3):
-            for name, hub in hubs.items():
+            for name, run in hubs.items():
                 began = time.perf_counter()
-                walk(stages, hub, round)
+                walk(stages, run, round)
                 if round > 2:
                     seconds[name].append(time.perf_counter() - began)
-                    for stage, each in hub.seconds.items():
+                    for stage, each in run.seconds.items():
                         shares[name].setdefault(stage, []).append(each)
     for name, each in seconds.items():
         longest = sorted(shares[name].items(), key=lambda item: -median(item[1]))[:5]

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 
@@ -107,10 +107,10 @@ def measure(fields: dict[str, Any]) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as home,
         Store.open(Path(home)) as store,
-        open_hub(store, "r", config=config) as hub,
+        open_run(store, "r", config=config) as run,
     ):
-        rounds = [walk(stages, hub, round).metrics for round in range(1, config.rounds + 1)]
-        numbers = hub.federation.num_parameters
+        rounds = [walk(stages, run, round).metrics for round in range(1, config.rounds + 1)]
+        numbers = run.federation.num_parameters
     names = {"up": "bits_per_parameter", "error": "error", "seconds": "simulated_s"}
     found = {name: [each.get(f"communication/{metric}", 0.0) for each in rounds] for name, metric in names.items()}
     found["down"] = [8 * each["communication/download_bytes"] / (each["clients/received"] * numbers) for each in rounds]

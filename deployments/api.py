@@ -264,14 +264,14 @@ def check_config(config: str, overrides: Sequence[str] = (), *, data: bool = Fal
         from fedrounds.fl_components.data.summary import classes, look_alikes, summary
         from fedrounds.fl_components.server.claim import delta_warnings
         from fedrounds.fl_components.server.encoding import expected_bytes
-        from fedrounds.fl_components.server.hub import assembled_for_a_look
+        from fedrounds.fl_components.server.opening import assemble_without_run
         from fedrounds.fl_components.server.reproducibility import second_load
 
         folder = str(source_folder(config))
         with second_load(resolved, folder) as differences:
-            federation = assembled_for_a_look(resolved, folder)
+            federation = assemble_without_run(resolved, folder)
             found["not_reproducible"] = differences(federation)
-        table = federation.data
+        table = federation.simulated.data
         found |= {
             "num_clients": table.num_clients,
             "cohort_size": resolved.selection.cohort_size_of(table.num_clients),
@@ -534,11 +534,11 @@ def _train(
                     return_state=True,
                 ),
                 running,
-                running.hub.cancelled,
+                running.run.cancelled,
                 connection,
                 tag=f"run:{run_id}",
             )
-            return run_data(running.hub.store, running.hub.refresh())
+            return run_data(running.run.store, running.run.refresh())
 
 
 @contextmanager
@@ -550,7 +550,7 @@ def _profiled(running: Session, file: Path | None, listener: OnProgress) -> Iter
     from fedrounds.fl_components.server.profile import Profile
     from fedrounds.tasks.progress import Progress
 
-    running.hub.profile = profile = Profile()
+    running.run.profile = profile = Profile()
     try:
         yield
     finally:

@@ -48,7 +48,7 @@ def _plan_clients(config: FederationConfig, folder: str, epsilon: float) -> dict
     from fedrounds.fl_components.privacy.central import MIN_NOISE
     from fedrounds.fl_components.privacy.events import Event
     from fedrounds.fl_components.privacy.planning import PlannedAccount, choices, curve
-    from fedrounds.fl_components.server.hub import assembled_for_a_look
+    from fedrounds.fl_components.server.opening import assemble_without_run
     from fedrounds.fl_components.values import Sampling
 
     central = config.central
@@ -57,7 +57,7 @@ def _plan_clients(config: FederationConfig, folder: str, epsilon: float) -> dict
         raise ConfigError(
             "there is nothing to plan: privacy.kind is none", hint=f"set privacy.kind to central{about_examples}"
         )
-    num_clients = config.data.known_num_clients() or assembled_for_a_look(config, folder).data.num_clients
+    num_clients = config.data.known_num_clients() or assemble_without_run(config, folder).population.size
     sampling = config.sampling(num_clients)
 
     def event(noise: float, rate: float) -> Event:
@@ -97,7 +97,7 @@ def _plan_examples(config: FederationConfig, folder: str, epsilon: float) -> dic
     from fedrounds.fl_components.privacy.example_level import NEIGHBOURING
     from fedrounds.fl_components.privacy.planning import PlannedAccount, choices
     from fedrounds.fl_components.reports.privacy import MAX_SHOWN
-    from fedrounds.fl_components.server.hub import assembled_for_a_look
+    from fedrounds.fl_components.server.opening import assemble_without_run
 
     rule, rounds = config.training.example_level, config.rounds
     if rule is None:
@@ -109,7 +109,7 @@ def _plan_examples(config: FederationConfig, folder: str, epsilon: float) -> dic
     configured = rule.noise(rounds * steps)
     uncut = rule.model_copy(update={"max_batch_size": None})  # cut batches may be more than the configured noise pays
     loaded = config.model_copy(update={"training": config.training.model_copy(update={"privacy": uncut})})
-    data = assembled_for_a_look(loaded, folder).data
+    data = assemble_without_run(loaded, folder).simulated.data
     rows = sorted((data.num_examples(client), data.client_ids[client]) for client in range(data.num_clients))
 
     @cache

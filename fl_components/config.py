@@ -26,12 +26,12 @@ from pydantic_core import ErrorDetails
 from fedrounds.fl_components.admission import Admission
 from fedrounds.fl_components.aggregation import Aggregation, LinearAggregator, Mean
 from fedrounds.fl_components.canonical import canonical_json
-from fedrounds.fl_components.clients import Selection, Simulation, Uniform
 from fedrounds.fl_components.compression import Broadcast, Compression, NoCompression
 from fedrounds.fl_components.data import Data, TargetReader
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.executors import Execution, LocalExecution
 from fedrounds.fl_components.models import Model
+from fedrounds.fl_components.population import Selection, Simulation, Uniform
 from fedrounds.fl_components.privacy import CentralPrivacy, Claim, ClaimContext, NoPrivacy, Privacy
 from fedrounds.fl_components.rules import MAX_WHOLE, PluginUnion, Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer

@@ -17,8 +17,9 @@ from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.config import FederationConfig
 from fedrounds.fl_components.layout import DELTA, PARAMS
 from fedrounds.fl_components.randomness import derive_key
+from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.server.broadcast import encode_broadcast
-from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.specs import round_spec
 from fedrounds.fl_components.values import ClientTask, RoundPlan
 from fedrounds.fl_components.wire import decode_update, max_update_bytes
@@ -46,7 +47,7 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
     [(1, True), (2, True), (3, True)]
     """
     federation = assemble(config, source_folder)
-    data, objective = federation.data, config.training.objective
+    data, objective = federation.simulated.data, config.training.objective
     sent_layout, received_layout = federation.update_layout, federation.broadcast_layout
     state = federation.initial_state()
     params_D, optimizer, aggregator, channels, held = (
@@ -96,10 +97,10 @@ def simulate(config: FederationConfig, source_folder: str | None = None) -> Iter
 
 def _spec(federation: Federation, round: int, client: int, base_digest: str) -> RoundSpec:
     """Return what a client must know of a round."""
-    config, name = federation.config, federation.data.client_ids[client]
+    config, name = federation.config, federation.population.client_ids[client]
     seed, stragglers = derive_key(config.seed, round, "training", name), config.simulation.stragglers
     work = None if stragglers is None else stragglers.work(seed, config.training.num_units)
-    task = ClientTask(name, client, federation.data.num_examples(client), seed, work)
+    task = ClientTask(name, client, federation.population.num_examples(client), seed, work)
     plan = RoundPlan("simulation", round, base_digest, 0, (task,), (), (), 0)
     return round_spec(federation, plan, task, config.seed)
 

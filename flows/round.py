@@ -8,30 +8,30 @@ from prefect import State, flow
 from prefect.states import Cancelled
 
 from fedrounds.fl_components.errors import RunCancelled
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.values import RoundResult
 from fedrounds.tasks import stages as prefect_stages
 from fedrounds.tasks.session import running_session
 from fedrounds.tasks.views import track
 
 
-def walk(stages: Any, hub: Hub, round: int) -> RoundResult:
+def walk(stages: Any, run: Run, round: int) -> RoundResult:
     """A round, forward only. `stages` holds the functions of `fl_components.server.stages`, as they are or as tasks."""
-    result: RoundResult | None = hub.committed(round)
+    result: RoundResult | None = run.committed(round)
     if result is not None:
         return result
-    state = stages.load(hub, round)
-    sent = stages.broadcast(hub, state)
-    plan = stages.authorise(hub, stages.select(hub, state, sent))
-    cohort = hub.sealed(round)  # an earlier attempt's: what is sealed is never collected again
+    state = stages.load(run, round)
+    sent = stages.broadcast(run, state)
+    plan = stages.authorise(run, stages.select(run, state, sent))
+    cohort = run.sealed(round)  # an earlier attempt's: what is sealed is never collected again
     if cohort is None:
         collected = None
         for wave in plan.waves:
-            batch = stages.train(hub, plan, sent, wave)
-            collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), collected)
-        cohort = stages.aggregate(hub, plan, state, collected)
-    state = stages.server_step(hub, plan, state, sent, cohort)
-    result = stages.commit(hub, plan, state, cohort, stages.evaluate(hub, state))
+            batch = stages.train(run, plan, sent, wave)
+            collected = stages.admit(run, plan, stages.compress(run, plan, batch), collected)
+        cohort = stages.aggregate(run, plan, state, collected)
+    state = stages.server_step(run, plan, state, sent, cohort)
+    result = stages.commit(run, plan, state, cohort, stages.evaluate(run, state))
     return result
 
 
@@ -40,7 +40,7 @@ def federated_round(run_id: str, round: int) -> RoundResult | State[Any]:
     """Round `round` of the run that this process holds."""
     session = running_session(run_id)
     try:
-        result = walk(prefect_stages, session.hub, round)
+        result = walk(prefect_stages, session.run, round)
         track(session, result)
         return result
     except RunCancelled as cancelled:

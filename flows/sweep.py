@@ -103,7 +103,7 @@ def _train_cell(sweep: SweepSession, run_id: str, client: SyncPrefectClient, flo
     is_cell = begun is not None and begun.sweep_id == sweep.sweep_id
     config = None if is_cell else sweep.cells[run_id].model_dump(mode="json")
     with session(run_id, config, listener=sweep.listener_of(run_id), sweep=sweep.record) as running:
-        running.hub.cancelled = sweep.cancelled
+        running.run.cancelled = sweep.cancelled
         crash_stale_runs(client, sweep_tag(sweep.sweep_id), flow_run_id)  # not before a lease is held: they are dead
         state = federated_training(run_id=run_id, return_state=True)
         if state.type in (StateType.CANCELLING, StateType.CANCELLED):

@@ -12,6 +12,8 @@ from prefect.settings import PREFECT_UI_URL
 
 from fedrounds.fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, one_line
 from fedrounds.fl_components.run_state import RunState
+from fedrounds.fl_components.server.charging import check_budget
+from fedrounds.fl_components.server.history import check_history
 from fedrounds.flows.prefect_runs import (
     Children,
     cancellation_watched,
@@ -72,56 +74,56 @@ def federated_training(
                 running.error = translate_prefect_error(error, run_id)
                 _write_down(running)
             _complete_views(running, client, flow_run_id)
-            return final_state(client, flow_run_id, running.error, f"{running.hub.config.rounds} rounds")
+            return final_state(client, flow_run_id, running.error, f"{running.run.config.rounds} rounds")
 
 
 def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     """Name and tag this flow run, put right what dead attempts left in Prefect, and start the views."""
-    hub = running.hub
-    if hub.config.claims and hub.refresh().attempt:
-        seen, problems = sightings(client, hub.store, hub.run)
+    run = running.run
+    if run.config.claims and run.refresh().attempt:
+        seen, problems = sightings(client, run.store, run.record)
         for problem in problems:
             running.say(problem)
-        hub.check_history(seen)
-    if hub.refresh().state != RunState.COMPLETED:  # else only what Prefect and MLflow show of it is put right
-        hub.lease.begin_attempt()
-    run = hub.refresh()
-    labels = [f"attempt:{run.attempt}", f"population:{run.population}", f"experiment:{run.name}"]
-    client.update_flow_run(flow_run_id, name=f"{run.name}/{run.run_id}", tags=[run_tag(run.run_id), *labels])
+        check_history(run, seen)
+    if run.refresh().state != RunState.COMPLETED:  # else only what Prefect and MLflow show of it is put right
+        run.lease.begin_attempt()
+    record = run.refresh()
+    labels = [f"attempt:{record.attempt}", f"population:{record.population}", f"experiment:{record.name}"]
+    client.update_flow_run(flow_run_id, name=f"{record.name}/{record.run_id}", tags=[run_tag(run.run_id), *labels])
     crash_stale_runs(client, run_tag(run.run_id), flow_run_id)
     running.listeners.append(flow_run_log(flow_run_id))
     running.artifact = RunArtifact(running)
     url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
     running.tracker = Tracker(
-        hub.store,
-        hub.lease,
+        run.store,
+        run.lease,
         model=running.loggable_model,
         prefect_flow_run={"id": str(flow_run_id), "url": url},
         say=running.say,
     )
     running.tracker.start()
-    running.tell("run", run.name, round=run.committed_round)
+    running.tell("run", record.name, round=record.committed_round)
 
 
 def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     """The rounds that are not committed yet."""
-    hub, attempt = running.hub, running.hub.run.attempt
+    run, attempt = running.run, running.run.record.attempt
     settings = without_heartbeat()
-    rounds = Children(client, flow_run_id, federated_round, tags=[run_tag(hub.run_id), f"attempt:{attempt}"])
-    with cancellation_watched(flow_run_id, hub.cancelled):
-        for round in range(hub.run.committed_round + 1, hub.config.rounds + 1):
-            hub.check_cancelled()
-            hub.check_budget()
+    rounds = Children(client, flow_run_id, federated_round, tags=[run_tag(run.run_id), f"attempt:{attempt}"])
+    with cancellation_watched(flow_run_id, run.cancelled):
+        for round in range(run.record.committed_round + 1, run.config.rounds + 1):
+            run.check_cancelled()
+            check_budget(run)
             with settings.model_copy():
-                state = rounds.run(f"round-{round:04d}", f"{attempt}/{round}", run_id=hub.run_id, round=round)
+                state = rounds.run(f"round-{round:04d}", f"{attempt}/{round}", run_id=run.run_id, round=round)
             if state.type in (StateType.CANCELLING, StateType.CANCELLED):
                 settle_cancelled(client, state)
-                hub.cancelled.set()
+                run.cancelled.set()
             elif not state.is_completed():
                 state.result()  # raises what the round raised
-        hub.check_cancelled()
-    if hub.run.state != RunState.COMPLETED:
-        hub.lease.finish(RunState.COMPLETED)
+        run.check_cancelled()
+    if run.record.state != RunState.COMPLETED:
+        run.lease.finish(RunState.COMPLETED)
 
 
 def _write_down(running: Session) -> None:
@@ -134,7 +136,7 @@ def _write_down(running: Session) -> None:
     elif was_stopped(error):
         reported = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
     try:
-        running.hub.lease.finish(final_run_state(error), error=reported)
+        running.run.lease.finish(final_run_state(error), error=reported)
     except LeaseLost:  # whoever holds the run now will say how it ends
         return
     except StoreError as unwritable:
@@ -146,11 +148,11 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
 
     The run has ended: nothing here fails it, and a process that was superseded leaves everything to its successor.
     """
-    hub, store = running.hub, running.hub.store
+    run, store = running.run, running.run.store
     if running.artifact is not None:
         running.artifact.close()
     try:
-        hub.lease.note()
+        run.lease.note()
         if running.tracker is not None:
             if running.error is None:
                 running.say("writing the model to MLflow")
@@ -169,7 +171,7 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
                     repair=lambda run: crash_stale_runs(client, run_tag(run.run_id), flow_run_id),
                     say=running.say,
                 )
-        hub.lease.note()
+        run.lease.note()
         # Again: Prefect writes task runs a second or two late, so what died with its process may only show now.
         crash_stale_runs(client, run_tag(running.run_id), flow_run_id)
     except LeaseLost:

@@ -20,7 +20,7 @@ from fedrounds.fl_components.privacy.central_audit import audit_central
 from fedrounds.fl_components.randomness import hkdf
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.federation import Federation
-from fedrounds.fl_components.server.hub import federation_of
+from fedrounds.fl_components.server.opening import federation_of
 from fedrounds.fl_components.store import RunRecord, Store
 from fedrounds.fl_components.training import CanaryClient, one_thread
 from fedrounds.tasks.tracking import server

@@ -16,7 +16,8 @@ from fedrounds.fl_components.config import load_config, source_folder
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.redaction import redact
 from fedrounds.fl_components.server.federation import Federation
-from fedrounds.fl_components.server.hub import Hub, Start, federation_of, open_hub, start_fresh_or_latest
+from fedrounds.fl_components.server.opening import Start, federation_of, open_run, start_fresh_or_latest
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
 from fedrounds.fl_components.values import ServerState
 from fedrounds.tasks.progress import Listener, Progress, nobody_listens
@@ -34,7 +35,7 @@ _open: dict[str, Session] = {}
 
 
 class Session:
-    """A run held by this process: its hub, who listens, its views, and the error that ended it (None if all is well).
+    """A run held by this process: its run, who listens, its views, and the error that ended it (None if all is well).
 
     The training flow sets `tracker` (MLflow) and `artifact` (Prefect).
     """
@@ -42,20 +43,20 @@ class Session:
     artifact: RunArtifact | None = None
     tracker: Tracker | None = None
 
-    def __init__(self, hub: Hub, listener: Listener) -> None:
-        self.hub = hub
+    def __init__(self, run: Run, listener: Listener) -> None:
+        self.run = run
         self.listeners = [listener]
         self.error: BaseException | None = None
-        hub.on_stage = lambda stage: self.tell("stage", stage=stage)
-        hub.say = self.say
+        run.on_stage = lambda stage: self.tell("stage", stage=stage)
+        run.notify = self.say
 
     @property
     def run_id(self) -> str:
-        return self.hub.run_id
+        return self.run.run_id
 
     def tell(self, kind: Any, text: str = "", **fields: Any) -> None:
         """Pass a piece of news on, with the run's id and number of rounds."""
-        config = self.hub.config
+        config = self.run.config
         news = Progress(
             kind,
             redact(text),
@@ -72,7 +73,7 @@ class Session:
 
     def loggable_model(self) -> LoggableModel:
         """The model with its last committed parameters, as MLflow registers it."""
-        return _loggable(self.hub.federation, self.hub.state())
+        return _loggable(self.run.federation, self.run.state())
 
     def say(self, text: str) -> None:
         self.tell("message", text)
@@ -85,7 +86,7 @@ def loggable_model(store: Store, run: RunRecord) -> LoggableModel:
 
 def _loggable(federation: Federation, state: ServerState) -> LoggableModel:
     module = federation.trained_module(state.params_D)  # a copy: MLflow exports it in a thread of its own
-    x_train = federation.data.x_train
+    x_train = federation.simulated.data.x_train
     example = np.zeros((2, *x_train.shape[1:]), x_train.dtype)  # real rows would be seen by all who see the model
     return LoggableModel(module=module, example=example, name=federation.config.name)
 
@@ -112,7 +113,7 @@ def running_session(run_id: str) -> Session:
 def cancel_open_sessions() -> None:
     """Ask every run that this process holds to stop before its next stage."""
     for held in list(_open.values()):
-        held.hub.cancelled.set()
+        held.run.cancelled.set()
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def session(
     """The session of `run_id`: the one that is already open in this process, else a new one, closed on the way out.
 
     `config` is a path, a tree of plain values, or None for a run that exists; `sweep` is what the run is a cell of.
-    `fresh_collection` and `accept_changed_data` are those of `open_hub`. Raises what `open_hub` raises.
+    `fresh_collection` and `accept_changed_data` are those of `open_run`. Raises what `open_run` raises.
     """
     if run_id in _open:
         yield _open[run_id]
@@ -142,19 +143,19 @@ def session(
     with Store.open() as store:
         if resolved is None:
             _check_is_there(store.find_run(run_id))
-        hub = open_hub(
+        run = open_run(
             store,
             run_id,
             config=resolved,
             source_folder=folder,
             sweep_id=sweep.sweep_id if sweep is not None else None,
             start=_start(store),
-            say=lambda text: listener(Progress("message", text, run_id=run_id)),
+            notify=lambda text: listener(Progress("message", text, run_id=run_id)),
             fresh_collection=fresh_collection,
             accept_changed_data=accept_changed_data,
         )
-        with hub:
-            _open[run_id] = Session(hub, listener)
+        with run:
+            _open[run_id] = Session(run, listener)
             try:
                 yield _open[run_id]
             finally:

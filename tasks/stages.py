@@ -14,26 +14,26 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.run import Run
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def as_task(stage: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub, P], T]:
+def as_task(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
     """The stage as a Prefect task that first looks whether the run was asked to stop."""
     name = stage.__name__
     decorate: Any = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
     prefect_task = decorate(stage)
 
-    def run(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        hub.check_cancelled()
+    def run_task(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        run.check_cancelled()
         # With `opaque`, Prefect looks the wrapper's address up among earlier results. A freed result may have had the
         # same address: Prefect then shows a dependency that does not exist, and that depends on the data.
-        result: T = prefect_task(quote(hub), *(quote(argument) for argument in args))
+        result: T = prefect_task(quote(run), *(quote(argument) for argument in args))
         return result
 
-    return run
+    return run_task
 
 
 load = as_task(stages.load)

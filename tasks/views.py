@@ -17,7 +17,7 @@ from prefect.utilities.annotations import quote
 
 from fedrounds.fl_components.reports import ClaimReport, privacy_report
 from fedrounds.fl_components.reports.statement import left_out, left_out_in_words
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 from fedrounds.fl_components.values import RoundResult
 from fedrounds.tasks.anchors import anchor_line, page_key
@@ -43,7 +43,7 @@ class RunArtifact:
         created = create_markdown_artifact(
             self.page(),
             key=page_key(session.run_id),
-            description=f"Run {session.run_id} of experiment {session.hub.config.name}: its rounds, model and privacy",
+            description=f"Run {session.run_id} of experiment {session.run.config.name}: its rounds, model and privacy",
         )
         assert isinstance(created, UUID)  # a coroutine only where an event loop runs, where no run is begun
         self.id = created
@@ -78,24 +78,24 @@ class RunArtifact:
                         self._outdated.set()
 
     def page(self) -> str:
-        hub = self.session.hub
-        run = hub.store.run(hub.run_id)
-        rows = hub.store.rounds(run.run_id, after=max(0, run.committed_round - ROUNDS_SHOWN))
+        run = self.session.run
+        record = run.store.run(run.run_id)
+        rows = run.store.rounds(record.run_id, after=max(0, record.committed_round - ROUNDS_SHOWN))
         lines = [
-            f"# {run.name} / {run.run_id}",
+            f"# {record.name} / {record.run_id}",
             "",
-            f"**{run.committed_round} of {run.rounds} rounds** committed, attempt {run.attempt}. "
-            f"Parameters `{run.params_digest[:16]}`.",
+            f"**{record.committed_round} of {record.rounds} rounds** committed, attempt {record.attempt}. "
+            f"Parameters `{record.params_digest[:16]}`.",
             "",
-            *_end(run),
-            *_privacy(hub),
+            *_end(record),
+            *_privacy(run),
             *_left_out(rows),
             "",
-            f"MLflow: {_mlflow_address(hub.store, run)}",
+            f"MLflow: {_mlflow_address(run.store, record)}",
             "",
-            *_table(rows[::-1], run.config["evaluation"]["primary"]),
+            *_table(rows[::-1], record.config["evaluation"]["primary"]),
             "",
-            anchor_line(hub.store),
+            anchor_line(run.store),
         ]
         return "\n".join(lines)
 
@@ -112,9 +112,9 @@ def _left_out(rows: Sequence[RoundRecord]) -> list[str]:
     return [f"Left out of the rounds below, since their budgets are spent: {left_out_in_words(found)}."]
 
 
-def _privacy(hub: Hub) -> list[str]:
+def _privacy(run: Run) -> list[str]:
     """Return what is claimed, and how much of each budget is left, as a bar."""
-    report = privacy_report(hub.store, hub.run, hub.config)
+    report = privacy_report(run.store, run.record, run.config)
     lines = ["Privacy: a larger cohort is simulated; no claim."] * (report.simulated is not None)
     for each in report.claims:
         lines += _claim(each)

@@ -15,7 +15,6 @@ from pydantic import BaseModel, TypeAdapter
 from fedrounds.fl_components.aggregation import Aggregation
 from fedrounds.fl_components.aggregation.prepare import Preparation
 from fedrounds.fl_components.arrays import IGNORED
-from fedrounds.fl_components.clients import Availability, Network, Selection, Stragglers
 from fedrounds.fl_components.compression import Compression
 from fedrounds.fl_components.compression.sparse import Values
 from fedrounds.fl_components.config import FederationConfig, load_config, parse_config
@@ -23,10 +22,11 @@ from fedrounds.fl_components.data import Data
 from fedrounds.fl_components.data.partition import Partition
 from fedrounds.fl_components.executors import Execution
 from fedrounds.fl_components.models import Model
+from fedrounds.fl_components.population import Availability, Network, Selection, Stragglers
 from fedrounds.fl_components.privacy import AnyClipping, ExamplePrivacy, Privacy
 from fedrounds.fl_components.rules import import_attribute
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.server_optimizers import ServerOptimizer
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.store import Store
@@ -181,10 +181,10 @@ def test_the_rule_on_the_page_trains_through_the_stages(home: Path) -> None:
     from fedrounds.flows.round import walk
 
     config = parse_config(BASE | {"rounds": 3, "server_optimizer": {"kind": "fedavgm", "momentum": 0.8}})
-    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+    with Store.open() as store, open_run(store, "r", config=config) as run:
         for round in range(1, 4):
-            walk(stages, hub, round)
-        state = hub.state()
+            walk(stages, run, round)
+        state = run.state()
     assert state.server_optimizer.keys() == {"v"}
     *_, last = simulate(config)
     np.testing.assert_allclose(state.params_D, last.params_D, atol=1e-5)

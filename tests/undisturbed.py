@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedrounds.fl_components.config import FederationConfig
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 
@@ -15,8 +15,8 @@ def undisturbed_digest(config: FederationConfig, home: Path) -> str:
     """The params_digest after all rounds, by the stages alone in this process."""
     with (
         Store.open(home, database_url=f"sqlite:///{home}/fedrounds.db", blobs_url=f"{home}/blobs") as store,
-        open_hub(store, "undisturbed", config=config) as hub,
+        open_run(store, "undisturbed", config=config) as run,
     ):
         for round in range(1, config.rounds + 1):
-            walk(stages, hub, round)
-        return hub.refresh().params_digest
+            walk(stages, run, round)
+        return run.refresh().params_digest

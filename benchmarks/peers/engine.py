@@ -13,7 +13,7 @@ from benchmarks.peers.measure import Task, main
 def run(task: Task, rounds: int, setting: str) -> tuple[list[float], float]:
     from fedrounds.fl_components.config import parse_config
     from fedrounds.fl_components.server import stages
-    from fedrounds.fl_components.server.hub import open_hub
+    from fedrounds.fl_components.server.opening import open_run
     from fedrounds.fl_components.store import Store
     from fedrounds.flows.round import walk
 
@@ -22,9 +22,9 @@ def run(task: Task, rounds: int, setting: str) -> tuple[list[float], float]:
     with (
         tempfile.TemporaryDirectory(prefix="fedrounds-engine-") as home,
         Store.open(Path(home)) as store,
-        open_hub(store, "engine", config=config) as hub,
+        open_run(store, "engine", config=config) as run,
     ):
-        results = [walk(stages, hub, round) for round in range(1, rounds + 1)]
+        results = [walk(stages, run, round) for round in range(1, rounds + 1)]
     return [result.seconds["train"] for result in results], results[-1].metrics["eval/accuracy"]
 
 

@@ -52,17 +52,17 @@ class RunClaim:
             unit=self.claim.unit,
             neighbouring=self.claim.neighbouring(self.federation.sampling),
             accountant=NAME,
-            demonstration=self.federation.data.public,
+            demonstration=self.federation.population.is_public,
         )
 
-    def charges(self, rows: Iterable[int]) -> Charges:
-        """Return what a round costs if the clients in these rows may be charged."""
-        config, data = self.federation.config, self.federation.data
-        rows = rows if self.is_paid_by_clients else ()  # else the cost would follow the population
+    def charges(self, indices: Iterable[int]) -> Charges:
+        """Return what a round costs if the clients of these indices may be charged."""
+        config, population = self.federation.config, self.federation.population
+        indices = indices if self.is_paid_by_clients else ()  # else the cost would follow the population
         round = ClaimRound(
             population=config.population,
             sampling=self.federation.sampling,
-            clients={data.client_ids[row]: data.num_examples(row) for row in rows},
+            clients={population.client_ids[index]: population.num_examples(index) for index in indices},
             steps=config.claimed_steps,
             rounds=config.rounds,
         )
@@ -86,10 +86,10 @@ class RunClaim:
         other rounds draw others. The clients are read until that many can."""
         if not self.claim.skips_exhausted:
             return False
-        data, num_payers = self.federation.data, 0
+        size, num_payers = self.federation.population.size, 0
         template = store.ledger.budgets([self.account])[self.account]
-        for first in range(0, data.num_clients, PAGE):
-            events = self.charges(range(first, min(first + PAGE, data.num_clients))).events
+        for first in range(0, size, PAGE):
+            events = self.charges(range(first, min(first + PAGE, size))).events
             budgets = store.ledger.budgets(events)
             for account, event in events.items():
                 budget = budgets.get(account, template)  # a client that never took part has spent nothing
@@ -161,13 +161,13 @@ def check_population(store: Store, federation: Federation) -> KeyedData | None:
     budget for private data, `StoreError` when this home lacks a key, and `ConfigError` when the budget is another
     one's, or the run would draw on a population's data without being charged.
     """
-    config, public = federation.config, federation.data.public
+    config, public = federation.config, federation.population.is_public
     store.memberships.check_keys()
     well_known = public and config.data.is_well_known
-    data, claims = None, run_claims(federation)
-    if not well_known or not store.memberships.is_empty():
+    data, clients, claims = None, federation.clients, run_claims(federation)
+    if clients is not None and (not well_known or not store.memberships.is_empty()):
         every_client = any(each.account.is_template for each in claims)
-        fingerprints = federation.data.fingerprints(every_client=every_client)
+        fingerprints = clients.fingerprints(every_client=every_client)
         data = keyed(fingerprints, store.memberships.fingerprint_key())
     _check_owners(store, federation, data, store.memberships.owners(data.digests()) if data is not None else {})
     budgets = _budgets_of(store, config.population)
@@ -186,7 +186,7 @@ def check_population(store: Store, federation: Federation) -> KeyedData | None:
 def check_demonstration(federation: Federation, budget: Budget) -> None:
     """Raise `ConfigError` when the budget is a demonstration on public data and these are private, or the other way
     round."""
-    public = federation.data.public
+    public = federation.population.is_public
     if budget.demonstration != public:
         budgets, data = ("a demonstration on public data", "private") if budget.demonstration else ("private", "public")
         raise ConfigError(
@@ -203,7 +203,7 @@ def check_demonstration(federation: Federation, budget: Budget) -> None:
 def _check_owners(store: Store, federation: Federation, data: KeyedData | None, owners: Owners) -> None:
     """Raise `ConfigError` where the data, or those of one client, belong to another population or another client, or
     would be used without being charged to their population."""
-    public, name, claims = federation.data.public, federation.config.population, run_claims(federation)
+    public, name, claims = federation.population.is_public, federation.config.population, run_claims(federation)
     found = matches(data, owners) if data is not None else set()
     populations = {match.population for match in found}
     if not public and any(not each.demonstration for each in _budgets_of(store, name).values()):
@@ -232,8 +232,8 @@ def _check_named_budgets(store: Store, federation: Federation) -> None:
     name = federation.config.population
     by_name = store.ledger.named_accounts(name)
     named = {str(account.client) for account, is_named in by_name.items() if is_named and not account.is_template}
-    unused = named - set(federation.data.client_ids) - store.memberships.clients(name)
-    by_spelling = {_spelling(client): client for client in federation.data.client_ids} if unused else {}
+    unused = named - set(federation.population.client_ids) - store.memberships.clients(name)
+    by_spelling = {_spelling(client): client for client in federation.population.client_ids} if unused else {}
     for client in sorted(unused):
         if _spelling(client) in by_spelling:
             account = Account(name, by_spelling[_spelling(client)])
@@ -265,11 +265,11 @@ def join_population(
             run_id=run_id,
             name=config.name,
             population=config.population,
-            units=[] if federation.data.public else sorted({each.claim.unit for each in claims}),
+            units=[] if federation.population.is_public else sorted({each.claim.unit for each in claims}),
             digests=data.recorded,
             check=lambda owners: _check_owners(store, federation, data, owners),
         )
-    if federation.data.public:
+    if federation.population.is_public:
         for each in claims:
             if store.ledger.budget(each.account) is None:
                 reason = f"a demonstration on public data ({config.data.kind}), as its first run was configured"
@@ -280,7 +280,7 @@ def join_population(
 
 def delta_warnings(federation: Federation) -> list[str]:
     """Return a sentence for each delta at which a mechanism that gives somebody's data away could claim as much."""
-    num_clients, most = federation.data.num_clients, int(federation.data.train_rows.lengths.max())
+    num_clients, most = federation.population.size, int(federation.population.num_examples_n.max())
     warnings = []
     for claim in federation.config.charged_claims:
         units, name = (num_clients, "clients") if claim.unit == "client" else (most, "examples")
@@ -306,7 +306,7 @@ def _budgets_of(store: Store, population: str) -> dict[Account, Budget]:
 def _check_pays(federation: Federation, owner: str, budgets: Mapping[Account, Budget]) -> None:
     """Raise `ConfigError` when a run learns from data of `owner`, and is not charged to the budgets that it has."""
     config = federation.config
-    if federation.data.public:
+    if federation.population.is_public:
         raise ConfigError(
             f"data {config.data.kind} are declared public, and belong to population {owner!r}, which has a budget",
             hint=f"use population: {owner}, and declare them private",

@@ -198,7 +198,7 @@ def expected_bytes(federation: Federation) -> dict[str, int]:
     numbers_D = (deviation_D * np.random.default_rng(0).standard_normal(len(initial_D))).astype(np.float32)
     numbers_M = np.tile(numbers_D, len(sent.channels))
     (payload,) = config.compression.compress(numbers_M[None], CodecContext([0], 0, sent.shapes))
-    update = encode_update(Update(federation.data.client_ids[0], "0" * 64, sent.channels, payload))
+    update = encode_update(Update(federation.population.client_ids[0], "0" * 64, sent.channels, payload))
     whole, later = (
         len(
             encode_broadcast(

@@ -18,7 +18,8 @@ from fedrounds.fl_components.arrays import params_digest
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.parameters import constants_digest
 from fedrounds.fl_components.rules import Rule
-from fedrounds.fl_components.server.federation import Federation, assemble
+from fedrounds.fl_components.server.assembly import assemble
+from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.rows import digest_of_data
 
 _CHILD: Final = "from fedrounds.fl_components.server.reproducibility import print_digests; print_digests()"
@@ -83,7 +84,7 @@ def digests(federation: Federation) -> dict[str, str]:
     """Return the sha256 of the data, of the model's initial parameters and constants, and of its scores of synthetic
     rows."""
     return {
-        "data": digest_of_data(federation.data).hex(),
+        "data": digest_of_data(federation.simulated.data).hex(),
         "parameters": params_digest(federation.initial_params_D),
         "constants": constants_digest(federation.module),
         "outputs": federation.scores_digest(_REPETITIONS),

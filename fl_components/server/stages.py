@@ -1,4 +1,4 @@
-"""The stages of a round, in the order of the walk (flows/round.py). Each takes the hub and values, and returns a value.
+"""The stages of a round, in the order of the walk (flows/round.py). Each takes the run and values, and returns a value.
 
 Only `authorise`, `aggregate` (its seal) and `commit` write, each of them so that doing it again changes nothing.
 """
@@ -29,8 +29,10 @@ from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.broadcast import EncodedBroadcast, encode_broadcast
+from fedrounds.fl_components.server.charging import charge_payers, charges_of_round, epsilons
 from fedrounds.fl_components.server.collection import Collection, UpdateStack
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.run import Run
+from fedrounds.fl_components.server.simulation import simulated_clients, slowest_s
 from fedrounds.fl_components.server.withheld import withheld_error
 from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of, next_kept
 from fedrounds.fl_components.values import (
@@ -64,83 +66,83 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def stage(function: Callable[Concatenate[Hub, P], T]) -> Callable[Concatenate[Hub, P], T]:
+def stage(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
     """Announce the stage, and add its time to `hub.seconds` and to the profile."""
 
     @wraps(function)
-    def timed(hub: Hub, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        hub.on_stage(function.__name__)
-        with hub.span(function.__name__):
+    def timed(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        run.on_stage(function.__name__)
+        with run.span(function.__name__):
             began = time.perf_counter()
             try:
-                return function(hub, *args, **kwargs)
+                return function(run, *args, **kwargs)
             except Exception as error:
                 foreseen = isinstance(error, FedroundsError) and function.__name__ not in OF_CLIENTS
-                if foreseen or not hub.federation.withholds:
+                if foreseen or not run.federation.withholds:
                     raise
                 what = f"the stage {function.__name__}"
-                raise withheld_error(hub.store.home, hub.run_id, what, error) from None  # its traceback has the text
+                raise withheld_error(run.store.home, run.run_id, what, error) from None  # its traceback has the text
             finally:
-                hub.seconds[function.__name__] = hub.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
+                run.seconds[function.__name__] = run.seconds.get(function.__name__, 0.0) + time.perf_counter() - began
 
     return timed
 
 
 @stage
-def load(hub: Hub, round: int) -> ServerState:
+def load(run: Run, round: int) -> ServerState:
     """The state after round - 1. Raises `RunFailed` when the run is not that far."""
-    hub.begin_round()
-    state = hub.state()
+    run.begin_round()
+    state = run.state()
     if state.round != round - 1:
-        raise RunFailed(f"round {round} cannot begin: the last committed round of run {hub.run_id} is {state.round}")
+        raise RunFailed(f"round {round} cannot begin: the last committed round of run {run.run_id} is {state.round}")
     return state
 
 
 @stage
-def broadcast(hub: Hub, state: ServerState) -> EncodedBroadcast:
+def broadcast(run: Run, state: ServerState) -> EncodedBroadcast:
     """Return the parameters, and the other channels, as the clients receive them."""
-    layout = hub.federation.broadcast_layout
-    seed = derive_key(hub.config.seed, state.round + 1, "broadcast")  # of public numbers
+    layout = run.federation.broadcast_layout
+    seed = derive_key(run.config.seed, state.round + 1, "broadcast")  # of public numbers
     values_M = layout.join({PARAMS: state.params_D, **state.channels})
     context = CodecContext([seed], seed, layout.shapes)
-    return encode_broadcast(hub.config.broadcast, layout.channels, values_M, state.broadcast, context)
+    return encode_broadcast(run.config.broadcast, layout.channels, values_M, state.broadcast, context)
 
 
 @stage
-def select(hub: Hub, state: ServerState, sent: EncodedBroadcast) -> RoundPlan:
-    """The plan of the next round: which clients, in what waves, each with the seed of its own draws."""
-    config, data, round = hub.config, hub.federation.data, state.round + 1
-    source, stragglers = hub.source(round), config.simulation.stragglers
-    rows = hub.federation.select(round, hub.participations, source)
-    seeds = [derive_key(source, round, "training", data.client_ids[row]) for row in rows.tolist()]
+def select(run: Run, state: ServerState, sent: EncodedBroadcast) -> RoundPlan:
+    """Return the plan of the next round: which clients, in what waves, each with a seed for its draws."""
+    config, population, round = run.config, run.federation.population, state.round + 1
+    source, stragglers = run.source(round), config.simulation.stragglers
+    indices = run.federation.select(round, run.participations, source).tolist()
+    seeds = [derive_key(source, round, "training", population.client_ids[index]) for index in indices]
     cohort = tuple(
         ClientTask(
-            client_id=data.client_ids[row],
-            index=row,
-            num_examples=data.num_examples(row),
+            client_id=population.client_ids[index],
+            index=index,
+            num_examples=population.num_examples(index),
             seed=seed,
             work=None if stragglers is None else stragglers.work(seed, config.training.num_units),
         )
-        for row, seed in zip(rows.tolist(), seeds, strict=True)
+        for index, seed in zip(indices, seeds, strict=True)
     )
     return RoundPlan(
-        run_id=hub.run_id,
+        run_id=run.run_id,
         round=round,
         base_digest=sent.digest,
         download_bytes=len(sent.frame),
-        **_cut(hub, cohort),
+        **_cut(run, cohort),
         min_updates=0 if config.central is not None else config.selection.min_updates,
         clipping_norm=float(state.clipping["norm"][0]) if config.central is not None else None,
     )
 
 
-def _cut(hub: Hub, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
+def _cut(run: Run, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
     """A cohort in shards and waves, as a plan has it.
 
     How many waves there are can be counted by whoever sees the round's tasks. Where the cohort is withheld it follows
     from public values: as many as the largest cohort needs, each with an equal part of the actual one, perhaps empty.
     """
-    config, federation = hub.config, hub.federation
+    config, federation = run.config, run.federation
     rule, num_coordinates = config.execution, federation.update_layout.size
     work_N = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in cohort]
     additive = federation.streamed is not None
@@ -167,44 +169,44 @@ def _split(shards: Sequence[slice], largest: int) -> tuple[slice, ...]:
 
 
 @stage
-def authorise(hub: Hub, plan: RoundPlan) -> RoundPlan:
+def authorise(run: Run, plan: RoundPlan) -> RoundPlan:
     """Reserve what the round will cost, before any client is contacted. The returned plan has the reservation's number,
     and lacks the clients whose own budgets are spent."""
-    clients_pay = any(each.is_paid_by_clients for each in hub.claims)
-    training = hub.training_digest(plan) if clients_pay else None
-    charges = hub.charges([task.index for task in plan.cohort])
-    collection = hub.with_payers(charges, lambda each: hub.lease.reserve(plan.round, each, training))
+    clients_pay = any(each.is_paid_by_clients for each in run.claims)
+    training = run.training_digest(plan) if clients_pay else None
+    charges = charges_of_round(run, [task.index for task in plan.cohort])
+    collection = charge_payers(run, charges, lambda each: run.lease.reserve(plan.round, each, training))
     plan = replace(plan, collection=collection)
     if not clients_pay:
         return plan
-    paying = {account.client for account in hub.lease.paying(plan.round)} - {None}
+    paying = {account.client for account in run.lease.paying(plan.round)} - {None}
     refused = [task for task in plan.cohort if task.client_id not in paying]
     if not refused:
         return plan
-    say = hub.notify_restricted if hub.federation.hides_participation else hub.say
+    say = run.notify_restricted if run.federation.hides_participation else run.notify
     why = EXHAUSTED if paying else TOO_FEW_PAY
     say(f"round {plan.round} is made without {names_of(refused)}: {why}")
     reasons = {task.client_id: why for task in refused}
     remaining = tuple(task for task in plan.cohort if task.client_id not in reasons)
     min_updates = plan.min_updates if remaining else 0
-    return replace(plan, **_cut(hub, remaining), excluded=reasons, min_updates=min_updates)
+    return replace(plan, **_cut(run, remaining), excluded=reasons, min_updates=min_updates)
 
 
 @stage
-def train(hub: Hub, plan: RoundPlan, sent: EncodedBroadcast, wave: slice) -> UpdateBatch | UpdateSum:
+def train(run: Run, plan: RoundPlan, sent: EncodedBroadcast, wave: slice) -> UpdateBatch | UpdateSum:
     """Return the updates of one wave's local training, from the parameters as the clients receive them."""
-    tasks, rule, stragglers = plan.cohort[wave], hub.federation.streamed, hub.config.simulation.stragglers
+    tasks, rule, stragglers = plan.cohort[wave], run.federation.streamed, run.config.simulation.stragglers
     dropped = [task for task in tasks if stragglers is not None and stragglers.drop and task.work is not None]
     absent = {task.client_id: STRAGGLER for task in dropped}
     shards = [
-        hub.simulated_clients(plan, [task for task in plan.cohort[shard] if task.client_id not in absent])
+        simulated_clients(run, plan, [task for task in plan.cohort[shard] if task.client_id not in absent])
         for shard in plan.shards
         if wave.start <= shard.start < wave.stop
     ]
-    training = hub.config.training.in_round(plan.round, hub.config.rounds)
-    streaming = StreamingSum(rule, hub.federation.admission(plan)) if rule is not None else None
-    trained = hub.executor.train(training, sent.base_M, shards, streaming)
-    num_coordinates = hub.federation.update_layout.size
+    training = run.config.training.in_round(plan.round, run.config.rounds)
+    streaming = StreamingSum(rule, run.federation.admission(plan)) if rule is not None else None
+    trained = run.executor.train(training, sent.base_M, shards, streaming)
+    num_coordinates = run.federation.update_layout.size
     batch = (
         _stack(np.empty((len(tasks), num_coordinates), np.float32), trained)
         if rule is None or streaming is None
@@ -240,13 +242,13 @@ def _add_up(rule: LinearAggregator, total: Accumulator, trained: Iterable[tuple[
 
 
 @stage
-def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
+def compress(run: Run, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> EncodedBatch | UpdateSum:
     """Return one wave's updates as the bytes that travel; of summed updates, how many bytes would travel."""
-    codec, layout = hub.codec(plan), hub.federation.update_layout
+    codec, layout = run.codec(plan), run.federation.update_layout
     if isinstance(batch, UpdateSum):
         return replace(batch, frame_bytes=tuple(map(codec.fixed_update_bytes, batch.client_ids)))
-    objective, feedback = hub.config.training.objective, hub.config.compression.error_feedback
-    states = hub.client_states(batch.client_ids) if hub.federation.keeps_client_states else []
+    objective, feedback = run.config.training.objective, run.config.compression.error_feedback
+    states = run.client_states(batch.client_ids) if run.federation.keeps_client_states else []
     new_states: list[dict[str, Float32]] = (
         [
             next_kept(objective, state, layout.split(update_M))
@@ -261,7 +263,7 @@ def compress(hub: Hub, plan: RoundPlan, batch: UpdateBatch | UpdateSum) -> Encod
         for residual_M, state in zip(residuals_NM, states, strict=True):
             residual_M[:] = state.get(RESIDUAL, 0)
     tasks = _tasks(plan, batch.client_ids)
-    frames, error, residuals_NM = codec.encode(plan, tasks, batch.updates_NM, residuals_NM, hub.executor.map_rows)
+    frames, error, residuals_NM = codec.encode(plan, tasks, batch.updates_NM, residuals_NM, run.map_rows)
     if residuals_NM is not None:
         for state, residual_M in zip(new_states, residuals_NM, strict=True):
             state[RESIDUAL] = residual_M
@@ -274,9 +276,9 @@ def _tasks(plan: RoundPlan, client_ids: Sequence[str]) -> list[ClientTask]:
 
 
 @stage
-def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collection | None) -> Collection:
+def admit(run: Run, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected: Collection | None) -> Collection:
     """Return the collection with one wave's updates, decoded and checked; each rejection has its reason."""
-    collected = collected or hub.empty_collection(plan)
+    collected = collected or run.empty_collection(plan)
     statistics = collected.statistics
     if isinstance(batch, UpdateSum):
         assert isinstance(collected.updates, Accumulator)
@@ -285,20 +287,20 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
         rejected, loss, error = batch.rejected, batch.loss, Weighted()
         client_states: dict[str, str] = {}
     else:
-        tasks, admission = _tasks(plan, batch.client_ids), hub.federation.admission(plan)
-        updates_NM, reasons = hub.codec(plan).decode(plan, tasks, batch.frames, admission, hub.executor.map_rows)
-        updates = _add_updates(hub, plan, collected.updates, tasks, updates_NM, reasons)
+        tasks, admission = _tasks(plan, batch.client_ids), run.federation.admission(plan)
+        updates_NM, reasons = run.codec(plan).decode(plan, tasks, batch.frames, admission, run.map_rows)
+        updates = _add_updates(run, plan, collected.updates, tasks, updates_NM, reasons)
         frame_bytes, received = tuple(map(len, batch.frames)), len(tasks) - len(reasons)
         rejected, error = {tasks[place].client_id: reason for place, reason in reasons.items()}, batch.error
         loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in reasons), Weighted())
         # A client whose update is rejected keeps its earlier state: what is not finite would stay so for ever.
         client_states = {
-            tasks[place].client_id: hub.write_client_state(state)
+            tasks[place].client_id: run.write_client_state(state)
             for place, state in enumerate(batch.client_states)
             if place not in reasons
         }
     num_selected = len(batch.client_ids) + len(batch.absent)
-    slowest_s = hub.slowest_s(_tasks(plan, batch.client_ids), frame_bytes, plan.download_bytes)
+    round_s = slowest_s(run, _tasks(plan, batch.client_ids), frame_bytes, plan.download_bytes)
     return Collection(
         updates,
         replace(
@@ -312,13 +314,13 @@ def admit(hub: Hub, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
             upload_bytes=statistics.upload_bytes + sum(frame_bytes),
             download_bytes=statistics.download_bytes + plan.download_bytes * num_selected,
             largest_bytes=max(statistics.largest_bytes, *frame_bytes, 0),
-            slowest_s=max(statistics.slowest_s, slowest_s),
+            slowest_s=max(statistics.slowest_s, round_s),
         ),
     )
 
 
 def _add_updates(
-    hub: Hub,
+    run: Run,
     plan: RoundPlan,
     updates: Accumulator | UpdateStack,
     tasks: Sequence[ClientTask],
@@ -326,7 +328,7 @@ def _add_updates(
     rejected: Mapping[int, Rejection],
 ) -> Accumulator | UpdateStack:
     """Return the updates collected so far with those of one wave, taken in shard by shard."""
-    rule, clip = hub.config.aggregation, hub.federation.admission(plan).clip
+    rule, clip = run.config.aggregation, run.federation.admission(plan).clip
     place_of = {task.client_id: place for place, task in enumerate(tasks)}
     for shard in plan.shards:
         places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
@@ -343,12 +345,12 @@ def _add_updates(
         if clip is None:
             updates = rule.add(updates, shard_NM, num_examples_N)
         else:
-            updates = _add_clipped(hub, rule, updates, shard_NM, num_examples_N, clip)
+            updates = _add_clipped(run, rule, updates, shard_NM, num_examples_N, clip)
     return updates
 
 
 def _add_clipped(
-    hub: Hub,
+    run: Run,
     rule: LinearAggregator,
     total: Accumulator,
     updates_NM: Float32,
@@ -358,14 +360,14 @@ def _add_clipped(
     """Return the sum with clipped updates: the server clips what it decoded, whatever compression made of it."""
     assert rule.max_weight is not None
     weights_N, sum_M1 = rule.weigh(num_examples_N), np.zeros(updates_NM.shape[1] + 1)
-    sizes = [math.prod(shape) for shape in hub.federation.update_layout.shapes]
+    sizes = [math.prod(shape) for shape in run.federation.update_layout.shapes]
     tensors = torch.from_numpy(updates_NM).split_with_sizes(sizes, dim=1)
     add_contributions(sum_M1, tensors, torch.from_numpy(weights_N / rule.max_weight), clip)
     return rule.add_sum(total, sum_M1, float(weights_N.sum()), len(updates_NM))
 
 
 @stage
-def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collection) -> SealedCohort:
+def aggregate(run: Run, plan: RoundPlan, state: ServerState, collected: Collection) -> SealedCohort:
     """Combine the admitted updates, and seal the outcome: what is sealed is never collected again.
 
     Under a claim about clients the exact sum is sealed, and noise is drawn only after that: it must never be drawn for
@@ -374,9 +376,9 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecti
     Raises:
       TooFewClients: fewer updates were admitted than `selection.min_updates`, or than the aggregator needs.
     """
-    statistics, rule = collected.statistics, hub.config.aggregation
+    statistics, rule = collected.statistics, run.config.aggregation
     _check_enough(plan, statistics, rule.num_needed)
-    statistics = replace(statistics, seconds=dict(hub.seconds))
+    statistics = replace(statistics, seconds=dict(run.seconds))
     if isinstance(collected.updates, UpdateStack):
         result = rule.combine(collected.updates.updates(), state.aggregator)
         reasons = {name: Rejection(RejectionCode.EXCLUDED, why) for name, why in result.excluded.items()}
@@ -387,13 +389,13 @@ def aggregate(hub: Hub, plan: RoundPlan, state: ServerState, collected: Collecti
         )
         new_state = {f"state.{name}": tensor for name, tensor in result.state.items()}
         tensors: Tensors = {"aggregate": result.aggregate_M, **new_state}
-    elif hub.federation.central is not None:
+    elif run.federation.central is not None:
         tensors = {"sum": collected.updates.tensors["sum"]}
     else:
         assert isinstance(rule, LinearAggregator)
         tensors = {"aggregate": rule.finish(collected.updates)}
     cohort = SealedCohort(tensors, statistics)
-    hub.seal(plan, cohort)
+    run.seal(plan, cohort)
     return cohort
 
 
@@ -416,22 +418,22 @@ def _check_enough(plan: RoundPlan, statistics: CohortStatistics, num_needed: int
 
 @stage
 def server_step(
-    hub: Hub, plan: RoundPlan, state: ServerState, sent: EncodedBroadcast, cohort: SealedCohort
+    run: Run, plan: RoundPlan, state: ServerState, sent: EncodedBroadcast, cohort: SealedCohort
 ) -> ServerState:
     """Return the state after the round: the server's parameters moved by the aggregate, with noise under a claim.
 
     Raises:
       Diverged: the new parameters or the state of the server optimiser are not finite.
     """
-    federation, clipping = hub.federation, state.clipping
+    federation, clipping = run.federation, state.clipping
     if federation.central is None:
         aggregate_M = cohort.tensors["aggregate"]
     else:
         sum_M1 = cohort.tensors["sum"]
-        keys = hub.noise_keys(plan, {"sum": sum_M1, **clipping})
+        keys = run.noise_keys(plan, {"sum": sum_M1, **clipping})
         aggregate_M, clipping = federation.central.release(sum_M1, clipping, federation.sampling, keys)
     aggregate = federation.update_layout.split(aggregate_M)
-    delta_D, optimizer = aggregate.pop(DELTA), hub.config.server_optimizer
+    delta_D, optimizer = aggregate.pop(DELTA), run.config.server_optimizer
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
             params_D, optimizer_state = optimizer.update(state.params_D, -delta_D, state.server_optimizer)
@@ -442,7 +444,7 @@ def server_step(
             )
     except Diverged as error:
         diverged = Diverged(f"round {plan.round}: {error.message}", hint=error.hint)
-        hub.lease.finish(RunState.FAILED, diverged.as_data())  # which erases the seal and the key that opens it
+        run.lease.finish(RunState.FAILED, diverged.as_data())  # which erases the seal and the key that opens it
         raise diverged from error
     return replace(
         state,
@@ -450,55 +452,55 @@ def server_step(
         params_D=params_D,
         server_optimizer=optimizer_state,
         aggregator=cohort.aggregator_state,
-        channels=_next_channels(hub, state.channels, aggregate, cohort.statistics.received),
+        channels=_next_channels(run, state.channels, aggregate, cohort.statistics.received),
         clipping=clipping,
         broadcast=sent.held,
     )
 
 
-def _next_channels(hub: Hub, channels: Tensors, aggregate: Mapping[str, Float64], received: int) -> Tensors:
+def _next_channels(run: Run, channels: Tensors, aggregate: Mapping[str, Float64], received: int) -> Tensors:
     """Return what the server sends besides the parameters in the next round."""
     if not channels:
         return {}
     # How many updates came is private where the cohort is: the expected number takes its place.
-    num_updates = hub.federation.sampling.cohort_size if hub.federation.central is not None else received
-    share = num_updates / hub.federation.data.num_clients
-    return hub.config.training.objective.next_received(channels, aggregate, share)
+    num_updates = run.federation.sampling.cohort_size if run.federation.central is not None else received
+    share = num_updates / run.federation.population.size
+    return run.config.training.objective.next_received(channels, aggregate, share)
 
 
 @stage
-def evaluate(hub: Hub, state: ServerState) -> dict[str, float]:
+def evaluate(run: Run, state: ServerState) -> dict[str, float]:
     """The metrics of the new parameters; none in a round that is not evaluated."""
-    if state.round % hub.config.evaluation.every and state.round != hub.config.rounds:
+    if state.round % run.config.evaluation.every and state.round != run.config.rounds:
         return {}
-    baselines = {f"eval/baseline/{name}": value for name, value in hub.federation.baselines.items()}
-    return hub.federation.evaluate(state.params_D) | baselines
+    baselines = {f"eval/baseline/{name}": value for name, value in run.federation.baselines.items()}
+    return run.federation.evaluate(state.params_D) | baselines
 
 
 @stage
 def commit(
-    hub: Hub, plan: RoundPlan, state: ServerState, cohort: SealedCohort, evaluated: dict[str, float]
+    run: Run, plan: RoundPlan, state: ServerState, cohort: SealedCohort, evaluated: dict[str, float]
 ) -> RoundResult:
     """Make the round visible: the state, then one transaction for the round, the run's pointer and the charge."""
     claim = {}
-    if hub.federation.central is not None:
+    if run.federation.central is not None:
         assert plan.clipping_norm is not None
-        num_coordinates = hub.federation.update_layout.size
-        claim = hub.federation.central.metrics(state.clipping, plan.clipping_norm, num_coordinates)
-        claim |= hub.federation.central.clipped_fraction(cohort.tensors["sum"], cohort.statistics.received)
-    if hub.config.claims:
-        claim |= hub.epsilons()
+        num_coordinates = run.federation.update_layout.size
+        claim = run.federation.central.metrics(state.clipping, plan.clipping_norm, num_coordinates)
+        claim |= run.federation.central.clipped_fraction(cohort.tensors["sum"], cohort.statistics.received)
+    if run.config.claims:
+        claim |= epsilons(run)
     result = round_result(
         state,
         cohort.statistics,
-        hub.config.evaluation.releases(evaluated) | claim,
-        hub.seconds,
-        hub.round_seconds,
-        hub.peak_memory_bytes,
-        withholds=hub.federation.withholds,
-        hides_participation=hub.federation.hides_participation,
+        run.config.evaluation.releases(evaluated) | claim,
+        run.seconds,
+        run.round_seconds,
+        run.peak_memory_bytes,
+        withholds=run.federation.withholds,
+        hides_participation=run.federation.hides_participation,
     )
-    hub.lease.commit(
+    run.lease.commit(
         plan.round,
         state=state.to_bytes(),
         params_digest=state.params_digest,
@@ -509,10 +511,10 @@ def commit(
             "left_out": list(result.left_out),
         },
         withheld=result.withheld,
-        participants=[task.index for task in plan.cohort] if hub.config.selection.uses_history else (),
+        participants=[task.index for task in plan.cohort] if run.config.selection.uses_history else (),
     )
-    if hub.secret is not None:
-        hub.secret.advance(plan.round + 1)  # what was sealed and drawn in this round is now beyond everybody's reach
+    if run.secret is not None:
+        run.secret.advance(plan.round + 1)  # what was sealed and drawn in this round is now beyond everybody's reach
     return result
 
 

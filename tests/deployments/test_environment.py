@@ -16,7 +16,7 @@ from fedrounds.fl_components.config import load_config, parse_config, source_fol
 from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunNotFound, StoreError
 from fedrounds.fl_components.rules import import_attribute
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.store.home import home as home_folder
 from fedrounds.flows.round import walk
@@ -160,15 +160,15 @@ def moving_wards(folder: Path) -> Path:
 
 def test_a_project_that_was_moved_goes_on_where_it_is_named(store: Store, tmp_path: Path) -> None:
     config = moving_wards(tmp_path / "old")
-    with open_hub(store, "r", config=load_config(config), source_folder=str(source_folder(config))) as hub:
-        walk(stages, hub, 1)
+    with open_run(store, "r", config=load_config(config), source_folder=str(source_folder(config))) as run:
+        walk(stages, run, 1)
     (tmp_path / "old").rename(tmp_path / "new")
     with pytest.raises(ConfigError, match=r"run r was started from .*old, which is not there") as caught:
         _check_is_there(store.run("r"))
     assert "fedrounds train CONFIG --run-id r" in str(caught.value.hint)
     config = tmp_path / "new" / "wards.yaml"
-    with open_hub(store, "r", config=load_config(config), source_folder=str(source_folder(config))) as hub:
-        assert walk(stages, hub, 2).round == 2
+    with open_run(store, "r", config=load_config(config), source_folder=str(source_folder(config))) as run:
+        assert walk(stages, run, 2).round == 2
     store.verify_journal()
 
 
@@ -186,10 +186,10 @@ def test_a_second_training_in_a_process_does_not_take_the_module_of_the_first(
         "training": {"learning_rate": 0.1, "epochs": 1},
     }
     file.write_text(program.replace("LAST", "1"))
-    open_hub(store, "first", config=parse_config(fields), source_folder=str(tmp_path)).close()
+    open_run(store, "first", config=parse_config(fields), source_folder=str(tmp_path)).close()
     file.write_text(program.replace("LAST", "0"))
     with pytest.raises(ConfigError, match=r"edited_wards\.py has changed since this process imported it"):
-        open_hub(store, "second", config=parse_config(fields), source_folder=str(tmp_path))
+        open_run(store, "second", config=parse_config(fields), source_folder=str(tmp_path))
     assert [run.run_id for run in store.runs()] == ["first"]
 
 

@@ -20,7 +20,7 @@ from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.reports.statement import in_short
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Charges, Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -40,9 +40,9 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         use_home(home, environment)
         with Store.open() as store:
             for run_id, rounds in (("a", 2), ("b", 1)):
-                with open_hub(store, run_id, config=parse_config(FIELDS)) as hub:
+                with open_run(store, run_id, config=parse_config(FIELDS)) as run:
                     for round in range(1, rounds + 1):
-                        walk(stages, hub, round)
+                        walk(stages, run, round)
     return home
 
 
@@ -149,11 +149,11 @@ class TestVoid:
 
     def test_the_run_goes_on_with_another_collection(self, trained: Store) -> None:
         """So the noise of the round has another key than any that the voided one could have had."""
-        with open_hub(trained, "b") as hub:
-            stages.authorise(hub, stages.select(hub, stages.load(hub, 2), stages.broadcast(hub, stages.load(hub, 2))))
+        with open_run(trained, "b") as run:
+            stages.authorise(run, stages.select(run, stages.load(run, 2), stages.broadcast(run, stages.load(run, 2))))
         privacy.void("b", reason="x")
-        with open_hub(trained, "b") as hub:
-            walk(stages, hub, 2)
+        with open_run(trained, "b") as run:
+            walk(stages, run, 2)
         assert [(row["collection"], row["state"]) for row in privacy.ledger("wards")][3:] == [
             (1, "voided"),
             (2, "spent"),
@@ -190,8 +190,8 @@ class TestStatement:
         with trained.acquire("a") as lease:
             lease.finish(RunState.COMPLETED)
         model = FIELDS["model"] | {"start_from": "latest"}
-        with open_hub(trained, "c", config=parse_config(FIELDS | {"model": model})) as hub:
-            walk(stages, hub, 1)
+        with open_run(trained, "c", config=parse_config(FIELDS | {"model": model})) as run:
+            walk(stages, run, 1)
         found = privacy.statement("c")
         assert found["lineage"] == ["c", "a"]
         assert found["epsilon"]["run"] == pytest.approx(epsilon(1))
@@ -200,13 +200,13 @@ class TestStatement:
 
     def test_ancestors_under_no_claim_or_of_another_population_are_not_counted_as_nothing(self, trained: Store) -> None:
         for run_id, changes in (("open", {"privacy": {"kind": "none"}}), ("other", {"population": "others"})):
-            with open_hub(trained, run_id, config=parse_config(FIELDS | {"name": run_id} | changes)) as hub:
-                walk(stages, hub, 1)
-                hub.lease.finish(RunState.COMPLETED)
+            with open_run(trained, run_id, config=parse_config(FIELDS | {"name": run_id} | changes)) as run:
+                walk(stages, run, 1)
+                run.lease.finish(RunState.COMPLETED)
             model = FIELDS["model"] | {"start_from": "latest"}
             later = parse_config(FIELDS | {"name": run_id, "model": model})
-            with open_hub(trained, f"after-{run_id}", config=later) as hub:
-                walk(stages, hub, 1)
+            with open_run(trained, f"after-{run_id}", config=later) as run:
+                walk(stages, run, 1)
             found = privacy.statement(f"after-{run_id}")
             assert found["lineage"] == [f"after-{run_id}", run_id] and found["epsilon"]["lineage"] is None
             assert in_short(found).startswith(f"epsilon {epsilon(1):.4g} at delta 0.001")
@@ -220,8 +220,8 @@ class TestStatement:
         ],
     )
     def test_no_claim(self, home: Path, rule: dict[str, Any], words: str) -> None:
-        with Store.open() as store, open_hub(store, "r", config=parse_config(FIELDS | {"privacy": rule})) as hub:
-            walk(stages, hub, 1)
+        with Store.open() as store, open_run(store, "r", config=parse_config(FIELDS | {"privacy": rule})) as run:
+            walk(stages, run, 1)
         found = privacy.statement("r")
         assert found["claim"] is False and words in found["markdown"]
 
@@ -306,7 +306,7 @@ def test_what_cannot_be_audited_is_refused_before_a_flow_run_starts(
     line: str, words: str, trained: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fields = {**FIELDS, "name": "unprotected", "population": "others", "privacy": {"kind": "none"}}
-    with open_hub(trained, "open", config=parse_config(fields)):
+    with open_run(trained, "open", config=parse_config(fields)):
         pass
     monkeypatch.setattr("fedrounds.deployments.stack.connection.connect", None)  # would fail: nothing is connected to
     assert main(line.split()) == 2
@@ -316,7 +316,7 @@ def test_what_cannot_be_audited_is_refused_before_a_flow_run_starts(
 def test_runs_are_listed_with_duration_and_data(trained: Store) -> None:
     folder = str(ROOT / "fl_components" / "data" / "heart_disease")
     fields = {**FIELDS, "population": "hearts", "data": {"kind": "heart_disease", "folder": folder}}
-    with open_hub(trained, "c", config=parse_config({**fields, "privacy": {"kind": "none"}})):
+    with open_run(trained, "c", config=parse_config({**fields, "privacy": {"kind": "none"}})):
         pass
     (newest,) = api.runs(1)
     assert (newest["data"], newest["duration_s"]) == ({"kind": "heart_disease", "source": folder}, None)
@@ -355,12 +355,12 @@ class TestRunsWithoutAClaim:
         fields = FIELDS | {"data": wards.WARDS}
         with Store.open() as store:
             without = fields | {"privacy": {"kind": "none"}, "selection": {"kind": "uniform"}, "seed": 4}
-            with open_hub(store, "q1", config=parse_config(without)) as hub:
-                walk(stages, hub, 1)
+            with open_run(store, "q1", config=parse_config(without)) as run:
+                walk(stages, run, 1)
             privacy.set_budget("wards", epsilon=6.0, delta=1e-3, reason="the board")
             assert [run["run_id"] for run in privacy.status("wards")[0]["unclaimed_runs"]] == ["q1"]
-            with open_hub(store, "wp", config=parse_config(fields)) as hub:
-                walk(stages, hub, 1)
+            with open_run(store, "wp", config=parse_config(fields)) as run:
+                walk(stages, run, 1)
         (found,) = privacy.status("wards")
         (unclaimed,) = found["unclaimed_runs"]
         assert (unclaimed["run_id"], unclaimed["rounds"], unclaimed["deleted"]) == ("q1", 1, False)

@@ -27,7 +27,7 @@ from fedrounds.fl_components.reports.statement import in_short
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import reproducibility, stages
 from fedrounds.fl_components.server.claim import check_limits
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Charges, Store
 from fedrounds.fl_components.training import CanaryClient
 from fedrounds.flows.round import walk
@@ -65,9 +65,9 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         two = {"selection": {"kind": "uniform", "cohort_size": 2}}
         with Store.open() as store:
             for run_id, rounds, changes in (("a", 2, {}), ("b", 1, two)):
-                with open_hub(store, run_id, config=parse_config(FIELDS | changes)) as hub:
+                with open_run(store, run_id, config=parse_config(FIELDS | changes)) as run:
                     for round in range(1, rounds + 1):
-                        walk(stages, hub, round)
+                        walk(stages, run, round)
     return home
 
 
@@ -172,8 +172,8 @@ class TestRun:
 
     def test_where_all_examples_are_in_each_batch_no_coin_is_spoken_of(self, home: Path) -> None:
         training = FIELDS["training"] | {"privacy": EXAMPLES | {"sampling_rate": 1.0}}
-        with Store.open() as store, open_hub(store, "r", config=parse_config(FIELDS | {"training": training})) as hub:
-            walk(stages, hub, 1)
+        with Store.open() as store, open_run(store, "r", config=parse_config(FIELDS | {"training": training})) as run:
+            walk(stages, run, 1)
         found = privacy.statement("r")
         assert "coin" not in found["markdown"] and "all of a client's examples are in each" in found["sampling"]
         assert "1 step a round" in found["mechanism"]
@@ -194,8 +194,8 @@ class TestRun:
         with trained.acquire("a") as lease:
             lease.finish(RunState.COMPLETED)
         model = FIELDS["model"] | {"start_from": "latest"}
-        with open_hub(trained, "c", config=parse_config(FIELDS | {"model": model})) as hub:
-            walk(stages, hub, 1)
+        with open_run(trained, "c", config=parse_config(FIELDS | {"model": model})) as run:
+            walk(stages, run, 1)
         found = privacy.statement("c")
         assert (found["lineage"], found["epsilon"]["lineage"]) == (["c", "a"], pytest.approx(epsilon(3)))
 
@@ -402,7 +402,7 @@ class TestPrivateRows:
 
 
 def _some_run(store: Store) -> str:
-    with open_hub(store, "r", config=parse_config(FIELDS | {"population": "other"})):
+    with open_run(store, "r", config=parse_config(FIELDS | {"population": "other"})):
         return "r"
 
 
@@ -411,8 +411,8 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
     fields = FIELDS | {"data": wards.WARDS, "population": "wards"}
     with Store.open() as store:
         privacy.set_budget("wards/*", epsilon=100, delta=1e-3, reason="a test")
-        with open_hub(store, "r", config=parse_config(fields)) as hub:
-            walk(stages, hub, 1)
+        with open_run(store, "r", config=parse_config(fields)) as run:
+            walk(stages, run, 1)
         spent = {account: each.spent for account, each in store.ledger.budgets().items()}
         shown = []
         monkeypatch.setattr(

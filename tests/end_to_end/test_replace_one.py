@@ -93,18 +93,18 @@ from dataclasses import asdict
 from pathlib import Path
 from fedrounds.deployments import api, cli, privacy
 from fedrounds.deployments.stack.connection import connect
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.randomness import hkdf
 from fedrounds.fl_components.store import Store
 
 # Elsewhere keys depend on the data and on a secret: here the cohorts, the batches and the noise are the same in each
 # home; but for the run with several waves, whose cohorts differ in number.
-def key(hub, round, purpose, *context):
+def key(run, round, purpose, *context):
     client = context[1:2] if purpose == "examples" else ()
-    coins = str(our_wards.OTHER) if hub.run_id == "waves" and purpose == "selection and training" else ""
-    return hkdf(bytes(32), f"{hub.run_id} {round} {purpose} {coins}", *client)
+    coins = str(our_wards.OTHER) if run.run_id == "waves" and purpose == "selection and training" else ""
+    return hkdf(bytes(32), f"{run.run_id} {round} {purpose} {coins}", *client)
 
-Hub.key = key
+Run.key = key
 
 def printed(*command):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):

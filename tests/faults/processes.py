@@ -39,7 +39,7 @@ from fedrounds.fl_components.privacy.accountants import renyi_divergences
 from fedrounds.fl_components.privacy.example_level import NEIGHBOURING
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store, blobs, durable_files
 from fedrounds.fl_components.store.secrets import entropy
 from fedrounds.flows.round import walk
@@ -121,12 +121,12 @@ def train(place: Place, *, fresh_collection: bool = False, until: int = CONFIG.r
     secret = FRESH_SECRET if fresh_collection else SECRET
     entropy.token_bytes = lambda _: secret  # type: ignore[assignment,misc]  # in this process alone
     options = {"config": CONFIG, "fresh_collection": fresh_collection}
-    with place.open() as store, open_hub(store, RUN_ID, **options) as hub:  # type: ignore[arg-type]
-        hub.lease.begin_attempt()
-        for round in range(hub.refresh().committed_round + 1, until + 1):
-            walk(stages, hub, round)
+    with place.open() as store, open_run(store, RUN_ID, **options) as run:  # type: ignore[arg-type]
+        run.lease.begin_attempt()
+        for round in range(run.refresh().committed_round + 1, until + 1):
+            walk(stages, run, round)
         if until == CONFIG.rounds:
-            hub.lease.finish(RunState.COMPLETED)
+            run.lease.finish(RunState.COMPLETED)
 
 
 def outcome(place: Place) -> dict[str, Any]:

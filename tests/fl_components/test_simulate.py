@@ -11,7 +11,7 @@ import pytest
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import TooFewClients
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
@@ -112,20 +112,20 @@ def configured(changes: dict[str, Any]) -> Any:
 )
 def test_the_walk_is_what_the_loops_say(home: Path, walked: str) -> None:
     config = configured(WALKS[walked])
-    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+    with Store.open() as store, open_run(store, "r", config=config) as run:
         for expected in simulate(config):
             plan = stages.select(
-                hub, stages.load(hub, expected.round), stages.broadcast(hub, stages.load(hub, expected.round))
+                run, stages.load(run, expected.round), stages.broadcast(run, stages.load(run, expected.round))
             )
             assert tuple(task.client_id for task in plan.cohort) == expected.cohort
-            result = walk(stages, hub, expected.round)
-            np.testing.assert_allclose(hub.state().params_D, expected.params_D, rtol=0, atol=1e-5)
+            result = walk(stages, run, expected.round)
+            np.testing.assert_allclose(run.state().params_D, expected.params_D, rtol=0, atol=1e-5)
             for name, value in expected.metrics.items():
                 assert result.metrics[name] == pytest.approx(value, abs=2e-2 if "accuracy" in name else 1e-4)
-            assert walk(stages, hub, expected.round) == result  # a committed round is not worked on again
-        assert hub.refresh().committed_round == config.rounds
-        initial_D = hub.federation.initial_params_D
-        assert np.abs(hub.state().params_D - initial_D).max() > 0.01
+            assert walk(stages, run, expected.round) == result  # a committed round is not worked on again
+        assert run.refresh().committed_round == config.rounds
+        initial_D = run.federation.initial_params_D
+        assert np.abs(run.state().params_D - initial_D).max() > 0.01
 
 
 def test_a_round_in_which_nobody_was_selected_is_a_round(home: Path) -> None:
@@ -133,12 +133,12 @@ def test_a_round_in_which_nobody_was_selected_is_a_round(home: Path) -> None:
     sizes = [len(step.cohort) for step in simulate(config)]
     assert 0 in sizes and max(sizes) > 1
     empty = sizes.index(0) + 1
-    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+    with Store.open() as store, open_run(store, "r", config=config) as run:
         for round in range(1, empty):
-            walk(stages, hub, round)
-        before_D = hub.state().params_D
-        result = walk(stages, hub, empty)
-        assert hub.state().params_D.tobytes() == before_D.tobytes()  # FedAvg has no momentum
+            walk(stages, run, round)
+        before_D = run.state().params_D
+        result = walk(stages, run, empty)
+        assert run.state().params_D.tobytes() == before_D.tobytes()  # FedAvg has no momentum
         assert (result.metrics["clients/selected"], result.metrics["clients/received"]) == (0, 0)
         assert "train/loss" not in result.metrics
 
@@ -153,18 +153,18 @@ def dropped(fraction: float) -> dict[str, Any]:
 def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> None:
     """Also where each wave has one client: a wave may then hold no update at all."""
     config = configured(dropped(0.5) | {"execution": {"shard_size": 1}})
-    with Store.open() as store, open_hub(store, "r", config=config) as hub:
-        plan = stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1)))
+    with Store.open() as store, open_run(store, "r", config=config) as run:
+        plan = stages.select(run, stages.load(run, 1), stages.broadcast(run, stages.load(run, 1)))
         slow = sum(task.work is not None for task in plan.cohort)
         assert 0 < slow < 12
         collected = None
         for row in range(12):
-            updates = stages.train(hub, plan, stages.broadcast(hub, hub.state()), slice(row, row + 1))
-            collected = stages.admit(hub, plan, stages.compress(hub, plan, updates), collected)
+            updates = stages.train(run, plan, stages.broadcast(run, run.state()), slice(row, row + 1))
+            collected = stages.admit(run, plan, stages.compress(run, plan, updates), collected)
         assert collected is not None
         statistics = collected.statistics
         assert (statistics.selected, statistics.received) == (12, 12 - slow)
-        result = walk(stages, hub, 1)
+        result = walk(stages, run, 1)
         assert result.rejected == {"straggler": slow}
         counts = {name: result.metrics[f"clients/{name}"] for name in ("selected", "received", "rejected")}
         assert counts == {"selected": 12, "received": 12 - slow, "rejected": slow}
@@ -175,14 +175,14 @@ def test_dropped_stragglers_were_selected_and_count_as_rejected(home: Path) -> N
 
 def test_a_round_of_nothing_but_dropped_stragglers(home: Path) -> None:
     config = configured(dropped(1.0) | {"selection": {"min_updates": 0}})
-    with Store.open() as store, open_hub(store, "r", config=config) as hub:
-        before_D = hub.state().params_D
-        assert walk(stages, hub, 1).rejected == {"straggler": 12}
-        assert hub.state().params_D.tobytes() == before_D.tobytes()
+    with Store.open() as store, open_run(store, "r", config=config) as run:
+        before_D = run.state().params_D
+        assert walk(stages, run, 1).rejected == {"straggler": 12}
+        assert run.state().params_D.tobytes() == before_D.tobytes()
     config = configured(dropped(1.0))
     refused = pytest.raises(TooFewClients, match=r"0 of 12 updates could be used .*\(straggler: 12\)")
-    with Store.open() as store, open_hub(store, "s", config=config) as hub, refused:
-        walk(stages, hub, 1)
+    with Store.open() as store, open_run(store, "s", config=config) as run, refused:
+        walk(stages, run, 1)
 
 
 def test_it_repeats_bit_for_bit() -> None:
@@ -205,12 +205,12 @@ def test_it_repeats_bit_for_bit() -> None:
 def test_after_twenty_rounds_the_engine_is_where_the_loops_are(home: Path, training: dict[str, Any]) -> None:
     config = configured(DIGITS | {"rounds": 20, "training": {**training, "batch_size": 10}})
     *_, expected = simulate(config)
-    with Store.open() as store, open_hub(store, "r", config=config) as hub:
+    with Store.open() as store, open_run(store, "r", config=config) as run:
         for round in range(1, 21):
-            walk(stages, hub, round)
-        params_D = hub.state().params_D
+            walk(stages, run, round)
+        params_D = run.state().params_D
     np.testing.assert_allclose(params_D, expected.params_D, rtol=0, atol=1e-6)
-    assert np.abs(params_D - hub.federation.initial_params_D).max() > 0.1
+    assert np.abs(params_D - run.federation.initial_params_D).max() > 0.1
 
 
 @pytest.mark.ci

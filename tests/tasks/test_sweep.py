@@ -88,9 +88,9 @@ def test_a_completed_cell_is_not_worked_on_again(home: Path) -> None:
         assert sweep.unfinished() == ["s-001", "s-002"]
         config = sweep.cells["s-001"].model_dump(mode="json")
         with session("s-001", config, sweep=sweep.record) as running:
-            running.hub.lease.begin_attempt()
-            walk(stages, running.hub, 1)
-            running.hub.lease.finish(RunState.COMPLETED)
+            running.run.lease.begin_attempt()
+            walk(stages, running.run, 1)
+            running.run.lease.finish(RunState.COMPLETED)
             assert sweep.unfinished() == ["s-001", "s-002"]  # until its views are complete and its lease given back
         assert sweep.unfinished() == ["s-002"]
 

@@ -107,7 +107,7 @@ def running(home: Path, said: list[str]) -> Iterator[Session]:
 
 
 def commit(running: Session, round: int) -> None:
-    lease, metrics = running.hub.lease, {"eval/accuracy": 0.5 + round / 100}
+    lease, metrics = running.run.lease, {"eval/accuracy": 0.5 + round / 100}
     lease.reserve(round)
     lease.commit(round, state=b"%d" % round, params_digest="d", result={"metrics": metrics})
 
@@ -133,7 +133,7 @@ def test_the_page_follows_the_rounds(api: PrefectApi, running: Session, said: li
 
 
 def test_the_page_says_who_was_left_out_and_how_the_run_ended(api: PrefectApi, running: Session) -> None:
-    lease = running.hub.lease
+    lease = running.run.lease
     for round in (1, 2):
         lease.reserve(round)
         result = {"metrics": {"privacy/example/epsilon": 0.5 * round, "time/round_s": 1.0}, "left_out": ["va"]}

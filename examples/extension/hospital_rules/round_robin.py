@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedrounds.fl_components.clients import Clients, SelectionRule
+from fedrounds.fl_components.population import Clients, SelectionRule
 
 
 class RoundRobin(SelectionRule):

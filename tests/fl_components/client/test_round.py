@@ -17,7 +17,8 @@ from fedrounds.fl_components.compression import TopK
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import WireError
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server.opening import open_run
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.server.specs import round_spec
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.training import SGD
@@ -59,32 +60,32 @@ def test_four_processes_without_a_server_reproduce_the_parameters(tmp_path: Path
     config = parse_config(HEART)
     with Store.open() as store:
         expected = []
-        with open_hub(store, "whole", config=config) as hub:
+        with open_run(store, "whole", config=config) as run:
             for round in (1, 2, 3):
-                walk(stages, hub, round)
-                expected.append(hub.state().params_D)
-        with open_hub(store, "silos", config=config) as hub:
+                walk(stages, run, round)
+                expected.append(run.state().params_D)
+        with open_run(store, "silos", config=config) as run:
             for round, expected_D in zip((1, 2, 3), expected, strict=True):
-                state = stages.load(hub, round)
-                sent = stages.broadcast(hub, state)
-                plan = stages.authorise(hub, stages.select(hub, state, sent))
-                batch = answers_of_processes(tmp_path / str(round), hub, plan, sent.frame)
-                cohort = stages.aggregate(hub, plan, state, stages.admit(hub, plan, batch, None))
+                state = stages.load(run, round)
+                sent = stages.broadcast(run, state)
+                plan = stages.authorise(run, stages.select(run, state, sent))
+                batch = answers_of_processes(tmp_path / str(round), run, plan, sent.frame)
+                cohort = stages.aggregate(run, plan, state, stages.admit(run, plan, batch, None))
                 assert (cohort.statistics.received, cohort.statistics.rejected) == (4, {})
-                state = stages.server_step(hub, plan, state, sent, cohort)
-                stages.commit(hub, plan, state, cohort, {})
+                state = stages.server_step(run, plan, state, sent, cohort)
+                stages.commit(run, plan, state, cohort, {})
                 np.testing.assert_allclose(state.params_D, expected_D, rtol=0, atol=1e-6)
 
 
-def answers_of_processes(folder: Path, hub: Hub, plan: RoundPlan, frame: bytes) -> EncodedBatch:
+def answers_of_processes(folder: Path, run: Run, plan: RoundPlan, frame: bytes) -> EncodedBatch:
     """Run each client of a plan in a process of its own."""
     processes = []
     for task in plan.cohort:
         own = folder / task.client_id
         own.mkdir(parents=True)
-        (own / "spec.json").write_text(round_spec(hub.federation, plan, task, hub.source(plan.round)).to_json())
+        (own / "spec.json").write_text(round_spec(run.federation, plan, task, run.source(plan.round)).to_json())
         (own / "broadcast").write_bytes(frame)
-        x, y = hub.federation.data.train(task.index)
+        x, y = run.federation.simulated.data.train(task.index)
         np.savez(own / "rows.npz", x=x, y=y)
         processes.append(subprocess.Popen([sys.executable, "-c", CLIENT, str(own)], stdout=subprocess.PIPE))
     losses = [Weighted(*json.loads(process.communicate(timeout=120)[0])) for process in processes]
@@ -96,20 +97,20 @@ def answers_of_processes(folder: Path, hub: Hub, plan: RoundPlan, frame: bytes) 
 class Client:
     """One hospital in the first round."""
 
-    def __init__(self, hub: Hub, **changes: Any) -> None:
-        state = stages.load(hub, 1)
-        sent = stages.broadcast(hub, state)
-        plan = stages.authorise(hub, stages.select(hub, state, sent))
+    def __init__(self, run: Run, **changes: Any) -> None:
+        state = stages.load(run, 1)
+        sent = stages.broadcast(run, state)
+        plan = stages.authorise(run, stages.select(run, state, sent))
         task = plan.cohort[0]
         self.frame = sent.frame
-        self.spec = round_spec(hub.federation, plan, task, hub.source(1)).model_copy(update=changes)
-        self.examples = ClientExamples(*hub.federation.data.train(task.index))
+        self.spec = round_spec(run.federation, plan, task, run.source(1)).model_copy(update=changes)
+        self.examples = ClientExamples(*run.federation.simulated.data.train(task.index))
 
 
 @pytest.fixture
 def client(home: Path) -> Iterator[Client]:
-    with Store.open() as store, open_hub(store, "r", config=parse_config(HEART)) as hub:
-        yield Client(hub)
+    with Store.open() as store, open_run(store, "r", config=parse_config(HEART)) as run:
+        yield Client(run)
 
 
 class TestRoundSpec:

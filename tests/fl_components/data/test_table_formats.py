@@ -27,7 +27,7 @@ from fedrounds.fl_components.data import FederatedData, Tables
 from fedrounds.fl_components.data.fingerprints import Fingerprint, Fingerprints
 from fedrounds.fl_components.data.table import Dialect, read_table, text
 from fedrounds.fl_components.errors import ConfigError, DataError
-from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.server.assembly import assemble
 from tests.support import cases
 
 PLAIN = "age,ill\n50.5,0\n61,1\n"

@@ -24,7 +24,8 @@ from fedrounds.fl_components.executors.dask import DaskTransport, DaskWorker
 from fedrounds.fl_components.executors.scheduler import ScheduledExecutor
 from fedrounds.fl_components.parameters import flatten
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server.opening import open_run
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 from tests.fl_components.executors.contract import (
@@ -156,28 +157,28 @@ def config(execution: dict[str, Any]) -> Any:
 def test_the_digest_is_that_of_a_local_training_also_when_a_worker_is_killed(home: Path, tmp_path: Path) -> None:
     doom, said = tmp_path / "doom", list[str]()
 
-    def walked(hub: Hub) -> str:
+    def walked(run: Run) -> str:
         for round in range(1, 4):
-            if round == 2 and hub.config.execution.kind == "dask":
-                wait_until(lambda: len(workers_of(hub.executor)) == 2, "both workers have their engines")
+            if round == 2 and run.config.execution.kind == "dask":
+                wait_until(lambda: len(workers_of(run.executor)) == 2, "both workers have their engines")
                 doom.touch()
-            walk(stages, hub, round)
-        return hub.state().params_digest
+            walk(stages, run, round)
+        return run.state().params_digest
 
     with Store.open() as store, cluster(tmp_path) as far:
         for _ in range(2):
             far.add_worker("--no-nanny", DOOM=str(doom))
         far.wait_for(2)
         dask = config({"kind": "dask", "address": far.address, "wait_s": 120})
-        with open_hub(store, "far", config=dask, say=said.append) as hub:
-            digest = walked(hub)
+        with open_run(store, "far", config=dask, notify=said.append) as run:
+            digest = walked(run)
             assert not doom.exists()
-            assert hub.executor.peak_memory_bytes > 100e6
+            assert run.executor.peak_memory_bytes > 100e6
         (lost,) = losses(said)
         assert lost.startswith("the Dask worker at tcp://127.0.0.1:") and "; its work is repeated: client" in lost
         assert [worker.poll() is None for worker in far.workers].count(True) == 1
-        with open_hub(store, "here", config=config({"kind": "local", "processes": 1})) as hub:
-            assert walked(hub) == digest
+        with open_run(store, "here", config=config({"kind": "local", "processes": 1})) as run:
+            assert walked(run) == digest
 
         for worker in far.workers:
             worker.kill()

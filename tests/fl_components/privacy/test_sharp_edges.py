@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from fedrounds.fl_components.admission import Clip
-from fedrounds.fl_components.clients import Clients, Poisson, Uniform
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, ModelError
 from fedrounds.fl_components.parameters import check_trainable
+from fedrounds.fl_components.population import Clients, Poisson, Uniform
 from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy, FixedClipping, neighbouring_of
 from fedrounds.fl_components.privacy.accountants import pld_epsilon, rdp_epsilon
 from fedrounds.fl_components.privacy.calibration import least_noise

@@ -11,7 +11,8 @@ import pytest
 
 from fedrounds.fl_components.compression import NoCompression
 from fedrounds.fl_components.config import FederationConfig, parse_config
-from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server.opening import open_run
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import Store
 from tests.fl_components.server import wards
 from tests.fl_components.server.wards import Begin
@@ -25,7 +26,7 @@ FIELDS: dict[str, Any] = {
     "execution": {"shard_size": 2},
 }
 
-OpenRun = Callable[..., Hub]
+StartRun = Callable[..., Run]
 
 
 class Single(NoCompression):
@@ -40,20 +41,20 @@ def configured(*, single: bool = False, **changes: Any) -> FederationConfig:
 
 
 @pytest.fixture
-def open_run(store: Store) -> Iterator[OpenRun]:
+def start_run(store: Store) -> Iterator[StartRun]:
     """Opens a run with changes to FIELDS; whatever is still open is closed after the test."""
     with ExitStack() as stack:
 
-        def opened(run_id: str = "r", **changes: Any) -> Hub:
-            return stack.enter_context(open_hub(store, run_id, config=configured(**changes)))
+        def opened(run_id: str = "r", **changes: Any) -> Run:
+            return stack.enter_context(open_run(store, run_id, config=configured(**changes)))
 
         yield opened
 
 
 @pytest.fixture
-def open_single(open_run: OpenRun) -> OpenRun:
+def open_single(start_run: StartRun) -> StartRun:
     """The same with each update for itself."""
-    return partial(open_run, single=True)
+    return partial(start_run, single=True)
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def begin(store: Store) -> Iterator[Begin]:
     """Opens a run with changes to wards.FIELDS."""
     with ExitStack() as stack:
 
-        def opened(run_id: str = "r", **changes: Any) -> Hub:
+        def opened(run_id: str = "r", **changes: Any) -> Run:
             config = parse_config(wards.FIELDS | changes)
-            return stack.enter_context(open_hub(store, run_id, config=config))
+            return stack.enter_context(open_run(store, run_id, config=config))
 
         yield opened

@@ -13,11 +13,11 @@ from fedrounds.fl_components.arrays import Tensors
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, TooFewClients
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Lease, Store
 from fedrounds.flows.round import walk
 
-from .conftest import FIELDS, OpenRun
+from .conftest import FIELDS, StartRun
 from .rounds import begin, collect, step
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of a rule that is in no union
@@ -50,15 +50,15 @@ class Remembering(Aggregator):
 
 def remembering(store: Store, run_id: str = "r") -> Any:
     config = parse_config(FIELDS).model_copy(update={"aggregation": Remembering()})
-    return open_hub(store, run_id, config=config)
+    return open_run(store, run_id, config=config)
 
 
 def test_state_metrics_and_exclusions_are_kept(store: Store) -> None:
-    with remembering(store) as hub:
+    with remembering(store) as run:
         for round in (1, 2):
-            before = hub.state()
-            result = walk(stages, hub, round)
-            after = hub.state()
+            before = run.state()
+            result = walk(stages, run, round)
+            after = run.state()
             step_D = after.params_D - before.params_D
             np.testing.assert_allclose(step_D, after.aggregator["last"], atol=1e-6)
             assert not np.array_equal(after.aggregator["last"], before.aggregator["last"])
@@ -67,36 +67,36 @@ def test_state_metrics_and_exclusions_are_kept(store: Store) -> None:
 
 
 def test_a_resume_finishes_from_the_sealed_aggregate(store: Store) -> None:
-    with remembering(store, "whole") as hub:
-        expected = [walk(stages, hub, round).params_digest for round in (1, 2)]
-    with remembering(store, "parts") as hub:
-        walk(stages, hub, 1)
-        state, plan = begin(hub, 2)
-        cohort = stages.aggregate(hub, plan, state, collect(hub, state, plan))
-        sealed = hub.sealed(2)
+    with remembering(store, "whole") as run:
+        expected = [walk(stages, run, round).params_digest for round in (1, 2)]
+    with remembering(store, "parts") as run:
+        walk(stages, run, 1)
+        state, plan = begin(run, 2)
+        cohort = stages.aggregate(run, plan, state, collect(run, state, plan))
+        sealed = run.sealed(2)
         assert sealed is not None and sealed.to_bytes() == cohort.to_bytes()
-        assert step(hub, state, plan, sealed).params_digest == expected[1]
-        assert walk(stages, hub, 2).params_digest == expected[1]
+        assert step(run, state, plan, sealed).params_digest == expected[1]
+        assert walk(stages, run, 2).params_digest == expected[1]
 
 
 def test_fewer_updates_than_the_aggregator_needs_end_the_round(store: Store) -> None:
-    with remembering(store) as hub:
-        state, plan = begin(hub)
-        collected = collect(hub, state, plan, [task.client_id for task in plan.cohort[1:]])
+    with remembering(store) as run:
+        state, plan = begin(run)
+        collected = collect(run, state, plan, [task.client_id for task in plan.cohort[1:]])
         with pytest.raises(TooFewClients, match=r"1 of 9 updates could be used and the aggregator needs 2"):
-            stages.aggregate(hub, plan, state, collected)
+            stages.aggregate(run, plan, state, collected)
 
 
-def test_a_poisoned_minority_hardly_moves_the_geometric_median(open_run: OpenRun) -> None:
+def test_a_poisoned_minority_hardly_moves_the_geometric_median(start_run: StartRun) -> None:
     moved = {}
     for name, aggregation in (("mean", {"kind": "mean", "weights": "uniform"}), ("robust", MIXED)):
-        hub = open_run(name, aggregation=aggregation, compression={"kind": "qsgd", "bits": 8})
-        state, plan = begin(hub)
-        batch: Any = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+        run = start_run(name, aggregation=aggregation, compression={"kind": "qsgd", "bits": 8})
+        state, plan = begin(run)
+        batch: Any = stages.train(run, plan, stages.broadcast(run, state), plan.waves[0])
         honest_D = batch.updates_NM.mean(0)
         batch.updates_NM[:2] = -20 * honest_D
-        collected = stages.admit(hub, plan, stages.compress(hub, plan, batch), None)
-        after = step(hub, state, plan, stages.aggregate(hub, plan, state, collected))
+        collected = stages.admit(run, plan, stages.compress(run, plan, batch), None)
+        after = step(run, state, plan, stages.aggregate(run, plan, state, collected))
         moved[name] = float((after.params_D - state.params_D) @ honest_D / (honest_D @ honest_D))
     assert moved["mean"] < -3 and moved["robust"] > 0.6
 
@@ -116,10 +116,10 @@ def test_no_noise_covers_it(aggregation: dict[str, Any]) -> None:
         parse_config(FIELDS | private | {"aggregation": aggregation})
 
 
-def test_a_cohort_that_is_too_small_for_the_chain_is_refused(open_run: OpenRun) -> None:
+def test_a_cohort_that_is_too_small_for_the_chain_is_refused(start_run: StartRun) -> None:
     chain = {"kind": "mean", "prepare": [{"kind": "nearest_neighbor_mixing", "num_byzantine": 5}]}
     with pytest.raises(ConfigError, match="mean after nearest_neighbor_mixing needs 11 updates, but a round selects"):
-        open_run(aggregation=chain)
+        start_run(aggregation=chain)
 
 
 def hundred_wards() -> dict[str, Any]:
@@ -154,14 +154,14 @@ def test_the_memory_limit_holds_for_a_hundred_updates_of_a_perceptron(
     monkeypatch.setattr(
         Lease, "seal", lambda lease, n, c, data, states: (sealed.append(data), seal(lease, n, c, data, states))[1]
     )
-    with open_hub(store, "r", config=parse_config(fields)) as hub:
-        assert isinstance(hub.config.aggregation, GeometricMedian) and hub.federation.num_parameters == 199_210
-        state, plan = begin(hub)
+    with open_run(store, "r", config=parse_config(fields)) as run:
+        assert isinstance(run.config.aggregation, GeometricMedian) and run.federation.num_parameters == 199_210
+        state, plan = begin(run)
         assert len(plan.waves) > 5
-        _ = hub.executor
+        _ = run.executor
         tracemalloc.start()
         try:
-            cohort = stages.aggregate(hub, plan, state, collect(hub, state, plan))
+            cohort = stages.aggregate(run, plan, state, collect(run, state, plan))
             peak_bytes = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -15,7 +15,7 @@ from fedrounds.fl_components.data import HeartDisease, Mnist
 from fedrounds.fl_components.errors import ConfigError, StoreError
 from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import BudgetTerms, Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -140,14 +140,14 @@ class TestSecondHub:
         database = f"sqlite:///{store.home / 'fedrounds.db'}"
         with Store.open(tmp_path / "second", database_url=database, blobs_url=str(store.home / "blobs")) as second:
             with pytest.raises(StoreError, match="was begun by the hub key"):
-                open_hub(second, "b", config=config)
+                open_run(second, "b", config=config)
             second.keys.trust(store.keys.signing.public.hex())
             with pytest.raises(StoreError, match="lacks the file secrets/fingerprints-"):
-                open_hub(second, "b", config=config)
+                open_run(second, "b", config=config)
             (file,) = (store.home / "secrets").glob("fingerprints-*.key")
             (second.home / "secrets" / file.name).write_bytes(file.read_bytes())
             with pytest.raises(ConfigError, match="population 'wards' has a privacy budget"):
-                open_hub(second, "b", config=config)
+                open_run(second, "b", config=config)
 
     def test_a_lost_key_stops_every_run(self, begin: Begin, store: Store) -> None:
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
@@ -164,14 +164,14 @@ class TestRunsWithoutAClaim:
     def test_they_stay_on_the_record_of_the_data(self, begin: Begin, store: Store) -> None:
         """By the population's name, and by their rows wherever these were used; also when they are declared public."""
         for run_id, population, public in (("q1", "wards", False), ("q2", "elsewhere", False), ("q3", "open", True)):
-            with begin(run_id, data=WARDS | {"public": public}, population=population, seed=5, **NO_CLAIM) as hub:
-                walk(stages, hub, 1)
+            with begin(run_id, data=WARDS | {"public": public}, population=population, seed=5, **NO_CLAIM) as run:
+                walk(stages, run, 1)
         begin("never-trained", data=WARDS, **NO_CLAIM).close()
         strangers = WARDS | {"path": f"{wards.HERE}:other_wards"}
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         assert [use.run_id for use in store.memberships.uses_without(Account("wards"), "client")] == ["q1"]
-        with begin("claimed", data=WARDS) as hub:
-            walk(stages, hub, 1)
+        with begin("claimed", data=WARDS) as run:
+            walk(stages, run, 1)
         told = statement(store, store.run("claimed"))
         assert [run["run_id"] for run in told["unclaimed_runs"]] == ["q1", "q2", "q3"]
         assert [run["rounds"] for run in told["unclaimed_runs"]] == [1, 1, 1]
@@ -184,8 +184,8 @@ class TestRunsWithoutAClaim:
 
     def test_a_claim_about_examples_covers_no_client(self, begin: Begin, store: Store) -> None:
         store.ledger.set_budget(Account("wards").template, EXAMPLE_TERMS, reason="x", by="ada")
-        with begin("by-example", data=WARDS, **BY_EXAMPLE) as hub:
-            walk(stages, hub, 1)
+        with begin("by-example", data=WARDS, **BY_EXAMPLE) as run:
+            walk(stages, run, 1)
         assert store.memberships.uses_without(Account("wards"), "example") == []
         assert [use.run_id for use in store.memberships.uses_without(Account("wards"), "client")] == ["by-example"]
         assert [use.run_id for use in store.memberships.uses_without(Account("wards", "ward-3"), "client")] == [
@@ -207,8 +207,10 @@ class TestFilesOfOnesOwn:
         assert not HeartDisease(folder=str(tmp_path)).is_public
         with pytest.raises(StoreError, match="has no privacy budget"):
             begin("mine", data=data, population="mine")
-        assert not begin("free", data=data, population="free", **NO_CLAIM).federation.data.public
-        assert begin("open", data=data | {"public": True}, population="open", **NO_CLAIM).federation.data.public
+        assert not begin("free", data=data, population="free", **NO_CLAIM).federation.population.is_public
+        assert begin(
+            "open", data=data | {"public": True}, population="open", **NO_CLAIM
+        ).federation.population.is_public
         assert not HeartDisease(public=False).is_public
 
     def test_files_in_the_form_of_mnist_are(self, tmp_path: Path) -> None:
@@ -239,15 +241,15 @@ class TestFilesOfOnesOwn:
 class TestNamesOfBudgets:
     def test_a_demonstration_does_not_keep_a_name(self, begin: Begin, store: Store) -> None:
         """An administrator makes it private; what it has spent stays, and its own statement stays a demonstration's."""
-        with begin("demo") as hub:
-            walk(stages, hub, 1)
+        with begin("demo") as run:
+            walk(stages, run, 1)
             store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
             with pytest.raises(ConfigError, match="population 'wards' is private, and data digits are public"):
-                walk(stages, hub, 2)
+                walk(stages, run, 2)
         budget = store.ledger.budget(Account("wards"))
         assert budget is not None and not budget.demonstration and sum(budget.spent.values()) == 1
-        with begin("real", data=WARDS) as hub:
-            walk(stages, hub, 1)
+        with begin("real", data=WARDS) as run:
+            walk(stages, run, 1)
         assert statement(store, store.run("demo"))["demonstration"]
         assert not statement(store, store.run("real"))["demonstration"]
         store.verify_journal()

@@ -15,8 +15,8 @@ from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunConflict
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.federation import assemble
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.assembly import assemble
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.server.reproducibility import second_load
 from fedrounds.fl_components.server.rows import data_facts, digest_key
 from fedrounds.fl_components.store import Store
@@ -80,12 +80,12 @@ def test_it_is_refused_and_names_the_clients(
     store: Store, monkeypatch: pytest.MonkeyPatch, change: Callable[[Wards], Wards], told: str
 ) -> None:
     config, before = parse_config(PLAIN), wards.wards
-    with open_hub(store, "r", config=config) as hub:
-        walk(stages, hub, 1)
+    with open_run(store, "r", config=config) as run:
+        walk(stages, run, 1)
     monkeypatch.setattr(wards, "wards", lambda: change(before()))
     for given in (None, config):
         with pytest.raises(RunConflict, match="run 'r' began with other rows") as caught:
-            open_hub(store, "r", config=given)
+            open_run(store, "r", config=given)
         assert told in caught.value.message
         assert "`fedrounds resume r --accept-changed-data`" in str(caught.value.hint)
     assert store.run("r").committed_round == 1
@@ -94,32 +94,32 @@ def test_it_is_refused_and_names_the_clients(
 def test_a_run_without_a_claim_goes_on_where_it_is_asked_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """And from then on with the new rows, which are compared as well."""
     before = wards.wards
-    with open_hub(store, "r", config=parse_config(PLAIN)) as hub:
-        walk(stages, hub, 1)
+    with open_run(store, "r", config=parse_config(PLAIN)) as run:
+        walk(stages, run, 1)
     heard: list[str] = []
-    with open_hub(store, "r", accept_changed_data=True, say=heard.append):
+    with open_run(store, "r", accept_changed_data=True, notify=heard.append):
         assert heard == []  # nothing has changed: nothing to accept
     monkeypatch.setattr(wards, "wards", lambda: labels_turned(before()))
-    with open_hub(store, "r", accept_changed_data=True, say=heard.append):
+    with open_run(store, "r", accept_changed_data=True, notify=heard.append):
         assert heard == ["run r continues with other rows than it began with, as requested"]
-    with open_hub(store, "r") as hub:
-        walk(stages, hub, 2)
+    with open_run(store, "r") as run:
+        walk(stages, run, 2)
     accepted = [row.content for row in store.journal("r") if row.kind == "data.accepted"]
     assert [each["round"] for each in accepted] == [2]
     monkeypatch.setattr(wards, "wards", before)
     with pytest.raises(RunConflict, match="began with other rows"):
-        open_hub(store, "r")
+        open_run(store, "r")
     store.verify_journal()
 
 
 def test_a_run_under_a_claim_does_not_even_where_it_is_asked_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before, claiming = wards.wards, PLAIN | {"privacy": FIELDS["privacy"], "data": WARDS}
     store.ledger.set_budget(Account("plain"), wards.TERMS, reason="a test", by="ada")
-    with open_hub(store, "r", config=parse_config(claiming)) as hub:
-        walk(stages, hub, 1)
+    with open_run(store, "r", config=parse_config(claiming)) as run:
+        walk(stages, run, 1)
     monkeypatch.setattr(wards, "wards", lambda: labels_turned(before()))
     with pytest.raises(RunConflict, match="began with other rows") as caught:
-        open_hub(store, "r", accept_changed_data=True)
+        open_run(store, "r", accept_changed_data=True)
     assert "under a privacy claim a run cannot continue with other rows" in str(caught.value.hint)
     assert store.run("r").committed_round == 1
 
@@ -127,15 +127,15 @@ def test_a_run_under_a_claim_does_not_even_where_it_is_asked_to(store: Store, mo
 def test_a_run_that_is_complete_does_not_ask(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What views show of it is put right whatever its data have become."""
     before = wards.wards
-    with open_hub(store, "r", config=parse_config(PLAIN | {"rounds": 1})) as hub:
-        walk(stages, hub, 1)
+    with open_run(store, "r", config=parse_config(PLAIN | {"rounds": 1})) as run:
+        walk(stages, run, 1)
     monkeypatch.setattr(wards, "wards", lambda: labels_turned(before()))
-    open_hub(store, "r").close()
+    open_run(store, "r").close()
 
 
 def test_the_digests_are_keyed(store: Store, tmp_path: Path) -> None:
     """Whoever reads the database cannot confirm a guess of the rows."""
-    data = assemble(parse_config(PLAIN)).data
+    data = assemble(parse_config(PLAIN)).simulated.data
     mine = data_facts(data, digest_key(store))
     with Store.open(tmp_path / "other") as other:
         theirs = data_facts(data, digest_key(other))
@@ -169,7 +169,7 @@ def test_the_digests_are_keyed(store: Store, tmp_path: Path) -> None:
 def test_what_no_round_can_compute_is_refused_before_anybody_pays(store: Store, changes: dict[str, Any]) -> None:
     """And with its reason, which is public, though a claim withholds what comes of the data."""
     with pytest.raises(ConfigError, match=r"training.privacy.noise_multiplier|server_optimizer.learning_rate"):
-        open_hub(store, "r", config=parse_config(FIELDS | changes))
+        open_run(store, "r", config=parse_config(FIELDS | changes))
     assert store.runs() == [] and store.ledger.budgets() == {}
 
 

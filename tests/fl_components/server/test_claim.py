@@ -15,7 +15,8 @@ from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.reports.statement import markdown, statement
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.charging import check_budget
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server.wards import (
@@ -31,9 +32,9 @@ from tests.fl_components.server.wards import (
 
 class TestSpending:
     def test_each_round_is_charged_and_told(self, begin: Begin, store: Store) -> None:
-        hub = begin()
+        run = begin()
         for round in (1, 2, 3):
-            result = walk(stages, hub, round)
+            result = walk(stages, run, round)
             expected = rdp_epsilon({EVENT: round}, "add_or_remove", 1e-3)
             assert result.metrics["privacy/epsilon"] == pytest.approx(expected)
         assert [charge.state for charge in store.ledger.charges(Account("wards"))] == ["spent"] * 3
@@ -45,22 +46,22 @@ class TestSpending:
         store.ledger.set_budget(Account("wards"), replace(TERMS, epsilon=epsilon), reason="x", by="ada")
         first, second = begin("a", data=WARDS), begin("b", data=WARDS)
         walk(stages, first, 1), walk(stages, first, 2), walk(stages, second, 1)
-        for hub, round in ((first, 3), (second, 2)):
+        for run, round in ((first, 3), (second, 2)):
             with pytest.raises(BudgetExhausted, match="the next round would bring population 'wards' to an epsilon of"):
-                walk(stages, hub, round)
+                walk(stages, run, round)
         budget = store.ledger.budget(Account("wards"))
         assert budget is not None and sum(budget.spent.values()) == 3
 
     def test_the_limit_is_exact(self, begin: Begin, store: Store) -> None:
         """A hair below what two rounds come to is the end after one; it is told before the round is begun."""
         epsilon = rdp_epsilon({EVENT: 2}, "add_or_remove", 1e-3)
-        hub = begin(privacy=FIELDS["privacy"] | {"epsilon": epsilon * (1 - 1e-9)})
-        hub.check_budget()
-        walk(stages, hub, 1)
+        run = begin(privacy=FIELDS["privacy"] | {"epsilon": epsilon * (1 - 1e-9)})
+        check_budget(run)
+        walk(stages, run, 1)
         with pytest.raises(BudgetExhausted):
-            hub.check_budget()
+            check_budget(run)
         with pytest.raises(BudgetExhausted):
-            walk(stages, hub, 2)
+            walk(stages, run, 2)
 
     def test_no_noise_to_speak_of_is_no_way_around_a_budget(self, begin: Begin) -> None:
         """Where the accountant's arithmetic ends, epsilon is beyond every limit, not nothing."""
@@ -72,20 +73,20 @@ class TestSpending:
 
     def test_a_run_ends_where_its_own_limit_does(self, begin: Begin) -> None:
         epsilon = rdp_epsilon({EVENT: 2}, "add_or_remove", 1e-3)
-        hub = begin(privacy=FIELDS["privacy"] | {"epsilon": epsilon})
-        walk(stages, hub, 1), walk(stages, hub, 2)
+        run = begin(privacy=FIELDS["privacy"] | {"epsilon": epsilon})
+        walk(stages, run, 1), walk(stages, run, 2)
         with pytest.raises(BudgetExhausted, match="would bring this run to an epsilon of"):
-            walk(stages, hub, 3)
+            walk(stages, run, 3)
 
     def test_nothing_is_trained_when_it_is_refused(self, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-        hub = begin(privacy=FIELDS["privacy"] | {"epsilon": 1e-6})
+        run = begin(privacy=FIELDS["privacy"] | {"epsilon": 1e-6})
         monkeypatch.setattr(stages, "train", None)
         with pytest.raises(BudgetExhausted):
-            walk(stages, hub, 1)
+            walk(stages, run, 1)
 
     def test_a_simulated_cohort_is_in_no_ledger(self, begin: Begin, store: Store) -> None:
-        hub = begin(privacy=FIELDS["privacy"] | {"simulate_noise_cohort": 450})
-        result = walk(stages, hub, 1)
+        run = begin(privacy=FIELDS["privacy"] | {"simulate_noise_cohort": 450})
+        result = walk(stages, run, 1)
         assert store.ledger.budgets() == {} and store.ledger.spent("r") == {}
         assert "privacy/epsilon" not in result.metrics
         assert result.metrics["privacy/epsilon_simulated"] == pytest.approx(
@@ -163,15 +164,15 @@ class TestPopulations:
         monkeypatch.setattr("tests.fl_components.server.wards.wards", lambda: twice)
         before = list(store.journal())
         with pytest.raises(RunConflict, match="began with clients 9, now 18"):
-            open_hub(store, "r")
+            open_run(store, "r")
         assert [row.kind for row in store.journal()] == [row.kind for row in before]
 
     def test_a_run_that_is_over_may_be_opened_to_repair_what_is_shown_of_it(self, begin: Begin, store: Store) -> None:
-        hub = begin(data=WARDS, privacy={"kind": "none"}, rounds=1)
-        walk(stages, hub, 1)
-        hub.close()
+        run = begin(data=WARDS, privacy={"kind": "none"}, rounds=1)
+        walk(stages, run, 1)
+        run.close()
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
-        open_hub(store, "r").close()
+        open_run(store, "r").close()
         with pytest.raises(ConfigError, match="would not be charged"):
             begin("s", data=WARDS, privacy={"kind": "none"})
 
@@ -194,7 +195,7 @@ class TestPopulations:
         begin("o", data=WARDS | {"path": f"{HERE}:other_wards"}, population="other").close()
         monkeypatch.setattr("tests.fl_components.server.wards.wards", lambda: others)
         with pytest.raises(ConfigError, match="data of population 'wards' belong to population 'other'"):
-            open_hub(store, "r")
+            open_run(store, "r")
 
     def test_a_resume_on_other_terms_is_refused(self, begin: Begin, store: Store) -> None:
         """Nothing was spent, so an administrator could change them in between."""
@@ -202,7 +203,7 @@ class TestPopulations:
         begin(data=WARDS).close()
         store.ledger.set_budget(Account("wards"), replace(TERMS, neighbouring="replace_one"), reason="x", by="ada")
         with pytest.raises(ConfigError, match="neighbouring is add_or_remove, its budget's is replace_one"):
-            open_hub(store, "r")
+            open_run(store, "r")
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -220,8 +221,8 @@ class TestPopulations:
         """As the run begins, and in its statement."""
         heard: list[str] = []
         config = parse_config(FIELDS | {"privacy": FIELDS["privacy"] | {"delta": 0.2}})
-        with open_hub(store, "r", config=config, say=heard.append) as hub:
-            walk(stages, hub, 1)
+        with open_run(store, "r", config=config, notify=heard.append) as run:
+            walk(stages, run, 1)
         warning = "privacy.delta is 0.2, more than one in 9 clients"
         assert any(warning in said for said in heard)
         found = statement(store, store.run("r"))

@@ -15,9 +15,10 @@ from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.executors import LocalExecution
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
-from fedrounds.fl_components.server import hub as hub_module
+from fedrounds.fl_components.server import run as run_module
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server.opening import open_run
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import Lease, Store
 from fedrounds.fl_components.values import CohortStatistics, SealedCohort, Weighted
 from fedrounds.flows.round import walk
@@ -44,13 +45,13 @@ SEVERAL_WAVES = FIELDS | {
 }
 
 
-def counts(hub: Hub, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+def counts(run: Run, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     """All that a view could count of a round."""
     seen: list[str] = []
     said: list[str] = []
     sizes: list[int] = []
-    seal = type(hub.lease).seal
-    hub.on_stage, hub.say = seen.append, said.append
+    seal = type(run.lease).seal
+    run.on_stage, run.notify = seen.append, said.append
     with monkeypatch.context() as patched:
 
         def measured(lease: Lease, n: int, c: int, data: bytes, states: Any) -> None:
@@ -58,20 +59,20 @@ def counts(hub: Hub, round: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
             seal(lease, n, c, data, states)
 
         patched.setattr(Lease, "seal", measured)
-        rows = hub.store.journal_head().rows
-        walk(stages, hub, round)
-    record = hub.store.round("r", round)
+        rows = run.store.journal_head().rows
+        walk(stages, run, round)
+    record = run.store.round("r", round)
     assert record is not None
     shown = tuple(sorted(record.result["metrics"]))
-    return Counter(seen).most_common(), seen, said, sizes, hub.store.journal_head().rows - rows, shown
+    return Counter(seen).most_common(), seen, said, sizes, run.store.journal_head().rows - rows, shown
 
 
 def test_what_can_be_counted_of_a_round_is_the_same_for_each_cohort(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.ledger.set_budget(Account("wards"), replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
-    with open_hub(store, "r", config=parse_config(SEVERAL_WAVES)) as hub:
-        found = [counts(hub, round, monkeypatch) for round in range(1, 7)]
+    with open_run(store, "r", config=parse_config(SEVERAL_WAVES)) as run:
+        found = [counts(run, round, monkeypatch) for round in range(1, 7)]
     cohorts = {row.withheld["metrics"]["clients/selected"] for row in store.rounds("r")}
     assert len(cohorts) > 1
     assert all(each == found[0] for each in found)
@@ -80,8 +81,8 @@ def test_what_can_be_counted_of_a_round_is_the_same_for_each_cohort(
 
 def test_a_cohort_that_is_not_withheld_has_as_many_waves_as_it_needs(store: Store) -> None:
     plain = SEVERAL_WAVES | {"privacy": {"kind": "none"}, "population": "plain"}
-    with open_hub(store, "r", config=parse_config(plain)) as hub:
-        plan = stages.select(hub, hub.state(), stages.broadcast(hub, hub.state()))
+    with open_run(store, "r", config=parse_config(plain)) as run:
+        plan = stages.select(run, run.state(), stages.broadcast(run, run.state()))
         assert 0 < len(plan.waves) <= len(plan.cohort)
         assert all(wave.stop > wave.start for wave in plan.waves)
 
@@ -104,8 +105,8 @@ def test_the_largest_cohort_follows_from_public_values(store: Store, rate: float
         "selection": {"kind": "poisson", "sampling_rate": rate},
         "data": {"kind": "digits", "partition": {"kind": "iid", "num_clients": num_clients}},
     }
-    with open_hub(store, "r", config=parse_config(FIELDS | changes)) as hub:
-        assert hub.federation.largest_cohort == most
+    with open_run(store, "r", config=parse_config(FIELDS | changes)) as run:
+        assert run.federation.largest_cohort == most
 
 
 @pytest.mark.parametrize("beyond", [-40, -8, 0, 8, 40])
@@ -114,10 +115,10 @@ def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.M
     the longest names and reasons."""
     store.ledger.set_budget(Account("wards"), replace(TERMS, epsilon=1000.0), reason="a test", by="ada")
     lengths = set[int]()
-    with open_hub(store, "r", config=parse_config(FIELDS | {"data": WARDS})) as hub:
-        state = stages.load(hub, 1)
-        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
-        tensors = {"sum": np.zeros((hub_module.SEAL_BYTES + beyond) // 8)}
+    with open_run(store, "r", config=parse_config(FIELDS | {"data": WARDS})) as run:
+        state = stages.load(run, 1)
+        plan = stages.authorise(run, stages.select(run, state, stages.broadcast(run, state)))
+        tensors = {"sum": np.zeros((run_module.SEAL_BYTES + beyond) // 8)}
         monkeypatch.setattr(Lease, "seal", lambda _, round, collection, data, states: lengths.add(len(data)))
         rejection = Rejection(RejectionCode.UNDECODABLE, "\u20ac" * 300)
         long = {"\U00020000" * 99 + str(row): rejection for row in range(9)}
@@ -133,5 +134,5 @@ def test_a_seal_is_as_long_whatever_it_holds(store: Store, monkeypatch: pytest.M
                 tensors, CohortStatistics(received=9, rejected=long, seconds=dict.fromkeys("abcdefghi", 1 / 3))
             ),
         ):
-            hub.seal(plan, collected)
+            run.seal(plan, collected)
     assert len(lengths) == 1

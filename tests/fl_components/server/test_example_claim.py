@@ -14,8 +14,11 @@ from fedrounds.fl_components.privacy.accountants import rdp_epsilon
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled, SelfComposed, parse_event
 from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.server import stages
+from fedrounds.fl_components.server.charging import charges_of_round, check_budget
 from fedrounds.fl_components.server.federation import Federation
-from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server.opening import open_run
+from fedrounds.fl_components.server.run import Run
+from fedrounds.fl_components.server.simulation import simulated_clients
 from fedrounds.fl_components.store import BudgetTerms, Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -52,10 +55,10 @@ def spent(store: Store, ward: int) -> int:
     return sum(found.spent.values()) if found is not None else 0
 
 
-def trained(hub: Hub) -> Any:
-    state = stages.load(hub, hub.refresh().committed_round + 1)
-    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
-    batch = stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+def trained(run: Run) -> Any:
+    state = stages.load(run, run.refresh().committed_round + 1)
+    plan = stages.authorise(run, stages.select(run, state, stages.broadcast(run, state)))
+    batch = stages.train(run, plan, stages.broadcast(run, state), plan.waves[0])
     return batch.total.tensors["sum"]  # type: ignore[union-attr]
 
 
@@ -97,9 +100,9 @@ class TestWhosePatientsTheyAre:
 class TestSpending:
     def test_each_client_is_charged_and_told(self, begin: Begin, store: Store) -> None:
         budget(store)
-        hub = begin(**EVERYONE)
+        run = begin(**EVERYONE)
         for round in (1, 2):
-            metrics = walk(stages, hub, round).metrics
+            metrics = walk(stages, run, round).metrics
             assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(round))
             assert metrics["privacy/example/epsilon_population"] == pytest.approx(epsilon_of(round))
             assert metrics["privacy/example/epsilon_remaining"] == pytest.approx(100 - epsilon_of(round))
@@ -110,11 +113,11 @@ class TestSpending:
 
     def test_a_client_that_took_part_in_fewer_rounds_has_paid_for_fewer(self, begin: Begin, store: Store) -> None:
         budget(store)
-        hub = begin(**EVERYONE | {"selection": {"kind": "uniform", "cohort_size": 4}})
-        walk(stages, hub, 1), walk(stages, hub, 2)
+        run = begin(**EVERYONE | {"selection": {"kind": "uniform", "cohort_size": 4}})
+        walk(stages, run, 1), walk(stages, run, 2)
         paid = [spent(store, ward) for ward in range(NUM_CLIENTS)]
         assert sum(paid) == 8 and max(paid) <= 2
-        metrics = walk(stages, hub, 3).metrics
+        metrics = walk(stages, run, 3).metrics
         most = max(spent(store, ward) for ward in range(NUM_CLIENTS))
         assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(most))
 
@@ -123,7 +126,7 @@ class TestSpending:
         first, second = begin("a", **EVERYONE), begin("b", **EVERYONE)
         walk(stages, first, 1), walk(stages, second, 1), walk(stages, second, 2)
         with pytest.raises(BudgetExhausted, match=r"examples of client 'wards/ward-\d' to an epsilon of .* limit is"):
-            first.check_budget()
+            check_budget(first)
         with pytest.raises(BudgetExhausted):
             walk(stages, first, 2)
         assert spent(store, 0) == 3
@@ -131,16 +134,16 @@ class TestSpending:
     def test_without_who_cannot_pay_the_run_goes_on(self, begin: Begin, store: Store) -> None:
         budget(store)
         budget(store, "wards/ward-2", epsilon=epsilon_of(1))
-        hub, said = begin(**EVERYONE), []
-        hub.say = said.append
-        walk(stages, hub, 1)
-        hub.check_budget()
-        result = walk(stages, hub, 2)
+        run, said = begin(**EVERYONE), []
+        run.notify = said.append
+        walk(stages, run, 1)
+        check_budget(run)
+        result = walk(stages, run, 2)
         assert result.rejected == {"budget_exhausted": 1} and result.left_out == ["ward-2"]
         assert said == [  # also on private data: who takes part is told under this claim
             "round 2 is made without client ward-2: budget_exhausted: the privacy budget of its examples is spent"
         ]
-        assert hub.committed(2) == result
+        assert run.committed(2) == result
         found = statement(store, store.run("r"))
         assert found["left_out"] == {"ward-2": 1}
         assert "| Left out | ward-2 (1 round): their budgets are spent |" in markdown(found)
@@ -150,9 +153,9 @@ class TestSpending:
     def test_or_it_ends_if_it_is_told_to(self, begin: Begin, store: Store) -> None:
         budget(store)
         budget(store, "wards/ward-2", epsilon=epsilon_of(1))
-        hub = begin(**privately(when_exhausted="end"))
-        walk(stages, hub, 1)
-        for act in (hub.check_budget, lambda: walk(stages, hub, 2)):
+        run = begin(**privately(when_exhausted="end"))
+        walk(stages, run, 1)
+        for act in (lambda: check_budget(run), lambda: walk(stages, run, 2)):
             with pytest.raises(BudgetExhausted, match="client 'wards/ward-2'"):
                 act()
         assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [1] * NUM_CLIENTS
@@ -166,21 +169,21 @@ class TestSpending:
         cohorts = [0, 8, 0, 8, 1]
         monkeypatch.setattr(Federation, "select", lambda self, round, *_: np.array([cohorts[round - 1]]))
         fields = EVERYONE | {"selection": {"kind": "uniform", "cohort_size": 1}, "rounds": 5}
-        hub = begin(**fields)
+        run = begin(**fields)
         for round, received in ((1, 0), (2, 1), (3, 0), (4, 1)):
-            hub.check_budget()
-            before = hub.state().params_digest
+            check_budget(run)
+            before = run.state().params_digest
             stages.authorise(
-                hub, stages.select(hub, stages.load(hub, round), stages.broadcast(hub, stages.load(hub, round)))
+                run, stages.select(run, stages.load(run, round), stages.broadcast(run, stages.load(run, round)))
             )
-            hub.close()
-            hub = begin(**fields)  # what was reserved for nobody is found again
-            result = walk(stages, hub, round)
+            run.close()
+            run = begin(**fields)  # what was reserved for nobody is found again
+            result = walk(stages, run, round)
             assert result.metrics["clients/received"] == received
             assert (result.params_digest == before) == (received == 0)
             assert result.left_out == ([] if received else ["ward-0"])
         assert [spent(store, 0), spent(store, 8)] == [0, 2]
-        for act in (hub.check_budget, lambda: walk(stages, hub, 5)):
+        for act in (lambda: check_budget(run), lambda: walk(stages, run, 5)):
             with pytest.raises(BudgetExhausted):
                 act()
         store.verify_journal()
@@ -188,7 +191,7 @@ class TestSpending:
     def test_all_who_cannot_pay_are_counted_and_the_first_are_named(self, begin: Begin, store: Store) -> None:
         budget(store, epsilon=0.01)
         with pytest.raises(BudgetExhausted) as refused:
-            begin(**EVERYONE).check_budget()
+            check_budget(begin(**EVERYONE))
         assert "client 'wards/ward-0' to an epsilon of" in str(refused.value)
         named = ", ".join(f"'wards/ward-{ward}'" for ward in range(1, 6))
         assert str(refused.value).endswith(f"; nor can 8 others pay: {named} and 3 more")
@@ -196,9 +199,9 @@ class TestSpending:
     def test_too_few_who_can_pay_end_it(self, begin: Begin, store: Store) -> None:
         budget(store)
         budget(store, "wards/ward-2", epsilon=0.0)
-        hub = begin(**EVERYONE | {"selection": {"kind": "uniform", "min_updates": 9}})
+        run = begin(**EVERYONE | {"selection": {"kind": "uniform", "min_updates": 9}})
         with pytest.raises(BudgetExhausted):
-            walk(stages, hub, 1)
+            walk(stages, run, 1)
         assert spent(store, 1) == 0
 
     def test_the_noise_of_a_target_is_the_noise_that_is_charged(self, begin: Begin, store: Store) -> None:
@@ -208,18 +211,18 @@ class TestSpending:
             "target_epsilon": 2.0
         }
         training = {"learning_rate": 1.0, "steps": 1, "privacy": target | {"sampling_rate": 0.051}}
-        hub = begin(**EVERYONE | {"rounds": 40, "training": training, "model": {"kind": "mlp", "hidden": [200]}})
-        (event,) = (parse_event(each) for each in hub.charges([0])[0].events.values())
+        run = begin(**EVERYONE | {"rounds": 40, "training": training, "model": {"kind": "mlp", "hidden": [200]}})
+        (event,) = (parse_event(each) for each in charges_of_round(run, [0])[0].events.values())
         assert isinstance(event, SelfComposed) and isinstance(event.event, PoissonSampled)
         charged = event.event.event
         assert isinstance(charged, Gaussian)
-        rule = hub.config.training.in_round(1, 40)
+        rule = run.config.training.in_round(1, 40)
         assert rule.example_level is not None and rule.example_level.noise_multiplier == charged.noise_multiplier
-        module, start_D = hub.federation.module, hub.federation.initial_params_D
+        module, start_D = run.federation.module, run.federation.initial_params_D
         key = next(
             bytes([each]) * 32 for each in range(250) if not len(rule.private_batches_of(20, bytes([each]) * 32)[0])
         )
-        delta_D, _ = rule.train(module, start_D, *hub.federation.data.train(0), 0, key)
+        delta_D, _ = rule.train(module, start_D, *run.federation.simulated.data.train(0), 0, key)
         deviation = charged.noise_multiplier * 1.0 / (0.051 * 20)  # over the expected size of a batch
         assert float(delta_D.std()) == pytest.approx(deviation, rel=5 / len(delta_D) ** 0.5)
 
@@ -233,9 +236,9 @@ class TestSpending:
         assert store.runs() == []
         least = int(str(refused.value).partition("at least ")[2].partition(",")[0])
         assert 10 < least <= 20
-        hub = begin(**privately(max_batch_size=least))
+        run = begin(**privately(max_batch_size=least))
         for round in (1, 2, 3):
-            assert np.isfinite(walk(stages, hub, round).metrics["privacy/example/epsilon"])
+            assert np.isfinite(walk(stages, run, round).metrics["privacy/example/epsilon"])
         with pytest.raises(ConfigError, match="no epsilon holds"):
             begin("s", **privately(max_batch_size=least - 1))
 
@@ -245,11 +248,11 @@ class TestSpending:
         """Not even a demonstration, which nothing limits."""
         from fedrounds.fl_components.reports import privacy as reports
 
-        hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
-        walk(stages, hub, 1)
+        run = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
+        walk(stages, run, 1)
         monkeypatch.setattr(reports, "rdp_epsilon", lambda *_: float("inf"))
         reports._cached_epsilon.cache_clear()
-        for act in (hub.check_budget, lambda: walk(stages, hub, 2)):
+        for act in (lambda: check_budget(run), lambda: walk(stages, run, 2)):
             with pytest.raises(BudgetExhausted, match="no epsilon would hold for the examples of client") as refused:
                 act()
             assert "max_batch_size" in str(refused.value.hint)
@@ -259,20 +262,20 @@ class TestSpending:
     @pytest.mark.ci
     def test_a_target_is_kept_by_all_rounds(self, begin: Begin, store: Store) -> None:
         budget(store)
-        hub = begin(**privately(noise_multiplier=None, target_epsilon=2.0))
-        told = [walk(stages, hub, round).metrics["privacy/example/epsilon"] for round in range(1, 6)]
+        run = begin(**privately(noise_multiplier=None, target_epsilon=2.0))
+        told = [walk(stages, run, round).metrics["privacy/example/epsilon"] for round in range(1, 6)]
         assert told == sorted(told) and 1.99 < told[-1] <= 2.0
 
     def test_a_run_goes_on_where_it_stopped_and_pays_once(self, begin: Begin, store: Store) -> None:
         budget(store)
-        hub = begin(**EVERYONE)
-        first = trained(hub)
-        hub.close()
-        hub = begin(**EVERYONE)
-        np.testing.assert_array_equal(trained(hub), first)  # what is sent again is the same, bit by bit
-        walk(stages, hub, 1)
+        run = begin(**EVERYONE)
+        first = trained(run)
+        run.close()
+        run = begin(**EVERYONE)
+        np.testing.assert_array_equal(trained(run), first)  # what is sent again is the same, bit by bit
+        walk(stages, run, 1)
         assert spent(store, 0) == 1
-        assert not np.array_equal(trained(hub), first)
+        assert not np.array_equal(trained(run), first)
 
 
 class TestBothClaims:
@@ -282,9 +285,9 @@ class TestBothClaims:
         """Who was selected must not be told, so every client pays for its examples in every round."""
         budget(store)
         store.ledger.set_budget(Account("wards"), wards.TERMS, reason="x", by="ada")
-        hub = begin(**self.FIELDS)
+        run = begin(**self.FIELDS)
         for round in (1, 2):
-            metrics = walk(stages, hub, round).metrics
+            metrics = walk(stages, run, round).metrics
         assert metrics["privacy/epsilon"] == pytest.approx(rdp_epsilon({wards.EVENT: 2}, "add_or_remove", 1e-3))
         assert metrics["privacy/example/epsilon"] == pytest.approx(epsilon_of(2))
         assert [spent(store, ward) for ward in range(NUM_CLIENTS)] == [2] * NUM_CLIENTS
@@ -330,8 +333,8 @@ class TestWhoseDataTheseAre:
             begin(**EVERYONE | {"training": {"learning_rate": 0.5, "steps": 2}})
 
     def test_public_data_register_a_demonstration(self, begin: Begin, store: Store) -> None:
-        hub = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
-        walk(stages, hub, 1)
+        run = begin(**EVERYONE | {"data": wards.FIELDS["data"]})
+        walk(stages, run, 1)
         found = store.ledger.budget(Account("wards").template)
         assert found is not None and found.demonstration and found.epsilon is None
         assert len(store.ledger.budgets().values()) == 1 + NUM_CLIENTS
@@ -382,15 +385,15 @@ class TestReleases:
 
     def test_clients_draw_from_secrets_of_their_own(self, begin: Begin, store: Store) -> None:
         budget(store)
-        hub = begin(**EVERYONE)
-        state = stages.load(hub, 1)
-        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
-        keys = [task.key for task in hub.simulated_clients(plan, plan.cohort)]
+        run = begin(**EVERYONE)
+        state = stages.load(run, 1)
+        plan = stages.authorise(run, stages.select(run, state, stages.broadcast(run, state)))
+        keys = [task.key for task in simulated_clients(run, plan, plan.cohort)]
         assert len({*keys}) == NUM_CLIENTS and all(key is not None and len(key) == 32 for key in keys)
-        assert hub.key(1, "selection and training") not in keys
+        assert run.key(1, "selection and training") not in keys
         again = replace(plan, collection=plan.collection + 1)  # after a reservation that was voided
-        assert not {*keys} & {task.key for task in hub.simulated_clients(again, again.cohort)}
-        assert keys[0] is not None and keys[0].hex() not in repr(hub.simulated_clients(plan, plan.cohort))
+        assert not {*keys} & {task.key for task in simulated_clients(run, again, again.cohort)}
+        assert keys[0] is not None and keys[0].hex() not in repr(simulated_clients(run, plan, plan.cohort))
 
     def test_what_one_example_adds_is_bounded_whatever_it_is(
         self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -417,10 +420,10 @@ class TestReleases:
                 "steps": 1,
                 "privacy": EXAMPLES | {"sampling_rate": 1.0, "max_grad_norm": 0.1, "delta": 0.5},
             }
-            with open_hub(
+            with open_run(
                 store, f"r{index}", config=wards_config(wards.FIELDS | EVERYONE | {"data": data, "training": training})
-            ) as hub:
-                sums.append(trained(hub))
+            ) as run:
+                sums.append(trained(run))
         moved = np.linalg.norm(sums[1] - sums[0])
         assert 0 < moved <= 2 * 0.1 / 20 * (1 + 1e-6)  # exchanged, not zeroed: twice C over 20 examples
 
@@ -469,9 +472,9 @@ class TestBadInput:
 
     def test_more_than_the_budget_pays_for(self, begin: Begin, store: Store) -> None:
         budget(store, epsilon=0.01)
-        hub = begin(**EVERYONE)
+        run = begin(**EVERYONE)
         with pytest.raises(BudgetExhausted, match=r"and the limit is 0\.01"):
-            hub.check_budget()
+            check_budget(run)
 
     def test_an_unchanged_way_of_gradients(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         budget(store)

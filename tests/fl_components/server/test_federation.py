@@ -14,7 +14,7 @@ import torch
 from fedrounds.fl_components.config import config_digest, parse_config
 from fedrounds.fl_components.errors import ConfigError, DataError, FedroundsError, ModelError
 from fedrounds.fl_components.parameters import flatten
-from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.training import engine_environment, evaluate
 
 FUNCTIONS = """
@@ -76,9 +76,9 @@ class TestPublicRows:
         for changes in ({"data": data}, {"evaluation": {"public_test": True}}):
             federation = assemble(configured(**changes), folder)
             all_rows, two = federation.public_rows(100), federation.public_rows(2)
-            np.testing.assert_array_equal(all_rows.x, federation.data.x_test)
-            np.testing.assert_array_equal(all_rows.y, federation.data.y_test)
-            np.testing.assert_array_equal(two.x, federation.data.x_test[[0, -1]])
+            np.testing.assert_array_equal(all_rows.x, federation.simulated.data.x_test)
+            np.testing.assert_array_equal(all_rows.y, federation.simulated.data.y_test)
+            np.testing.assert_array_equal(two.x, federation.simulated.data.x_test[[0, -1]])
             assert (two.starts.tolist(), two.stops.tolist()) == ([0], [2])
 
     @pytest.mark.parametrize("whole", [False, True])
@@ -88,14 +88,14 @@ class TestPublicRows:
             assemble(configured({"whole": whole, "num_clients": clients}, model=model), folder) for clients in (3, 5)
         )
         rows, same = first.public_rows(20), other.public_rows(20)
-        assert rows.x.shape == (20, 4) and rows.x.dtype == torch.from_numpy(first.data.x_train).dtype
+        assert rows.x.shape == (20, 4) and rows.x.dtype == torch.from_numpy(first.simulated.data.x_train).dtype
         assert torch.equal(rows.x, same.x) and torch.equal(rows.y, same.y)  # whatever the clients hold
 
 
 class TestAssemble:
     def test_it_fits(self, folder: str) -> None:
         federation = assemble(configured(), folder)
-        assert federation.data.client_ids == ("ward 0", "ward 1", "ward 2")
+        assert federation.population.client_ids == ("ward 0", "ward 1", "ward 2")
         assert federation.num_parameters == 4 * 3 + 3
         assert federation.initial_params_D.dtype == np.float32
 
@@ -237,8 +237,8 @@ class TestEvaluate:
             for of in ("eval", "eval/client/ward 0", "eval/client/ward 1")  # ward 2 has no test rows
             for name in ("loss", "accuracy")
         } | {f"eval/{name}/clients/{level}" for name in ("loss", "accuracy") for level in ("q10", "median", "q90")}
-        data, module = federation.data, federation.trained_module(params_D)
-        values = evaluate(module, data.x_test, data.y_test, federation.metrics).values()
+        data, module = federation.simulated.data, federation.trained_module(params_D)
+        values = evaluate(module, data.x_test, data.y_test, federation.evaluation_set.metrics).values()
         assert metrics["eval/loss"] == pytest.approx(values["loss"], rel=1e-6)
         assert metrics["eval/accuracy"] == pytest.approx(values["accuracy"])
         assert metrics["eval/loss/clients/median"] == pytest.approx(
@@ -256,11 +256,11 @@ class TestEvaluate:
         )
         model = {"kind": "module", "path": "ward_models:Halves", "arguments": {"in_features": 4, "out_features": 3}}
         federation = assemble(configured(model=model), folder)
-        params_D, rows = federation.initial_params_D, federation.data.x_test.copy()
+        params_D, rows = federation.initial_params_D, federation.simulated.data.x_test.copy()
         metrics = federation.evaluate(params_D)
         assert federation.evaluate(params_D * 2) != metrics
         assert federation.evaluate(params_D) == metrics
-        assert federation.data.x_test.tobytes() == rows.tobytes()
+        assert federation.simulated.data.x_test.tobytes() == rows.tobytes()
         assert flatten(federation.module).tobytes() == params_D.tobytes()
 
     def test_baselines_need_no_model(self, folder: str) -> None:

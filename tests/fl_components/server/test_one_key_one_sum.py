@@ -18,10 +18,15 @@ from hypothesis import strategies as st
 from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError, RunConflict, RunFailed, StoreError
-from fedrounds.fl_components.server import hub as hub_module
-from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.federation import Federation, assemble
-from fedrounds.fl_components.server.hub import Hub, open_hub
+from fedrounds.fl_components.server import opening, stages
+from fedrounds.fl_components.server import run as run_module
+from fedrounds.fl_components.server.assembly import assemble
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.history import check_history
+from fedrounds.fl_components.server.opening import open_run
+from fedrounds.fl_components.server.run import Run
+from fedrounds.fl_components.server.simulated_clients import SimulatedClients
+from fedrounds.fl_components.server.simulation import simulated_clients
 from fedrounds.fl_components.store import Anchor, BudgetTerms, RunRecord, RunSecret, Sighting, Store
 from fedrounds.fl_components.values import RoundPlan
 from fedrounds.flows.round import walk
@@ -45,8 +50,8 @@ class Attempts:
     def store(self, home: Path | None = None) -> Store:
         return self._stack.enter_context(Store.open(home or self.home, **self._places))
 
-    def open(self, home: Path | None = None, **options: Any) -> Hub:
-        return self._stack.enter_context(open_hub(self.store(home), "r", config=parse_config(self._fields), **options))
+    def open(self, home: Path | None = None, **options: Any) -> Run:
+        return self._stack.enter_context(open_run(self.store(home), "r", config=parse_config(self._fields), **options))
 
     def charges(self) -> list[tuple[int, int, str]]:
         return [(each.round, each.collection, each.state) for each in self.store().ledger.collections(run_id="r")]
@@ -67,11 +72,11 @@ def attempts(tmp_path: Path) -> Iterator[Callable[..., Attempts]]:
         yield made
 
 
-def sent(hub: Hub) -> Any:
+def sent(run: Run) -> Any:
     """What the server receives in the round in hand, before it is committed."""
-    state, plan, collected = collect(hub, stages.load(hub, hub.refresh().committed_round + 1))
-    if hub.federation.central is not None:
-        return aggregate(hub, state, plan, collected).params_D
+    state, plan, collected = collect(run, stages.load(run, run.refresh().committed_round + 1))
+    if run.federation.central is not None:
+        return aggregate(run, state, plan, collected).params_D
     return collected.updates.tensors["sum"]
 
 
@@ -95,9 +100,9 @@ def federation() -> Federation:
     return assemble(parse_config(BOTH["examples"]))
 
 
-def hub_with(secret: RunSecret, federation: Federation) -> Hub:
-    run = RunRecord(**{name: None for name in RunRecord.__slots__} | {"run_id": "r", "population": "wards"})  # type: ignore[arg-type]
-    return Hub(None, None, federation, run, secret=secret)  # type: ignore[arg-type]
+def run_with(secret: RunSecret, federation: Federation) -> Run:
+    record = RunRecord(**{name: None for name in RunRecord.__slots__} | {"run_id": "r", "population": "wards"})  # type: ignore[arg-type]
+    return Run(None, None, federation, record, secret=secret)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,7 @@ SUMS = st.tuples(
 def test_noise_keys_of_a_sum_are_equal_where_all_that_is_released_is(
     secret: RunSecret, federation: Federation, one: Any, other: Any
 ) -> None:
-    hub, plan = hub_with(secret, federation), PLAN
+    run, plan = run_with(secret, federation), PLAN
 
     def inputs(attempt: Any) -> tuple[bytes, ...]:
         values, dtype, *rest = attempt
@@ -127,7 +132,7 @@ def test_noise_keys_of_a_sum_are_equal_where_all_that_is_released_is(
     def key(attempt: Any) -> bytes:
         values, dtype, norm, collection, purpose = attempt
         released = {"sum": np.array(values, dtype), "norm": np.array([norm])}
-        return hub.noise_keys(replace(plan, collection=collection), released)(purpose)
+        return run.noise_keys(replace(plan, collection=collection), released)(purpose)
 
     assert (key(one) == key(other)) == (inputs(one) == inputs(other))
 
@@ -147,18 +152,20 @@ def test_keys_of_a_client_are_equal_where_all_that_determines_its_update_is(
 ) -> None:
     def keys(attempt: Any) -> list[bytes | None]:
         row, base, collection, rate, torch = attempt
-        data = federation.data
+        data = federation.simulated.data
         if row is not None:
             changed = getattr(data, row[0]).copy()
             changed[row[1]] = 1 - changed[row[1]]
             data = replace(data, **{row[0]: changed})
         training = federation.config.training.model_copy(update={"learning_rate": rate})
         config = federation.config.model_copy(update={"training": training})
-        hub = hub_with(secret, replace(federation, data=data, config=config))
+        run = run_with(
+            secret, replace(federation, clients=SimulatedClients(data, federation.simulated.memory), config=config)
+        )
         plan = replace(PLAN, base_digest=base, collection=collection, cohort=tasks_of(federation))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(hub_module, "engine_environment", lambda: {"torch": torch})
-            return [task.key for task in hub.simulated_clients(plan, plan.cohort)]
+            patched.setattr(run_module, "engine_environment", lambda: {"torch": torch})
+            return [task.key for task in simulated_clients(run, plan, plan.cohort)]
 
     same = [a == b for a, b in zip(keys(one), keys(other), strict=True)]
     if one[1:] != other[1:]:
@@ -172,7 +179,7 @@ def test_keys_of_a_client_are_equal_where_all_that_determines_its_update_is(
 def tasks_of(federation: Federation) -> Any:
     from fedrounds.fl_components.values import ClientTask
 
-    return tuple(ClientTask(federation.data.client_ids[row], row, 20, 0) for row in range(9))
+    return tuple(ClientTask(federation.population.client_ids[row], row, 20, 0) for row in range(9))
 
 
 PLAN = RoundPlan(
@@ -191,11 +198,11 @@ PLAN = RoundPlan(
 
 
 def test_a_round_that_is_collected_again_from_the_same_rows_is_the_same(attempts: Callable[..., Attempts]) -> None:
-    run = attempts()
-    first = run.open()
+    opener = attempts()
+    first = opener.open()
     update = sent(first)
     first.close()
-    assert np.array_equal(update, sent(run.open()))
+    assert np.array_equal(update, sent(opener.open()))
 
 
 @pytest.mark.parametrize("claim", BOTH)
@@ -203,48 +210,48 @@ def test_an_edited_row_ends_the_run(
     attempts: Callable[..., Attempts], claim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where nothing is sealed, and with the flag that lets a run without a claim go on."""
-    run = attempts(claim)
-    hub = run.open()
-    stages.authorise(hub, stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))))
-    hub.close()
+    opener = attempts(claim)
+    run = opener.open()
+    stages.authorise(run, stages.select(run, stages.load(run, 1), stages.broadcast(run, stages.load(run, 1))))
+    run.close()
     edited(monkeypatch)
     for accept in (False, True):
         with pytest.raises(RunConflict, match="began with other rows: which clients' have changed is withheld"):
-            run.open(accept_changed_data=accept)
+            opener.open(accept_changed_data=accept)
 
 
 def test_an_edited_row_has_other_noise_even_where_nobody_compares(
     attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The difference of two updates of one client is not that of its clipped gradients."""
-    run = attempts("examples")
-    hub = run.open()
-    first = sent(hub)
-    hub.close()
-    again = run.open()
+    opener = attempts("examples")
+    run = opener.open()
+    first = sent(run)
+    run.close()
+    again = opener.open()
     assert np.array_equal(sent(again), first)  # what a client is asked again, it answers with the same bits
     again.close()
     edited(monkeypatch)
-    monkeypatch.setattr(hub_module, "_check_data", lambda *_: {})
-    change = sent(run.open()) - first
+    monkeypatch.setattr(opening, "_check_data", lambda *_: {})
+    change = sent(opener.open()) - first
     one_step = 1.0 / (0.5 * 20)  # C over the expected batch: more than one row can change of a mean, in both steps
     assert np.linalg.norm(change) > 3 * one_step * EVERYONE["training"]["learning_rate"]  # type: ignore[index]
 
 
 def test_another_engine_pays_again(attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that may have sent their updates would send others, by their last bits."""
-    run = attempts("examples")
-    hub = run.open()
-    sent(hub)
-    hub.close()
-    monkeypatch.setattr(hub_module, "engine_environment", lambda: {"torch": "another"})
-    hub = run.open()
+    opener = attempts("examples")
+    run = opener.open()
+    sent(run)
+    run.close()
+    monkeypatch.setattr(run_module, "engine_environment", lambda: {"torch": "another"})
+    run = opener.open()
     with pytest.raises(StoreError, match="updates computed now would differ") as caught:
-        sent(hub)
+        sent(run)
     assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)
-    hub.close()
-    sent(run.open(fresh_collection=True))
-    assert run.charges() == [(1, 1, "spent"), (1, 2, "reserved")]
+    run.close()
+    sent(opener.open(fresh_collection=True))
+    assert opener.charges() == [(1, 1, "spent"), (1, 2, "reserved")]
 
 
 # --- what was lost ---
@@ -252,25 +259,25 @@ def test_another_engine_pays_again(attempts: Callable[..., Attempts], monkeypatc
 
 @pytest.mark.parametrize("claim", parameters(BOTH, quick=("central",)))
 def test_a_lost_secret_is_never_made_anew_silently(attempts: Callable[..., Attempts], claim: str) -> None:
-    run = attempts(claim)
-    hub = run.open()
-    first = sent(hub)
-    hub.close()
-    secret_file(run.store()).unlink()
+    opener = attempts(claim)
+    run = opener.open()
+    first = sent(run)
+    run.close()
+    secret_file(opener.store()).unlink()
     with pytest.raises(StoreError, match="is missing in") as caught:
-        run.open()
-    assert f":{run.home}" in caught.value.message
+        opener.open()
+    assert f":{opener.home}" in caught.value.message
     assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)
-    assert run.charges() == [(1, 1, "reserved")]
+    assert opener.charges() == [(1, 1, "reserved")]
 
-    hub = run.open(fresh_collection=True)
-    assert run.charges() == [(1, 1, "spent")] and hub.sealed(1) is None
-    assert not np.array_equal(sent(hub), first)
-    walk(stages, hub, 1)
-    assert run.charges() == [(1, 1, "spent"), (1, 2, "spent")]
-    hub.close()
-    walk(stages, run.open(), 2)  # and from now on as any run
-    store = run.store()
+    run = opener.open(fresh_collection=True)
+    assert opener.charges() == [(1, 1, "spent")] and run.sealed(1) is None
+    assert not np.array_equal(sent(run), first)
+    walk(stages, run, 1)
+    assert opener.charges() == [(1, 1, "spent"), (1, 2, "spent")]
+    run.close()
+    walk(stages, opener.open(), 2)  # and from now on as any run
+    store = opener.store()
     whose = "wards" if claim == "central" else "wards/ward-3"
     assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == 3  # type: ignore[union-attr]
     if claim == "central":
@@ -283,66 +290,66 @@ def test_a_lost_secret_is_never_made_anew_silently(attempts: Callable[..., Attem
 @pytest.mark.parametrize("claim", BOTH)
 def test_another_home_of_the_store_has_no_secret(attempts: Callable[..., Attempts], claim: str, tmp_path: Path) -> None:
     """In the first round as in any other one."""
-    run = attempts(claim, database_url=f"sqlite:///{tmp_path}/shared.db", blobs_url=str(tmp_path / "blobs"))
-    hub = run.open()
-    sent(hub)
-    hub.close()
+    opener = attempts(claim, database_url=f"sqlite:///{tmp_path}/shared.db", blobs_url=str(tmp_path / "blobs"))
+    run = opener.open()
+    sent(run)
+    run.close()
     other = tmp_path / "other"
-    run.store(other).keys.trust(run.store().keys.signing.public.hex())
+    opener.store(other).keys.trust(opener.store().keys.signing.public.hex())
     # What a hub needs besides, it has by then: only the secret is missing.
-    for file in (run.home / "secrets").glob("*.key"):  # the hub's, and that of fingerprints
+    for file in (opener.home / "secrets").glob("*.key"):  # the hub's, and that of fingerprints
         shutil.copy(file, other / "secrets")
     with pytest.raises(StoreError, match="is missing in") as caught:
-        run.open(other)
-    assert f":{run.home}" in caught.value.message
-    sent(run.open())
+        opener.open(other)
+    assert f":{opener.home}" in caught.value.message
+    sent(opener.open())
 
 
 def test_what_is_spent_afresh_must_be_within_the_budget(attempts: Callable[..., Attempts]) -> None:
-    run = attempts()
-    hub = run.open()
-    sent(hub)
-    hub.close()
-    run.store().ledger.set_budget(Account("wards"), replace(TERMS, epsilon=2.0), reason="a test", by="ada")
-    hub = run.open(fresh_collection=True)
+    opener = attempts()
+    run = opener.open()
+    sent(run)
+    run.close()
+    opener.store().ledger.set_budget(Account("wards"), replace(TERMS, epsilon=2.0), reason="a test", by="ada")
+    run = opener.open(fresh_collection=True)
     with pytest.raises(BudgetExhausted):
-        sent(hub)
-    assert run.charges() == [(1, 1, "spent")]
+        sent(run)
+    assert opener.charges() == [(1, 1, "spent")]
 
 
 def test_a_run_without_a_claim_has_nothing_to_pay_for(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         config = parse_config(FIELDS | {"privacy": {"kind": "none"}, "population": "p"})
-        open_hub(store, "r", config=config).close()
+        open_run(store, "r", config=config).close()
         with pytest.raises(ConfigError, match="makes no privacy claim"):
-            open_hub(store, "r", config=config, fresh_collection=True)
-        open_hub(store, "r", config=config).close()  # the lease is free again
+            open_run(store, "r", config=config, fresh_collection=True)
+        open_run(store, "r", config=config).close()  # the lease is free again
 
 
 def test_a_run_that_another_process_created_keeps_its_secret(
     attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = attempts()
+    opener = attempts()
     find_run = Store.find_run
-    hub = run.open()
-    update = sent(hub)
-    hub.close()
+    run = opener.open()
+    update = sent(run)
+    run.close()
     looks = iter([None])
     monkeypatch.setattr(Store, "find_run", lambda store, run_id: next(looks, find_run(store, run_id)))
-    assert np.array_equal(sent(run.open()), update)
-    secret_file(run.store())  # there is one
+    assert np.array_equal(sent(opener.open()), update)
+    secret_file(opener.store())  # there is one
 
 
 def test_a_kill_between_the_secret_and_the_run_leaves_a_run_that_begins(
     attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = attempts()
+    opener = attempts()
     with monkeypatch.context() as patched:
         patched.setattr(Store, "create_run", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run.open()
-    assert list((run.home / "secrets" / "runs").iterdir()) == []
-    walk(stages, run.open(), 1)
+            opener.open()
+    assert list((opener.home / "secrets" / "runs").iterdir()) == []
+    walk(stages, opener.open(), 1)
 
 
 # --- what was restored ---
@@ -363,45 +370,45 @@ def test_a_restored_database_is_noticed_and_what_came_after_it_charged(
     attempts: Callable[..., Attempts], claim: str, tmp_path: Path
 ) -> None:
     """The secret is three rounds ahead: rounds 2 and 3 were released, and are in no book any more."""
-    run = attempts(claim)
-    hub = run.open()
-    walk(stages, hub, 1)
-    hub.close()
-    copy_database(run.home, tmp_path / "backup")
-    hub = run.open()
-    walk(stages, hub, 2), hub.store.anchor()
-    released = hub.state().params_D
-    hub.close()
-    copy_database(tmp_path / "backup", run.home)
+    opener = attempts(claim)
+    run = opener.open()
+    walk(stages, run, 1)
+    run.close()
+    copy_database(opener.home, tmp_path / "backup")
+    run = opener.open()
+    walk(stages, run, 2), run.store.anchor()
+    released = run.state().params_D
+    run.close()
+    copy_database(tmp_path / "backup", opener.home)
 
     with pytest.raises(StoreError, match="the database is older than what was seen of run r") as caught:
-        run.open()
+        opener.open()
     assert "the run's secret shows its round 2" in caught.value.message
     assert "journal.anchor" in caught.value.message
     assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)
 
-    hub = run.open(fresh_collection=True)
+    run = opener.open(fresh_collection=True)
     lost = [(2, 1, "spent")] if claim == "central" else [(2, 1, "spent"), (2, 2, "spent")]  # and perhaps round 3's
-    assert run.charges() == [(1, 1, "spent"), *lost]
-    walk(stages, hub, 2)
-    assert not np.array_equal(hub.state().params_D, released)
-    hub.close()
-    hub = run.open()  # what is acknowledged does not stop it again
-    walk(stages, hub, 3)
-    store = run.store()
-    assert run.charges() == [(1, 1, "spent"), *lost, (2, len(lost) + 1, "spent"), (3, 1, "spent")]
+    assert opener.charges() == [(1, 1, "spent"), *lost]
+    walk(stages, run, 2)
+    assert not np.array_equal(run.state().params_D, released)
+    run.close()
+    run = opener.open()  # what is acknowledged does not stop it again
+    walk(stages, run, 3)
+    store = opener.store()
+    assert opener.charges() == [(1, 1, "spent"), *lost, (2, len(lost) + 1, "spent"), (3, 1, "spent")]
     whose = "wards" if claim == "central" else "wards/ward-0"
     assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == 3 + len(lost)  # type: ignore[union-attr]
     store.verify_journal()
 
 
-def rounds(run: Attempts, *numbers: int, **options: Any) -> None:
+def rounds(opener: Attempts, *numbers: int, **options: Any) -> None:
     """Release these rounds, in a process of their own."""
-    hub = run.open(**options)
+    run = opener.open(**options)
     for number in numbers:
-        walk(stages, hub, number)
-        hub.store.anchor()
-    hub.close()
+        walk(stages, run, number)
+        run.store.anchor()
+    run.close()
 
 
 @pytest.mark.parametrize("claim", ["central", pytest.param("examples", marks=pytest.mark.ci)])
@@ -409,22 +416,22 @@ def test_a_backup_that_is_restored_twice_is_paid_for_twice(
     attempts: Callable[..., Attempts], claim: str, tmp_path: Path
 ) -> None:
     """Whatever was released between is in no book: the secret that the fresh collection made counts it."""
-    run, released = attempts(claim), 3
-    rounds(run, 1)
-    copy_database(run.home, tmp_path / "backup")
-    rounds(run, 2, 3)
+    opener, released = attempts(claim), 3
+    rounds(opener, 1)
+    copy_database(opener.home, tmp_path / "backup")
+    rounds(opener, 2, 3)
     for _ in range(2):
-        copy_database(tmp_path / "backup", run.home)
+        copy_database(tmp_path / "backup", opener.home)
         with pytest.raises(StoreError):
-            run.open()
-        rounds(run, 2, fresh_collection=True)
+            opener.open()
+        rounds(opener, 2, fresh_collection=True)
         released += 1
-        assert len(run.charges()) >= released and {state for *_, state in run.charges()} == {"spent"}
+        assert len(opener.charges()) >= released and {state for *_, state in opener.charges()} == {"spent"}
     if claim == "central":
-        assert len(run.charges()) == released
+        assert len(opener.charges()) == released
     whose = "wards" if claim == "central" else "wards/ward-0"
-    store = run.store()
-    assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == len(run.charges())  # type: ignore[union-attr]
+    store = opener.store()
+    assert sum(store.ledger.budget(Account.parse(whose)).spent.values()) == len(opener.charges())  # type: ignore[union-attr]
     store.verify_journal()
 
 
@@ -433,32 +440,32 @@ def test_a_restore_after_a_fresh_collection_is_noticed(
     attempts: Callable[..., Attempts], claim: str, tmp_path: Path
 ) -> None:
     """That the earlier secret had come further hides nothing of the new one."""
-    run = attempts(claim)
-    rounds(run, 1)
-    copy_database(run.home, tmp_path / "first")
-    rounds(run, 2, 3)
-    copy_database(tmp_path / "first", run.home)
-    run.open(fresh_collection=True).close()
-    copy_database(run.home, tmp_path / "second")
-    charged = len(run.charges())
-    rounds(run, 2)
-    copy_database(tmp_path / "second", run.home)
+    opener = attempts(claim)
+    rounds(opener, 1)
+    copy_database(opener.home, tmp_path / "first")
+    rounds(opener, 2, 3)
+    copy_database(tmp_path / "first", opener.home)
+    opener.open(fresh_collection=True).close()
+    copy_database(opener.home, tmp_path / "second")
+    charged = len(opener.charges())
+    rounds(opener, 2)
+    copy_database(tmp_path / "second", opener.home)
     with pytest.raises(StoreError, match=r"the run's secret shows its round 2, .* of which 1 is not charged"):
-        run.open()
-    run.open(fresh_collection=True).close()
-    assert len(run.charges()) == charged + (1 if claim == "central" else 2)
+        opener.open()
+    opener.open(fresh_collection=True).close()
+    assert len(opener.charges()) == charged + (1 if claim == "central" else 2)
 
 
 def test_a_run_whose_database_was_lost_is_paid_for(attempts: Callable[..., Attempts]) -> None:
-    run = attempts()
-    rounds(run, 1, 2)
-    for file in run.home.glob("fedrounds.db*"):
+    opener = attempts()
+    rounds(opener, 1, 2)
+    for file in opener.home.glob("fedrounds.db*"):
         file.unlink()
-    run.store().ledger.set_budget(Account("wards"), TERMS, reason="a test", by="ada")
+    opener.store().ledger.set_budget(Account("wards"), TERMS, reason="a test", by="ada")
     with pytest.raises(StoreError, match="the database is older"):
-        run.open()
-    run.open(fresh_collection=True).close()
-    assert run.charges() == [(1, 1, "spent"), (1, 2, "spent")]
+        opener.open()
+    opener.open(fresh_collection=True).close()
+    assert opener.charges() == [(1, 1, "spent"), (1, 2, "spent")]
 
 
 @pytest.mark.parametrize("evidence", ["the secret", "the anchor", "the secret is missing"])
@@ -466,16 +473,16 @@ def test_nothing_is_given_back_on_a_restored_database(
     attempts: Callable[..., Attempts], evidence: str, tmp_path: Path
 ) -> None:
     """The reservation is there, and the round that it paid for was released."""
-    run = attempts()
-    rounds(run, 1)
-    hub = run.open()
-    stages.authorise(hub, stages.select(hub, stages.load(hub, 2), stages.broadcast(hub, stages.load(hub, 2))))
-    hub.close()
-    copy_database(run.home, tmp_path / "backup")
-    secret, anchor = secret_file(run.store()), run.home / "secrets" / "journal.anchor"
+    opener = attempts()
+    rounds(opener, 1)
+    run = opener.open()
+    stages.authorise(run, stages.select(run, stages.load(run, 2), stages.broadcast(run, stages.load(run, 2))))
+    run.close()
+    copy_database(opener.home, tmp_path / "backup")
+    secret, anchor = secret_file(opener.store()), opener.home / "secrets" / "journal.anchor"
     before = secret.read_text(), anchor.read_text()
-    rounds(run, 2)
-    copy_database(tmp_path / "backup", run.home)
+    rounds(opener, 2)
+    copy_database(tmp_path / "backup", opener.home)
     if evidence == "the secret":
         anchor.write_text(before[1])
     elif evidence == "the anchor":
@@ -483,70 +490,70 @@ def test_nothing_is_given_back_on_a_restored_database(
     else:
         anchor.write_text(before[1])
         secret.unlink()
-    store = run.store()
+    store = opener.store()
     with store.acquire("r") as lease, pytest.raises(StoreError, match="round 2 of run r may have been released"):
         lease.void("a test", by="ada")
-    assert run.charges() == [(1, 1, "spent"), (2, 1, "reserved")]
+    assert opener.charges() == [(1, 1, "spent"), (2, 1, "reserved")]
 
 
 def test_the_key_of_a_committed_round_goes_when_the_store_is_opened(
     attempts: Callable[..., Attempts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process was killed between the commit and the forgetting: nobody need resume the run."""
-    run = attempts()
-    rounds(run, 1)
-    hub, file = run.open(), secret_file(run.store())
+    """The process was killed between the commit and the forgetting: nobody need resume the opener."""
+    opener = attempts()
+    rounds(opener, 1)
+    run, file = opener.open(), secret_file(opener.store())
     with monkeypatch.context() as patched:
         patched.setattr(RunSecret, "advance", lambda *_: 1 / 0)
         with pytest.raises(RunFailed):
-            walk(stages, hub, 2)
-    hub.close()
+            walk(stages, run, 2)
+    run.close()
     assert '"round": 2' in file.read_text()
-    run.store()
+    opener.store()
     assert '"round": 3' in file.read_text() and '"releases": 2' in file.read_text()
 
 
 def test_a_replaced_secret_goes_with_the_run(attempts: Callable[..., Attempts]) -> None:
-    run = attempts()
-    run.open().close()
-    file = secret_file(run.store())
+    opener = attempts()
+    opener.open().close()
+    file = secret_file(opener.store())
     text = file.read_text()
-    run.open(fresh_collection=True).close()
+    opener.open(fresh_collection=True).close()
     file.write_text(text)  # as if the process had been killed before it removed the file
-    run.store().delete_run("r", by="ada")
-    assert list((run.home / "secrets" / "runs").iterdir()) == []
+    opener.store().delete_run("r", by="ada")
+    assert list((opener.home / "secrets" / "runs").iterdir()) == []
 
 
 def test_a_view_that_is_ahead_is_an_anchor(attempts: Callable[..., Attempts]) -> None:
-    run = attempts()
-    hub = run.open()
-    walk(stages, hub, 1)
-    head = hub.store.journal_head()
-    hub.check_history([Sighting("MLflow", round=1, anchor=Anchor(head.rows, head.head, "MLflow"))])
+    opener = attempts()
+    run = opener.open()
+    walk(stages, run, 1)
+    head = run.store.journal_head()
+    check_history(run, [Sighting("MLflow", round=1, anchor=Anchor(head.rows, head.head, "MLflow"))])
     for ahead in (
         Sighting("MLflow", round=2),
         Sighting("MLflow", anchor=Anchor(head.rows + 1, "0" * 64, "MLflow")),
         Sighting("MLflow", anchor=Anchor(head.rows, "0" * 64, "MLflow")),
     ):
         with pytest.raises(StoreError, match=r"MLflow .*restored from a backup") as caught:
-            hub.check_history([ahead])
+            check_history(run, [ahead])
         assert "--fresh-collection" in str(caught.value.hint)
-    hub.close()
-    hub = run.open(fresh_collection=True)
-    hub.check_history([Sighting("MLflow", round=2)])
-    hub.check_history([Sighting("MLflow", round=2)])  # charged once
-    assert run.charges() == [(1, 1, "spent"), (2, 1, "spent")]
-    hub.close()
-    run.open().check_history([Sighting("MLflow", round=2)])
+    run.close()
+    run = opener.open(fresh_collection=True)
+    check_history(run, [Sighting("MLflow", round=2)])
+    check_history(run, [Sighting("MLflow", round=2)])  # charged once
+    assert opener.charges() == [(1, 1, "spent"), (2, 1, "spent")]
+    run.close()
+    check_history(opener.open(), [Sighting("MLflow", round=2)])
 
 
 def test_an_old_secret_goes_when_the_run_has_a_new_one(attempts: Callable[..., Attempts]) -> None:
-    run = attempts()
-    run.open().close()
-    file = secret_file(run.store())
+    opener = attempts()
+    opener.open().close()
+    file = secret_file(opener.store())
     text = file.read_text()
-    run.open(fresh_collection=True).close()
-    assert not file.exists() and text not in secret_file(run.store()).read_text()
+    opener.open(fresh_collection=True).close()
+    assert not file.exists() and text not in secret_file(opener.store()).read_text()
     file.write_text(text)  # as if the process had been killed before it removed the file
-    run.open().close()
+    opener.open().close()
     assert not file.exists()

@@ -14,7 +14,7 @@ from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, DataError, ModelError, RunFailed
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.values import RoundResult
 from fedrounds.flows.round import walk
@@ -31,8 +31,8 @@ class TestReleases:
     def run(self, begin: Begin, store: Store, run_id: str, path: str) -> tuple[list[RoundResult], str]:
         if store.ledger.budget(Account("wards")) is None:
             store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
-        hub = begin(run_id, data=WARDS | {"path": f"{HERE}:{path}"}, selection={"kind": "poisson", "sampling_rate": 1})
-        results = [walk(stages, hub, round) for round in (1, 2, 3)]
+        run = begin(run_id, data=WARDS | {"path": f"{HERE}:{path}"}, selection={"kind": "poisson", "sampling_rate": 1})
+        results = [walk(stages, run, round) for round in (1, 2, 3)]
         return results, json.dumps([row.content for row in store.journal(run_id)], sort_keys=True)
 
     def test_what_is_neither_public_nor_paid_for_stays_out_of_every_view(self, begin: Begin, store: Store) -> None:
@@ -63,8 +63,8 @@ class TestReleases:
         """On all of them together: a model that is paid for says nothing more by them. Not by client, whose names are
         not public, nor beside what the training labels alone would reach."""
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
-        hub = begin(data=WARDS, evaluation={"public_test": True})
-        result = walk(stages, hub, 1)
+        run = begin(data=WARDS, evaluation={"public_test": True})
+        result = walk(stages, run, 1)
         shown = {name for name in result.metrics if not name.startswith("privacy/")}
         assert shown == {"eval/loss", "eval/accuracy"}
         assert {"eval/client/ward-0/accuracy", "eval/baseline/pooled_majority"} <= result.withheld["metrics"].keys()
@@ -93,8 +93,8 @@ class TestReleases:
             with Store.open(tmp_path / path) as store, ExitStack() as stack:
                 config = parse_config(FIELDS | {"data": WARDS | {"path": f"{HERE}:{path}"}})
                 store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
-                hub = stack.enter_context(open_hub(store, "r", config=config))
-                results = [walk(stages, hub, round) for round in (1, 2, 3)]
+                run = stack.enter_context(open_run(store, "r", config=config))
+                results = [walk(stages, run, round) for round in (1, 2, 3)]
                 noised = {"privacy/update_norm", "privacy/signal_to_noise"}
                 seen.append(
                     (
@@ -109,20 +109,20 @@ class TestReleases:
 
     def test_messages_and_errors_name_nobody(self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
-        hub, heard = begin(data=WARDS), list[str]()
-        hub.say = heard.append
-        hub.notify_restricted("a training process was lost; its work is repeated: clients ward-3, ward-4")
+        run, heard = begin(data=WARDS), list[str]()
+        run.notify = heard.append
+        run.notify_restricted("a training process was lost; its work is repeated: clients ward-3, ward-4")
         file = store.home / "withheld" / "r.log"
         assert heard == [] and "ward-3" in file.read_text()
 
         def fails(*_: Any, **__: Any) -> Any:
             raise ModelError("the model failed while client ward-3 trained: ValueError: diagnosis sepsis")
 
-        monkeypatch.setattr(hub.executor, "train", fails)
-        state = stages.load(hub, 1)
-        plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
+        monkeypatch.setattr(run.executor, "train", fails)
+        state = stages.load(run, 1)
+        plan = stages.authorise(run, stages.select(run, state, stages.broadcast(run, state)))
         with pytest.raises(ModelError) as caught:
-            stages.train(hub, plan, stages.broadcast(hub, state), plan.waves[0])
+            stages.train(run, plan, stages.broadcast(run, state), plan.waves[0])
         assert caught.value.message == "the stage train failed; why is withheld under the privacy claim"
         assert "diagnosis sepsis" in file.read_text() and "sepsis" not in all_that_is_told(caught.value)
         assert file.stat().st_mode & 0o777 == 0o600
@@ -132,9 +132,9 @@ class TestReleases:
         [
             ("select", "fedrounds.fl_components.server.federation.Federation.select"),
             ("compress", "fedrounds.fl_components.server.encoding.raw_update_bytes"),
-            ("admit", "fedrounds.fl_components.server.hub.Hub.empty_collection"),
-            ("aggregate", "fedrounds.fl_components.server.hub.Hub.seal"),
-            ("server_step", "fedrounds.fl_components.server.hub.Hub.noise_keys"),
+            ("admit", "fedrounds.fl_components.server.run.Run.empty_collection"),
+            ("aggregate", "fedrounds.fl_components.server.run.Run.seal"),
+            ("server_step", "fedrounds.fl_components.server.run.Run.noise_keys"),
             ("evaluate", "fedrounds.fl_components.server.federation.Federation.evaluate"),
         ],
     )
@@ -145,10 +145,10 @@ class TestReleases:
             raise ValueError("diagnosis sepsis in ward-3")
 
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
-        hub = begin(data=WARDS)
+        run = begin(data=WARDS)
         monkeypatch.setattr(inside, fails)
         with pytest.raises(RunFailed) as caught:
-            walk(stages, hub, 1)
+            walk(stages, run, 1)
         assert caught.value.message == f"the stage {stage} failed; why is withheld under the privacy claim"
         assert "sepsis" not in all_that_is_told(caught.value)
 
@@ -160,11 +160,11 @@ class TestReleases:
 
         store.ledger.set_budget(Account("wards"), TERMS, reason="x", by="ada")
         (store.home / "withheld").write_text("a file where a folder should be")
-        hub = begin(data=WARDS)
-        hub.notify_restricted("ward-3 is slow")
+        run = begin(data=WARDS)
+        run.notify_restricted("ward-3 is slow")
         monkeypatch.setattr("fedrounds.fl_components.server.federation.Federation.select", fails)
         with pytest.raises(RunFailed, match="the stage select failed") as caught:
-            walk(stages, hub, 1)
+            walk(stages, run, 1)
         assert "sepsis" not in all_that_is_told(caught.value) and "could not be written" in str(caught.value.hint)
 
     def test_so_do_data_that_cannot_be_used(self, begin: Begin, store: Store) -> None:

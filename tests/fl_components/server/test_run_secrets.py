@@ -15,7 +15,7 @@ from fedrounds.fl_components.errors import StoreError
 from fedrounds.fl_components.privacy import CentralPrivacy
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.federation import Federation
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.values import SealedCohort
 from fedrounds.flows.round import walk
@@ -48,19 +48,19 @@ class TestSecrets:
 
     def test_cohorts_and_batches_are_not_drawn_from_the_seed(self, begin: Begin) -> None:
         hubs = [begin("a"), begin("b"), begin("c", privacy={"kind": "none"})]
-        plans = [stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))) for hub in hubs]
+        plans = [stages.select(run, stages.load(run, 1), stages.broadcast(run, stages.load(run, 1))) for run in hubs]
         seeds = [{(task.client_id, task.seed) for task in plan.cohort} for plan in plans]
         assert not seeds[0] & seeds[1] and not seeds[0] & seeds[2]
         cohorts = [
-            [task.client_id for task in stages.select(hub, hub.state(), stages.broadcast(hub, hub.state())).cohort]
-            for hub in hubs
+            [task.client_id for task in stages.select(run, run.state(), stages.broadcast(run, run.state())).cohort]
+            for run in hubs
         ]
         assert len({tuple(cohort) for cohort in cohorts}) > 1
 
     def test_noise_is_drawn_when_the_seal_is_durable(
         self, begin: Begin, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        hub, sealed = begin(), []
+        run, sealed = begin(), []
         release = CentralPrivacy.release
 
         def released(self: CentralPrivacy, *rest: Any) -> Any:
@@ -68,21 +68,21 @@ class TestSecrets:
             return release(self, *rest)
 
         monkeypatch.setattr(CentralPrivacy, "release", released)
-        walk(stages, hub, 1)
+        walk(stages, run, 1)
         assert sealed == [True]
 
     def test_another_collection_or_run_has_other_noise(self, begin: Begin, store: Store) -> None:
         """Under one secret, which another run could only have by a copied file."""
-        hub = begin()
-        state, plan, collected = collect(hub, stages.load(hub, 1))
-        cohort = stages.aggregate(hub, plan, state, collected)
-        first = rounds.step(hub, state, plan, cohort)
-        again = rounds.step(hub, state, replace(plan, collection=2), cohort)
+        run = begin()
+        state, plan, collected = collect(run, stages.load(run, 1))
+        cohort = stages.aggregate(run, plan, state, collected)
+        first = rounds.step(run, state, plan, cohort)
+        again = rounds.step(run, state, replace(plan, collection=2), cohort)
         assert first.params_digest != again.params_digest
-        key = hub.key(1, "noise of the sum")
+        key = run.key(1, "noise of the sum")
         for name in ("run_id", "population"):
-            hub.run = replace(store.run("r"), **{name: "another"})
-            assert hub.key(1, "noise of the sum") != key
+            run.record = replace(store.run("r"), **{name: "another"})
+            assert run.key(1, "noise of the sum") != key
 
     def test_two_databases_of_one_home_share_no_secret(self, tmp_path: Path) -> None:
         """Each may know a run of the same id."""
@@ -91,33 +91,33 @@ class TestSecrets:
             url = f"sqlite:///{tmp_path / name}.db"
             with (
                 Store.open(tmp_path / "home", database_url=url, blobs_url=str(tmp_path / name)) as store,
-                open_hub(store, "r", config=parse_config(FIELDS)) as hub,
+                open_run(store, "r", config=parse_config(FIELDS)) as run,
             ):
-                digests.add(walk(stages, hub, 1).params_digest)
+                digests.add(walk(stages, run, 1).params_digest)
         assert len(digests) == 2 and len(list((tmp_path / "home" / "secrets" / "runs").iterdir())) == 2
 
     def test_a_round_that_is_tried_again_is_the_same(self, begin: Begin, store: Store) -> None:
-        hub = begin()
-        state = stages.load(hub, 1)
-        plans = [stages.select(hub, state, stages.broadcast(hub, state)) for _ in range(2)]
+        run = begin()
+        state = stages.load(run, 1)
+        plans = [stages.select(run, state, stages.broadcast(run, state)) for _ in range(2)]
         assert plans[0] == plans[1]
-        first = rounds.aggregate(hub, *collect(hub, state))
-        again = rounds.aggregate(hub, *collect(hub, state))
+        first = rounds.aggregate(run, *collect(run, state))
+        again = rounds.aggregate(run, *collect(run, state))
         assert first.params_digest == again.params_digest
 
     def test_a_resume_finishes_from_the_seal(self, begin: Begin, store: Store) -> None:
-        hub = begin()
-        state = stages.load(hub, 1)
-        expected = rounds.aggregate(hub, *collect(hub, state)).params_digest
-        hub.close()
-        with open_hub(store, "r") as resumed:
+        run = begin()
+        state = stages.load(run, 1)
+        expected = rounds.aggregate(run, *collect(run, state)).params_digest
+        run.close()
+        with open_run(store, "r") as resumed:
             assert resumed.sealed(1) is not None
             assert walk(stages, resumed, 1).params_digest == expected
         assert len(store.ledger.charges()) == 1
 
     def test_the_seal_cannot_be_read_without_the_key(self, begin: Begin, store: Store) -> None:
-        hub = begin()
-        _, _, collected = collected_of(hub)
+        run = begin()
+        _, _, collected = collected_of(run)
         data = store.sealed("r", 1)
         assert data is not None
         with pytest.raises(StoreError):
@@ -126,13 +126,13 @@ class TestSecrets:
 
     def test_after_a_commit_nobody_can_make_the_noise_again(self, begin: Begin, store: Store) -> None:
         """No byte of the home, the database and its log included, holds the old key or the old sum."""
-        hub = begin()
-        assert hub.secret is not None
+        run = begin()
+        assert run.secret is not None
         old = {json.loads(secret_file(store).read_text())["key"]}
-        state, plan, collected = collected_of(hub)
-        noise = hub.noise_keys(plan, {"sum": collected.updates.tensors["sum"], **state.clipping})
-        keys = {noise(f"noise of the {what}") for what in ("sum", "count")} | {hub.key(1, "seal")}
-        rounds.finish(hub, state, plan, collected)
+        state, plan, collected = collected_of(run)
+        noise = run.noise_keys(plan, {"sum": collected.updates.tensors["sum"], **state.clipping})
+        keys = {noise(f"noise of the {what}") for what in ("sum", "count")} | {run.key(1, "seal")}
+        rounds.finish(run, state, plan, collected)
         found = all_bytes(store.home)
         for key in {bytes.fromhex(each) for each in old} | keys:
             assert key not in found and key.hex().encode() not in found
@@ -145,47 +145,47 @@ class TestSecrets:
             noise("noise of the sum")
 
     def test_a_process_that_ended_before_it_forgot_the_key(self, begin: Begin, store: Store) -> None:
-        hub = begin()
+        run = begin()
         file = secret_file(store)
         before = file.read_text()
-        walk(stages, hub, 1)
-        hub.close()
+        walk(stages, run, 1)
+        run.close()
         file.write_text(before)  # as if it had been killed after its commit
-        with open_hub(store, "r") as resumed:
+        with open_run(store, "r") as resumed:
             assert json.loads(file.read_text())["round"] == 2
             walk(stages, resumed, 2)
 
     @pytest.mark.usefixtures("empty_cohorts")
     def test_two_empty_cohorts_get_different_noise(self, begin: Begin) -> None:
-        hub = begin(selection={"kind": "poisson", "sampling_rate": 0.12})
+        run = begin(selection={"kind": "poisson", "sampling_rate": 0.12})
         moves = []
         for round in (1, 2):
-            before_D = hub.state().params_D
-            walk(stages, hub, round)
-            moves.append(hub.state().params_D - before_D)
+            before_D = run.state().params_D
+            walk(stages, run, round)
+            moves.append(run.state().params_D - before_D)
         assert np.abs(moves[0]).max() > 0 and np.abs(moves[1]).max() > 0
         assert not np.array_equal(moves[0], moves[1])
 
     @pytest.mark.usefixtures("empty_cohorts")
     def test_no_cohort_is_too_small(self, begin: Begin) -> None:
         """A round that ended for want of updates would tell who came."""
-        hub = begin(selection={"kind": "poisson", "sampling_rate": 0.12})
-        assert stages.select(hub, stages.load(hub, 1), stages.broadcast(hub, stages.load(hub, 1))).min_updates == 0
+        run = begin(selection={"kind": "poisson", "sampling_rate": 0.12})
+        assert stages.select(run, stages.load(run, 1), stages.broadcast(run, stages.load(run, 1))).min_updates == 0
 
     @pytest.mark.usefixtures("empty_cohorts")
     def test_two_equal_counts_get_different_noise(self, begin: Begin) -> None:
         clipping = {"kind": "adaptive", "count_noise": 5.0}
-        hub = begin(
+        run = begin(
             selection={"kind": "poisson", "sampling_rate": 0.12}, privacy=FIELDS["privacy"] | {"clipping": clipping}
         )
-        fractions = [walk(stages, hub, round).metrics["privacy/unclipped_fraction"] for round in (1, 2, 3)]
+        fractions = [walk(stages, run, round).metrics["privacy/unclipped_fraction"] for round in (1, 2, 3)]
         assert len(set(fractions)) == 3
 
     def test_a_run_without_its_secret_cannot_go_on(self, begin: Begin, store: Store) -> None:
-        hub = begin()
-        walk(stages, hub, 1)
-        hub.close()
+        run = begin()
+        walk(stages, run, 1)
+        run.close()
         secret_file(store).unlink()
         with pytest.raises(StoreError, match=r"the secret of run r, .*, is missing in .*; the run began in ") as caught:
-            open_hub(store, "r")
+            open_run(store, "r")
         assert "fedrounds resume r --fresh-collection" in str(caught.value.hint)

@@ -18,6 +18,7 @@ PLUGIN = ROOT / "tests" / "plugins" / "local_claim.py"
 PROGRAM = """
 import json, sys
 from pathlib import Path
+from fedrounds.fl_components.server.charging import check_budget
 from fedrounds.deployments import privacy
 from fedrounds.deployments.api import run_data
 from fedrounds.fl_components.account import Account
@@ -26,7 +27,7 @@ from fedrounds.fl_components.errors import BudgetExhausted, ConfigError
 from fedrounds.fl_components.reports import privacy_report
 from fedrounds.fl_components.reports.statement import in_short, markdown, statement
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import open_hub
+from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards
@@ -42,14 +43,14 @@ for changes in ({"compression": {"kind": "top_k", "fraction": 0.5, "error_feedba
         found["refused"] = error.message
 with Store.open() as store:
     try:
-        open_hub(store, "r", config=config)
+        open_run(store, "r", config=config)
     except Exception as error:
         found["no budget"] = [type(error).__name__, error.hint]
     privacy.set_budget("wards/*", unit="client", epsilon=2.5, delta=1e-3, reason="the board")
-    with open_hub(store, "r", config=config) as hub:
-        walk(stages, hub, 1)
-        found["metrics"] = walk(stages, hub, 2).metrics
-        for act in (hub.check_budget, lambda: walk(stages, hub, 3)):
+    with open_run(store, "r", config=config) as run:
+        walk(stages, run, 1)
+        found["metrics"] = walk(stages, run, 2).metrics
+        for act in (lambda: check_budget(run), lambda: walk(stages, run, 3)):
             try:
                 act()
             except BudgetExhausted as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.server import stages
-from fedrounds.fl_components.server.hub import Hub
+from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import BudgetTerms, Store
 from fedrounds.fl_components.values import ServerState
 from tests.support import PRIVATE
@@ -75,7 +75,7 @@ def redrawn_wards(given_away: int) -> dict[str, tuple[Any, ...]]:
     }
 
 
-Begin = Callable[..., Hub]
+Begin = Callable[..., Run]
 
 
 def secret_file(store: Store) -> Path:
@@ -83,13 +83,13 @@ def secret_file(store: Store) -> Path:
     return file
 
 
-def collect(hub: Hub, state: ServerState) -> Any:
-    plan = stages.authorise(hub, stages.select(hub, state, stages.broadcast(hub, state)))
-    return state, plan, rounds.collect(hub, state, plan)
+def collect(run: Run, state: ServerState) -> Any:
+    plan = stages.authorise(run, stages.select(run, state, stages.broadcast(run, state)))
+    return state, plan, rounds.collect(run, state, plan)
 
 
-def collected_of(hub: Hub) -> Any:
-    state = stages.load(hub, 1)
-    _, plan, collected = collect(hub, state)
-    stages.aggregate(hub, plan, state, collected)
+def collected_of(run: Run) -> Any:
+    state = stages.load(run, 1)
+    _, plan, collected = collect(run, state)
+    stages.aggregate(run, plan, state, collected)
     return state, plan, collected

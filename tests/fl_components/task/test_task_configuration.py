@@ -13,7 +13,7 @@ import pytest
 from fedrounds.fl_components.config import FederationConfig, parse_config
 from fedrounds.fl_components.data import ClientExamples, FederatedData
 from fedrounds.fl_components.errors import ConfigError, DataError
-from fedrounds.fl_components.server.federation import assemble
+from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.task import Classification, Metric, Statistic
 from fedrounds.fl_components.training import Evaluation
 
@@ -128,8 +128,8 @@ class TestTargetsOfTables:
         write(tmp_path / "w", "a", "age,days", ["1,2.5", "2,-3", "3,1e3", "4,0"])
         write(tmp_path / "w", "b", "age,days", ["5,1", "6,2", "7,3", "8,4"])
         federation = self.load(tmp_path / "w")
-        data = federation.data
-        assert (data.num_classes, data.y_train.dtype, federation.output_shape) == (0, np.float32, (1,))
+        data = federation.simulated.data
+        assert (data.num_classes, data.y_train.dtype, federation.model_spec.output_shape) == (0, np.float32, (1,))
         assert sorted([*data.train(0)[1].tolist(), *data.test(0)[1].tolist()]) == [-3, 0, 2.5, 1000]
         known = np.concatenate([data.train(client)[1] for client in (0, 1)])
         expected = np.mean(np.square(data.y_test - known.mean(dtype=np.float64)))

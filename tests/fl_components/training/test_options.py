@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedrounds.fl_components.arrays import IGNORED
-from fedrounds.fl_components.clients import Stragglers
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.parameters import flatten, load_into, num_parameters
+from fedrounds.fl_components.population import Stragglers
 from fedrounds.fl_components.simulate import simulate
 from fedrounds.fl_components.training import SGD
 from fedrounds.fl_components.training.chunk import ExampleTable

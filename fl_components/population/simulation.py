@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from fedrounds.fl_components.clients.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
-from fedrounds.fl_components.clients.network import Network
+from fedrounds.fl_components.population.availability import Always, AvailabilityRule, Bernoulli, Diurnal, Trace
+from fedrounds.fl_components.population.network import Network
 from fedrounds.fl_components.randomness import generator
 from fedrounds.fl_components.rules import Rule, union
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fedrounds.fl_components.clients import Always, Availability, AvailabilityRule, Bernoulli, Diurnal, Trace
-from fedrounds.fl_components.clients.availability import uniform
 from fedrounds.fl_components.config import load_config
 from fedrounds.fl_components.errors import DataError
+from fedrounds.fl_components.population import Always, Availability, AvailabilityRule, Bernoulli, Diurnal, Trace
+from fedrounds.fl_components.population.availability import uniform
 
 CASES = [Always(), Bernoulli(probability=0.3), Diurnal(), Diurnal(period_rounds=2, low=0.0, high=1.0)]
 ROWS = np.arange(20_000)

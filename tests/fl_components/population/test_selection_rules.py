@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fedrounds.fl_components.clients import (
+from fedrounds.fl_components.population import (
     Always,
     AvailabilityRule,
     Bernoulli,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedrounds.fl_components.clients.availability import Always, AvailabilityRule, Rows
+from fedrounds.fl_components.population.availability import Always, AvailabilityRule, Rows
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.values import Sampling
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from scipy.special import ndtri
 
 from fedrounds.fl_components.arrays import Float64
-from fedrounds.fl_components.clients.availability import Rows, uniform
+from fedrounds.fl_components.population.availability import Rows, uniform
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rules import Rule
 

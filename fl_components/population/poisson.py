@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrounds.fl_components.clients.availability import Rows
-from fedrounds.fl_components.clients.selection import Clients, SelectionRule
+from fedrounds.fl_components.population.availability import Rows
+from fedrounds.fl_components.population.selection import Clients, SelectionRule
 from fedrounds.fl_components.values import Sampling
 
 
