@@ -646,17 +646,20 @@ def _run(
 
     from fedrounds.deployments.stack.connection import client_settings
     from fedrounds.flows.prefect_runs import translate_prefect_error
+    from fedrounds.tasks.outcome import Outcome
 
     connection.wait()
     with client_settings(connection), tags(tag), _first_interrupt_stops(cancelled) as interrupted:
         try:
             state = flow()
-            if held.error is None and not state.is_completed():
+            if held.outcome.is_success and not state.is_completed():
                 state.result()  # raises what Prefect's engine met
-        except Exception as error:  # Prefect's own: what ended the training is in held.error
-            held.error = held.error or translate_prefect_error(error, tag.partition(":")[2])
-    if held.error is not None:
-        raise KeyboardInterrupt if interrupted.is_set() else held.error
+        except Exception as error:  # Prefect's own: what ended the training is in held.outcome
+            if held.outcome.is_success:
+                held.outcome = Outcome(translate_prefect_error(error, tag.partition(":")[2]))
+    if interrupted.is_set() and not held.outcome.is_success:
+        raise KeyboardInterrupt
+    held.outcome.check()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext, SettingsContext, TagsContext, get_settings_context
-from prefect.exceptions import CancelledRun, CrashedRun, ObjectNotFound, TerminationSignal, UnfinishedRun
+from prefect.exceptions import CancelledRun, CrashedRun, ObjectNotFound, UnfinishedRun
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
@@ -38,10 +38,9 @@ from fedrounds.fl_components.errors import (
     FedroundsError,
     RunCancelled,
     RunFailed,
-    TooFewClients,
     Unreachable,
 )
-from fedrounds.fl_components.run_state import RunState
+from fedrounds.tasks.outcome import Outcome
 from fedrounds.tasks.progress import Listener, Progress
 from fedrounds.tasks.tracking.results import primary_key
 
@@ -70,11 +69,6 @@ def translate_prefect_error(error: BaseException, run_id: str) -> BaseException:
     if isinstance(error, CrashedRun | CancelledRun | UnfinishedRun):
         return RunFailed(f"a flow run was ended in Prefect, not by the training: {error}", hint=hint)
     return error
-
-
-def was_stopped(error: BaseException | None) -> bool:
-    """Whether the work ended because somebody wanted it to."""
-    return isinstance(error, RunCancelled | KeyboardInterrupt | TerminationSignal)
 
 
 def without_heartbeat() -> SettingsContext:
@@ -188,32 +182,22 @@ def settle_cancelled(client: SyncPrefectClient, state: State[Any]) -> None:
         client.set_flow_run_state(flow_run_id, Cancelled(), force=True)
 
 
-def final_run_state(error: BaseException | None) -> RunState:
-    """Return the state in which this error, or none, leaves a run or a sweep."""
-    if error is None:
-        return RunState.COMPLETED
-    if was_stopped(error):
-        return RunState.CANCELLED
-    if isinstance(error, TooFewClients):
-        return RunState.TOO_FEW_CLIENTS
-    return RunState.BUDGET_EXHAUSTED if isinstance(error, BudgetExhausted) else RunState.FAILED
+def final_state(client: SyncPrefectClient, flow_run_id: UUID, outcome: Outcome, done: str) -> State[Any]:
+    """Return the Prefect state that a flow ends in: Completed with the message `done`, or that of the error.
 
-
-def final_state(client: SyncPrefectClient, flow_run_id: UUID, error: BaseException | None, done: str) -> State[Any]:
-    """What a flow ends in: Completed with the words `done`, or what `error` is in Prefect's terms.
-
-    An error that is not ours is raised.
+    Raises the error that ended the work where it is not a `FedroundsError`: it is a bug, or a signal.
     """
+    error, name = outcome.error, outcome.state.value
     if error is None:
         allow_completed(client, flow_run_id)
         return Completed(message=done)
     if isinstance(error, RunCancelled):
         return Cancelled(message=error.message)
-    if isinstance(error, BudgetExhausted):  # an end as good as any: what was paid for is there
+    if isinstance(error, BudgetExhausted):  # a normal end: what was paid for is there
         allow_completed(client, flow_run_id)
-        return Completed(name=final_run_state(error).value, message=error.message)
+        return Completed(name=name, message=error.message)
     if isinstance(error, FedroundsError):
-        return Failed(name=final_run_state(error).value, message=error.message)
+        return Failed(name=name, message=error.message)
     raise error
 
 

@@ -27,7 +27,6 @@ from fedrounds.flows.prefect_runs import (
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
-    final_run_state,
     final_state,
     settle_cancelled,
     sweep_tag,
@@ -35,6 +34,7 @@ from fedrounds.flows.prefect_runs import (
     without_heartbeat,
 )
 from fedrounds.flows.training import federated_training
+from fedrounds.tasks.outcome import Outcome
 from fedrounds.tasks.session import run_id_of_flow_run, session
 from fedrounds.tasks.sweep import SweepSession, sweep_session
 from fedrounds.tasks.tracking.sweep_view import end_sweep
@@ -65,15 +65,21 @@ def federated_sweep(
         with sweep_session(sweep_id, config, over or (), overrides or ()) as sweep:
             sweep.shown["prefect_flow_run_id"] = str(flow_run_id)
             sweep.shown["prefect_flow_run_url"] = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}"
-            try:
-                client.update_flow_run(flow_run_id, name=f"{sweep.record.name}/{sweep_id}")
-                done = len(sweep.cells) - len(sweep.unfinished())
-                sweep.say(f"sweep {sweep_id}: {len(sweep.cells)} cells" + (f", {done} done" if done else ""))
-                _train_cells(sweep, client, flow_run_id)
-            except BaseException as error:
-                sweep.error = translate_prefect_error(error, sweep_id)
-            _complete_views(sweep, client, flow_run_id)
-            return final_state(client, flow_run_id, sweep.error, f"{len(sweep.cells)} cells")
+            sweep.outcome = outcome = _attempt(sweep, client, flow_run_id)
+            _complete_views(sweep, outcome, client, flow_run_id)
+            return final_state(client, flow_run_id, outcome, f"{len(sweep.cells)} cells")
+
+
+def _attempt(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> Outcome:
+    """Train the cells that are not complete yet, until all are or an error ends it."""
+    try:
+        client.update_flow_run(flow_run_id, name=f"{sweep.record.name}/{sweep.sweep_id}")
+        done = len(sweep.cells) - len(sweep.unfinished())
+        sweep.say(f"sweep {sweep.sweep_id}: {len(sweep.cells)} cells" + (f", {done} done" if done else ""))
+        _train_cells(sweep, client, flow_run_id)
+        return Outcome(None)
+    except BaseException as error:
+        return Outcome(translate_prefect_error(error, sweep.sweep_id))
 
 
 def _train_cells(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -108,19 +114,18 @@ def _train_cell(sweep: SweepSession, run_id: str, client: SyncPrefectClient, flo
         state = federated_training(run_id=run_id, return_state=True)
         if state.type in (StateType.CANCELLING, StateType.CANCELLED):
             settle_cancelled(client, state)
-        elif running.error is None and not state.is_completed():
+        elif running.outcome.is_success and not state.is_completed():
             state.result()  # raises what Prefect's engine met
-        if running.error is not None:
-            raise running.error
+        running.outcome.check()
 
 
-def _complete_views(sweep: SweepSession, client: SyncPrefectClient, flow_run_id: UUID) -> None:
-    if isinstance(sweep.error, LeaseHeld | LeaseLost):  # another process goes on with the sweep, and shows it
+def _complete_views(sweep: SweepSession, outcome: Outcome, client: SyncPrefectClient, flow_run_id: UUID) -> None:
+    if isinstance(outcome.error, LeaseHeld | LeaseLost):  # another process continues the sweep, and shows it
         return
-    sweep.shown |= end_sweep(sweep.store, sweep.record, final_run_state(sweep.error), sweep.say)
+    sweep.shown |= end_sweep(sweep.store, sweep.record, outcome.state, sweep.say)
     try:
-        if sweep.error is None:
+        if outcome.is_success:
             crash_stale_runs(client, sweep_tag(sweep.sweep_id), flow_run_id)
     except Exception as problem:
-        told = translate_prefect_error(problem, sweep.sweep_id)
-        sweep.say(f"what Prefect shows of this sweep may not be complete: {told}")
+        reason = translate_prefect_error(problem, sweep.sweep_id)
+        sweep.say(f"what Prefect shows of this sweep may not be complete: {reason}")

@@ -10,7 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_UI_URL
 
-from fedrounds.fl_components.errors import FedroundsError, LeaseLost, RunCancelled, StoreError, one_line
+from fedrounds.fl_components.errors import LeaseLost, StoreError
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.charging import check_budget
 from fedrounds.fl_components.server.history import check_history
@@ -19,17 +19,16 @@ from fedrounds.flows.prefect_runs import (
     cancellation_watched,
     crash_stale_runs,
     current_flow_run_id,
-    final_run_state,
     final_state,
     flow_run_log,
     run_tag,
     settle_cancelled,
     translate_prefect_error,
-    was_stopped,
     without_heartbeat,
 )
 from fedrounds.flows.round import federated_round
 from fedrounds.tasks.anchors import sightings
+from fedrounds.tasks.outcome import Outcome
 from fedrounds.tasks.session import Session, loggable_model, run_id_of_flow_run, session
 from fedrounds.tasks.tracking.tracker import Tracker, catch_up
 from fedrounds.tasks.views import RunArtifact
@@ -67,14 +66,21 @@ def federated_training(
             fresh_collection=fresh_collection,
             accept_changed_data=accept_changed_data,
         ) as running:
-            try:
-                _begin(running, client, flow_run_id)
-                _train(running, client, flow_run_id)
-            except BaseException as error:
-                running.error = translate_prefect_error(error, run_id)
-                _write_down(running)
-            _complete_views(running, client, flow_run_id)
-            return final_state(client, flow_run_id, running.error, f"{running.run.config.rounds} rounds")
+            running.outcome = outcome = _attempt(running, client, flow_run_id)
+            _complete_views(running, outcome, client, flow_run_id)
+            return final_state(client, flow_run_id, outcome, f"{running.run.config.rounds} rounds")
+
+
+def _attempt(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> Outcome:
+    """Train until all rounds are committed or an error ends it, and record the end in the store."""
+    try:
+        _begin(running, client, flow_run_id)
+        _train(running, client, flow_run_id)
+        return Outcome(None)
+    except BaseException as error:
+        outcome = Outcome(translate_prefect_error(error, running.run_id))
+        _record_end(running, outcome)
+        return outcome
 
 
 def _begin(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -126,24 +132,17 @@ def _train(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> No
         run.lease.finish(RunState.COMPLETED)
 
 
-def _write_down(running: Session) -> None:
-    """How the run ended, where the store can still be written; a later attempt goes on from there."""
-    error = running.error
-    assert error is not None
-    reported = {"code": "bug", "message": one_line(error), "hint": None}
-    if isinstance(error, FedroundsError):
-        reported = error.as_data()
-    elif was_stopped(error):
-        reported = {"code": RunCancelled.code, "message": f"run {running.run_id} was stopped", "hint": None}
+def _record_end(running: Session, outcome: Outcome) -> None:
+    """Record how the run ended, where the store can still be written; a later attempt continues from there."""
     try:
-        running.run.lease.finish(final_run_state(error), error=reported)
-    except LeaseLost:  # whoever holds the run now will say how it ends
+        running.run.lease.finish(outcome.state, error=outcome.error_data(running.run_id))
+    except LeaseLost:  # the process that holds the run now records how it ends
         return
     except StoreError as unwritable:
-        running.say(f"the end of the run could not be written down: {unwritable.message}")
+        running.say(f"the end of the run could not be recorded: {unwritable.message}")
 
 
-def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UUID) -> None:
+def _complete_views(running: Session, outcome: Outcome, client: SyncPrefectClient, flow_run_id: UUID) -> None:
     """Wait for what MLflow lacks, but not for ever, and put right what other attempts and other runs left behind.
 
     The run has ended: nothing here fails it, and a process that was superseded leaves everything to its successor.
@@ -154,7 +153,7 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
     try:
         run.lease.note()
         if running.tracker is not None:
-            if running.error is None:
+            if outcome.is_success:
                 running.say("writing the model to MLflow")
             report = running.tracker.close(TRACKING_TIMEOUT_S)
             if report.superseded:
@@ -164,7 +163,7 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
                     f"MLflow lacks {report.lacking} of this run ({report.error}); "
                     f"the next training, or `fedrounds resume {running.run_id}`, writes that when it is back"
                 )
-            elif running.error is None:
+            elif outcome.is_success:
                 catch_up(
                     store,
                     model=lambda run: loggable_model(store, run),
@@ -177,6 +176,6 @@ def _complete_views(running: Session, client: SyncPrefectClient, flow_run_id: UU
     except LeaseLost:
         pass
     except Exception as problem:
-        told = translate_prefect_error(problem, running.run_id)
-        running.say(f"what Prefect and MLflow show of this run may not be complete: {told}")
+        reason = translate_prefect_error(problem, running.run_id)
+        running.say(f"what Prefect and MLflow show of this run may not be complete: {reason}")
     running.tell("end")

@@ -20,6 +20,7 @@ from fedrounds.fl_components.server.opening import Start, federation_of, open_ru
 from fedrounds.fl_components.server.run import Run
 from fedrounds.fl_components.store import RunRecord, Store, SweepRecord
 from fedrounds.fl_components.values import ServerState
+from fedrounds.tasks.outcome import Outcome
 from fedrounds.tasks.progress import Listener, Progress, nobody_listens
 from fedrounds.tasks.tracking.model import LoggableModel, load_start_parameters
 from fedrounds.tasks.tracking.server import check_tracking_uri
@@ -35,9 +36,9 @@ _open: dict[str, Session] = {}
 
 
 class Session:
-    """A run held by this process: its run, who listens, its views, and the error that ended it (None if all is well).
+    """A run that this process works on, with its listeners and views.
 
-    The training flow sets `tracker` (MLflow) and `artifact` (Prefect).
+    The training flow sets `tracker` (MLflow), `artifact` (Prefect) and, when it ends, `outcome`.
     """
 
     artifact: RunArtifact | None = None
@@ -46,7 +47,7 @@ class Session:
     def __init__(self, run: Run, listener: Listener) -> None:
         self.run = run
         self.listeners = [listener]
-        self.error: BaseException | None = None
+        self.outcome = Outcome(None)
         run.on_stage = lambda stage: self.tell("stage", stage=stage)
         run.notify = self.say
 

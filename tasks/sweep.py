@@ -25,6 +25,7 @@ from fedrounds.fl_components.config import (
 from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunCancelled
 from fedrounds.fl_components.models.base import REGISTERED_MODEL
 from fedrounds.fl_components.store import Store, SweepRecord, cell_name
+from fedrounds.tasks.outcome import Outcome
 from fedrounds.tasks.progress import Listener, Progress, nobody_listens
 from fedrounds.tasks.session import ConfigSource
 
@@ -40,8 +41,8 @@ _open: dict[str, SweepSession] = {}
 class SweepSession:
     """A sweep held by this process.
 
-    `errors` has what ended each cell that failed, by its run id, and `error` what ended the sweep (None if all is
-    well). `shown` says where the sweep is in Prefect and MLflow, as far as the flow has found out.
+    `errors` has what ended each cell that failed, by its run id; the sweep's flow sets `outcome` when it ends. `shown`
+    says where the sweep is in Prefect and MLflow, as far as the flow knows.
     """
 
     def __init__(self, store: Store, record: SweepRecord, listener: Listener) -> None:
@@ -49,7 +50,7 @@ class SweepSession:
         self.cells = parse_cells(record)
         self.cancelled = threading.Event()
         self.errors: dict[str, FedroundsError] = {}
-        self.error: BaseException | None = None
+        self.outcome = Outcome(None)
         self.shown: dict[str, str | None] = {}
 
     @property

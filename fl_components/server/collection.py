@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from fedrounds.fl_components.aggregation import Updates
+from fedrounds.fl_components.admission import Clip
+from fedrounds.fl_components.aggregation import LinearAggregator, Updates
 from fedrounds.fl_components.arrays import Float32, Float64
-from fedrounds.fl_components.values import Accumulator, CohortStatistics
+from fedrounds.fl_components.privacy.clipping import add_contributions
+from fedrounds.fl_components.rejections import Rejection
+from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.values import Accumulator, ClientTask, CohortStatistics, RoundPlan
 
 
 class UpdateStack:
@@ -69,3 +76,50 @@ class Collection:
 
     updates: Accumulator | UpdateStack
     statistics: CohortStatistics
+
+
+def add_updates(
+    federation: Federation,
+    plan: RoundPlan,
+    updates: Accumulator | UpdateStack,
+    tasks: Sequence[ClientTask],
+    updates_NM: Float32,
+    rejected: Mapping[int, Rejection],
+) -> Accumulator | UpdateStack:
+    """Return the updates collected so far with those of one wave, taken in shard by shard."""
+    rule, clip = federation.config.aggregation, federation.admission(plan).clip
+    place_of = {task.client_id: place for place, task in enumerate(tasks)}
+    for shard in plan.shards:
+        places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
+        places = [place for place in places if place not in rejected]
+        if not places:
+            continue
+        num_examples_N = np.array([float(tasks[place].num_examples) for place in places])
+        is_contiguous = places == [*range(places[0], places[0] + len(places))]  # then there is no need for a copy
+        shard_NM = updates_NM[places[0] : places[-1] + 1] if is_contiguous else updates_NM[places]
+        if isinstance(updates, UpdateStack):
+            updates.append([tasks[place].client_id for place in places], shard_NM, num_examples_N)
+            continue
+        assert isinstance(rule, LinearAggregator)
+        if clip is None:
+            updates = rule.add(updates, shard_NM, num_examples_N)
+        else:
+            updates = _add_clipped(federation, rule, updates, shard_NM, num_examples_N, clip)
+    return updates
+
+
+def _add_clipped(
+    federation: Federation,
+    rule: LinearAggregator,
+    total: Accumulator,
+    updates_NM: Float32,
+    num_examples_N: Float64,
+    clip: Clip,
+) -> Accumulator:
+    """Return the sum with clipped updates: the server clips what it decoded, whatever compression made of it."""
+    assert rule.max_weight is not None
+    weights_N, sum_M1 = rule.weigh(num_examples_N), np.zeros(updates_NM.shape[1] + 1)
+    sizes = [math.prod(shape) for shape in federation.update_layout.shapes]
+    tensors = torch.from_numpy(updates_NM).split_with_sizes(sizes, dim=1)
+    add_contributions(sum_M1, tensors, torch.from_numpy(weights_N / rule.max_weight), clip)
+    return rule.add_sum(total, sum_M1, float(weights_N.sum()), len(updates_NM))

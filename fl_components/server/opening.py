@@ -15,9 +15,9 @@ from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.server.claim import check_population, delta_warnings, join_population
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.history import forget_keys, open_secret
-from fedrounds.fl_components.server.rows import changed_clients, data_facts, digest_key
+from fedrounds.fl_components.server.restricted_log import withheld_error
+from fedrounds.fl_components.server.row_digests import changed_clients, data_facts, digest_key
 from fedrounds.fl_components.server.run import Listener, Run, ignore
-from fedrounds.fl_components.server.withheld import withheld_error
 from fedrounds.fl_components.store import (
     RunRecord,
     RunSecret,

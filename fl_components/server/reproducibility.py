@@ -20,7 +20,7 @@ from fedrounds.fl_components.parameters import constants_digest
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.server.federation import Federation
-from fedrounds.fl_components.server.rows import digest_of_data
+from fedrounds.fl_components.server.row_digests import digest_of_data
 
 _CHILD: Final = "from fedrounds.fl_components.server.reproducibility import print_digests; print_digests()"
 

@@ -26,7 +26,7 @@ from fedrounds.fl_components.server.collection import Collection, UpdateStack
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.federation import Federation
 from fedrounds.fl_components.server.profile import Profile
-from fedrounds.fl_components.server.withheld import withhold
+from fedrounds.fl_components.server.restricted_log import withhold
 from fedrounds.fl_components.server.workload import average_work_N, workload
 from fedrounds.fl_components.store import Lease, RunRecord, RunSecret, Store, closed, opened
 from fedrounds.fl_components.training import engine_environment

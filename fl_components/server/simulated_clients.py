@@ -9,7 +9,7 @@ import torch
 from fedrounds.fl_components.data import FederatedData
 from fedrounds.fl_components.data.fingerprints import Fingerprints
 from fedrounds.fl_components.population import Population
-from fedrounds.fl_components.server.rows import digest_of_client
+from fedrounds.fl_components.server.row_digests import digest_of_client
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.task import LearningTask
 from fedrounds.fl_components.training import ExampleTable

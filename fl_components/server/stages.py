@@ -5,35 +5,32 @@ Only `authorise`, `aggregate` (its seal) and `commit` write, each of them so tha
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import torch
 
-from fedrounds.fl_components.admission import Clip
 from fedrounds.fl_components.aggregation import LinearAggregator
 from fedrounds.fl_components.arrays import Float32, Float64, Tensors
 from fedrounds.fl_components.client import RESIDUAL
 from fedrounds.fl_components.compression import CodecContext
 from fedrounds.fl_components.errors import Diverged, FedroundsError, RunFailed, TooFewClients
 from fedrounds.fl_components.layout import DELTA, PARAMS
-from fedrounds.fl_components.privacy.clipping import add_contributions
-from fedrounds.fl_components.privacy.releases import Release, public, split_releases, withheld
 from fedrounds.fl_components.randomness import derive_key
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server.broadcast import EncodedBroadcast, encode_broadcast
 from fedrounds.fl_components.server.charging import charge_payers, charges_of_round, epsilons
-from fedrounds.fl_components.server.collection import Collection, UpdateStack
+from fedrounds.fl_components.server.collection import Collection, UpdateStack, add_updates
+from fedrounds.fl_components.server.restricted_log import withheld_error
+from fedrounds.fl_components.server.results import round_result
 from fedrounds.fl_components.server.run import Run
+from fedrounds.fl_components.server.schedule import schedule
 from fedrounds.fl_components.server.simulation import simulated_clients, slowest_s
-from fedrounds.fl_components.server.withheld import withheld_error
 from fedrounds.fl_components.training import ShardReport, StreamingSum, names_of, next_kept
 from fedrounds.fl_components.values import (
     Accumulator,
@@ -130,41 +127,9 @@ def select(run: Run, state: ServerState, sent: EncodedBroadcast) -> RoundPlan:
         round=round,
         base_digest=sent.digest,
         download_bytes=len(sent.frame),
-        **_cut(run, cohort),
+        **schedule(run.federation, cohort),
         min_updates=0 if config.central is not None else config.selection.min_updates,
         clipping_norm=float(state.clipping["norm"][0]) if config.central is not None else None,
-    )
-
-
-def _cut(run: Run, cohort: tuple[ClientTask, ...]) -> dict[str, Any]:
-    """A cohort in shards and waves, as a plan has it.
-
-    How many waves there are can be counted by whoever sees the round's tasks. Where the cohort is withheld it follows
-    from public values: as many as the largest cohort needs, each with an equal part of the actual one, perhaps empty.
-    """
-    config, federation = run.config, run.federation
-    rule, num_coordinates = config.execution, federation.update_layout.size
-    work_N = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in cohort]
-    additive = federation.streamed is not None
-    if federation.hides_participation:
-        waves = rule.equal_waves(len(cohort), federation.largest_cohort, num_coordinates, additive=additive)
-        shards = tuple(
-            slice(wave.start + shard.start, wave.start + shard.stop)
-            for wave in waves
-            for shard in _split(rule.shards(work_N[wave]), federation.largest_shard)
-        )
-    else:
-        shards = _split(rule.shards(work_N), federation.largest_shard)
-        waves = rule.waves(shards, num_coordinates, additive=additive)
-    return {"cohort": cohort, "shards": shards, "waves": waves}
-
-
-def _split(shards: Sequence[slice], largest: int) -> tuple[slice, ...]:
-    """Return the shards, cut into pieces of at most `largest` clients."""
-    return tuple(
-        slice(start, min(shard.stop, start + largest))
-        for shard in shards
-        for start in range(shard.start, shard.stop, largest)
     )
 
 
@@ -189,7 +154,7 @@ def authorise(run: Run, plan: RoundPlan) -> RoundPlan:
     reasons = {task.client_id: why for task in refused}
     remaining = tuple(task for task in plan.cohort if task.client_id not in reasons)
     min_updates = plan.min_updates if remaining else 0
-    return replace(plan, **_cut(run, remaining), excluded=reasons, min_updates=min_updates)
+    return replace(plan, **schedule(run.federation, remaining), excluded=reasons, min_updates=min_updates)
 
 
 @stage
@@ -289,7 +254,7 @@ def admit(run: Run, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
     else:
         tasks, admission = _tasks(plan, batch.client_ids), run.federation.admission(plan)
         updates_NM, reasons = run.codec(plan).decode(plan, tasks, batch.frames, admission, run.map_rows)
-        updates = _add_updates(run, plan, collected.updates, tasks, updates_NM, reasons)
+        updates = add_updates(run.federation, plan, collected.updates, tasks, updates_NM, reasons)
         frame_bytes, received = tuple(map(len, batch.frames)), len(tasks) - len(reasons)
         rejected, error = {tasks[place].client_id: reason for place, reason in reasons.items()}, batch.error
         loss = sum((batch.losses[place] for place in range(len(tasks)) if place not in reasons), Weighted())
@@ -317,53 +282,6 @@ def admit(run: Run, plan: RoundPlan, batch: EncodedBatch | UpdateSum, collected:
             slowest_s=max(statistics.slowest_s, round_s),
         ),
     )
-
-
-def _add_updates(
-    run: Run,
-    plan: RoundPlan,
-    updates: Accumulator | UpdateStack,
-    tasks: Sequence[ClientTask],
-    updates_NM: Float32,
-    rejected: Mapping[int, Rejection],
-) -> Accumulator | UpdateStack:
-    """Return the updates collected so far with those of one wave, taken in shard by shard."""
-    rule, clip = run.config.aggregation, run.federation.admission(plan).clip
-    place_of = {task.client_id: place for place, task in enumerate(tasks)}
-    for shard in plan.shards:
-        places = [place_of[task.client_id] for task in plan.cohort[shard] if task.client_id in place_of]
-        places = [place for place in places if place not in rejected]
-        if not places:
-            continue
-        num_examples_N = np.array([float(tasks[place].num_examples) for place in places])
-        is_contiguous = places == [*range(places[0], places[0] + len(places))]  # then there is no need for a copy
-        shard_NM = updates_NM[places[0] : places[-1] + 1] if is_contiguous else updates_NM[places]
-        if isinstance(updates, UpdateStack):
-            updates.append([tasks[place].client_id for place in places], shard_NM, num_examples_N)
-            continue
-        assert isinstance(rule, LinearAggregator)
-        if clip is None:
-            updates = rule.add(updates, shard_NM, num_examples_N)
-        else:
-            updates = _add_clipped(run, rule, updates, shard_NM, num_examples_N, clip)
-    return updates
-
-
-def _add_clipped(
-    run: Run,
-    rule: LinearAggregator,
-    total: Accumulator,
-    updates_NM: Float32,
-    num_examples_N: Float64,
-    clip: Clip,
-) -> Accumulator:
-    """Return the sum with clipped updates: the server clips what it decoded, whatever compression made of it."""
-    assert rule.max_weight is not None
-    weights_N, sum_M1 = rule.weigh(num_examples_N), np.zeros(updates_NM.shape[1] + 1)
-    sizes = [math.prod(shape) for shape in run.federation.update_layout.shapes]
-    tensors = torch.from_numpy(updates_NM).split_with_sizes(sizes, dim=1)
-    add_contributions(sum_M1, tensors, torch.from_numpy(weights_N / rule.max_weight), clip)
-    return rule.add_sum(total, sum_M1, float(weights_N.sum()), len(updates_NM))
 
 
 @stage
@@ -516,64 +434,3 @@ def commit(
     if run.secret is not None:
         run.secret.advance(plan.round + 1)  # what was sealed and drawn in this round is now beyond everybody's reach
     return result
-
-
-def round_result(
-    state: ServerState,
-    statistics: CohortStatistics,
-    found: dict[str, Release],
-    seconds: dict[str, float],
-    round_s: float,
-    peak_memory_bytes: int,
-    *,
-    withholds: bool,
-    hides_participation: bool,
-) -> RoundResult:
-    """What a round's row, MLflow and people are told, and what a privacy claim withholds from them. Its own commit is
-    not in `seconds`: it is not over yet.
-
-    `found` is what the evaluation and the claim have found, each with the reason why it may be seen. `round_s` is the
-    wall-clock time since the round was loaded, so what is between the stages counts as well; what an earlier attempt
-    spent before its seal is added.
-    """
-    seconds = {**statistics.seconds, **{name: s for name, s in seconds.items() if name != "commit"}}
-    rejected = Counter[str](rejection.code for rejection in statistics.rejected.values())
-    of_examples = {
-        "train/loss": statistics.train_loss.mean,
-        **{f"time/{name}_s": s for name, s in seconds.items()},
-        "time/round_s": round_s + sum(statistics.seconds.values()),
-        "memory/peak_mb": peak_memory_bytes / 1e6,
-    }
-    of_cohort = {  # what comes of updates that are private themselves may be told
-        "clients/selected": statistics.selected,
-        "clients/received": statistics.received,
-        "clients/rejected": len(statistics.rejected),
-        "communication/upload_bytes": statistics.upload_bytes,
-        "communication/download_bytes": statistics.download_bytes,
-        "communication/largest_update_bytes": statistics.largest_bytes,
-        "communication/error": statistics.compression_error.mean,
-    }
-    of_cohort |= statistics.metrics
-    if statistics.slowest_s:
-        of_cohort["communication/simulated_s"] = statistics.slowest_s
-    if statistics.received:
-        num_sent = statistics.received * len(state.params_D)
-        of_cohort["communication/bits_per_parameter"] = 8 * statistics.upload_bytes / num_sent
-    told = withheld if hides_participation else public
-    metrics = found | {name: withheld(value) for name, value in of_examples.items()}
-    metrics |= {name: told(value) for name, value in of_cohort.items()}
-    finite = {  # a loss may not be; an epsilon is never dropped
-        name: each for name, each in metrics.items() if np.isfinite(each.value) or name.startswith("privacy/")
-    }
-    shown, kept = split_releases(finite, withholds=withholds)
-    return RoundResult(
-        round=state.round,
-        params_digest=state.params_digest,
-        metrics={name: float(value) for name, value in shown.items()},
-        rejected={} if hides_participation else rejected,
-        left_out=[]
-        if hides_participation
-        else [each for each, reason in statistics.rejected.items() if reason.code == RejectionCode.BUDGET_EXHAUSTED],
-        seconds={} if withholds else seconds,
-        withheld={"metrics": kept, "rejected": rejected, "seconds": seconds} if withholds else {},
-    )

@@ -24,7 +24,7 @@ from fedrounds.fl_components.privacy.clipping import UNITS, add_contributions, c
 from fedrounds.fl_components.privacy.events import Gaussian, PoissonSampled
 from fedrounds.fl_components.privacy.noise import gaussian
 from fedrounds.fl_components.rejections import Rejection, RejectionCode
-from fedrounds.fl_components.server.stages import round_result
+from fedrounds.fl_components.server.results import round_result
 from fedrounds.fl_components.store.secrets import RunSecret
 from fedrounds.fl_components.training import Evaluation
 from fedrounds.fl_components.values import CohortStatistics, Sampling, ServerState, Weighted

@@ -18,7 +18,7 @@ from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.server.reproducibility import second_load
-from fedrounds.fl_components.server.rows import data_facts, digest_key
+from fedrounds.fl_components.server.row_digests import data_facts, digest_key
 from fedrounds.fl_components.store import Store
 from fedrounds.flows.round import walk
 from tests.fl_components.server import wards

@@ -18,6 +18,7 @@ from fedrounds.fl_components.rejections import Rejection, RejectionCode
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.collection import Collection
 from fedrounds.fl_components.server.profile import Profile, check_writable
+from fedrounds.fl_components.server.results import round_result
 from fedrounds.fl_components.store import Store
 from fedrounds.fl_components.values import Accumulator, CohortStatistics, ServerState, UpdateBatch, Weighted
 from fedrounds.fl_components.wire import Download, encode_params
@@ -285,7 +286,7 @@ class TestRoundResult:
         )
         found = {"eval/loss": public(float("inf")), "eval/accuracy": public(0.5)}
         found["privacy/epsilon"] = public(float("inf"))  # which nobody may take for none
-        result = stages.round_result(
+        result = round_result(
             self.state,
             collected,
             found,
@@ -313,7 +314,7 @@ class TestRoundResult:
     def test_seconds_of_a_sealed_attempt_are_kept(self) -> None:
         collected = CohortStatistics(received=1, train_loss=Weighted(1.0, 2.0), seconds={"load": 1.0, "train": 8.0})
         seconds = {"load": 0.5, "aggregate": 2.0, "commit": 4.0}
-        result = stages.round_result(
+        result = round_result(
             self.state,
             collected,
             {},
