@@ -18,6 +18,7 @@ import zstandard
 from benchmarks.peers.tables import aligned
 from fedrounds.fl_components.admission import Admission, RoundAdmission
 from fedrounds.fl_components.arrays import Float32
+from fedrounds.fl_components.layout import DELTA, Layout
 from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.values import ClientTask, RoundPlan
 from fedrounds.fl_components.wire import decode_update, encode_update, max_update_bytes
@@ -54,7 +55,7 @@ class Receiver:
 
     @property
     def cap(self) -> int:
-        return max_update_bytes(self.codec.num_parameters)
+        return max_update_bytes(self.codec.layout.size)
 
     @property
     def header(self) -> tuple[dict[str, str], dict[str, list[Any]]]:
@@ -70,7 +71,9 @@ def bad_input(codecs: Mapping[str, Codec], plan: RoundPlan, task: ClientTask, de
     memory that was held for one beside the frame (of what Python and numpy allocate)."""
     large = [Receiver.of(codec, plan, task, delta_D) for codec in codecs.values()]
     rule = codecs["top_k 1 %, signs"].rule.model_copy(update={"fraction": 0.1})
-    small = Receiver.of(replace(large[0].codec, rule=rule, shapes=((200,),)), plan, task, delta_D[:200])
+    small = Receiver.of(
+        replace(large[0].codec, rule=rule, layout=Layout((DELTA,), ((200,),))), plan, task, delta_D[:200]
+    )
     places, few = (2, 5) if quick else (40, None)
     kinds: dict[str, Callable[[], Bad]] = {
         f"small frame ({len(small.frame)} bytes), any byte changed": lambda: _flips([small], few, sealed=False),
@@ -207,7 +210,7 @@ def _most(receiver: Receiver) -> Bad:
 
 
 def _bombs(receiver: Receiver) -> Bad:
-    words, size = receiver.header[0], receiver.codec.num_parameters
+    words, size = receiver.header[0], receiver.codec.layout.size
 
     def forged(declared: int, *runs: int, window_log: int | None = None) -> bytes:
         """A frame of zstandard's that declares so many bytes, and holds runs of zeros of these lengths."""

@@ -50,7 +50,7 @@ from fedrounds.fl_components.server.encoding import Codec
 from fedrounds.fl_components.server.workload import workload
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.task import Classification
-from fedrounds.fl_components.values import ClientTask, RoundPlan
+from fedrounds.fl_components.values import ClientTask, RoundPlan, SimulatedClient
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
@@ -251,7 +251,8 @@ def _trained(count: int) -> Updates:
         ClientTask(ids[row], row, num_examples(row), derive_key(config.seed, 1, "training", ids[row])) for row in rows
     )
     work = [config.training.num_samples_processed(task.num_examples) * federation.num_parameters for task in tasks]
-    shards = [tasks[shard] for shard in config.execution.shards(work)]
+    clients = [SimulatedClient.of(task) for task in tasks]
+    shards = [clients[shard] for shard in config.execution.shards(work)]
     executor = config.execution.executor(workload(federation), print)
     trained = executor.train(config.training, federation.initial_params_D, shards, None)
     deltas_ND = np.concatenate([deltas_ND[: len(report.client_ids)].copy() for report, deltas_ND in trained])

@@ -34,6 +34,7 @@ from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.executors import DaskExecution, Executor, LocalExecution
 from fedrounds.fl_components.server.assembly import assemble
 from fedrounds.fl_components.server.federation import Federation
+from fedrounds.fl_components.server.workload import workload
 from fedrounds.fl_components.training import StreamingSum
 from fedrounds.fl_components.values import SimulatedClient
 
@@ -106,10 +107,12 @@ def cpu_s() -> float:
 
 def measure(shard_size: int, rounds: int) -> None:
     whole = federation(shard_size)
-    workload, rule = whole.workload(), whole.config.training
+    work, rule = workload(whole), whole.config.training
     assert whole.streamed is not None
     streaming = StreamingSum(whole.streamed, RoundAdmission(Admission()))
-    tasks = [SimulatedClient(whole.data.client_ids[row], row, NUM_EXAMPLES, seed=row) for row in range(NUM_CLIENTS)]
+    tasks = [
+        SimulatedClient(whole.population.client_ids[row], row, NUM_EXAMPLES, seed=row) for row in range(NUM_CLIENTS)
+    ]
     shards = [tasks[shard] for shard in whole.config.execution.shards([1.0] * NUM_CLIENTS)]
     with ExitStack() as stack:
         lines: dict[str, Executor] = {}
@@ -120,7 +123,7 @@ def measure(shard_size: int, rounds: int) -> None:
                 f"local, {count} process(es)": LocalExecution(processes=count, shard_size=shard_size),
             }
             for name, execution in executions.items():
-                lines[name] = stack.enter_context(closing(execution.executor(workload, print)))
+                lines[name] = stack.enter_context(closing(execution.executor(work, print)))
         seconds: dict[str, list[float]] = {name: [] for name in lines}
         cpu: dict[str, list[float]] = {name: [] for name in lines}
         busy: dict[str, list[float]] = {name: [] for name in lines}
@@ -130,7 +133,7 @@ def measure(shard_size: int, rounds: int) -> None:
                 spans: list[float] = []
                 lines[name].on_shard = lambda _, began, ended, process, spans=spans: spans.append(ended - began)
                 began, cpu_began = time.perf_counter(), cpu_s()
-                total_D = np.zeros(workload.num_parameters)
+                total_D = np.zeros(work.num_parameters)
                 for _, sum_D in lines[name].train(rule, whole.initial_params_D, shards, streaming):
                     total_D += sum_D
                 ended = time.perf_counter()

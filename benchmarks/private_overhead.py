@@ -28,7 +28,7 @@ from fedrounds.fl_components.config import parse_config  # noqa: E402
 from fedrounds.fl_components.data.folders import find_folder  # noqa: E402
 from fedrounds.fl_components.privacy.noise import gaussian  # noqa: E402
 from fedrounds.fl_components.server import stages  # noqa: E402
-from fedrounds.fl_components.server.run import open_run  # noqa: E402
+from fedrounds.fl_components.server.opening import open_run  # noqa: E402
 from fedrounds.fl_components.store import Store  # noqa: E402
 from fedrounds.flows.round import walk  # noqa: E402
 

@@ -36,12 +36,13 @@ def plan(
     if unit == "example" and picture is not None:
         raise ConfigError("--picture draws no plan for examples", hint="leave it out; --json has the numbers")
     resolved, folder = load_config(config, overrides), str(source_folder(config))
-    found = _plan_examples(resolved, folder, epsilon) if unit == "example" else _plan_clients(resolved, folder, epsilon)
+    plan_of_unit = _plan_examples if unit == "example" else _plan_clients
+    planned = {"name": resolved.name, "epsilon": epsilon, **plan_of_unit(resolved, folder, epsilon)}
     if picture is not None:
         from fedrounds.deployments.cli.picture import draw_plan
 
-        draw_plan(found, Path(picture))
-    return {"name": resolved.name, "epsilon": epsilon, **found}
+        draw_plan(planned, Path(picture))
+    return planned
 
 
 def _plan_clients(config: FederationConfig, folder: str, epsilon: float) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class ModelSpec(Rule):
         module = build_seeded(self.rule, self.input_shape, self.output_shape, self.seed)
         if constants_digest(module) != self.constants_digest:
             raise ModelError(
-                "the model's frozen parameters or buffers are others in each process that builds it",
+                "the model's frozen parameters or buffers differ between the processes that build it",
                 hint="draw them from torch's generator, which is seeded, or set execution.processes to 1",
             )
         return module

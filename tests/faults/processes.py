@@ -31,6 +31,7 @@ import sklearn.model_selection  # noqa: F401
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite  # noqa: F401
 import torch.fx.experimental.symbolic_shapes  # noqa: F401  # at the first gradient, with all of sympy
+from sqlalchemy import select
 
 from fedrounds.fl_components.config import load_config
 from fedrounds.fl_components.errors import FedroundsError
@@ -41,6 +42,7 @@ from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.server import stages
 from fedrounds.fl_components.server.opening import open_run
 from fedrounds.fl_components.store import Store, blobs, durable_files
+from fedrounds.fl_components.store.schema import client_states
 from fedrounds.fl_components.store.secrets import entropy
 from fedrounds.flows.round import walk
 
@@ -135,9 +137,14 @@ def outcome(place: Place) -> dict[str, Any]:
         store.verify_journal()
         run, rounds, journal = store.run(RUN_ID), store.rounds(RUN_ID), list(store.journal(RUN_ID))
         used = {run.initial_state_key, *(each.state_key for each in rounds if each.state_key)}
+        kept = store._rows(select(client_states.c.client, client_states.c.blob_key, client_states.c.round))
+        used |= {row.blob_key for row in kept}
         return {
             "state": [run.state, run.error, run.committed_round, run.params_digest],
             "checkpoint": hashlib.sha256(store.state_blob(RUN_ID)).hexdigest(),
+            "client states": sorted(
+                [row.client, row.round, hashlib.sha256(store.read_blob(row.blob_key)).hexdigest()] for row in kept
+            ),
             "rounds": [
                 [each.round, each.collection, each.params_digest, without_times(each.result["metrics"])]
                 for each in rounds

@@ -360,7 +360,7 @@ with Store.open() as store, store.acquire("r1") as lease:
     tracker = make_tracker(store, lease)
     for n in range(1, 5):
         commit(lease, n)
-        tracker.poke()
+        tracker.wake()
         wait_until(lambda: store.run("r1").tracked_round == n)
 """
     make_run(store)

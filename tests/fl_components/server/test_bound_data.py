@@ -125,7 +125,7 @@ def test_above_ten_thousand_clients_all_rows_together_are_recognised(
 ) -> None:
     """Clients have no fingerprints of their own then."""
     data = {"kind": "function", "path": f"{__name__}:many_clients", "num_classes": 2}
-    store.set_budget("x", TERMS, reason="x", by="ada")
+    store.ledger.set_budget(Account("x"), TERMS, reason="x", by="ada")
     begin("first", data=data, population="x").close()
     with pytest.raises(ConfigError, match="population 'x' has a privacy budget"):
         begin("free", data=data | {"arguments": arguments}, population="free", seed=1, **NO_CLAIM)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedrounds.fl_components.errors import StoreError
+from fedrounds.fl_components.run_state import RunState
 from fedrounds.fl_components.store import RoundRecord, RunRecord, Store
 
 # In a fresh process without threads, forks one child for each write of the last round of a small training; the child
@@ -113,7 +114,7 @@ def test_a_kill_before_or_after_any_write_changes_nothing(tmp_path: Path) -> Non
     moments = int(last.removeprefix("moments "))
     assert moments >= 3 + 2 + 2  # at the least: what every round writes
     charges = [(1, 1, "spent"), (2, 1, "spent"), (3, 1, "spent")]
-    assert answers == [str(["Completed", 3, b"0+++", charges, True])] * (moments + 1)
+    assert answers == [str([RunState.COMPLETED, 3, b"0+++", charges, True])] * (moments + 1)
 
 
 @pytest.fixture

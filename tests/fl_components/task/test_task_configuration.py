@@ -175,7 +175,7 @@ def test_targets_of_a_function(tmp_path: Path) -> None:
     (tmp_path / "length_of_stay.py").write_text(FUNCTION.replace("BAD", "False"))
     (tmp_path / "too_long_a_stay.py").write_text(FUNCTION.replace("BAD", "True"))
     fields = REGRESSION | {"data": {"kind": "function", "path": "length_of_stay:load"}}
-    data = assemble(parse_config(fields), str(tmp_path)).data
+    data = assemble(parse_config(fields), str(tmp_path)).simulated.data
     assert data.y_train.tolist() == [0.5, 1.25, -3, 2] and data.y_test.tolist() == [7]
     with pytest.raises(DataError, match=r"client 'a', training row 3 \(from 0\), has the target inf"):
         assemble(parse_config(fields | {"data": {"kind": "function", "path": "too_long_a_stay:load"}}), str(tmp_path))
