@@ -75,12 +75,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 BROADCASTS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "4-bit differences": {"values": {"kind": "uniform", "bits": 4}, "against": "previous"},
-    "dead_zone 1 differences": {"values": {"kind": "dead_zone", "step": 1.0}, "against": "previous"},
-    "dead_zone 3 differences": {"values": {"kind": "dead_zone", "step": 3.0}, "against": "previous"},
-    "8 bits": {"values": {"kind": "uniform", "bits": 8}, "against": "nothing"},
-    "6 bits": {"values": {"kind": "uniform", "bits": 6}, "against": "nothing"},
-    "4 bits": {"values": {"kind": "uniform", "bits": 4}, "against": "nothing"},
+    "4-bit differences": {"values": {"kind": "uniform", "bits": 4}, "mode": "delta"},
+    "dead_zone 1 differences": {"values": {"kind": "dead_zone", "step": 1.0}, "mode": "delta"},
+    "dead_zone 3 differences": {"values": {"kind": "dead_zone", "step": 3.0}, "mode": "delta"},
+    "8 bits": {"values": {"kind": "uniform", "bits": 8}, "mode": "full"},
+    "6 bits": {"values": {"kind": "uniform", "bits": 6}, "mode": "full"},
+    "4 bits": {"values": {"kind": "uniform", "bits": 4}, "mode": "full"},
 }
 
 

@@ -116,6 +116,6 @@ def run_round(
         )
     if spec.compression.error_feedback:
         new_state[RESIDUAL] = update_1M[0]
-    if spec.broadcast.against == "previous":
+    if spec.broadcast.mode == "delta":
         new_state[HELD] = base_M
     return Answer(update_frame, new_state, loss)

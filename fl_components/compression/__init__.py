@@ -9,7 +9,7 @@ from fedrounds.fl_components.compression.dead_zone import DeadZone
 from fedrounds.fl_components.compression.dithered import Dithered
 from fedrounds.fl_components.compression.eden import Eden
 from fedrounds.fl_components.compression.families import Compression
-from fedrounds.fl_components.compression.levels import Qsgd, Ternary, Uniform
+from fedrounds.fl_components.compression.levels import Qsgd, Ternary, UniformQuantiser
 from fedrounds.fl_components.compression.low_rank import LowRank
 from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sign import Sign
@@ -33,5 +33,5 @@ __all__ = [
     "Ternary",
     "Threshold",
     "TopK",
-    "Uniform",
+    "UniformQuantiser",
 ]

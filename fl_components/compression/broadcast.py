@@ -13,21 +13,21 @@ from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sparse import Sparsifier
 from fedrounds.fl_components.rules import Rule
 
-PREVIOUS: Final = "broadcast.against is previous"
+DELTA_MODE: Final = "broadcast.mode is delta"
 
 
 class Broadcast(Rule):
     """What the clients decode is the base of their updates, the same for all of them; the server keeps its own
     parameters exact.
 
-    Against `previous` what travels is the difference from what the clients hold already, so what one round's
-    compression lost is in the next one's difference (error feedback at the server; Philippenko and Dieuleveut 2021,
-    https://arxiv.org/abs/2006.14591). The first time the parameters travel whole. Every client must have got every
-    broadcast: this is for silos that are always there. Against `nothing` a client needs no past.
+    In mode `delta` the difference from what the clients hold travels, so the next difference contains what one round's
+    compression lost (error feedback at the server; Philippenko and Dieuleveut 2021,
+    https://arxiv.org/abs/2006.14591). The first broadcast is whole. Every client must have received every broadcast:
+    this is for silos that are always there. In mode `full` a client needs no past.
 
     >>> import numpy as np
-    >>> from fedrounds.fl_components.compression import Uniform
-    >>> rule, known = Broadcast(values=Uniform(bits=8), against="previous"), CodecContext([0], 0, [(2,)])
+    >>> from fedrounds.fl_components.compression import UniformQuantiser
+    >>> rule, known = Broadcast(values=UniformQuantiser(bits=8), mode="delta"), CodecContext([0], 0, [(2,)])
     >>> held_D = np.array([0.5, 1.0], np.float32)
     >>> payload = rule.compress(np.array([0.75, 1.0], np.float32), held_D, known)
     >>> rule.decompress(payload, held_D, known)
@@ -35,7 +35,7 @@ class Broadcast(Rule):
     """
 
     values: Compression = Field(default=NoCompression(), description="how the numbers are written")
-    against: Literal["nothing", "previous"] = "nothing"
+    mode: Literal["full", "delta"] = "full"
 
     @field_validator("values")
     @classmethod
@@ -44,13 +44,13 @@ class Broadcast(Rule):
 
     @model_validator(mode="after")
     def _something_arrives(self) -> Broadcast:
-        if self.against == "previous":
-            check_contraction(self.values, "broadcast.values", PREVIOUS)
+        if self.mode == "delta":
+            check_contraction(self.values, "broadcast.values", DELTA_MODE)
         elif isinstance(self.values, Sparsifier):
             raise ValueError(
-                f"broadcast.against is nothing but broadcast.values.kind {self.values.kind} writes some of the "
-                "numbers: clients would begin with zeros in the place of all other parameters; set broadcast.against "
-                "to previous, or use a rule that writes every number (uniform, eden, dithered)"
+                f"broadcast.mode is full but broadcast.values.kind {self.values.kind} writes some of the "
+                "numbers: clients would begin with zeros in the place of all other parameters; set broadcast.mode "
+                "to delta, or use a rule that writes every number (uniform, eden, dithered)"
             )
         return self
 
@@ -58,12 +58,12 @@ class Broadcast(Rule):
         """Raises ValueError when this many parameters cannot be encoded, or when clients' would diverge from the
         server's."""
         self.values.check_size(num_parameters, "broadcast.values")
-        if self.against == "previous":
-            check_contraction(self.values, "broadcast.values", PREVIOUS, num_parameters)
+        if self.mode == "delta":
+            check_contraction(self.values, "broadcast.values", DELTA_MODE, num_parameters)
 
     def base(self, held_D: Float32 | None) -> Float32 | None:
         """What the next difference is from, where clients hold `held_D`; None where the parameters travel whole."""
-        return held_D if self.against == "previous" and not self.values.transparent else None
+        return held_D if self.mode == "delta" and not self.values.transparent else None
 
     def compress(self, params_D: Float32, held_D: Float32 | None, known: CodecContext) -> Payload:
         """`params_D`, float32 [D], for clients that hold `held_D`."""
@@ -79,4 +79,4 @@ class Broadcast(Rule):
         return decoded_D if self._whole(held_D) or held_D is None else held_D + decoded_D
 
     def _whole(self, held_D: Float32 | None) -> bool:
-        return self.values.transparent or (self.against == "previous" and held_D is None)
+        return self.values.transparent or (self.mode == "delta" and held_D is None)

@@ -9,7 +9,7 @@ from fedrounds.fl_components.compression.byte_budget import ByteBudget
 from fedrounds.fl_components.compression.dead_zone import DeadZone
 from fedrounds.fl_components.compression.dithered import Dithered
 from fedrounds.fl_components.compression.eden import Eden
-from fedrounds.fl_components.compression.levels import Qsgd, Ternary, Uniform
+from fedrounds.fl_components.compression.levels import Qsgd, Ternary, UniformQuantiser
 from fedrounds.fl_components.compression.low_rank import LowRank
 from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sign import Sign
@@ -21,6 +21,6 @@ if TYPE_CHECKING:
 else:
     Compression = union(
         "compression",
-        *(NoCompression, TopK, RandomK, Threshold, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, DeadZone),
+        *(NoCompression, TopK, RandomK, Threshold, Qsgd, UniformQuantiser, Sign, Ternary, Eden, Dithered, DeadZone),
         *(LowRank, ByteBudget),
     )

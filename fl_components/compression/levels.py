@@ -160,7 +160,7 @@ class Ternary(Levels):
         return -scales["largest"], scales["largest"]
 
 
-class Uniform(Levels):
+class UniformQuantiser(Levels):
     """2^bits levels from the smallest to the largest of the bucket: Suresh et al. 2017, "Distributed mean estimation
     with limited communication", section 2.2 (https://arxiv.org/abs/1611.00429). Unbiased; the mean squared error is at
     most d (max - min)^2 / (4 (2^bits - 1)^2) for each bucket of d numbers.

@@ -14,7 +14,7 @@ from fedrounds.fl_components.compression.base import CodecContext, CompressionRu
 from fedrounds.fl_components.compression.dead_zone import DeadZone
 from fedrounds.fl_components.compression.dithered import Dithered
 from fedrounds.fl_components.compression.eden import Eden
-from fedrounds.fl_components.compression.levels import Qsgd, Ternary, Uniform
+from fedrounds.fl_components.compression.levels import Qsgd, Ternary, UniformQuantiser
 from fedrounds.fl_components.compression.none import NoCompression
 from fedrounds.fl_components.compression.sign import Sign
 from fedrounds.fl_components.errors import UpdateRejected
@@ -24,7 +24,7 @@ from fedrounds.fl_components.rules import union
 if TYPE_CHECKING:
     Values = Quantiser
 else:
-    Values = union("quantisers", NoCompression, Qsgd, Uniform, Sign, Ternary, Eden, Dithered, DeadZone)
+    Values = union("quantisers", NoCompression, Qsgd, UniformQuantiser, Sign, Ternary, Eden, Dithered, DeadZone)
 
 SAMPLED: Final = 64  # one of so many
 

@@ -22,6 +22,9 @@ RENAMED: Final = {
     "selection.availability": "simulation.availability",
     "aggregation.max_update_norm": "admission.max_update_norm",
     "network": "simulation.network",
+    "simulation.network.spread": "simulation.network.log_std",
+    "broadcast.against": "broadcast.mode: full (was nothing) or delta (was previous)",
+    "training.privacy.when_exhausted": "training.privacy.on_exhausted: skip_client (was go_on) or stop_run (was end)",
 }
 """Fields that a configuration may still have, and what replaced them."""
 

@@ -19,7 +19,7 @@ from fedrounds.fl_components.compression import Broadcast, Compression, NoCompre
 from fedrounds.fl_components.data import Data, TargetReader
 from fedrounds.fl_components.executors import Execution, LocalExecution
 from fedrounds.fl_components.models import Model
-from fedrounds.fl_components.population import Selection, Simulation, Uniform
+from fedrounds.fl_components.population import Selection, Simulation, UniformSampling
 from fedrounds.fl_components.privacy import CentralPrivacy, Claim, ClaimContext, NoPrivacy, Privacy
 from fedrounds.fl_components.rules import Rule
 from fedrounds.fl_components.server_optimizers import FedAvg, ServerOptimizer
@@ -59,7 +59,7 @@ class FederationConfig(Rule):
     task: Task = Classification()
     model: Model
     training: Training
-    selection: Selection = Uniform()
+    selection: Selection = UniformSampling()
     simulation: Simulation = Simulation()
     compression: Compression = NoCompression()
     broadcast: Broadcast = Broadcast()
@@ -191,10 +191,10 @@ def check_compression(config: FederationConfig, num_clients: int) -> None:
             "clients: one that comes m times in n rounds makes up for what was left out n/m times as slowly; use an "
             "unbiased rule (random_k, qsgd, eden), or select every client in every round"
         )
-    if config.broadcast.against == "previous" and not (everyone and config.simulation.always_available):
+    if config.broadcast.mode == "delta" and not (everyone and config.simulation.always_available):
         raise ValueError(
-            "broadcast.against is previous but not every client is there in every round: one that misses a round does "
-            "not hold what the next difference is from; use broadcast.against nothing, or select every client"
+            "broadcast.mode is delta but not every client is there in every round: one that misses a round does "
+            "not hold what the next difference is from; use broadcast.mode full, or select every client"
         )
 
 

@@ -12,13 +12,13 @@ from fedrounds.fl_components.population.population import Population
 from fedrounds.fl_components.population.selection import Clients, SelectionRule, Strata
 from fedrounds.fl_components.population.simulation import Availability, Simulation, Stragglers
 from fedrounds.fl_components.population.stratified import Stratified
-from fedrounds.fl_components.population.uniform import Uniform
+from fedrounds.fl_components.population.uniform import UniformSampling
 from fedrounds.fl_components.rules import union
 
 if TYPE_CHECKING:
     Selection = SelectionRule
 else:
-    Selection = union("selection", Uniform, Poisson, Stratified, Fair)
+    Selection = union("selection", UniformSampling, Poisson, Stratified, Fair)
 
 __all__ = [
     "Always",
@@ -38,5 +38,5 @@ __all__ = [
     "Strata",
     "Stratified",
     "Trace",
-    "Uniform",
+    "UniformSampling",
 ]

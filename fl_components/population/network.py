@@ -21,7 +21,7 @@ class Network(Rule):
     """A client's link and processor stay the same for the whole run: log-normal draws from the seed around these
     medians. A round takes as long as its slowest client: its download, its local work, its upload.
 
-    >>> network = Network(download_mbps=8, upload_mbps=1, latency_s=0.5, spread=0, seconds_per_example=0.01)
+    >>> network = Network(download_mbps=8, upload_mbps=1, latency_s=0.5, log_std=0, seconds_per_example=0.01)
     >>> rows_N, examples_N, upload_N = np.array([0, 1]), np.array([10, 20]), np.array([1000, 125])
     >>> network.seconds(rows_N, seed=0, examples_N=examples_N, upload_bytes_N=upload_N, download_bytes=1_000_000)
     array([2.108, 2.201])
@@ -30,7 +30,9 @@ class Network(Rule):
     download_mbps: float = Field(default=10.0, gt=0, description="median, in 10^6 bits a second")
     upload_mbps: float = Field(default=10.0, gt=0, description="median, in 10^6 bits a second")
     latency_s: float = Field(default=0.05, ge=0, description="median, of one way")
-    spread: float = Field(default=0.5, ge=0, le=3, description="of the logarithms of bandwidths, latencies and speeds")
+    log_std: float = Field(
+        default=0.5, ge=0, le=3, description="standard deviation of the logarithms of bandwidths, latencies and speeds"
+    )
     seconds_per_example: float = Field(default=0.0, ge=0, description="median time to train on one example once")
 
     def seconds(
@@ -63,5 +65,5 @@ class Network(Rule):
 
     def _factors(self, rows_N: Rows, seed: int, what: str) -> Float64:
         draws_N = uniform(rows_N, derive_key(seed, 0, f"network {what}"))
-        factors_N: Float64 = np.exp(self.spread * ndtri(np.clip(draws_N, 1e-12, 1 - 1e-12)))
+        factors_N: Float64 = np.exp(self.log_std * ndtri(np.clip(draws_N, 1e-12, 1 - 1e-12)))
         return factors_N

@@ -12,13 +12,13 @@ from fedrounds.fl_components.population.selection import Clients, SelectionRule
 from fedrounds.fl_components.values import Sampling
 
 
-class Uniform(SelectionRule):
+class UniformSampling(SelectionRule):
     """A fixed number of distinct available clients, each set of that size equally likely; all when `cohort_size` is
     null.
 
-    >>> Uniform(cohort_size=3).cohort_size_of(1_000_000)
+    >>> UniformSampling(cohort_size=3).cohort_size_of(1_000_000)
     3
-    >>> Uniform().cohort_size_of(4)
+    >>> UniformSampling().cohort_size_of(4)
     4
     """
 

@@ -64,7 +64,7 @@ class ExampleLevel(Claim):
         and time, and is accounted for. By default large batches are worked through piece by piece.
       min_examples: a client with fewer has too few to hide one among.
       delta: the delta at which epsilon is stated. Make it smaller than one over the number of a client's examples.
-      when_exhausted: what a run does without a client whose budget is spent: "go_on", or "end".
+      on_exhausted: what a run does about a client whose budget is spent: "skip_client" or "stop_run".
     """
 
     kind: Literal["example_level"] = "example_level"
@@ -76,7 +76,7 @@ class ExampleLevel(Claim):
     sampling_rate: float = Field(gt=0, le=1)
     max_batch_size: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=1, ge=1)
-    when_exhausted: Literal["go_on", "end"] = "go_on"
+    on_exhausted: Literal["skip_client", "stop_run"] = "skip_client"
 
     @model_validator(mode="before")
     @classmethod
@@ -108,7 +108,7 @@ class ExampleLevel(Claim):
 
     @property
     def skips_exhausted(self) -> bool:
-        return self.when_exhausted == "go_on"
+        return self.on_exhausted == "skip_client"
 
     def neighbouring(self, sampling: Sampling) -> Neighbouring:
         return NEIGHBOURING

@@ -38,4 +38,4 @@ def encode_broadcast(
     against = params_digest(held_M) if held_M is not None else None
     frame = encode_params(Download(digest, against, tuple(channels), payload))
     base_M = decode_broadcast(rule, channels, frame, held_M, context)
-    return EncodedBroadcast(frame, base_M, digest, {"base": base_M} if rule.against == "previous" else {})
+    return EncodedBroadcast(frame, base_M, digest, {"base": base_M} if rule.mode == "delta" else {})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fedrounds.fl_components.config import (
+    RENAMED,
     FederationConfig,
     config_digest,
     is_moved,
@@ -226,6 +227,34 @@ class TestLaws:
         assert parse_config(SMALL | {"selection": selection}).selection.min_updates == 4
         with pytest.raises(ConfigError, match=r"min_updates is 5 but a round selects at most 4 clients"):
             parse_config(SMALL | {"selection": selection | {"min_updates": 5}})
+
+
+OLD_FIELDS: dict[str, dict[str, Any]] = {
+    "training.proximal": {"training": {"proximal": 0.1}},
+    "training.straggler_fraction": {"training": {"straggler_fraction": 0.1}},
+    "training.drop_stragglers": {"training": {"drop_stragglers": True}},
+    "training.privacy.when_exhausted": {"training": {"privacy": {"kind": "example_level", "when_exhausted": "end"}}},
+    "selection.availability": {"selection": {"availability": {"kind": "always"}}},
+    "aggregation.max_update_norm": {"aggregation": {"max_update_norm": 5}},
+    "broadcast.against": {"broadcast": {"against": "previous"}},
+    "network": {"network": {"latency_s": 1}},
+    "simulation.network.spread": {"simulation": {"network": {"spread": 1}}},
+}
+
+
+@pytest.mark.parametrize("field", RENAMED)
+def test_an_old_field_is_refused_with_the_new_one(field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(with_defaults(OLD_FIELDS[field]))
+    assert f"{field} is now {RENAMED[field]}" in refused.value.message
+
+
+def with_defaults(changes: dict[str, Any]) -> dict[str, Any]:
+    """SMALL with changes to some sections, each of which keeps its other fields."""
+    return {
+        **SMALL,
+        **{name: {**SMALL.get(name, {}), **value} for name, value in changes.items()},
+    }
 
 
 class TestSentences:

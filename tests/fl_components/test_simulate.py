@@ -45,7 +45,7 @@ WALKS: dict[str, dict[str, Any]] = {
     "error feedback": DIGITS
     | {
         "compression": {"kind": "top_k", "fraction": 0.1, "values": {"kind": "sign"}, "error_feedback": True},
-        "broadcast": {"values": {"kind": "uniform", "bits": 8}, "against": "previous"},
+        "broadcast": {"values": {"kind": "uniform", "bits": 8}, "mode": "delta"},
     },
     "shared mask": DIGITS
     | {

@@ -27,7 +27,7 @@ from fedrounds.fl_components.compression import (
     Ternary,
     Threshold,
     TopK,
-    Uniform,
+    UniformQuantiser,
 )
 from fedrounds.fl_components.compression.rotation import rotate, rotate_back
 from fedrounds.fl_components.errors import UpdateRejected
@@ -58,13 +58,13 @@ CASES: list[CompressionRule] = [
     RandomK(fraction=0.3, values=Eden()),
     RandomK(fraction=0.3, error_feedback=True),
     Threshold(threshold=1.0),
-    Threshold(threshold=1.0, values=Uniform(bits=4)),
+    Threshold(threshold=1.0, values=UniformQuantiser(bits=4)),
     Qsgd(),
     Qsgd(bits=2, bucket=64),
     Qsgd(bits=8),
-    Uniform(bits=1),
-    Uniform(bits=8),
-    Uniform(bits=12),
+    UniformQuantiser(bits=1),
+    UniformQuantiser(bits=8),
+    UniformQuantiser(bits=12),
     Sign(),
     Ternary(),
     *(Eden(bits=bits) for bits in (1, 2, 3, 4)),
@@ -189,8 +189,8 @@ SHORT_UNBIASED: list[CompressionRule] = [
     Qsgd(bits=2),
     Qsgd(bits=4),
     Ternary(),
-    Uniform(bits=1),
-    Uniform(bits=8),
+    UniformQuantiser(bits=1),
+    UniformQuantiser(bits=8),
     Dithered(),
     *(Eden(bits=bits) for bits in (1, 2, 3, 4)),
     RandomK(fraction=0.1, values=Eden(bits=2)),
@@ -347,7 +347,7 @@ class TestLengths:
 
 
 class TestFields:
-    @pytest.mark.parametrize("rule", [Qsgd, Ternary, Uniform, Eden, Dithered, NoCompression, RandomK])
+    @pytest.mark.parametrize("rule", [Qsgd, Ternary, UniformQuantiser, Eden, Dithered, NoCompression, RandomK])
     def test_error_feedback_of_what_is_right_on_average(self, rule: type[CompressionRule]) -> None:
         if rule is RandomK:  # it stays unscaled, and so biased
             assert not RandomK(error_feedback=True).unbiased

@@ -28,7 +28,7 @@ from fedrounds.fl_components.compression import (
     Ternary,
     Threshold,
     TopK,
-    Uniform,
+    UniformQuantiser,
 )
 from fedrounds.fl_components.compression.base import check_contraction
 from tests.fl_components.compression.samples import known, squares
@@ -46,7 +46,7 @@ SHAPES: dict[int, Any] = {
 QUANTISERS: list[Quantiser] = [
     NoCompression(),
     *(Qsgd(bits=bits) for bits in (2, 4, 6, 8)),
-    *(Uniform(bits=bits) for bits in (1, 2, 4, 8)),
+    *(UniformQuantiser(bits=bits) for bits in (1, 2, 4, 8)),
     Sign(),
     Ternary(),
     Ternary(bucket=8),
@@ -76,8 +76,8 @@ RULES: list[CompressionRule] = [
     RandomK(fraction=0.1, values=DeadZone(), error_feedback=True),
 ]
 FEW: list[CompressionRule] = [
-    Uniform(bits=2),
-    Uniform(bits=4),
+    UniformQuantiser(bits=2),
+    UniformQuantiser(bits=4),
     Qsgd(bits=8),
     Sign(),
     Eden(),
@@ -184,7 +184,7 @@ class TestContractions:
                 if again.error_feedback:
                     accepted(again.is_contraction(size), again.check_size, size, "compression.error_feedback is true")
                 elif not isinstance(again, ByteBudget):
-                    accepted(again.is_contraction(size), previous(again), size, "broadcast.against is previous")
+                    accepted(again.is_contraction(size), previous(again), size, "broadcast.mode is delta")
 
     def test_a_rule_that_diverges_does(self) -> None:
         """The loop above would show it: QSGD at 2 bits on the largest tenth of 5,000 normal numbers."""
@@ -202,7 +202,7 @@ class TestContractions:
     )
     def test_what_is_a_contraction_at_no_size_is_refused_before_the_size_is_known(self, rule: CompressionRule) -> None:
         with pytest.raises(ValidationError, match=r"broadcast\.against is previous but broadcast\.values\.kind"):
-            Broadcast(values=rule, against="previous")
+            Broadcast(values=rule, mode="delta")
 
     def test_the_sentence(self) -> None:
         rule = TopK(fraction=0.1, values=Qsgd(bits=2), error_feedback=True)
@@ -218,7 +218,7 @@ class TestContractions:
 
 def previous(rule: CompressionRule) -> Any:
     def check(size: int) -> None:
-        Broadcast(values=rule, against="previous").check_size(size)
+        Broadcast(values=rule, mode="delta").check_size(size)
 
     return check
 
@@ -255,7 +255,7 @@ def test_a_rule_that_declares_nothing_is_none() -> None:
     with pytest.raises(ValidationError, match="undeclared is not a contraction: it declares no bound of its error"):
         Undeclared(error_feedback=True)
     with pytest.raises(ValueError, match="not a contraction"):
-        check_contraction(Undeclared(), "broadcast.values", "broadcast.against is previous")
+        check_contraction(Undeclared(), "broadcast.values", "broadcast.mode is delta")
 
 
 @pytest.mark.parametrize("rule", [TopK(), Threshold(threshold=1), RandomK(fraction=0.9)], ids=repr)
@@ -264,7 +264,7 @@ def test_a_broadcast_of_some_of_the_parameters_against_nothing(rule: Compression
         ValidationError, match=r"broadcast\.against is nothing but broadcast\.values\.kind .* zeros in the place"
     ):
         Broadcast(values=rule)
-    assert Broadcast(values=rule, against="previous").values == rule
+    assert Broadcast(values=rule, mode="delta").values == rule
 
 
 def test_a_broadcast_with_too_few_bytes() -> None:

@@ -23,7 +23,7 @@ from fedrounds.fl_components.compression import (
     Ternary,
     Threshold,
     TopK,
-    Uniform,
+    UniformQuantiser,
 )
 from fedrounds.fl_components.errors import UpdateRejected
 from tests.fl_components.compression.samples import (
@@ -117,7 +117,7 @@ class TestPublishedErrors:
         """Suresh et al. 2017, theorem 2: d (max - min)^2 / (4 (k - 1)^2), here for one bucket."""
         delta_D = update(vector)
         bound = SIZE * float(np.ptp(delta_D)) ** 2 / (4 * (2**bits - 1) ** 2) / squares(delta_D)
-        assert mean_error(Uniform(bits=bits, bucket=SIZE), delta_D) <= 1.05 * bound
+        assert mean_error(UniformQuantiser(bits=bits, bucket=SIZE), delta_D) <= 1.05 * bound
 
     @given(delta_D=vectors)
     def test_sign(self, delta_D: Any) -> None:

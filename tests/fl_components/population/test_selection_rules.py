@@ -22,18 +22,18 @@ from fedrounds.fl_components.population import (
     SelectionRule,
     Strata,
     Stratified,
-    Uniform,
+    UniformSampling,
 )
 from fedrounds.fl_components.randomness import generator
 
 HALF, BY_DAY = Bernoulli(probability=0.5), Diurnal(low=0.1, high=0.9)
 CASES = [
-    (Uniform(), Always()),
-    (Uniform(cohort_size=1), Always()),
-    (Uniform(cohort_size=7), Always()),
-    (Uniform(cohort_size=20), Always()),
-    (Uniform(cohort_size=7), HALF),
-    (Uniform(), BY_DAY),
+    (UniformSampling(), Always()),
+    (UniformSampling(cohort_size=1), Always()),
+    (UniformSampling(cohort_size=7), Always()),
+    (UniformSampling(cohort_size=20), Always()),
+    (UniformSampling(cohort_size=7), HALF),
+    (UniformSampling(), BY_DAY),
     (Poisson(sampling_rate=0.1), Always()),
     (Poisson(sampling_rate=1.0), Always()),
     (Poisson(sampling_rate=0.3), HALF),
@@ -224,16 +224,24 @@ class TestFair:
 
     def test_it_asks_the_store_for_history(self) -> None:
         assert Fair(cohort_size=1).uses_history
-        assert not Uniform().uses_history
+        assert not UniformSampling().uses_history
 
 
 class TestUniform:
     def test_all_when_no_size_is_given(self) -> None:
-        assert Uniform().select(clients(5), generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
-        assert Uniform(cohort_size=5).select(clients(5), generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
+        assert UniformSampling().select(clients(5), generator(0, 1, "selection")).tolist() == [0, 1, 2, 3, 4]
+        assert UniformSampling(cohort_size=5).select(clients(5), generator(0, 1, "selection")).tolist() == [
+            0,
+            1,
+            2,
+            3,
+            4,
+        ]
 
     def test_rounds_differ(self) -> None:
-        rounds = {tuple(Uniform(cohort_size=5).select(clients(100), generator(0, r, "selection"))) for r in range(50)}
+        rounds = {
+            tuple(UniformSampling(cohort_size=5).select(clients(100), generator(0, r, "selection"))) for r in range(50)
+        }
         assert len(rounds) == 50
 
     @pytest.mark.parametrize(("num_clients", "size"), [(10, 3), (20_000, 100), (12_000, 500)])
@@ -242,7 +250,7 @@ class TestUniform:
         draws = 2000 if size < 100 else 200
         counts = np.zeros(10)
         for round in range(draws):
-            rows = Uniform(cohort_size=size).select(clients(num_clients), generator(0, round, "selection"))
+            rows = UniformSampling(cohort_size=size).select(clients(num_clients), generator(0, round, "selection"))
             counts += np.bincount(rows * 10 // num_clients, minlength=10)
         expected = draws * size / 10
         statistic = ((counts - expected) ** 2 / expected).sum()
@@ -253,11 +261,11 @@ class TestUniform:
     def test_every_pair_is_as_likely_as_any_other(self) -> None:
         counts = dict.fromkeys([(i, j) for i in range(5) for j in range(i + 1, 5)], 0)
         for round in range(5000):
-            first, second = Uniform(cohort_size=2).select(clients(5), generator(1, round, "selection")).tolist()
+            first, second = UniformSampling(cohort_size=2).select(clients(5), generator(1, round, "selection")).tolist()
             counts[first, second] += 1
         assert sum((count - 500) ** 2 / 500 for count in counts.values()) < 27.88  # 9 degrees of freedom, level 0.001
 
     @pytest.mark.parametrize("size", [0, -1, 2.5])
     def test_sizes_that_are_refused(self, size: float) -> None:
         with pytest.raises(ValidationError, match="cohort_size"):
-            Uniform.model_validate({"cohort_size": size})
+            UniformSampling.model_validate({"cohort_size": size})

@@ -16,7 +16,7 @@ from fedrounds.fl_components.admission import Clip
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, ModelError
 from fedrounds.fl_components.parameters import check_trainable
-from fedrounds.fl_components.population import Clients, Poisson, Uniform
+from fedrounds.fl_components.population import Clients, Poisson, UniformSampling
 from fedrounds.fl_components.privacy import AdaptiveClipping, CentralPrivacy, FixedClipping, neighbouring_of
 from fedrounds.fl_components.privacy.accountants import pld_epsilon, rdp_epsilon
 from fedrounds.fl_components.privacy.calibration import least_noise
@@ -96,7 +96,7 @@ class TestAccountingAndBatchSelectionMismatch:
         assert np.std([len(each) for each in draws]) == pytest.approx((1000 * 0.1 * 0.9) ** 0.5, rel=0.2)
 
     def test_a_cohort_of_a_fixed_size_is_never_accounted_for_as_poisson(self) -> None:
-        selection = Uniform(cohort_size=100)
+        selection = UniformSampling(cohort_size=100)
         event = RULE.event(selection.sampling(1000))
         assert event.kind == "sampled_without_replacement"
         assert {len(selection.select(clients(1000), np.random.default_rng(seed))) for seed in range(20)} == {100}

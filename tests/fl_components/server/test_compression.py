@@ -33,7 +33,7 @@ from .conftest import StartRun
 
 FEEDBACK = {"kind": "top_k", "fraction": 0.05, "values": {"kind": "sign"}, "error_feedback": True}
 MLP = {"kind": "mlp", "hidden": [64]}  # whose initial parameters are not zeros
-DELTAS = {"values": {"kind": "uniform", "bits": 4}, "against": "previous"}
+DELTAS = {"values": {"kind": "uniform", "bits": 4}, "mode": "delta"}
 
 
 NONE_REJECTED = RoundAdmission(Admission(), Clip(1.0))
@@ -69,14 +69,14 @@ def residuals(run: Run, client_ids: Sequence[str]) -> Float32:
             "compression.error_feedback is true but compression.kind top_k with compression.values.kind qsgd is not a",
         ),
         (
-            {"broadcast": {"values": {"kind": "random_k", "fraction": 0.1}, "against": "previous"}},
-            "broadcast.against is previous but broadcast.values.kind random_k is not a contraction",
+            {"broadcast": {"values": {"kind": "random_k", "fraction": 0.1}, "mode": "delta"}},
+            "broadcast.mode is delta but broadcast.values.kind random_k is not a contraction",
         ),
         (
-            {"broadcast": {"values": {"kind": "qsgd"}, "against": "previous"}, "model": MLP},
-            "broadcast.against is previous but broadcast.values.kind qsgd is not a contraction: .* of 4810 numbers",
+            {"broadcast": {"values": {"kind": "qsgd"}, "mode": "delta"}, "model": MLP},
+            "broadcast.mode is delta but broadcast.values.kind qsgd is not a contraction: .* of 4810 numbers",
         ),
-        ({"broadcast": {"values": {"kind": "top_k"}}}, "broadcast.against is nothing but broadcast.values.kind top_k"),
+        ({"broadcast": {"values": {"kind": "top_k"}}}, "broadcast.mode is full but broadcast.values.kind top_k"),
         (
             {"broadcast": {"values": {"kind": "byte_budget", "update_bytes": 64}}},
             "broadcast.values.update_bytes is 64, and an update of 650 parameters takes",
@@ -319,7 +319,7 @@ def test_differences_travel_from_the_second_round_on(start_run: StartRun) -> Non
 
 
 def test_what_a_round_reports(start_run: StartRun) -> None:
-    network = {"upload_mbps": 1, "spread": 0, "latency_s": 0.5}
+    network = {"upload_mbps": 1, "log_std": 0, "latency_s": 0.5}
     run = start_run(compression={"kind": "eden", "bits": 2}, simulation={"network": network})
     metrics = walk(stages, run, 1).metrics
     assert 0.05 < metrics["communication/error"] < 0.2
@@ -333,7 +333,7 @@ def test_what_a_round_reports(start_run: StartRun) -> None:
 
 
 def test_a_round_takes_as_long_as_its_slowest_client(start_run: StartRun) -> None:
-    run = start_run(simulation={"network": {"spread": 1.0, "seconds_per_example": 0.01}})
+    run = start_run(simulation={"network": {"log_std": 1.0, "seconds_per_example": 0.01}})
     result, network = walk(stages, run, 1), run.config.simulation.network
     assert network is not None
     each_N = network.seconds(

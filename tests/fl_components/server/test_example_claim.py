@@ -153,7 +153,7 @@ class TestSpending:
     def test_or_it_ends_if_it_is_told_to(self, begin: Begin, store: Store) -> None:
         budget(store)
         budget(store, "wards/ward-2", epsilon=epsilon_of(1))
-        run = begin(**privately(when_exhausted="end"))
+        run = begin(**privately(on_exhausted="stop_run"))
         walk(stages, run, 1)
         for act in (lambda: check_budget(run), lambda: walk(stages, run, 2)):
             with pytest.raises(BudgetExhausted, match="client 'wards/ward-2'"):
