@@ -1,7 +1,7 @@
 """Accuracy under example-level differential privacy: the heart disease data of four hospitals, epsilon 1 and 0.1.
 
     python benchmarks/private_heart.py --choose           # hyperparameters, on folds of the training rows alone
-    python benchmarks/private_heart.py --seeds 40 --picture docs/images/private-heart.png
+    python benchmarks/private_heart.py --seeds 40 --plot docs/images/private-heart.png
 
 Each hospital answers for its own patients at delta 1e-3: DP-SGD with the least noise that keeps the epsilon (RDP) over
 all rounds. Inputs lie between public bounds. The batches and the noise of each seed come from a new secret; the
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[*CHOSEN])
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     if options.choose:
         choose(options.epsilons, options.seeds)
@@ -188,8 +188,8 @@ def main() -> None:
             f"{stdev(last):.4f}, from {min(last):.4f} to {max(last):.4f}, {len(last)} seeds",
             flush=True,
         )
-    if options.picture:
-        draw(curves, baselines, options.picture)
+    if options.plot:
+        draw(curves, baselines, options.plot)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Accuracy under client-level differential privacy: MNIST, 1,000 clients of 60 images, epsilon 2, 4 and 8.
 
     python benchmarks/private_mnist.py --seeds 5
-    python benchmarks/private_mnist.py --seeds 5 --model mlp --rounds 100 --picture docs/images/private-mnist.png
+    python benchmarks/private_mnist.py --seeds 5 --model mlp --rounds 100 --plot docs/images/private-mnist.png
 
 Poisson selection, one tenth of the clients a round; the noise multiplier is the smallest that keeps the epsilon (at
 delta 1e-4, RDP) for all rounds. A seed decides the partition and the initial parameters; cohorts and noise come from a
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--norm", type=float, default=0.5, help="the clipping norm")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     curves: dict[str, Sequence[tuple[int, float]]] = {}
     print(f"{options.model}, {options.rounds} rounds, clipping norm {options.norm:g}", flush=True)
@@ -123,8 +123,8 @@ def main() -> None:
         print(
             f"epsilon {epsilon:g}  noise {noise:.3f}  accuracy {mean(last):.4f} +- {spread:.4f}  ({values})", flush=True
         )
-    if options.picture:
-        draw(curves, f"MNIST, 1,000 clients, {options.model}, delta 1e-4, first seed", options.picture)
+    if options.plot:
+        draw(curves, f"MNIST, 1,000 clients, {options.model}, delta 1e-4, first seed", options.plot)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Test accuracy by rounds of the examples that repeat published experiments, against the published figures.
 
     python benchmarks/published_curves.py mnist_2nn_iid mnist_2nn_two_shard mnist_cnn_iid
-    python benchmarks/published_curves.py mnist_2nn_iid --picture docs/images/mnist-curves.png
+    python benchmarks/published_curves.py mnist_2nn_iid --plot docs/images/mnist-curves.png
 
 Each example is trained as `fedrounds train` does, under a run id of its own in FEDROUNDS_HOME, so that what was trained
 once is only read: go on after a crash, or draw the picture later, with the same command.
@@ -59,7 +59,7 @@ def draw(curves: dict[str, Curve], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("examples", nargs="+", choices=PUBLISHED)
-    parser.add_argument("--picture", type=Path, help="also draw the curves into this PNG file")
+    parser.add_argument("--plot", type=Path, help="also draw the curves into this PNG file")
     arguments = parser.parse_args()
     curves = {}
     for example in arguments.examples:
@@ -70,8 +70,8 @@ def main() -> None:
         outcome = f"in round {reached}" if reached else "not reached"
         beside = f" (published {published}; allowed {FACTOR:g} times that)" if published else ""
         print(f"{example}: {target:.0%} {outcome}{beside}; best {best:.4f}")
-    if arguments.picture:
-        draw(curves, arguments.picture)
+    if arguments.plot:
+        draw(curves, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ a hundred clients a round.
 
     python benchmarks/small_updates.py --results results.jsonl
     python benchmarks/small_updates.py --results results.jsonl --model cnn --rounds 12 --settings none "random_k .01"
-    python benchmarks/small_updates.py --results results.jsonl --only-report --picture docs/images/communication.png
+    python benchmarks/small_updates.py --results results.jsonl --only-report --plot docs/images/communication.png
 
 Each line is the whole walk of every round with its store, without Prefect and MLflow: bytes are the lengths of frames,
 accuracy the mean of the last five rounds on the test images, time that of a link of 10 Mbit/s each way with .05 s of
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only-report", action="store_true")
-    parser.add_argument("--picture", type=Path, help="also draw accuracy against bytes into this PNG file")
+    parser.add_argument("--plot", type=Path, help="also draw accuracy against bytes into this PNG file")
     options = parser.parse_args()
     known = {}
     if options.results.exists():
@@ -233,8 +233,8 @@ def main() -> None:
                     groups.setdefault(title, {}).setdefault(setting, []).append(known[what])
     for title, settings in groups.items():
         print(f"\n{table(title, settings)}")
-    if options.picture:
-        draw(groups, options.picture)
+    if options.plot:
+        draw(groups, options.plot)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whether a long run stays as it began: the time of a round, the memory and the open files of 500 rounds.
 
-    python benchmarks/soak.py --picture docs/images/soak.png
+    python benchmarks/soak.py --plot docs/images/soak.png
     python benchmarks/soak.py --rounds 100 --set execution.processes=2
 
 One `fedrounds train` of workload W1 (benchmarks/peers) in a new home, with everything that belongs to it: the run, its
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=500)
     parser.add_argument("--mnist", help="the folder of MNIST's files; by default where fedrounds finds them")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE")
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     committed, samples = soak(options.rounds, options.mnist, options.overrides)
     print("rounds     ms a round   memory MB   Prefect server MB   open files   processes")
@@ -151,8 +151,8 @@ def main() -> None:
             f"{start + 1:>3}-{stop:<6} {block_ms:>9.0f} {last.memory_mb:>11.0f} {last.server_mb:>19.0f} "
             f"{last.files:>12} {last.processes:>11}"
         )
-    if options.picture:
-        draw(committed, samples, options.picture)
+    if options.plot:
+        draw(committed, samples, options.plot)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def plan(
     *,
     epsilon: float,
     unit: Literal["client", "example"] = "client",
-    picture: str | Path | None = None,
+    plot: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return what keeps `epsilon` with this configuration: never less private than asked. Raises `ConfigError`.
 
@@ -33,15 +33,15 @@ def plan(
 
     if not 0 < epsilon < math.inf:
         raise ConfigError(f"epsilon is {epsilon:g}", hint="give a number above 0")
-    if unit == "example" and picture is not None:
-        raise ConfigError("--picture draws no plan for examples", hint="leave it out; --json has the numbers")
+    if unit == "example" and plot is not None:
+        raise ConfigError("--plot draws no plan for examples", hint="leave it out; --json has the numbers")
     resolved, folder = load_config(config, overrides), str(source_folder(config))
     plan_of_unit = _plan_examples if unit == "example" else _plan_clients
     planned = {"name": resolved.name, "epsilon": epsilon, **plan_of_unit(resolved, folder, epsilon)}
-    if picture is not None:
-        from fedrounds.deployments.cli.picture import draw_plan
+    if plot is not None:
+        from fedrounds.deployments.cli.plots import draw_plan
 
-        draw_plan(planned, Path(picture))
+        draw_plan(planned, Path(plot))
     return planned
 
 

@@ -320,7 +320,7 @@ def void(run: str, *, reason: str) -> dict[str, Any]:
         return {"run_id": run, "round": round, "population": store.run(run).population}
 
 
-def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = None) -> dict[str, Any]:
+def audit(run: str, *, num_canaries: int = 1000, plot: str | Path | None = None) -> dict[str, Any]:
     """Measure how much noise the mechanism of a run (or of an experiment's newest) really adds, as the Prefect flow
     `privacy-audit`.
 
@@ -339,9 +339,9 @@ def audit(run: str, *, num_canaries: int = 1000, picture: str | Path | None = No
         connection.wait()
         with client_settings(connection):
             state = privacy_audit(run, num_canaries, return_state=True)
-            found: Any = state.result(raise_on_failure=state.name != "Accused")
-    if picture is not None:
-        from fedrounds.deployments.cli.picture import draw_audit
+            found: Any = state.result(raise_on_failure=state.name != "ClaimViolated")
+    if plot is not None:
+        from fedrounds.deployments.cli.plots import draw_audit
 
-        draw_audit([AuditReport(**{name: found[name] for name in AuditReport.__slots__})], Path(picture))
+        draw_audit([AuditReport(**{name: found[name] for name in AuditReport.__slots__})], Path(plot))
     return dict(found)

@@ -1,4 +1,4 @@
-"""The audit of a run's privacy mechanism as a Prefect flow: one that accuses it fails, so that a schedule tells."""
+"""The audit of a run's privacy mechanism as a Prefect flow, which fails where the claim is violated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ def privacy_audit(run: str, num_canaries: int = 1000) -> State[Any]:
         decorate: Any = task(cache_policy=NO_CACHE, persist_result=False)
         audit = decorate(audit_mechanism)(store, audited, num_canaries)
         shown = decorate(show_audit)(store, audited, audit)
-    found = {"run_id": audited.run_id, "accused": audit.accused, "mlflow_run_id": shown, **audit.as_data()}
-    if audit.accused:
-        return Failed(name="Accused", message=audit.verdict, data=found)
+    found = {
+        "run_id": audited.run_id,
+        "claim_violated": audit.claim_violated,
+        "mlflow_run_id": shown,
+        **audit.as_data(),
+    }
+    if audit.claim_violated:
+        return Failed(name="ClaimViolated", message=audit.verdict, data=found)
     return Completed(message=audit.verdict, data=found)

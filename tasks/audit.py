@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedrounds.fl_components.arrays import Float32
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import ConfigError, RunNotFound
-from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, accuses, audit_releases
+from fedrounds.fl_components.privacy.audit import MIN_CANARIES, AuditReport, audit_releases, violates_claim
 from fedrounds.fl_components.privacy.central_audit import audit_central
 from fedrounds.fl_components.randomness import hkdf
 from fedrounds.fl_components.run_state import RunState
@@ -41,8 +41,8 @@ class Audit:
     examples: AuditReport | None
 
     @property
-    def accused(self) -> bool:
-        return any(accuses(each) for each in (self.clients, self.examples) if each is not None)
+    def claim_violated(self) -> bool:
+        return any(violates_claim(each) for each in (self.clients, self.examples) if each is not None)
 
     @property
     def verdict(self) -> str:
@@ -131,7 +131,7 @@ def show_audit(store: Store, run: RunRecord, found: Audit) -> str:
         uri = server.tracking_uri(store.home)
         client = server.connect(uri)
         experiment_id = experiment_of(client, run.name, server.artifact_location(uri, store.home))
-        tags = {AUDIT_TAG: run.run_id, "verdict": found.verdict, "accused": str(found.accused).lower()}
+        tags = {AUDIT_TAG: run.run_id, "verdict": found.verdict, "claim_violated": str(found.claim_violated).lower()}
         shown = client.create_run(experiment_id, run_name=f"audit of {run.run_id}", tags=tags).info.run_id
         for name, value in _metrics(found).items():
             client.log_metric(shown, f"audit/{name}", value, timestamp=round(time.time() * 1000))

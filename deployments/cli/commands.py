@@ -225,23 +225,23 @@ def config_check(
     *,
     overrides: Overrides = None,
     data: Annotated[bool, Parameter(negative=(), help="Load the data as well, and build the model.")] = False,
-    picture: Annotated[Path | None, Parameter(help="With --data: draw what clients have into this PNG file.")] = None,
+    plot: Annotated[Path | None, Parameter(help="With --data: draw what clients have into this PNG file.")] = None,
 ) -> CommandResult:
     """Say whether a configuration makes sense, and what it would run."""
     from fedrounds.deployments import api
     from fedrounds.deployments.cli import tables
 
-    if picture is not None and not data:
-        raise ConfigError("--picture is given without --data: there would be nothing to draw", hint="add --data")
+    if plot is not None and not data:
+        raise ConfigError("--plot is given without --data: there would be nothing to draw", hint="add --data")
     found = api.check_config(config, overrides=overrides or (), data=data)
-    if picture is not None:
+    if plot is not None:
         if "withheld" in found:
             raise ConfigError(
-                f"--picture draws what the privacy claim withholds: {found['withheld']}", hint="leave it out"
+                f"--plot draws what the privacy claim withholds: {found['withheld']}", hint="leave it out"
             )
-        from fedrounds.deployments.cli.picture import draw_partition
+        from fedrounds.deployments.cli.plots import draw_partition
 
-        draw_partition(found["partition"], found["name"], picture)
+        draw_partition(found["partition"], found["name"], plot)
     warnings = [f"Warning: {warning}" for warning in found.get("warnings", ())]
     return CommandResult(found, Group(tables.checked_config(found), *warnings))
 
@@ -312,14 +312,14 @@ def audit(
     /,
     *,
     canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
-    picture: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
+    plot: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
 ) -> CommandResult:
     """Measure how much noise a run's mechanisms really add, with canaries."""
     _need_server("audit")
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import tables
 
-    found = privacy.audit(run, num_canaries=canaries, picture=picture)
+    found = privacy.audit(run, num_canaries=canaries, plot=plot)
     return CommandResult(found, tables.audit(found))
 
 
@@ -341,14 +341,14 @@ def privacy_plan(
     epsilon: Annotated[float, Parameter(help="What the run may come to.")],
     example_level: Annotated[bool, Parameter(help="For the examples of each client.", negative=())] = False,
     overrides: Overrides = None,
-    picture: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
+    plot: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
 ) -> CommandResult:
     """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
     from fedrounds.deployments import planning
     from fedrounds.deployments.cli import tables
 
     unit: Literal["client", "example"] = "example" if example_level else "client"
-    found = planning.plan(config, overrides or (), epsilon=epsilon, unit=unit, picture=picture)
+    found = planning.plan(config, overrides or (), epsilon=epsilon, unit=unit, plot=plot)
     if example_level:
         return CommandResult(found, tables.plan_examples(found))
     return CommandResult(found, tables.plan(found))

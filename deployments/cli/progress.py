@@ -22,7 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from fedrounds.deployments.cli.words import UNKNOWN, duration, number, size, whole_duration
+from fedrounds.deployments.cli.humanize import UNKNOWN, duration, number, size, whole_duration
 
 if TYPE_CHECKING:
     from fedrounds.tasks.progress import Progress

@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fedrounds.deployments.cli.humanize import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
 from fedrounds.deployments.cli.progress import FirstThatFits, RoundLine, RoundsTable, withholds
-from fedrounds.deployments.cli.words import UNKNOWN, ago, counted, event, number, shown_class, size, whole_duration
 from fedrounds.fl_components.run_state import RunState
 
 CLIENTS_SHOWN = 12
@@ -490,7 +490,11 @@ def deleted(data: Mapping[str, Any]) -> RenderableType:
 
 def audit(data: Mapping[str, Any]) -> RenderableType:
     """The verdict, and what it rests on."""
-    verdict = Text("Accused", style="bold red") if data["accused"] else Text("Not accused", style="bold green")
+    verdict = (
+        Text("Claim violated", style="bold red")
+        if data["claim_violated"]
+        else Text("Consistent with the claim", style="bold green")
+    )
     parts: list[RenderableType] = [Text.assemble(verdict, f"  run {data['run_id']}"), _indented(_audit(data))]
     if data["examples"]:
         parts += [Text("  Each client's examples", style="bold"), _indented(_audit(data["examples"]))]

@@ -104,7 +104,7 @@ class AuditReport:
     mean_cosine_interval: tuple[float, float] | None = None
 
 
-def accuses(report: AuditReport) -> bool:
+def violates_claim(report: AuditReport) -> bool:
     """Return whether a reading is next to impossible under the claim: the right guesses, or an interval above it."""
     above = report.epsilon_interval is not None and report.claimed_epsilon < report.epsilon_interval[0]
     return above or report.p_value <= 1 - report.confidence
@@ -129,15 +129,15 @@ def audit_releases(
       noise_multiplier: z, that is claimed: `ExampleLevel.noise` in the run.
       num_parameters: of what is trained, for the report.
 
-    Raises `ConfigError` when there are too few canaries to accuse anybody, and when what is released is not a score of
-    each.
+    Raises `ConfigError` when there are too few canaries to refute any claim, and when what is released is not a score
+    of each.
 
     >>> def release(joined_M, number):
     ...     return 0.5 * joined_M + np.random.default_rng(number).normal(0, 1.0 * 0.5, len(joined_M))
     >>> report = audit_releases(
     ...     release, lambda purpose: purpose.encode().ljust(32), noise_multiplier=1.0, delta=1e-5, num_parameters=2000)
     >>> print(report.verdict)
-    not accused: an epsilon of 4.38 is claimed for one release, and 96 % of 200 guesses were right; ...
+    consistent with the claim: an epsilon of 4.38 is claimed for one release, and 96 % of 200 guesses were right; ...
     """
     if num_canaries < MIN_CANARIES or num_releases < 1:
         raise ConfigError(
@@ -360,8 +360,9 @@ def _sum_masses(num_canaries: int, num_guesses: int, mu: float, num_releases: in
 def in_words(report: AuditReport) -> str:
     """Return the verdict of an audit, and what it rests on."""
     right = 100 * report.num_right / report.num_guesses
+    verdict = "claim violated" if violates_claim(report) else "consistent with the claim"
     words = (
-        f"{'accused' if accuses(report) else 'not accused'}: an epsilon of {report.claimed_epsilon:.3g} is claimed for "
+        f"{verdict}: an epsilon of {report.claimed_epsilon:.3g} is claimed for "
         f"one release, and {right:.3g} % of {report.num_guesses} guesses were right; so it is at least "
         f"{report.epsilon_lower_bound:.3g} at a confidence of {100 * report.confidence:g} %"
     )

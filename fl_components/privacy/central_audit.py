@@ -91,7 +91,7 @@ def audit_central(
     >>> rule = CentralPrivacy(noise_multiplier=1.0, clipping=FixedClipping(norm=0.5))
     >>> report = audit_central(rule, [2000], lambda purpose: purpose.encode().ljust(32), num_canaries=200)
     >>> print(report.verdict)
-    not accused: an epsilon of 4.38 is claimed for one release, ...
+    consistent with the claim: an epsilon of 4.38 is claimed for one release, ...
     """
     num_parameters = sum(sizes)
     if num_canaries < MIN_CANARIES or num_parameters < MIN_PARAMETERS:

@@ -235,7 +235,7 @@ class TestPlan:
 
     @pytest.mark.ci
     def test_each_choice_keeps_what_was_asked(self, config: str, home: Path, tmp_path: Path) -> None:
-        found = planning.plan(config, epsilon=4.0, picture=tmp_path / "plan.png")
+        found = planning.plan(config, epsilon=4.0, plot=tmp_path / "plan.png")
         configured, noise, rounds, cohort = found["choices"]
         assert configured["epsilon"] == pytest.approx(epsilon(50)) and configured["epsilon"] > 4
         for choice in (noise, rounds, cohort):

@@ -206,7 +206,7 @@ class TestRun:
         before = privacy.status("heart/*"), sorted(each for each in trained.home.rglob("*"))
         honest = audit_mechanism(trained, trained.run("a"), 1000)
         assert (privacy.status("heart/*"), sorted(each for each in trained.home.rglob("*"))) == before
-        assert honest.clients is None and honest.examples is not None and not honest.accused
+        assert honest.clients is None and honest.examples is not None and not honest.claim_violated
         assert honest.examples.num_parameters == 28 + 1000
 
         from fedrounds.fl_components.privacy import noise
@@ -214,14 +214,14 @@ class TestRun:
         draw = noise.WholeNormals._draw
         monkeypatch.setattr(noise.WholeNormals, "_draw", lambda self, pairs: (draw(self, pairs) / 2).round())
         half = audit_mechanism(trained, trained.run("a"), 1000)
-        assert half.accused and half.as_data()["epsilon_lower_bound"] > half.as_data()["claimed_epsilon"]
+        assert half.claim_violated and half.as_data()["epsilon_lower_bound"] > half.as_data()["claimed_epsilon"]
 
     def test_gradients_that_are_not_clipped_are_accused(self, trained: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         from fedrounds.fl_components.privacy.steps import Mechanism
 
         factors = Mechanism.factors
         monkeypatch.setattr(Mechanism, "factors", lambda self, squares: factors(self, squares) * 3)
-        assert audit_mechanism(trained, trained.run("a"), 1000).accused
+        assert audit_mechanism(trained, trained.run("a"), 1000).claim_violated
 
 
 class TestBudget:
@@ -393,8 +393,8 @@ class TestPrivateRows:
         assert not {"clients", "baselines", "partition"} & found.keys()
 
     def test_nor_draws_them(self, config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        assert main(["config", "check", config, "--data", "--picture", str(tmp_path / "p.png")]) == 2
-        assert "--picture draws what the privacy claim withholds" in capfd.readouterr().err
+        assert main(["config", "check", config, "--data", "--plot", str(tmp_path / "p.png")]) == 2
+        assert "--plot draws what the privacy claim withholds" in capfd.readouterr().err
 
     def test_without_a_claim_all_is_told(self, config: str) -> None:
         found = check_config(config, ["training={learning_rate: 0.5, epochs: 1, batch_size: 10}"], data=True)
@@ -419,7 +419,7 @@ def test_an_audit_of_private_data_touches_none_of_them(home: Path, monkeypatch: 
             "fedrounds.tasks.audit.CanaryClient", lambda *given: shown.append(given[1]) or CanaryClient(*given)
         )
         found = audit_mechanism(store, store.run("r"), 1000)
-        assert found.examples is not None and found.examples.num_canaries == 1000 and not found.accused
+        assert found.examples is not None and found.examples.num_canaries == 1000 and not found.claim_violated
         (rows,) = shown
         own = {row.tobytes() for ward in wards.wards().values() for row in np.concatenate([ward[0], ward[2]])}
         assert len(rows.x) == 300 and not own & {row.numpy().tobytes() for row in rows.x}

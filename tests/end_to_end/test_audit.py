@@ -15,11 +15,11 @@ def test_an_honest_mechanism_is_not_accused(fedrounds: Fedrounds, home: Path, tm
     config = tmp_path / "private.yaml"
     config.write_text(json.dumps(PRIVATE | {"rounds": 1, "model": {"kind": "mlp", "hidden": [32]}}))
     data_of(fedrounds("train", config, "--run-id", "r", "--json"))
-    found = data_of(fedrounds("audit", "r", "--canaries", "400", "--picture", tmp_path / "a.png", "--json"))
-    assert (found["run_id"], found["accused"], found["num_canaries"]) == ("r", False, 400)
+    found = data_of(fedrounds("audit", "r", "--canaries", "400", "--plot", tmp_path / "a.png", "--json"))
+    assert (found["run_id"], found["claim_violated"], found["num_canaries"]) == ("r", False, 400)
     low, high = found["epsilon_interval"]
     assert low < found["claimed_epsilon"] < high
-    assert found["verdict"].startswith("not accused")
+    assert found["verdict"].startswith("consistent with the claim")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert data_of(fedrounds("privacy", "status", "--json"))[0]["runs"][0]["rounds"] == 1  # nothing more is charged
 
@@ -27,7 +27,7 @@ def test_an_honest_mechanism_is_not_accused(fedrounds: Fedrounds, home: Path, tm
         'run = client.get_run(sys.argv[1]); print(json.dumps({"tags": run.data.tags, "metrics": run.data.metrics}))'
     )
     shown = told_by_mlflow(home, script, found["mlflow_run_id"])
-    assert shown["tags"]["fedrounds.audit_of"] == "r" and shown["tags"]["accused"] == "false"
+    assert shown["tags"]["fedrounds.audit_of"] == "r" and shown["tags"]["claim_violated"] == "false"
     assert shown["metrics"]["audit/claimed_epsilon"] == pytest.approx(found["claimed_epsilon"])
 
     data_of(fedrounds("train", HEART, "--set", "rounds=1", "--run-id", "open", "--json"))

@@ -33,7 +33,7 @@ def test_the_example(fedrounds: Fedrounds, home: Path) -> None:
     assert any("(example, zero_out)" in value for value in shown["tags"].values())
 
     found = data_of(fedrounds("audit", "r", "--json"))
-    assert (found["accused"], found["num_canaries"], found["num_releases"]) == (False, 1000, 10)
+    assert (found["claim_violated"], found["num_canaries"], found["num_releases"]) == (False, 1000, 10)
     data_of(fedrounds("journal", "verify", "--json"))
 
     # The same files as private data, of which each hospital has a budget of its own.

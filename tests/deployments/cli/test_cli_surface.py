@@ -40,8 +40,8 @@ def surface(app: App, *path: str) -> list[str]:
 
 def test_the_surface_is_frozen() -> None:
     assert surface(build()) == [
-        "audit RUN [--canaries] [--picture]",
-        "config check CONFIG [--set] [--data] [--picture]",
+        "audit RUN [--canaries] [--plot]",
+        "config check CONFIG [--set] [--data] [--plot]",
         "config schema",
         "config show CONFIG [--set]",
         "data get NAME [--url]",
@@ -52,7 +52,7 @@ def test_the_surface_is_frozen() -> None:
         "journal verify",
         "privacy budget set POPULATION --epsilon --reason [--delta] [--unit] [--neighbouring]",
         "privacy ledger POPULATION",
-        "privacy plan CONFIG --epsilon [--example-level] [--set] [--picture]",
+        "privacy plan CONFIG --epsilon [--example-level] [--set] [--plot]",
         "privacy statement RUN",
         "privacy status [POPULATION]",
         "privacy void RUN --reason",

@@ -1,4 +1,4 @@
-"""What `config check --data` shows of the clients, in the terminal and as a picture."""
+"""What `config check --data` shows of the clients, in the terminal and as a plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedrounds.deployments.cli import main
-from fedrounds.deployments.cli.picture import draw_partition
+from fedrounds.deployments.cli.plots import draw_partition
 from fedrounds.fl_components.data import FederatedData, NumberedIds, RowRanges
 from fedrounds.fl_components.data.summary import summary
 from fedrounds.fl_components.errors import ConfigError
@@ -48,9 +48,9 @@ def test_sizes_and_classes_are_shown(config: str, capfd: pytest.CaptureFixture[s
     assert any(line[:4] == ["the", "majority", "label", "for"] for line in lines)
 
 
-def test_a_picture_is_drawn(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_plot_is_drawn(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "picture.png"
-    assert main(["config", "check", config, "--data", "--picture", str(file)]) == 0
+    assert main(["config", "check", config, "--data", "--plot", str(file)]) == 0
     shown = pixels(file)
     assert shown.shape[0] > 300 and shown.shape[1] > 800
     colours = np.unique((shown[..., :3] * 255).astype(int).reshape(-1, 3), axis=0)
@@ -78,23 +78,23 @@ def test_a_million_clients_are_drawn_as_well(tmp_path: Path) -> None:
     ("name", "hint"),
     [("no/such/folder/p.png", "in a folder that exists"), ("", "a file"), ("picture.nonsense", ".png")],
 )
-def test_a_picture_that_cannot_be_written(name: str, hint: str, tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_written(name: str, hint: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(ConfigError, match=r"the picture .* cannot be written: \w+") as caught:
+    with pytest.raises(ConfigError, match=r"the plot .* cannot be written: \w+") as caught:
         draw_partition(summary(FederatedData(**small())), "x", folder / name)
     assert hint in (caught.value.hint or "")
     assert list(tmp_path.iterdir()) == [folder] and not list(folder.iterdir())
 
 
-def test_a_picture_without_an_ending_is_a_png_of_that_name(tmp_path: Path) -> None:
+def test_a_plot_without_an_ending_is_a_png_of_that_name(tmp_path: Path) -> None:
     draw_partition(summary(FederatedData(**small())), "x", tmp_path / "picture")
     assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_needs_the_data(config: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "check", config, "--picture", "x.png"]) == 2
-    assert "--picture is given without --data" in capfd.readouterr().err
+def test_a_plot_needs_the_data(config: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", config, "--plot", "x.png"]) == 2
+    assert "--plot is given without --data" in capfd.readouterr().err
 
 
 def small() -> dict[str, object]:

@@ -22,7 +22,6 @@ from fedrounds.fl_components.privacy import audit as auditing
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
 from fedrounds.fl_components.privacy.audit import (
     AuditReport,
-    accuses,
     audit_releases,
     claimed_event,
     claimed_mu,
@@ -31,6 +30,7 @@ from fedrounds.fl_components.privacy.audit import (
     largest_refuted_mu,
     numbers_of_guesses,
     p_value,
+    violates_claim,
 )
 from tests.support import cases
 
@@ -223,21 +223,23 @@ class TestAudit:
     def test_half_the_noise_is_accused_and_all_of_it_is_not(self) -> None:
         for noise_multiplier in (0.5, 2.0):
             honest, half = (audited(noise_multiplier, noise_multiplier * part, num_canaries=500) for part in (1.0, 0.5))
-            assert not accuses(honest) and honest.epsilon_lower_bound < honest.claimed_epsilon
-            assert accuses(half) and half.claimed_epsilon < half.epsilon_lower_bound
+            assert not violates_claim(honest) and honest.epsilon_lower_bound < honest.claimed_epsilon
+            assert violates_claim(half) and half.claimed_epsilon < half.epsilon_lower_bound
             assert half.epsilon_lower_bound < gaussian_epsilon(2 / noise_multiplier, half.delta)
-            assert half.verdict.startswith("accused: ") and honest.verdict.startswith("not accused: ")
+            assert half.verdict.startswith("claim violated: ") and honest.verdict.startswith(
+                "consistent with the claim: "
+            )
 
     def test_no_noise_and_noise_in_some_places_only(self) -> None:
         def partly(joined_M: Any, number: int) -> Float64:
             """A fifth of the canaries are without."""
             return np.concatenate([joined_M[:200], step(1.0)(joined_M[200:], number)])
 
-        assert accuses(audited(1.0, 0.0))
-        assert not accuses(audited(1.0, partly))  # it cannot show that: its surest guesses are made where noise is
+        assert violates_claim(audited(1.0, 0.0))
+        assert not violates_claim(audited(1.0, partly))  # its surest guesses are made where there is noise
 
     def test_clipping_to_twice_the_norm_is_as_much_as_half_the_noise(self) -> None:
-        assert accuses(audited(1.0, lambda joined_M, number: step(1.0)(2 * joined_M, number), num_canaries=200))
+        assert violates_claim(audited(1.0, lambda joined_M, number: step(1.0)(2 * joined_M, number), num_canaries=200))
 
     def test_coins_are_fair_and_new_ones_in_each_release(self) -> None:
         seen: list[Any] = []
@@ -288,7 +290,7 @@ class TestAudit:
     def test_where_nothing_could_be_shown(self) -> None:
         with pytest.raises(ConfigError, match=r"in 10 releases were right, a noise multiplier of 0\.35 could be true"):
             audited(0.35, 0.35)
-        assert accuses(audited(0.4, 0.2))
+        assert violates_claim(audited(0.4, 0.2))
         with pytest.raises(
             ConfigError, match=r"50 canaries in 1 releases were right, a noise multiplier of 1 could be"
         ):
@@ -296,7 +298,7 @@ class TestAudit:
 
     def test_it_accuses_at_its_level(self) -> None:
         report = audited(1.0, 0.5)
-        assert accuses(replace(report, p_value=0.0009)) and not accuses(replace(report, p_value=0.0011))
+        assert violates_claim(replace(report, p_value=0.0009)) and not violates_claim(replace(report, p_value=0.0011))
 
 
 def told(rng: np.random.Generator, canaries: int, releases: int, noise_multiplier: float, guesses_G: Int64) -> Int64:

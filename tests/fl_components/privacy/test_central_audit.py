@@ -1,4 +1,4 @@
-"""The audit accuses a mechanism that is less private than it claims, and no other."""
+"""The audit violates_claim a mechanism that is less private than it claims, and no other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedrounds.fl_components.arrays import Float64
 from fedrounds.fl_components.errors import ConfigError
 from fedrounds.fl_components.privacy import central_audit as auditing
 from fedrounds.fl_components.privacy.accountants import pld_epsilon
-from fedrounds.fl_components.privacy.audit import AuditReport, accuses
+from fedrounds.fl_components.privacy.audit import AuditReport, violates_claim
 from fedrounds.fl_components.privacy.central import AdaptiveClipping, CentralPrivacy, Clipping, FixedClipping, KeyOf
 from fedrounds.fl_components.privacy.central_audit import CHUNK, audit_central, noncentrality_interval, statistic
 from fedrounds.fl_components.privacy.clipping import UNITS
@@ -95,8 +95,8 @@ class TestVerdict:
     @pytest.mark.parametrize("epsilon", parameters(NOISE, quick=(2,)))
     def test_half_the_noise_is_caught_and_all_of_it_is_not(self, epsilon: int) -> None:
         honest, half = (audited(rule, NOISE[epsilon], seed=1) for rule in (CentralPrivacy, HalfNoise))
-        assert not accuses(honest) and honest.verdict.startswith("not accused: ")
-        assert accuses(half) and half.verdict.startswith("accused: ")
+        assert not violates_claim(honest) and honest.verdict.startswith("consistent with the claim: ")
+        assert violates_claim(half) and half.verdict.startswith("claim violated: ")
         for report in (honest, half):
             assert report.claimed_epsilon == pytest.approx(epsilon, rel=1e-5)
             assert "if the noise is Gaussian" in report.verdict and "99.9 %" in report.verdict
@@ -111,7 +111,7 @@ class TestVerdict:
     def test_none_of_100_honest_mechanisms_is_accused_and_19_of_20_others_are(self, epsilon: int) -> None:
         honest = [audited(CentralPrivacy, NOISE[epsilon], f"honest {seed}", 20_000) for seed in range(100)]
         half = [audited(HalfNoise, NOISE[epsilon], f"half {seed}", 20_000) for seed in range(20)]
-        accused, caught = sum(map(accuses, honest)), sum(map(accuses, half))
+        accused, caught = sum(map(violates_claim, honest)), sum(map(violates_claim, half))
         outside = sum(not low <= epsilon <= high for low, high in (each.epsilon_interval for each in honest))
         bounds = [max(each.epsilon_lower_bound for each in reports) for reports in (honest, half)]
         print(
@@ -126,7 +126,7 @@ class TestVerdict:
     def test_without_noise_it_is_always_accused(self, seed: int) -> None:
         report = audited(NoNoise, 0.05, seed, size=1000, num_canaries=50)  # the claim itself is next to nothing
         assert report.claimed_epsilon > 250
-        assert accuses(report) and math.isfinite(report.epsilon_interval[1])
+        assert violates_claim(report) and math.isfinite(report.epsilon_interval[1])
         assert report.mean_cosine == pytest.approx(report.mean_cosine_interval[0], rel=1e-6)
 
     def test_a_release_of_something_else_shows_nothing(self) -> None:
@@ -141,7 +141,7 @@ class TestVerdict:
     def test_other_ways_to_clip(self, mechanism: type[CentralPrivacy], fields: dict[str, Any]) -> None:
         rule = mechanism(noise_multiplier=1.0, **fields)
         report = audit_central(rule, [3_000, 1, 499, 1_500], key_of(2), num_canaries=400)
-        assert accuses(report) == (mechanism is HalfNoise)
+        assert violates_claim(report) == (mechanism is HalfNoise)
         assert report.epsilon_interval[0] < exact_epsilon(0.5 if mechanism is HalfNoise else 1.0)
 
     @pytest.mark.parametrize("seed", range(3))
@@ -152,8 +152,8 @@ class TestVerdict:
             audit_central(rule(**fields), [2_000], key_of(seed), num_canaries=500)
             for rule in (CentralPrivacy, HalfCountNoise)
         )
-        assert not accuses(honest) and honest.epsilon_interval[0] > honest.claimed_epsilon / 2
-        assert accuses(half)
+        assert not violates_claim(honest) and honest.epsilon_interval[0] > honest.claimed_epsilon / 2
+        assert violates_claim(half)
         true = exact_epsilon((1.0 + 3 / (2 * 0.6) ** 2) ** -0.5)
         assert half.epsilon_interval[0] < true < half.epsilon_interval[1]
 

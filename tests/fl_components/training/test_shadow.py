@@ -14,7 +14,7 @@ from torch import nn
 from fedrounds.fl_components.errors import ModelError
 from fedrounds.fl_components.models import LogisticRegression, build_seeded
 from fedrounds.fl_components.parameters import flatten
-from fedrounds.fl_components.privacy.audit import AuditReport, accuses, audit_releases
+from fedrounds.fl_components.privacy.audit import AuditReport, audit_releases, violates_claim
 from fedrounds.fl_components.privacy.noise import WholeNormals
 from fedrounds.fl_components.privacy.steps import Mechanism
 from fedrounds.fl_components.training import SGD, CanaryClient, ExampleTable, one_thread
@@ -205,14 +205,14 @@ class TestAudit:
         make, x_of, labels, _ = CASES[case]
         shadow = shadow_of(make(), x_of, labels, rule({"noise_multiplier": 1.0}), 200)
         report = audited(shadow, 1.0, 200)
-        assert not accuses(report) and 0 < report.epsilon_lower_bound < report.claimed_epsilon
+        assert not violates_claim(report) and 0 < report.epsilon_lower_bound < report.claimed_epsilon
         assert report.num_parameters == shadow.num_parameters
 
     @pytest.mark.parametrize("case", ONE_OF_EACH_WAY)
     def test_one_with_half_the_noise_is(self, case: str) -> None:
         make, x_of, labels, _ = CASES[case]
         report = audited(shadow_of(make(), x_of, labels, rule({"noise_multiplier": 0.5}), 200), 1.0, 200)
-        assert accuses(report) and report.epsilon_lower_bound > report.claimed_epsilon
+        assert violates_claim(report) and report.epsilon_lower_bound > report.claimed_epsilon
 
     @pytest.mark.parametrize("case", ONE_OF_EACH_WAY)
     @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ class TestAudit:
         fault(monkeypatch)
         # One example at a time: no other example's norm is there to be taken.
         immune = case == "careful" and fault is clips_by_the_norm_of_another_example
-        assert accuses(audited(shadow, 1.0, 200)) != immune
+        assert violates_claim(audited(shadow, 1.0, 200)) != immune
 
 
 @pytest.mark.slow
@@ -245,4 +245,4 @@ def test_half_the_noise_is_caught_and_nobody_else_over_many_keys() -> None:
     for true, expected in ((1.0, 0), (0.5, 50)):
         shadow = CanaryClient(module, rows, rule({"noise_multiplier": true, "max_grad_norm": 1.0}), 1000)
         reports = [audited(shadow, 1.0, 1000, seed) for seed in range(50)]
-        assert sum(map(accuses, reports)) == expected
+        assert sum(map(violates_claim, reports)) == expected

@@ -1,4 +1,4 @@
-"""Pictures: what a partition made, what a plan for privacy comes to, and what an audit found."""
+"""Plots of a partition, of a privacy plan and of an audit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrounds.fl_components.errors import ConfigError
-from fedrounds.fl_components.privacy.audit import AuditReport, accuses
+from fedrounds.fl_components.privacy.audit import AuditReport, violates_claim
 
 MAX_COLOURS = 20
 
@@ -85,7 +85,7 @@ def draw_audit(reports: Sequence[AuditReport], file: Path) -> None:
             if report.epsilon_interval is not None:
                 low, high = (min(max(end, bottom), top) for end in report.epsilon_interval)
                 low = min(low, top / 1.3)  # of what is far above, the foot is seen
-                colour = "#c0392b" if accuses(report) else "#1f5f8b"
+                colour = "#c0392b" if violates_claim(report) else "#1f5f8b"
                 axis.vlines(claim, low, high, color=colour, lw=6)
                 if report.epsilon_interval[1] > top:
                     axis.plot(claim, top, marker="^", ms=9, color=colour, clip_on=False)
@@ -137,12 +137,12 @@ def _audit_legend(axis: Any, reports: Sequence[AuditReport]) -> None:
     interval = f"interval of {100 * reports[0].confidence:g} %, if the noise is Gaussian"
     intervals = [
         Line2D([], [], color="#1f5f8b", lw=6, label=interval),
-        Line2D([], [], color="#c0392b", lw=6, label="the same, above the claim: accused"),
+        Line2D([], [], color="#c0392b", lw=6, label="the same, above the claim: violated"),
     ]
     entries = [
         *(intervals if any(report.epsilon_interval is not None for report in reports) else ()),
         Line2D([], [], color="#444444", lw=0, marker="_", mew=1.8, ms=10, label="lower bound, for any mechanism"),
-        Line2D([], [], color="#888888", lw=1, ls="--", label="as claimed (arrows: beyond the picture)"),
+        Line2D([], [], color="#888888", lw=1, ls="--", label="as claimed (arrows: beyond the plot)"),
     ]
     axis.legend(handles=entries, frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.03))
 
@@ -154,19 +154,19 @@ def _save(figure: Any, file: Path) -> None:
         figure.savefig(file, dpi=120, format=file.suffix[1:] or "png")
     except OSError as error:
         raise ConfigError(
-            f"the picture {file} cannot be written: {error.strerror or error}",
+            f"the plot {file} cannot be written: {error.strerror or error}",
             hint="give the path of a file in a folder that exists and that you may write to",
         ) from error
     except ValueError as error:  # a format that matplotlib does not know
         raise ConfigError(
-            f"the picture {file} cannot be written: {error}", hint="give a path that ends in .png"
+            f"the plot {file} cannot be written: {error}", hint="give a path that ends in .png"
         ) from error
 
 
 def _labels(axis: Any, partition: Mapping[str, Any]) -> None:
     from matplotlib import colormaps
 
-    from fedrounds.deployments.cli.words import shown_class
+    from fedrounds.deployments.cli.humanize import shown_class
 
     clients, names = partition["client_labels"], partition["class_names"]
     num_labels = len(partition["labels"])

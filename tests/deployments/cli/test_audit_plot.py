@@ -1,4 +1,4 @@
-"""The picture of an audit."""
+"""The plot of an audit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrounds.deployments.cli.picture import draw_audit
+from fedrounds.deployments.cli.plots import draw_audit
 from fedrounds.fl_components.privacy.audit import AuditReport
 
 REPORT = AuditReport(
@@ -26,7 +26,7 @@ REPORT = AuditReport(
     mean_cosine_interval=(0.001, 0.003),
     epsilon_interval=(0.4, 1.6),
     epsilon_lower_bound=0.3,
-    verdict="not accused",
+    verdict="consistent with the claim",
 )
 RED, BLUE = (0xC0, 0x39, 0x2B), (0x1F, 0x5F, 0x8B)
 
@@ -47,7 +47,7 @@ def test_what_is_accused_is_red(tmp_path: Path) -> None:
     assert pixels_of(both, tmp_path / "audit.png", BLUE) > 200
 
 
-def test_what_is_beyond_the_picture_is_at_its_edge(tmp_path: Path) -> None:
+def test_what_is_beyond_the_plot_is_at_its_edge(tmp_path: Path) -> None:
     """No noise at all, and nothing found: zero, on a logarithmic axis."""
     without = replace(REPORT, epsilon_interval=(5e11, 6e11), epsilon_lower_bound=0.0)
     nothing = replace(REPORT, claimed_epsilon=8.0, epsilon_interval=(0.0, 0.0), epsilon_lower_bound=0.0)
