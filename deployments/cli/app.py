@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError, Group
 
-from fedrounds.deployments.cli import commands
+from fedrounds.deployments.cli import commands, privacy_commands
 from fedrounds.deployments.cli.screen import CliOutput, CommandResult
 from fedrounds.fl_components.errors import FedroundsError
 from fedrounds.fl_components.redaction import redact
@@ -72,23 +72,23 @@ def build() -> App:
     app.command(commands.deploy, group=SERVERS, sort_key=2)
 
     privacy = App(name="privacy", help="Budgets: what may be spent, what was, and what a run promises.", group=RECORDS)
-    privacy.command(commands.privacy_status, name="status", sort_key=1)
-    privacy.command(commands.privacy_plan, name="plan", sort_key=2)
-    privacy.command(commands.privacy_ledger, name="ledger", sort_key=3)
-    privacy.command(commands.privacy_statement, name="statement", sort_key=4)
-    privacy.command(commands.privacy_void, name="void", sort_key=5)
+    privacy.command(privacy_commands.privacy_status, name="status", sort_key=1)
+    privacy.command(privacy_commands.privacy_plan, name="plan", sort_key=2)
+    privacy.command(privacy_commands.privacy_ledger, name="ledger", sort_key=3)
+    privacy.command(privacy_commands.privacy_statement, name="statement", sort_key=4)
+    privacy.command(privacy_commands.privacy_void, name="void", sort_key=5)
     budget = App(name="budget", help="Set what a population may spend.", sort_key=6)
-    budget.command(commands.privacy_budget_set, name="set")
+    budget.command(privacy_commands.privacy_budget_set, name="set")
     privacy.command(budget)
     app.command(privacy)
 
-    app.command(commands.audit, group=RECORDS)
+    app.command(privacy_commands.audit, group=RECORDS)
     app.command(commands.prune, group=RECORDS)
 
     journal = App(name="journal", help="The chained and signed record of every durable step.", group=RECORDS)
-    journal.command(commands.journal_verify, name="verify", sort_key=1)
-    journal.command(commands.journal_key, name="key", sort_key=2)
-    journal.command(commands.journal_trust, name="trust", sort_key=3)
+    journal.command(privacy_commands.journal_verify, name="verify", sort_key=1)
+    journal.command(privacy_commands.journal_key, name="key", sort_key=2)
+    journal.command(privacy_commands.journal_trust, name="trust", sort_key=3)
     app.command(journal)
     return app
 

@@ -8,31 +8,29 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Group
 
 from fedrounds.deployments.cli.progress import display
 from fedrounds.deployments.cli.screen import CliOutput, CommandResult
-from fedrounds.fl_components.errors import ConfigError, NotInstalled
+from fedrounds.fl_components.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedrounds.tasks.progress import Progress
+from fedrounds.deployments.cli.parameters import Config, OnScreen, Overrides, need_server
 
-Config = Annotated[str, Parameter(help="A YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    Parameter(name="--set", negative=(), help="Replace one value, for instance --set rounds=5. Can be repeated."),
-]
 WithMlflow = Annotated[
     bool, Parameter(negative=(), help="Delete their MLflow runs and models too, but for models with an alias.")
 ]
+
+
 Unfinished = Annotated[bool, Parameter(negative=(), help="Include runs that a resume could take further.")]
+
+
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask.")]
-OnScreen = Annotated[CliOutput, Parameter(parse=False)]
 
 
 def train(
@@ -195,11 +193,11 @@ def show(run: Annotated[str, Parameter(help="The id of a run or a sweep.")], /) 
 
 def data_list() -> CommandResult:
     """List the public data sets, and where their files are."""
-    from fedrounds.deployments.cli import tables
+    from fedrounds.deployments.cli import config_tables
     from fedrounds.fl_components.data.downloads import statuses
 
     found = statuses()
-    return CommandResult(found, tables.data_sets(found))
+    return CommandResult(found, config_tables.data_sets(found))
 
 
 def data_get(
@@ -212,11 +210,11 @@ def data_get(
     screen: OnScreen,
 ) -> CommandResult:
     """Download the files of a public data set into FEDROUNDS_DATA, and check that they are the published ones."""
-    from fedrounds.deployments.cli import tables
+    from fedrounds.deployments.cli import config_tables
     from fedrounds.fl_components.data.downloads import download
 
     found = download(name, url, say=screen.show)
-    return CommandResult(found, tables.downloaded(found))
+    return CommandResult(found, config_tables.downloaded(found))
 
 
 def config_check(
@@ -229,7 +227,7 @@ def config_check(
 ) -> CommandResult:
     """Say whether a configuration makes sense, and what it would run."""
     from fedrounds.deployments import api
-    from fedrounds.deployments.cli import tables
+    from fedrounds.deployments.cli import config_tables
 
     if plot is not None and not data:
         raise ConfigError("--plot is given without --data: there would be nothing to draw", hint="add --data")
@@ -243,7 +241,7 @@ def config_check(
 
         draw_partition(found["partition"], found["name"], plot)
     warnings = [f"Warning: {warning}" for warning in found.get("warnings", ())]
-    return CommandResult(found, Group(tables.checked_config(found), *warnings))
+    return CommandResult(found, Group(config_tables.checked_config(found), *warnings))
 
 
 def config_show(config: Config, /, *, overrides: Overrides = None) -> CommandResult:
@@ -267,7 +265,7 @@ def config_schema() -> CommandResult:
 
 def up(*, screen: OnScreen) -> CommandResult:
     """Serve the Prefect and MLflow pages and run the scheduled trainings, until Ctrl-C."""
-    _need_server("up")
+    need_server("up")
     from fedrounds.deployments.stack import up as stack
 
     stack.up(screen.show)
@@ -276,7 +274,7 @@ def up(*, screen: OnScreen) -> CommandResult:
 
 def ui(*, screen: OnScreen) -> CommandResult:
     """Serve the Prefect and MLflow pages, until Ctrl-C."""
-    _need_server("ui")
+    need_server("ui")
     from fedrounds.deployments.stack import up as stack
 
     stack.ui(screen.show)
@@ -299,140 +297,12 @@ def deploy(
     screen: OnScreen,
 ) -> CommandResult:
     """Register a scheduled training with Prefect; each goes on from the latest model."""
-    _need_server("deploy")
+    need_server("deploy")
     from fedrounds.deployments.cli import tables
     from fedrounds.deployments.stack.deploy import deploy
 
     data = deploy(config, overrides=overrides or (), cron=cron, audit=audit, active=active, name=name, say=screen.show)
     return CommandResult(data, tables.deployment(data))
-
-
-def audit(
-    run: Annotated[str, Parameter(help="The id of a run under a privacy claim, or an experiment's name: its newest.")],
-    /,
-    *,
-    canaries: Annotated[int, Parameter(help="How many are drawn; half of them join.")] = 1000,
-    plot: Annotated[Path | None, Parameter(help="Draw claim and measurement into this PNG file.")] = None,
-) -> CommandResult:
-    """Measure how much noise a run's mechanisms really add, with canaries."""
-    _need_server("audit")
-    from fedrounds.deployments import privacy
-    from fedrounds.deployments.cli import tables
-
-    found = privacy.audit(run, num_canaries=canaries, plot=plot)
-    return CommandResult(found, tables.audit(found))
-
-
-def privacy_status(
-    population: Annotated[str | None, Parameter(help="Without it: all of them.")] = None, /
-) -> CommandResult:
-    """Show what each population may spend, has spent, and has left."""
-    from fedrounds.deployments import privacy
-    from fedrounds.deployments.cli import tables
-
-    found = privacy.status(population)
-    return CommandResult(found, tables.budgets(found))
-
-
-def privacy_plan(
-    config: Config,
-    /,
-    *,
-    epsilon: Annotated[float, Parameter(help="What the run may come to.")],
-    example_level: Annotated[bool, Parameter(help="For the examples of each client.", negative=())] = False,
-    overrides: Overrides = None,
-    plot: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
-) -> CommandResult:
-    """Find the noise, the rounds or the cohort that keep an epsilon; for examples, each client's noise."""
-    from fedrounds.deployments import planning
-    from fedrounds.deployments.cli import tables
-
-    unit: Literal["client", "example"] = "example" if example_level else "client"
-    found = planning.plan(config, overrides or (), epsilon=epsilon, unit=unit, plot=plot)
-    if example_level:
-        return CommandResult(found, tables.plan_examples(found))
-    return CommandResult(found, tables.plan(found))
-
-
-def privacy_ledger(population: str, /) -> CommandResult:
-    """List the charges of a population."""
-    from fedrounds.deployments import privacy
-    from fedrounds.deployments.cli import tables
-
-    rows = privacy.ledger(population)
-    return CommandResult(rows, tables.ledger(rows))
-
-
-def privacy_statement(run: Annotated[str, Parameter(help="The id of a run.")], /) -> CommandResult:
-    """Print the privacy statement of a run, in Markdown."""
-    from fedrounds.deployments import privacy
-
-    found = privacy.statement(run)
-    return CommandResult(found, found["markdown"].rstrip())
-
-
-def privacy_void(
-    run: Annotated[str, Parameter(help="The id of a run that stopped.")],
-    /,
-    *,
-    reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
-) -> CommandResult:
-    """Give back what is reserved for a round of which nothing came; an act of an administrator."""
-    from fedrounds.deployments import privacy
-
-    found = privacy.void(run, reason=reason)
-    return CommandResult(
-        found, f"What round {found['round']} of run {run} had reserved is {found['population']}'s again."
-    )
-
-
-def privacy_budget_set(
-    population: str,
-    /,
-    *,
-    epsilon: Annotated[float, Parameter(help="The most that all its runs together may come to.")],
-    reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
-    delta: Annotated[float | None, Parameter(help="At which epsilon is told. Needed for a new population.")] = None,
-    unit: Annotated[str | None, Parameter(help="Whose data are protected. Without it: client.")] = None,
-    neighbouring: Annotated[
-        str | None, Parameter(help="add_or_remove (Poisson selection), replace_one or zero_out. Without it: the first.")
-    ] = None,
-) -> CommandResult:
-    """Let a population of private data spend; an act of an administrator."""
-    from fedrounds.deployments import privacy
-    from fedrounds.deployments.cli import tables
-
-    found = privacy.set_budget(
-        population, epsilon=epsilon, reason=reason, delta=delta, unit=unit, neighbouring=neighbouring
-    )
-    return CommandResult(found, tables.budgets([found]))
-
-
-def journal_key() -> CommandResult:
-    """Print the public key with which this hub signs its journal."""
-    from fedrounds.deployments import journal
-
-    found = journal.key()
-    return CommandResult(found, found["key"])
-
-
-def journal_trust(
-    key: Annotated[str, Parameter(help="What `fedrounds journal key` prints there.")], /
-) -> CommandResult:
-    """Trust the journal rows of another hub that shares this database."""
-    from fedrounds.deployments import journal
-
-    found = journal.trust(key)
-    return CommandResult(found, f"Rows signed by {found['key_id']} count from now on.")
-
-
-def journal_verify() -> CommandResult:
-    """Check that no row of the journal was changed, removed, put in or made anew."""
-    from fedrounds.deployments import journal
-    from fedrounds.deployments.cli import tables
-
-    report = journal.verify()
-    return CommandResult(report, tables.journal(report))
 
 
 def _train(
@@ -443,7 +313,7 @@ def _train(
 ) -> CommandResult:
     from fedrounds.deployments.cli import tables
 
-    _need_server(command)
+    need_server(command)
     with display(screen.console, title) as shown:
 
         def on_progress(event: Progress) -> None:
@@ -452,12 +322,3 @@ def _train(
 
         data = call(on_progress)
     return CommandResult(data, tables.sweep(data) if "cells" in data else tables.result(data))
-
-
-def _need_server(command: str) -> None:
-    for package in ("prefect", "mlflow"):
-        if find_spec(package) is None:
-            raise NotInstalled(
-                f"fedrounds {command} needs {package}, which is not installed here",
-                hint='install the extra: pip install "fedrounds[server]"',
-            )

@@ -614,7 +614,7 @@ def test_numbers_that_json_lacks_become_null(interface: FakeInterface, capfd: py
 def test_a_server_command_on_a_base_install_names_the_extra(
     line: str, interface: FakeInterface, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fedrounds.deployments.cli.commands.find_spec", lambda name: None)
+    monkeypatch.setattr("fedrounds.deployments.cli.parameters.find_spec", lambda name: None)
     assert main([*line.split(), "--json"]) == 3
     error = one_object(capfd.readouterr().out)["error"]
     assert error["code"] == "not_installed"

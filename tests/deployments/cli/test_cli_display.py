@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fedrounds.deployments.cli import tables
+from fedrounds.deployments.cli import config_tables
 from fedrounds.deployments.cli.progress import (
     Display,
     DisplayState,
@@ -322,7 +322,7 @@ def checked(num_clients: int, **more: object) -> str:
         **more,
     }
     out = io.StringIO()
-    Console(file=out, width=100).print(tables.checked_config(data))
+    Console(file=out, width=100).print(config_tables.checked_config(data))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
