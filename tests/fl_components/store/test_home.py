@@ -77,7 +77,7 @@ def test_all_files_are_for_their_owner_alone(home: Path, run_values: dict[str, A
     finally:
         os.umask(before)
     names = {path.name for path in modes}
-    assert {"fedrounds.db", "fedrounds.db-wal", "run.key", "trusted_keys", "journal.anchor", "blobs"} <= names
+    assert {"fedrounds.db", "fedrounds.db-wal", "hub.key", "trusted_keys", "journal.anchor", "blobs"} <= names
     assert {path: mode for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
 
@@ -136,12 +136,12 @@ class TestDurability:
             store.keys.signing  # noqa: B018
         assert flushed[0] == str(home)  # which holds `secrets`
         assert flushed[-1] == str(home / "secrets")
-        assert flushed[1].startswith(str(home / "secrets" / "run.key"))
+        assert flushed[1].startswith(str(home / "secrets" / "hub.key"))
 
     def test_of_a_key_that_another_process_has_just_linked(self, tmp_path: Path, flushed: list[str]) -> None:
         with Store.open(tmp_path) as store:
             (tmp_path / "secrets").mkdir(mode=0o700)
-            (tmp_path / "secrets" / "run.key").write_bytes(bytes(32))
+            (tmp_path / "secrets" / "hub.key").write_bytes(bytes(32))
             flushed.clear()
             store.keys.signing  # noqa: B018
         assert flushed == [str(tmp_path / "secrets")]

@@ -270,7 +270,7 @@ class TestMadeAnew:
     ) -> None:
         ours, _ = worked
         with Store.open(tmp_path / "theirs", database_url=database_url, blobs_url=ours._blobs.url) as theirs:
-            refused = pytest.raises(StoreError, match=r"was begun by the run key .* does not trust that one")
+            refused = pytest.raises(StoreError, match=r"was begun by the hub key .* does not trust that one")
             with theirs.acquire("r") as lease, refused:
                 lease.begin_attempt()
             theirs.keys.trust(ours.keys.signing.public.hex())

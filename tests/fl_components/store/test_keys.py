@@ -29,8 +29,8 @@ def test_it_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(set(found)) == 1
-    assert [each.name for each in folder.iterdir()] == ["run.key"]
-    assert (folder / "run.key").stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in folder.iterdir()] == ["hub.key"]
+    assert (folder / "hub.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_another_hub_is_trusted_on_request(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_what_is_no_key(tmp_path: Path, text: str) -> None:
 
 
 def test_a_damaged_key(tmp_path: Path) -> None:
-    (tmp_path / "run.key").write_bytes(b"short")
-    with pytest.raises(StoreError, match=r"run\.key is damaged"):
+    (tmp_path / "hub.key").write_bytes(b"short")
+    with pytest.raises(StoreError, match=r"hub\.key is damaged"):
         _ = KeyRing(tmp_path).signing
 
 

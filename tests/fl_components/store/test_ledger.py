@@ -441,7 +441,7 @@ class TestHubKey:
     ) -> None:
         set_budget(store)
         with Store.open(tmp_path / "second", database_url=database_url) as second:
-            with pytest.raises(StoreError, match="the journal of this database was begun by the run key") as refused:
+            with pytest.raises(StoreError, match="the journal of this database was begun by the hub key") as refused:
                 set_budget(second, "q")
             assert "journal trust KEY" in str(refused.value.hint) and "backup" in str(refused.value.hint)
             second.keys.trust(store.keys.signing.public.hex())
@@ -449,16 +449,16 @@ class TestHubKey:
 
     def test_a_lost_key_is_not_replaced(self, home: Path, database_url: str, store: Store) -> None:
         set_budget(store)
-        key = (home / "secrets" / "run.key").read_bytes()
-        (home / "secrets" / "run.key").unlink()
-        lost = pytest.raises(StoreError, match="was begun by the run key")
+        key = (home / "secrets" / "hub.key").read_bytes()
+        (home / "secrets" / "hub.key").unlink()
+        lost = pytest.raises(StoreError, match="was begun by the hub key")
         with Store.open(home, database_url=database_url) as again, lost:
             set_budget(again, "q")
-        (home / "secrets" / "run.key").write_bytes(key)
+        (home / "secrets" / "hub.key").write_bytes(key)
         with Store.open(home, database_url=database_url) as again:
             again.anchor()
-        (home / "secrets" / "run.key").unlink()
+        (home / "secrets" / "hub.key").unlink()
         missing = pytest.raises(StoreError, match="is missing, and this home has signed rows")
         with Store.open(home, database_url=database_url) as again, missing:
             set_budget(again, "q")
-        assert not (home / "secrets" / "run.key").exists()
+        assert not (home / "secrets" / "hub.key").exists()

@@ -139,7 +139,7 @@ class TestTargetsOfTables:
         write(tmp_path / "w", "a", "age,days", ["1,2.5", "2,", "3,4", "4,5", "5,6"])
         with pytest.raises(DataError, match="days"):
             self.load(tmp_path / "w")
-        assert len(self.load(tmp_path / "w", missing={"days": "drop_row"}).data.y_train) == 3
+        assert len(self.load(tmp_path / "w", missing={"days": "drop_row"}).simulated.data.y_train) == 3
 
     def test_words_are_refused_by_their_line(self, tmp_path: Path) -> None:
         write(tmp_path / "w", "a", "age,days", ["1,2.5", "2,many", "3,4", "4,5"])
