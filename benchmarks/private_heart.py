@@ -110,7 +110,7 @@ def accuracy_on_folds(config: FederationConfig, seeds: int) -> float:
                     SimulatedClient(str(client), client, len(y), 0, key=os.urandom(32))
                     for client, (_, y) in enumerate(clients)
                 ]
-                engine.train(config.training.in_round(round, config.rounds), params_D, tasks, updates_ND)
+                engine.train(config.training.resolve(round, config.rounds), params_D, tasks, updates_ND)
                 params_D = params_D + np.average(updates_ND, axis=0, weights=stops - starts).astype(np.float32)
             load_into(module, params_D)
             with torch.no_grad():
@@ -177,7 +177,7 @@ def main() -> None:
     print(", ".join(f"{name} {value:.3f}" for name, value in baselines.items()))
     for epsilon in options.epsilons:
         config = configuration(epsilon, CHOSEN[epsilon])
-        noise = config.training.in_round(1, config.rounds).privacy.noise_multiplier  # type: ignore[attr-defined]
+        noise = config.training.resolve(1, config.rounds).privacy.noise_multiplier  # type: ignore[attr-defined]
         for _ in range(options.seeds):
             curve, spent = train(config)
             assert spent <= epsilon

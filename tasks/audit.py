@@ -103,7 +103,7 @@ def audit_mechanism(store: Store, run: RunRecord, num_canaries: int) -> Audit:
 
 def _audit_examples(federation: Federation, num_canaries: int) -> AuditReport:
     config, keys = federation.config, _fresh_keys()
-    rule = config.training.in_round(1, config.rounds)
+    rule = config.training.resolve(1, config.rounds)
     private = rule.example_level
     assert private is not None and private.noise_multiplier is not None
     shadow = CanaryClient(federation.module, federation.public_rows(min(PUBLIC_ROWS, num_canaries)), rule, num_canaries)

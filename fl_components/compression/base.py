@@ -77,7 +77,7 @@ class CompressionRule(Rule):
         default=False,
         description="whether a client adds to its next update what compression left out of this one",
     )
-    transparent: ClassVar[bool] = False
+    is_identity: ClassVar[bool] = False
     """Whether what is decoded is what was encoded, bit for bit, and as long for every update of D parameters: then one
     update that is encoded and decoded tells what all of them cost."""
 
@@ -125,15 +125,15 @@ class CompressionRule(Rule):
             check_contraction(self, field, f"{field}.error_feedback is true", num_parameters)
 
     @abstractmethod
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         """What stands for each of the updates (float32 [N, D], left as they are)."""
 
     @abstractmethod
-    def check(self, payload: Payload, known: CodecContext) -> None:
+    def check(self, payload: Payload, context: CodecContext) -> None:
         """Raises `UpdateRejected` when `payload` is nothing that `compress` could have made of an update."""
 
     @abstractmethod
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
         """The updates, float32 [N, D], that these stand for; each has passed `check`."""
 
 
@@ -166,7 +166,7 @@ def check_contraction(rule: CompressionRule, field: str, feedback: str, num_para
     values = getattr(rule, "values", None)
     of_values = (
         f" with {field}.values.kind {values.kind}"
-        if isinstance(values, CompressionRule) and not values.transparent
+        if isinstance(values, CompressionRule) and not values.is_identity
         else ""
     )
     bound = min(rule.error_bound(size) for size in sizes)
@@ -184,7 +184,7 @@ def check_contraction(rule: CompressionRule, field: str, feedback: str, num_para
 
 
 SIZES: Final = (2, 3, 4, 8, 16, 32, 64, 128, 256, 1024, 10_000, 1_000_000)
-"""Numbers of parameters at which a rule is looked at as long as the model's is not known."""
+"""Numbers of parameters at which a rule is looked at as long as the model's is not context."""
 
 
 def unexpected(payload: Payload, expected: dict[str, str]) -> UpdateRejected:

@@ -27,10 +27,10 @@ class Broadcast(Rule):
 
     >>> import numpy as np
     >>> from fedrounds.fl_components.compression import UniformQuantiser
-    >>> rule, known = Broadcast(values=UniformQuantiser(bits=8), mode="delta"), CodecContext([0], 0, [(2,)])
+    >>> rule, context = Broadcast(values=UniformQuantiser(bits=8), mode="delta"), CodecContext([0], 0, [(2,)])
     >>> held_D = np.array([0.5, 1.0], np.float32)
-    >>> payload = rule.compress(np.array([0.75, 1.0], np.float32), held_D, known)
-    >>> rule.decompress(payload, held_D, known)
+    >>> payload = rule.compress(np.array([0.75, 1.0], np.float32), held_D, context)
+    >>> rule.decompress(payload, held_D, context)
     array([0.75, 1.  ], dtype=float32)
     """
 
@@ -63,20 +63,20 @@ class Broadcast(Rule):
 
     def base(self, held_D: Float32 | None) -> Float32 | None:
         """What the next difference is from, where clients hold `held_D`; None where the parameters travel whole."""
-        return held_D if self.mode == "delta" and not self.values.transparent else None
+        return held_D if self.mode == "delta" and not self.values.is_identity else None
 
-    def compress(self, params_D: Float32, held_D: Float32 | None, known: CodecContext) -> Payload:
+    def compress(self, params_D: Float32, held_D: Float32 | None, context: CodecContext) -> Payload:
         """`params_D`, float32 [D], for clients that hold `held_D`."""
         if self._whole(held_D):
-            return NoCompression().compress(params_D[None], known)[0]
-        return self.values.compress(params_D[None] if held_D is None else (params_D - held_D)[None], known)[0]
+            return NoCompression().compress(params_D[None], context)[0]
+        return self.values.compress(params_D[None] if held_D is None else (params_D - held_D)[None], context)[0]
 
-    def decompress(self, payload: Payload, held_D: Float32 | None, known: CodecContext) -> Float32:
+    def decompress(self, payload: Payload, held_D: Float32 | None, context: CodecContext) -> Float32:
         """What a client makes of it. Raises `UpdateRejected` when it stands for no parameters."""
         rule = NoCompression() if self._whole(held_D) else self.values
-        rule.check(payload, known)
-        decoded_D: Float32 = rule.decompress([payload], known)[0]
+        rule.check(payload, context)
+        decoded_D: Float32 = rule.decompress([payload], context)[0]
         return decoded_D if self._whole(held_D) or held_D is None else held_D + decoded_D
 
     def _whole(self, held_D: Float32 | None) -> bool:
-        return self.values.transparent or (self.mode == "delta" and held_D is None)
+        return self.values.is_identity or (self.mode == "delta" and held_D is None)

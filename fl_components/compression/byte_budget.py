@@ -62,8 +62,8 @@ class ByteBudget(CompressionRule):
         blocks, block = num_buckets(num_parameters, _block(num_parameters)), _block(num_parameters)
         return COUNT_BITS * blocks + (SCALE_BITS + block) * (1 if self.error_feedback else blocks)
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
-        rotated_NKB = rotate(deltas_ND, _block(deltas_ND.shape[1]), known)
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
+        rotated_NKB = rotate(deltas_ND, _block(deltas_ND.shape[1]), context)
         bits_NK = self._bits(rotated_NKB)
         scales_NK = np.zeros(bits_NK.shape, np.float32)
         payloads: list[dict[str, Symbols | Float32]] = [{"bits": Symbols(bits_K, COUNT_BITS)} for bits_K in bits_NK]
@@ -102,8 +102,8 @@ class ByteBudget(CompressionRule):
         found: NDArray[np.uint8] = taken_NKb.reshape(num_rows, blocks, MAX_BITS).sum(2, np.uint8)
         return found
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        size = known.num_parameters
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        size = context.num_parameters
         block = _block(size)
         expect(
             {"bits": payload["bits"]} if "bits" in payload else {},
@@ -125,8 +125,8 @@ class ByteBudget(CompressionRule):
             **parts,
         )
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        size = known.num_parameters
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
+        size = context.num_parameters
         block = _block(size)
         rotated_NKB = np.zeros((len(payloads), num_buckets(size, block), block), np.float32)
         for rotated_KB, payload in zip(rotated_NKB, payloads, strict=True):
@@ -137,7 +137,7 @@ class ByteBudget(CompressionRule):
                     rotated_KB[bits_K == bits] = levels_of(bits)[part.values].reshape(-1, block)
             with np.errstate(all="ignore"):
                 rotated_KB[bits_K > 0] *= np.asarray(payload["scales"])[:, None]
-        return rotate_back(rotated_NKB, size, known)
+        return rotate_back(rotated_NKB, size, context)
 
 
 def _block(num_values: int) -> int:

@@ -39,8 +39,8 @@ class DeadZone(Quantiser):
     Nothing, one step down and one step up are symbols of 2 bits, of which zstandard sees four in a byte. What is larger
     has the fourth symbol, and another one behind. Where numbers have no pattern this takes a quarter of a bit at least.
 
-    >>> rule, known = DeadZone(step=0.5), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
-    >>> rule.decompress(rule.compress(np.array([[0.3, -3.0, 1.6, -2.0]], np.float32), known), known).round(2)
+    >>> rule, context = DeadZone(step=0.5), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
+    >>> rule.decompress(rule.compress(np.array([[0.3, -3.0, 1.6, -2.0]], np.float32), context), context).round(2)
     array([[ 0.  , -2.97,  0.99, -1.98]], dtype=float32)
     """
 
@@ -57,7 +57,7 @@ class DeadZone(Quantiser):
         cut = MAX_STEPS * self.step / math.sqrt(num_values)
         return 1 - min(0.75, cut) / num_values
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         return [self._written(delta_D) for delta_D in deltas_ND]
 
     def _written(self, delta_D: Float32) -> Payload:
@@ -82,10 +82,10 @@ class DeadZone(Quantiser):
             "step": step[None],
         }
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
+    def check(self, payload: Payload, context: CodecContext) -> None:
         expect(
             payload,
-            symbols=("symbols", known.num_parameters, BITS),
+            symbols=("symbols", context.num_parameters, BITS),
             larger=("symbols", None, None),
             step=("float32", 1, None),
         )
@@ -94,7 +94,7 @@ class DeadZone(Quantiser):
             detail = f"expected larger: symbols [{expected}]; got [{found}]"
             raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
         symbols_ND = symbols(payloads, "symbols")
         levels_ND = np.take(_LEVELS, symbols_ND, mode="clip")
         for symbols_D, levels_D, payload in zip(symbols_ND, levels_ND, payloads, strict=True):

@@ -44,7 +44,7 @@ class Dithered(Quantiser):
         """Schuchman 1964: whatever the numbers are."""
         return self.step**2 / 12
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         num_rows, size = deltas_ND.shape
         values_NKB = in_buckets(deltas_ND, BUCKET)
         with np.errstate(all="ignore"):
@@ -54,7 +54,7 @@ class Dithered(Quantiser):
             steps_NK = (np.sqrt(squares_NK / counts_K) * self.step).astype(np.float32)
             per_step_NK = np.where(steps_NK > 0, 1 / steps_NK, 0).astype(np.float32)
             levels_ND = (values_NKB * per_step_NK[..., None]).reshape(num_rows, -1)[:, :size]
-            levels_ND += known.uniforms(self.kind, size)
+            levels_ND += context.uniforms(self.kind, size)
             np.nan_to_num(np.floor(levels_ND, out=levels_ND), copy=False)
         lowest_N, highest_N = levels_ND.min(1), levels_ND.max(1)
         payloads: list[Payload] = []
@@ -66,8 +66,8 @@ class Dithered(Quantiser):
             )
         return payloads
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        size = known.num_parameters
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        size = context.num_parameters
         expect(
             payload,
             symbols=("symbols", size, None),
@@ -75,9 +75,9 @@ class Dithered(Quantiser):
             steps=("float32", num_buckets(size, BUCKET), None),
         )
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        size = known.num_parameters
-        levels_ND = np.float32(0.5) - known.uniforms(self.kind, size)
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
+        size = context.num_parameters
+        levels_ND = np.float32(0.5) - context.uniforms(self.kind, size)
         levels_ND += symbols(payloads, "symbols")
         levels_ND += numbers(payloads, "lowest")
         with np.errstate(all="ignore"):

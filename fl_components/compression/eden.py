@@ -56,27 +56,27 @@ class Eden(Quantiser):
         transform is not quite a uniform rotation: a twentieth is room for that."""
         return 1.05 * LOST[self.unbiased][self.bits]
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         symbols_NKB, scales_NK = quantised(
-            rotate(deltas_ND, block_of(deltas_ND.shape[1]), known), self.bits, unbiased=self.unbiased
+            rotate(deltas_ND, block_of(deltas_ND.shape[1]), context), self.bits, unbiased=self.unbiased
         )
         return [
             {"symbols": Symbols(symbols_KB.ravel(), self.bits), "scales": scales_K}
             for symbols_KB, scales_K in zip(symbols_NKB, scales_NK, strict=True)
         ]
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        block = block_of(known.num_parameters)
-        blocks = num_buckets(known.num_parameters, block)
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        block = block_of(context.num_parameters)
+        blocks = num_buckets(context.num_parameters, block)
         expect(payload, symbols=("symbols", blocks * block, self.bits), scales=("float32", blocks, None))
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        size = known.num_parameters
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
+        size = context.num_parameters
         rotated_ND = np.take(levels_of(self.bits), symbols(payloads, "symbols"), mode="clip")  # faster than by brackets
         rotated_NKB = rotated_ND.reshape(len(payloads), -1, block_of(size))
         with np.errstate(all="ignore"):
             rotated_NKB *= numbers(payloads, "scales")[..., None]
-        return rotate_back(rotated_NKB, size, known)
+        return rotate_back(rotated_NKB, size, context)
 
 
 def levels_of(bits: int) -> Float32:

@@ -64,7 +64,7 @@ class Levels(Quantiser):
     def scale_names(self) -> tuple[str, ...]:
         """The names of what travels of each bucket."""
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         num_rows, size = deltas_ND.shape
         values_NKB = in_buckets(deltas_ND, self.bucket, fill=self.fill)
         with np.errstate(all="ignore"):
@@ -74,7 +74,7 @@ class Levels(Quantiser):
             levels_NKB = values_NKB - lowest_NK[..., None]
             levels_NKB *= per_step_NK[..., None]
             levels_ND = levels_NKB.reshape(num_rows, -1)[:, :size]
-            levels_ND += known.uniforms(self.kind, size)
+            levels_ND += context.uniforms(self.kind, size)
             torch.from_numpy(levels_ND).clamp_(0, self.top)  # in a fifth of the time that numpy takes
             symbols_ND = levels_ND.astype(np.uint8 if self.symbol_bits <= 8 else np.uint16)  # rounds down
         return [
@@ -82,12 +82,12 @@ class Levels(Quantiser):
             for row, symbols_D in enumerate(symbols_ND)
         ]
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        size = known.num_parameters
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        size = context.num_parameters
         scales = dict.fromkeys(self.scale_names, ("float32", num_buckets(size, self.bucket), None))
         expect(payload, symbols=("symbols", size, self.symbol_bits), **scales)
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
         symbols_ND = symbols(payloads, "symbols").astype(np.float32)
         scales = {name: numbers(payloads, name) for name in self.scale_names}
         with np.errstate(all="ignore"):
@@ -95,7 +95,7 @@ class Levels(Quantiser):
             values_NKB = in_buckets(symbols_ND, self.bucket)
             values_NKB *= step_NK[..., None]
             values_NKB += lowest_NK[..., None]
-        return values_NKB.reshape(len(payloads), -1)[:, : known.num_parameters]
+        return values_NKB.reshape(len(payloads), -1)[:, : context.num_parameters]
 
 
 class Qsgd(Levels):

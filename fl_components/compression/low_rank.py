@@ -22,12 +22,12 @@ class LowRank(CompressionRule):
     The power method starts from numbers that all clients of a round draw alike. A second step (`steps`) makes up for
     not starting from the last round's Q, which a client that comes now and then does not have.
 
-    >>> rule, known = LowRank(rank=1), CodecContext(seeds=[0], round_seed=0, shapes=[(20, 30), (20,)])
+    >>> rule, context = LowRank(rank=1), CodecContext(seeds=[0], round_seed=0, shapes=[(20, 30), (20,)])
     >>> delta_1D = np.concatenate([np.outer(np.arange(20), np.ones(30)).ravel(), np.ones(20)])[None].astype(np.float32)
-    >>> (payload,) = rule.compress(delta_1D, known)
+    >>> (payload,) = rule.compress(delta_1D, context)
     >>> payload["factors"].shape, payload["rest"].shape
     ((50,), (20,))
-    >>> bool(np.allclose(rule.decompress([payload], known), delta_1D, atol=1e-5))
+    >>> bool(np.allclose(rule.decompress([payload], context), delta_1D, atol=1e-5))
     True
     """
 
@@ -45,10 +45,10 @@ class LowRank(CompressionRule):
         root of `num_values`."""
         return 1 - 1 / math.sqrt(num_values)
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
-        draw = known.common_draw(self.kind)
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
+        draw = context.common_draw(self.kind)
         factors, rest = [], []
-        for part, shape in zip(_parts(torch.from_numpy(deltas_ND), known), known.shapes, strict=True):
+        for part, shape in zip(_parts(torch.from_numpy(deltas_ND), context), context.shapes, strict=True):
             if not self._is_low(shape):
                 rest.append(part)
                 continue
@@ -62,16 +62,16 @@ class LowRank(CompressionRule):
         factors_NF, rest_NR = (_together(each, len(deltas_ND)) for each in (factors, rest))
         return [{"factors": own, "rest": other} for own, other in zip(factors_NF, rest_NR, strict=True)]
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        low = [shape for shape in known.shapes if self._is_low(shape)]
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        low = [shape for shape in context.shapes if self._is_low(shape)]
         num_factors = sum(self.rank * (shape[0] + math.prod(shape[1:])) for shape in low)
-        num_rest = known.num_parameters - sum(map(math.prod, low))
+        num_rest = context.num_parameters - sum(map(math.prod, low))
         expect(payload, factors=("float32", num_factors, None), rest=("float32", num_rest, None))
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
         factors_NF, rest_NR = (torch.from_numpy(numbers(payloads, name)) for name in ("factors", "rest"))
-        deltas_ND = np.empty((len(payloads), known.num_parameters), np.float32)
-        for part, shape in zip(_parts(torch.from_numpy(deltas_ND), known), known.shapes, strict=True):
+        deltas_ND = np.empty((len(payloads), context.num_parameters), np.float32)
+        for part, shape in zip(_parts(torch.from_numpy(deltas_ND), context), context.shapes, strict=True):
             if not self._is_low(shape):
                 own, rest_NR = rest_NR[:, : part.shape[1]], rest_NR[:, part.shape[1] :]
                 part.copy_(own)
@@ -89,8 +89,8 @@ class LowRank(CompressionRule):
         return len(shape) > 1 and self.rank * (shape[0] + columns) < shape[0] * columns
 
 
-def _parts(deltas: torch.Tensor, known: CodecContext) -> Sequence[torch.Tensor]:
-    return deltas.split_with_sizes([math.prod(shape) for shape in known.shapes], dim=1)
+def _parts(deltas: torch.Tensor, context: CodecContext) -> Sequence[torch.Tensor]:
+    return deltas.split_with_sizes([math.prod(shape) for shape in context.shapes], dim=1)
 
 
 def _together(parts: Sequence[torch.Tensor], num_rows: int) -> Float32:

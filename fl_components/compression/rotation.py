@@ -53,38 +53,38 @@ def block_of(num_values: int) -> int:
 _SIZES: Final = [LARGEST >> shift for shift in range(LARGEST.bit_length())]
 
 
-def rotate(values_ND: Float32, block: int, known: CodecContext) -> Float32:
+def rotate(values_ND: Float32, block: int, context: CodecContext) -> Float32:
     """Each row rotated in blocks, float32 [N, blocks, block]."""
     values_NKB = in_buckets(values_ND, block)
     if block <= UNIFORM:
-        return _reflect(values_NKB, known, back=False)
+        return _reflect(values_NKB, context, back=False)
     rotated = torch.from_numpy(values_NKB.copy())
-    for signs_ND in _signs(known, rotated.shape[1], block):
+    for signs_ND in _signs(context, rotated.shape[1], block):
         _flip(rotated, signs_ND)
         rotated = _hadamard(rotated)
     return rotated.numpy()
 
 
-def rotate_back(rotated_NKB: Float32, num_values: int, known: CodecContext) -> Float32:
+def rotate_back(rotated_NKB: Float32, num_values: int, context: CodecContext) -> Float32:
     """The rows that `rotate` made these of, float32 [N, num_values]."""
     num_rows, blocks, block = rotated_NKB.shape
     if block <= UNIFORM:
-        return _reflect(rotated_NKB, known, back=True).reshape(num_rows, -1)[:, :num_values]
+        return _reflect(rotated_NKB, context, back=True).reshape(num_rows, -1)[:, :num_values]
     values = torch.from_numpy(rotated_NKB)
-    for signs_ND in reversed(_signs(known, blocks, block)):
+    for signs_ND in reversed(_signs(context, blocks, block)):
         values = _hadamard(values)
         _flip(values, signs_ND)
     return values.flatten(1)[:, :num_values].numpy()
 
 
-def _reflect(values_NKB: Float32, known: CodecContext, *, back: bool) -> Float32:
+def _reflect(values_NKB: Float32, context: CodecContext, *, back: bool) -> Float32:
     """Each block times its own uniformly random orthogonal matrix, or times the inverse of that matrix.
 
     A reflection that takes the first axis to a uniformly random direction, after a uniformly random matrix of the other
     axes, is a uniformly random matrix: one reflection of the last axis, of the last two, ... of all.
     """
     num_rows, blocks, block = values_NKB.shape
-    rotated_NKB, draws = values_NKB.astype(np.float64), known.draws("rotation")
+    rotated_NKB, draws = values_NKB.astype(np.float64), context.draws("rotation")
     ends = np.cumsum(np.arange(1, block + 1))
     starts, num_normals = ends - np.arange(1, block + 1), int(ends[-1])
     rows_at_once = max(1, NORMALS_AT_ONCE // (blocks * num_normals))
@@ -106,10 +106,10 @@ def _reflect(values_NKB: Float32, known: CodecContext, *, back: bool) -> Float32
         return rotated_NKB.astype(np.float32)
 
 
-def _signs(known: CodecContext, blocks: int, block: int) -> list[torch.Tensor]:
+def _signs(context: CodecContext, blocks: int, block: int) -> list[torch.Tensor]:
     """For each round and row, as bits of a float32's sign, int32 [N, blocks * block]."""
     size = blocks * block
-    found, draws, num_bytes = [], known.draws("rotation"), -(-size // 8)
+    found, draws, num_bytes = [], context.draws("rotation"), -(-size // 8)
     for _ in range(_rounds(block)):
         signs_N = np.empty((len(draws), num_bytes, 8), np.int32)
         for signs, draw in zip(signs_N, draws, strict=True):

@@ -25,8 +25,8 @@ class Sign(Quantiser):
     fixes SignSGD" (https://arxiv.org/abs/1901.09847). Biased; the squared error is ||x||_2^2 - ||x||_1^2 / d for each
     bucket of d numbers.
 
-    >>> rule, known = Sign(), CodecContext(seeds=[0], round_seed=0, shapes=[(3,)])
-    >>> rule.decompress(rule.compress(np.array([[1.0, -2.0, 0.0]], np.float32), known), known)
+    >>> rule, context = Sign(), CodecContext(seeds=[0], round_seed=0, shapes=[(3,)])
+    >>> rule.decompress(rule.compress(np.array([[1.0, -2.0, 0.0]], np.float32), context), context)
     array([[ 1., -1.,  1.]], dtype=float32)
     """
 
@@ -41,7 +41,7 @@ class Sign(Quantiser):
         """Karimireddy et al. 2019: ||x||_1^2 is at least ||x||_2^2."""
         return 1 - 1 / min(num_values, self.bucket)
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         size = deltas_ND.shape[1]
         buckets = num_buckets(size, self.bucket)
         sizes_K = np.full(buckets, self.bucket)
@@ -53,13 +53,13 @@ class Sign(Quantiser):
             for delta_D, scales_K in zip(deltas_ND, scales_NK, strict=True)
         ]
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        size = known.num_parameters
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        size = context.num_parameters
         expect(payload, signs=("symbols", size, 1), scales=("float32", num_buckets(size, self.bucket), None))
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
         signs_ND = symbols(payloads, "signs")
         values_NKB = in_buckets(np.float32(1) - np.float32(2) * signs_ND, self.bucket)
         with np.errstate(invalid="ignore"):
             values_NKB *= numbers(payloads, "scales")[..., None]
-        return values_NKB.reshape(len(payloads), -1)[:, : known.num_parameters]
+        return values_NKB.reshape(len(payloads), -1)[:, : context.num_parameters]

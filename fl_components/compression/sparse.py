@@ -51,33 +51,33 @@ class Sparsifier(CompressionRule):
         return lost if lost >= 1 else 1 - (1 - lost) * num_kept / num_values
 
     @abstractmethod
-    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
+    def kept(self, deltas_ND: Float32, context: CodecContext) -> list[Int64]:
         """The places that are kept of each update, ascending; at least one."""
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
         payloads: list[Payload] = [{} for _ in deltas_ND]
-        places = self.kept(deltas_ND, known)
-        for rows, some in _alike(list(map(len, places)), known):
+        places = self.kept(deltas_ND, context)
+        for rows, some in _alike(list(map(len, places)), context):
             places_NK = np.stack([places[row] for row in rows])
             written = self.values.compress(deltas_ND[rows[:, None], places_NK], some)
             for row, places_K, values in zip(rows, places_NK, written, strict=True):
-                payloads[row] = {"indices": Indices(places_K, known.num_parameters), **values}
+                payloads[row] = {"indices": Indices(places_K, context.num_parameters), **values}
         return payloads
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
+    def check(self, payload: Payload, context: CodecContext) -> None:
         expect(
             {"indices": payload["indices"]} if "indices" in payload else {},
-            indices=("indices", None, known.num_parameters),
+            indices=("indices", None, context.num_parameters),
         )
         num_kept = len(_places(payload))
-        if not 1 <= num_kept <= known.num_parameters:
-            detail = f"{num_kept} places of {known.num_parameters}"
+        if not 1 <= num_kept <= context.num_parameters:
+            detail = f"{num_kept} places of {context.num_parameters}"
             raise UpdateRejected(Rejection(RejectionCode.WRONG_SHAPE, detail))
-        self.values.check(_values(payload), known.inside(num_kept))
+        self.values.check(_values(payload), context.inside(num_kept))
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        deltas_ND = np.zeros((len(payloads), known.num_parameters), np.float32)
-        for rows, some in _alike([len(_places(payload)) for payload in payloads], known):
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
+        deltas_ND = np.zeros((len(payloads), context.num_parameters), np.float32)
+        for rows, some in _alike([len(_places(payload)) for payload in payloads], context):
             places_NK = np.stack([_places(payloads[row]) for row in rows])
             values_NK = self.values.decompress([_values(payloads[row]) for row in rows], some)
             deltas_ND[rows[:, None], places_NK] = values_NK
@@ -88,8 +88,8 @@ class TopK(Sparsifier):
     """The largest numbers, whatever their sign: Stich et al. 2018, "Sparsified SGD with memory"
     (https://arxiv.org/abs/1809.07599). Biased; the squared error is at most 1 - fraction of the squared norm.
 
-    >>> rule, known = TopK(fraction=0.5), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
-    >>> rule.decompress(rule.compress(np.array([[1.0, -3.0, 0.5, 2.0]], np.float32), known), known)
+    >>> rule, context = TopK(fraction=0.5), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
+    >>> rule.decompress(rule.compress(np.array([[1.0, -3.0, 0.5, 2.0]], np.float32), context), context)
     array([[ 0., -3.,  0.,  2.]], dtype=float32)
     """
 
@@ -100,8 +100,8 @@ class TopK(Sparsifier):
         """Stich et al. 2018, lemma A.1, and the error of `values` on the numbers that are kept."""
         return self._bound_of_kept(num_kept(self.fraction, num_values), num_values)
 
-    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
-        count = num_kept(self.fraction, known.num_parameters)
+    def kept(self, deltas_ND: Float32, context: CodecContext) -> list[Int64]:
+        count = num_kept(self.fraction, context.num_parameters)
         return [_largest(np.abs(delta_D), count) for delta_D in deltas_ND]
 
 
@@ -110,8 +110,8 @@ class Threshold(Sparsifier):
     sparsification as total error minimization" (https://arxiv.org/abs/2108.00951). Biased; the squared error is at most
     D threshold^2.
 
-    >>> rule, known = Threshold(threshold=1.0), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
-    >>> rule.decompress(rule.compress(np.array([[1.0, -3.0, 0.5, 2.0]], np.float32), known), known)
+    >>> rule, context = Threshold(threshold=1.0), CodecContext(seeds=[0], round_seed=0, shapes=[(4,)])
+    >>> rule.decompress(rule.compress(np.array([[1.0, -3.0, 0.5, 2.0]], np.float32), context), context)
     array([[ 1., -3.,  0.,  2.]], dtype=float32)
     """
 
@@ -123,7 +123,7 @@ class Threshold(Sparsifier):
         lost = self.values.error_bound(num_values)
         return lost if lost >= 1 else 1 - (1 - lost) / num_values
 
-    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
+    def kept(self, deltas_ND: Float32, context: CodecContext) -> list[Int64]:
         sizes_ND = np.abs(deltas_ND)
         large = [np.flatnonzero(~(sizes_D < self.threshold)) for sizes_D in sizes_ND]
         return [
@@ -162,29 +162,29 @@ class RandomK(Sparsifier):
             return scale * (1 + lost) - 1
         return float(((scale - 1) ** 0.5 + (scale * lost) ** 0.5) ** 2)
 
-    def kept(self, deltas_ND: Float32, known: CodecContext) -> list[Int64]:
-        size = known.num_parameters
-        draws = known.draws(self.kind) if self.mask == "own" else [known.common_draw(self.kind)]
+    def kept(self, deltas_ND: Float32, context: CodecContext) -> list[Int64]:
+        size = context.num_parameters
+        draws = context.draws(self.kind) if self.mask == "own" else [context.common_draw(self.kind)]
         places = [
             np.sort(draw.choice(size, num_kept(self.fraction, size), replace=False, shuffle=False)) for draw in draws
         ]
-        return places * (len(known.seeds) // len(places))
+        return places * (len(context.seeds) // len(places))
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
-        places_NK = np.stack(self.kept(deltas_ND, known))
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
+        places_NK = np.stack(self.kept(deltas_ND, context))
         values_NK = np.take_along_axis(deltas_ND, places_NK, axis=1)
         if not self.error_feedback:
             with np.errstate(over="ignore"):
-                values_NK *= np.float32(known.num_parameters / places_NK.shape[1])
-        return self.values.compress(values_NK, known.inside(places_NK.shape[1]))
+                values_NK *= np.float32(context.num_parameters / places_NK.shape[1])
+        return self.values.compress(values_NK, context.inside(places_NK.shape[1]))
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        self.values.check(payload, known.inside(num_kept(self.fraction, known.num_parameters)))
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        self.values.check(payload, context.inside(num_kept(self.fraction, context.num_parameters)))
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        deltas_ND = np.zeros((len(payloads), known.num_parameters), np.float32)
-        places_NK = np.stack(self.kept(deltas_ND, known))
-        np.put_along_axis(deltas_ND, places_NK, self.values.decompress(payloads, known.inside(places_NK.shape[1])), 1)
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
+        deltas_ND = np.zeros((len(payloads), context.num_parameters), np.float32)
+        places_NK = np.stack(self.kept(deltas_ND, context))
+        np.put_along_axis(deltas_ND, places_NK, self.values.decompress(payloads, context.inside(places_NK.shape[1])), 1)
         return deltas_ND
 
 
@@ -211,12 +211,12 @@ def num_kept(fraction: float, num_parameters: int) -> int:
     return max(1, round(fraction * num_parameters))
 
 
-def _alike(lengths: Sequence[int], known: CodecContext) -> Iterator[tuple[Int64, CodecContext]]:
+def _alike(lengths: Sequence[int], context: CodecContext) -> Iterator[tuple[Int64, CodecContext]]:
     """The rows that keep equally many numbers, and what is known of these numbers."""
     lengths_N = np.array(lengths)
     for length in np.unique(lengths_N).tolist():
         rows = np.flatnonzero(lengths_N == length)
-        yield rows, known.of(rows).inside(length)
+        yield rows, context.of(rows).inside(length)
 
 
 def _places(payload: Payload) -> Int64:

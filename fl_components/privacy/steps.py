@@ -77,7 +77,7 @@ class Mechanism:
     @classmethod
     def of(cls, rule: ExampleLevel, num_parameters: int) -> Mechanism:
         """Raises `ModelError` where so much noise on so many parameters leaves less than half of the norm."""
-        assert rule.noise_multiplier is not None, "SGD.in_round resolves it"
+        assert rule.noise_multiplier is not None, "SGD.resolve sets it"
         unit = rule.noise_multiplier * rule.max_grad_norm / MOST_OF_FLOAT32
         margin = (BLOCK + 2 + 2 * PIECE_ROWS * (PIECE_ROWS + 8)) * _ROUNDING
         kept = (rule.max_grad_norm - math.sqrt(num_parameters) * unit) / (1 + 1.01 * margin)

@@ -58,7 +58,7 @@ class Codec:
 
     def fixed_update_bytes(self, client_id: str) -> int:
         """Return the length of a client's frame, under a rule whose frames all have the same length."""
-        if not self.rule.transparent:
+        if not self.rule.is_identity:
             raise ValueError(f"the frames of compression.kind {self.rule.kind} have different lengths")
         return raw_update_bytes(client_id, self.layout.channels, self.layout.size)
 
@@ -79,12 +79,12 @@ class Codec:
         keeps = residuals_NM is not None
         if residuals_NM is not None:
             updates_NM = updates_NM + residuals_NM  # the residuals will take the place of the sum
-        first = () if self.rule.transparent else plan.cohort[:MEASURED]
+        first = () if self.rule.is_identity else plan.cohort[:MEASURED]
         is_measured_N = [keeps or task in first for task in tasks]
         encode = partial(self._encode, plan.base_digest, keeps)
         frames: list[bytes] = []
         error = Weighted()
-        map_rows = map_inline if self.rule.transparent else map_rows  # whole updates: a copy here, two on the way
+        map_rows = map_inline if self.rule.is_identity else map_rows  # whole updates: a copy here, two on the way
         access: Literal["r", "r+"] = "r+" if keeps else "r"
         for block_frames, lost in map_rows(
             encode, updates_NM, tasks, is_measured_N, block_rows=self.block_rows, access=access
@@ -134,7 +134,7 @@ class Codec:
         as `admission` says (not_finite, norm_too_large). A rejected update is zeros.
         """
         updates_NM = np.empty((len(frames), self.layout.size), np.float32)
-        map_rows = map_inline if self.rule.transparent else map_rows
+        map_rows = map_inline if self.rule.is_identity else map_rows
         decode = partial(self._decode, plan.base_digest, admission)
         blocks = map_rows(decode, updates_NM, tasks, frames, block_rows=self.block_rows, access="w")
         return updates_NM, {place: reason for place, reason in enumerate(chain(*blocks)) if reason is not None}

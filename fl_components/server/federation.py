@@ -139,7 +139,7 @@ class Federation:
     @property
     def streamed(self) -> LinearAggregator | None:
         """The aggregator, where updates may be summed where they are computed: nothing needs a single one later."""
-        needs_each = not self.config.compression.transparent or self.config.training.objective.channels
+        needs_each = not self.config.compression.is_identity or self.config.training.objective.channels
         return None if needs_each else self.summed
 
     @property

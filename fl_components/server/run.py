@@ -189,7 +189,7 @@ class Run:
 
     def training_digest(self, plan: RoundPlan) -> str:
         """Return the sha256 over what determines the updates of a round besides rows and keys; it is public."""
-        training = self.config.training.in_round(plan.round, self.config.rounds)
+        training = self.config.training.resolve(plan.round, self.config.rounds)
         facts = {
             "base": plan.base_digest,
             "training": training.model_dump(mode="json"),

@@ -26,7 +26,7 @@ def round_spec(
         base_digest=plan.base_digest,
         model=federation.model_spec,
         task=config.task,
-        training=config.training.in_round(plan.round, config.rounds),
+        training=config.training.resolve(plan.round, config.rounds),
         compression=config.compression,
         broadcast=config.broadcast,
         privacy=config.privacy,

@@ -168,7 +168,7 @@ def train(run: Run, plan: RoundPlan, sent: EncodedBroadcast, wave: slice) -> Upd
         for shard in plan.shards
         if wave.start <= shard.start < wave.stop
     ]
-    training = run.config.training.in_round(plan.round, run.config.rounds)
+    training = run.config.training.resolve(plan.round, run.config.rounds)
     streaming = StreamingSum(rule, run.federation.admission(plan)) if rule is not None else None
     trained = run.executor.train(training, sent.base_M, shards, streaming)
     num_coordinates = run.federation.update_layout.size

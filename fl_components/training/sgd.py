@@ -120,7 +120,7 @@ class SGD(Rule):
         """What is promised about each example, where something is."""
         return self.privacy if isinstance(self.privacy, ExampleLevel) else None
 
-    def in_round(self, round: int, rounds: int) -> SGD:
+    def resolve(self, round: int, rounds: int) -> SGD:
         """What a client does in round `round` of `rounds`: the schedule is resolved into the learning rate, and a
         target epsilon into a noise multiplier."""
         changes: dict[str, Any] = {}

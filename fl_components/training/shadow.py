@@ -41,7 +41,7 @@ class CanaryClient:
     Args:
       module: the run's, with the parameters that a step starts from. It stays as it is.
       rows: R examples that are nobody's secret. Canary j shows the model row j mod R.
-      rule: how clients train in a round, with its noise multiplier (`SGD.in_round`). Its batches hold all examples:
+      rule: how clients train in a round, with its noise multiplier (`SGD.resolve`). Its batches hold all examples:
         sampling takes no part.
       num_canaries: M.
 

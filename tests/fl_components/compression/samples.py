@@ -23,7 +23,7 @@ vectors = hnp.arrays(
 ).filter(np.any)
 
 
-def known(num_updates: int = 1, *, shapes: Any = SHAPES, first_seed: int = 0) -> CodecContext:
+def context(num_updates: int = 1, *, shapes: Any = SHAPES, first_seed: int = 0) -> CodecContext:
     return CodecContext(seeds=range(first_seed, first_seed + num_updates), round_seed=first_seed, shapes=shapes)
 
 
@@ -73,5 +73,5 @@ def squares(values: Any) -> Any:
 
 def mean_error(rule: CompressionRule, delta_D: Any, many: int = 400) -> float:
     """The mean squared error over that of nothing, over many draws."""
-    found_ND = there_and_back(rule, np.tile(delta_D, (many, 1)), known(many, shapes=((len(delta_D),),)))
+    found_ND = there_and_back(rule, np.tile(delta_D, (many, 1)), context(many, shapes=((len(delta_D),),)))
     return float(squares(found_ND - delta_D).mean() / squares(delta_D))

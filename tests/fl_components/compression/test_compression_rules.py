@@ -36,7 +36,7 @@ from tests.fl_components.compression.samples import (
     SHAPES,
     SIZE,
     Vector,
-    known,
+    context,
     layers,
     normal,
     sparse,
@@ -88,7 +88,7 @@ class TestCompressionRule:
     @pytest.mark.parametrize("shapes", [((1,),), ((2,),), ((1, 1), (5,)), ((40, 25),), SHAPES])
     @pytest.mark.parametrize("num_updates", [1, 3])
     def test_there_and_back(self, rule: CompressionRule, shapes: Any, num_updates: int) -> None:
-        what = known(num_updates, shapes=shapes)
+        what = context(num_updates, shapes=shapes)
         deltas_ND = np.random.default_rng(0).standard_normal((num_updates, what.num_parameters)).astype(np.float32)
         before = deltas_ND.tobytes()
         found_ND, frames = through_frames(rule, deltas_ND, what)
@@ -100,34 +100,34 @@ class TestCompressionRule:
 
     def test_what_becomes_of_one_does_not_depend_on_the_others(self, rule: CompressionRule) -> None:
         deltas_ND = np.stack([update(), 100 * update(layers), update(sparse(3))])
-        together_ND = there_and_back(rule, deltas_ND, known(3))
+        together_ND = there_and_back(rule, deltas_ND, context(3))
         for row, delta_D in enumerate(deltas_ND):
-            alone_D = there_and_back(rule, delta_D[None], known(3).of([row]))[0]
+            alone_D = there_and_back(rule, delta_D[None], context(3).of([row]))[0]
             # Matrix products may differ in their last bits, and then a symbol here and there.
             assert squares(alone_D - together_ND[row]) <= 1e-4 * squares(delta_D)
 
     def test_zeros_stay_zeros(self, rule: CompressionRule) -> None:
-        assert not there_and_back(rule, np.zeros((2, SIZE), np.float32), known(2)).any()
+        assert not there_and_back(rule, np.zeros((2, SIZE), np.float32), context(2)).any()
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
     def test_what_is_not_finite_is_no_error_here_and_harms_no_other(self, rule: CompressionRule, value: float) -> None:
         """The server refuses it by its norm."""
         bad_D = update()
         bad_D[:] = value
-        found_ND = there_and_back(rule, np.stack([bad_D, update()]), known(2))
+        found_ND = there_and_back(rule, np.stack([bad_D, update()]), context(2))
         assert not np.isfinite(found_ND[0]).all() or np.abs(found_ND[0]).max() > 1e30
         assert np.isfinite(found_ND[1]).all()
 
     def test_it_is_never_longer_than_the_server_reads(self, rule: CompressionRule) -> None:
         for size in (1, 5, 1000):
-            what = known(shapes=((size,),))
+            what = context(shapes=((size,),))
             (payload,) = rule.compress(update(size=size)[None], what)
             # The longest id: 100 letters outside the basic plane, each of which JSON escapes twice.
             frame = encode_update(Update("\U0001d49c" * 100, "ab" * 32, ("delta",), payload))
             assert len(frame) <= max_update_bytes(size)
 
     def test_a_payload_that_stands_for_no_update(self, rule: CompressionRule) -> None:
-        (good,) = rule.compress(update()[None], known())
+        (good,) = rule.compress(update()[None], context())
         hostile: list[Payload] = [
             {},
             {**good, "more": np.zeros(5, np.float32)},
@@ -139,7 +139,7 @@ class TestCompressionRule:
                 hostile.append({**good, name: wrong})
         for payload in hostile:
             with pytest.raises(UpdateRejected) as caught:
-                rule.check(payload, known())
+                rule.check(payload, context())
             reason, _, rest = caught.value.message.partition(": ")
             assert reason in ("wrong_tensors", "wrong_shape")
             assert rest.isprintable()
@@ -218,7 +218,7 @@ def check_unbiased(rule: CompressionRule, delta_D: Any, many: int) -> None:
         [
             there_and_back(rule, np.tile(delta_D, (len(what.seeds), 1)), what) - delta_D
             for first in range(0, many, 500)
-            for what in [known(min(500, many - first), first_seed=first, shapes=((len(delta_D),),))]
+            for what in [context(min(500, many - first), first_seed=first, shapes=((len(delta_D),),))]
         ]
     ).astype(np.float64)
     mean_D = error_ND.mean(0)
@@ -259,7 +259,7 @@ def test_short_blocks_are_rotated_uniformly() -> None:
     """Of a uniformly random orthogonal matrix R of d numbers E R_ij^2 = 1/d, E R_ij^4 = 3 / (d (d + 2)), E tr R = 0,
     E (tr R)^2 = E tr R^2 = 1 and E det R = 0 (Diaconis and Shahshahani 1994)."""
     many, size = 1000, 4
-    what = known(many, shapes=((size,),))
+    what = context(many, shapes=((size,),))
     axes = [np.tile(np.eye(size, dtype=np.float32)[axis], (many, 1)) for axis in range(size)]
     found = np.stack([rotate(axis, size, what)[:, 0] for axis in axes], axis=2).astype(np.float64)
     assert np.allclose(found @ found.transpose(0, 2, 1), np.eye(size), atol=1e-6)
@@ -275,15 +275,15 @@ def test_short_blocks_are_rotated_uniformly() -> None:
     assert (found**4).mean(0) == pytest.approx(np.full((size, size), 3 / (size * (size + 2))), abs=0.04)
     for block in (128, 256, 4096):
         values = update(size=block)[None]
-        rotated = rotate(values, block, known(1, shapes=((block,),)))
+        rotated = rotate(values, block, context(1, shapes=((block,),)))
         assert squares(rotated.ravel()) == pytest.approx(squares(values[0]), rel=1e-5)
-        assert np.allclose(rotate_back(rotated, block, known(1, shapes=((block,),))), values, atol=1e-5)
+        assert np.allclose(rotate_back(rotated, block, context(1, shapes=((block,),))), values, atol=1e-5)
 
 
 def batches(rule: CompressionRule, many: int) -> list[CodecContext]:
     """Draws for so many updates; where all of a round share some, one update a round."""
     size = 1 if shares(rule) else 200
-    return [known(size, first_seed=first) for first in range(0, many, size)]
+    return [context(size, first_seed=first) for first in range(0, many, size)]
 
 
 def shares(rule: CompressionRule) -> bool:
@@ -298,7 +298,7 @@ class TestLengths:
     def test_the_length_of_a_frame_does_not_depend_on_its_content(
         self, rule: CompressionRule, bits: Any, number: int
     ) -> None:
-        what = known(shapes=((len(bits),),))
+        what = context(shapes=((len(bits),),))
 
         def frame(delta_D: Any, client_id: str) -> bytes:
             return encode_update(Update(client_id, "ab" * 32, ("delta",), rule.compress(delta_D[None], what)[0]))
@@ -309,7 +309,7 @@ class TestLengths:
     @given(bits=hnp.arrays(np.uint32, st.integers(1, 40), elements=st.integers(0, 2**32 - 1)))
     def test_no_compression_keeps_every_bit(self, bits: Any) -> None:
         delta_D = bits.view(np.float32)  # denormals, -0.0, infinities, and NaN with every payload
-        found_ND, _ = through_frames(NoCompression(), delta_D[None], known(shapes=((len(bits),),)))
+        found_ND, _ = through_frames(NoCompression(), delta_D[None], context(shapes=((len(bits),),)))
         assert found_ND.tobytes() == delta_D.tobytes()
 
     @pytest.mark.parametrize(
@@ -328,13 +328,13 @@ class TestLengths:
     def test_bits_of_a_parameter(self, rule: CompressionRule, bits: float) -> None:
         """At most a tenth more than the ideal, header included, with 199,210 parameters."""
         delta_D = update(size=199_210)
-        _, (frame,) = through_frames(rule, delta_D[None], known(shapes=((199_210,),)))
+        _, (frame,) = through_frames(rule, delta_D[None], context(shapes=((199_210,),)))
         assert 8 * len(frame) / 199_210 <= 1.1 * bits
 
     @given(size=st.integers(1, 5000), update_bytes=st.integers(64, 4000), error_feedback=st.booleans())
     def test_a_byte_budget_is_kept(self, size: int, update_bytes: int, error_feedback: bool) -> None:
         rule = ByteBudget(update_bytes=update_bytes, error_feedback=error_feedback)
-        delta_D, what = update(layers, size), known(shapes=((size,),))
+        delta_D, what = update(layers, size), context(shapes=((size,),))
         _, (frame,) = through_frames(rule, delta_D[None], what)
         assert len(frame) <= update_bytes + 400
         try:

@@ -31,7 +31,7 @@ from fedrounds.fl_components.compression import (
     UniformQuantiser,
 )
 from fedrounds.fl_components.compression.base import check_contraction
-from tests.fl_components.compression.samples import known, squares
+from tests.fl_components.compression.samples import context, squares
 
 ROUNDS = 60
 SHAPES: dict[int, Any] = {
@@ -110,8 +110,8 @@ def vectors(size: int, seed: int = 0) -> Any:
     return found_ND
 
 
-def lost(rule: CompressionRule, deltas_ND: Any, known: CodecContext) -> Any:
-    return deltas_ND - rule.decompress(rule.compress(deltas_ND, known), known)
+def lost(rule: CompressionRule, deltas_ND: Any, context: CodecContext) -> Any:
+    return deltas_ND - rule.decompress(rule.compress(deltas_ND, context), context)
 
 
 def check_feedback(rule: CompressionRule, size: int) -> None:
@@ -240,14 +240,14 @@ class Undeclared(Quantiser):
     def unbiased(self) -> bool:
         return False
 
-    def compress(self, deltas_ND: Float32, known: CodecContext) -> list[Payload]:
-        return NoCompression().compress(deltas_ND, known)
+    def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
+        return NoCompression().compress(deltas_ND, context)
 
-    def check(self, payload: Payload, known: CodecContext) -> None:
-        NoCompression().check(payload, known)
+    def check(self, payload: Payload, context: CodecContext) -> None:
+        NoCompression().check(payload, context)
 
-    def decompress(self, payloads: Sequence[Payload], known: CodecContext) -> Float32:
-        return NoCompression().decompress(payloads, known)
+    def decompress(self, payloads: Sequence[Payload], context: CodecContext) -> Float32:
+        return NoCompression().decompress(payloads, context)
 
 
 def test_a_rule_that_declares_nothing_is_none() -> None:
@@ -279,6 +279,6 @@ def test_a_broadcast_with_too_few_bytes() -> None:
 def test_a_dead_zone_always_sends_something(size: int, step: float) -> None:
     """Equal numbers are below two thirds of two root mean squares, and would be kept for ever."""
     delta_1D = np.full((1, size), -0.25, np.float32)
-    loss_1D = lost(DeadZone(step=step), delta_1D, known(shapes=((size,),)))
+    loss_1D = lost(DeadZone(step=step), delta_1D, context(shapes=((size,),)))
     assert np.abs(loss_1D).max() <= 0.25 / 2
     assert squares(loss_1D[0]) <= (1 - 0.75 / size) * squares(delta_1D[0])

@@ -29,7 +29,7 @@ from fedrounds.fl_components.errors import UpdateRejected
 from tests.fl_components.compression.samples import (
     SIZE,
     Vector,
-    known,
+    context,
     layers,
     mean_error,
     normal,
@@ -48,7 +48,7 @@ class TestPublishedErrors:
     @given(delta_D=vectors, fraction=st.floats(0.01, 1.0))
     def test_top_k(self, delta_D: Any, fraction: float) -> None:
         """Stich et al. 2018, lemma A.1: (1 - k / d) |x|^2."""
-        rule, what = TopK(fraction=fraction), known(shapes=((len(delta_D),),))
+        rule, what = TopK(fraction=fraction), context(shapes=((len(delta_D),),))
         kept = max(1, round(fraction * len(delta_D)))
         error = squares(there_and_back(rule, delta_D[None], what)[0] - delta_D)
         assert error <= (1 - kept / len(delta_D)) * squares(delta_D) * (1 + 1e-6)
@@ -70,7 +70,7 @@ class TestPublishedErrors:
             delta_D[np.arange(20_000) % 50 > 0] = 0
         elif kind == "NaN":
             delta_D[[3, 70, 19_999]] = np.nan
-        found_D = there_and_back(TopK(fraction=fraction), delta_D[None], known(shapes=((20_000,),)))[0]
+        found_D = there_and_back(TopK(fraction=fraction), delta_D[None], context(shapes=((20_000,),)))[0]
         assert np.array_equal(np.isnan(found_D), np.isnan(delta_D))  # what is not a number must be seen
         sizes = [np.sort(np.nan_to_num(np.abs(each_D), nan=np.inf)) for each_D in (found_D, delta_D)]
         kept = round(fraction * 20_000)
@@ -79,7 +79,7 @@ class TestPublishedErrors:
     @given(delta_D=vectors, threshold=st.floats(0.01, 100))
     def test_threshold(self, delta_D: Any, threshold: float) -> None:
         """Sahu et al. 2021: each that is left out is below the threshold."""
-        found_D = there_and_back(Threshold(threshold=threshold), delta_D[None], known(shapes=((len(delta_D),),)))[0]
+        found_D = there_and_back(Threshold(threshold=threshold), delta_D[None], context(shapes=((len(delta_D),),)))[0]
         left_out = found_D != delta_D
         assert (np.abs(delta_D[left_out]) < threshold).all() and (found_D[left_out] == 0).all()
         assert squares(found_D - delta_D) <= len(delta_D) * threshold**2
@@ -122,7 +122,7 @@ class TestPublishedErrors:
     @given(delta_D=vectors)
     def test_sign(self, delta_D: Any) -> None:
         """Karimireddy et al. 2019, assumption A: |x|_2^2 - |x|_1^2 / d, exactly."""
-        found_D = there_and_back(Sign(bucket=64), delta_D[None], known(shapes=((len(delta_D),),)))[0]
+        found_D = there_and_back(Sign(bucket=64), delta_D[None], context(shapes=((len(delta_D),),)))[0]
         exact = squares(delta_D) - np.abs(delta_D.astype(np.float64)).sum() ** 2 / len(delta_D)
         assert squares(found_D - delta_D) == pytest.approx(exact, abs=1e-5 * squares(delta_D))
 
@@ -147,7 +147,7 @@ class TestPublishedErrors:
     @given(delta_D=vectors, step=st.floats(0.01, 8))
     def test_dead_zone(self, delta_D: Any, step: float) -> None:
         """Sullivan 1996, with an offset of 1/3: towards zero where two thirds of a step or less are over, else away."""
-        rule, what = DeadZone(step=step), known(shapes=((len(delta_D),),))
+        rule, what = DeadZone(step=step), context(shapes=((len(delta_D),),))
         found_D = there_and_back(rule, delta_D[None], what)[0].astype(np.float64)
         step_itself = step * np.sqrt(squares(delta_D) / len(delta_D))
         if np.abs(delta_D).max() < step_itself * 2 / 3:
@@ -175,24 +175,24 @@ class TestPublishedErrors:
         some = shares[shares > 0]
         entropy = -float((some * np.log2(some)).sum()) + float(some[1:].sum())  # and a bit for each sign
         delta_D = np.random.default_rng(0).laplace(size=500_000).astype(np.float32)
-        found_ND, (frame,) = through_frames(DeadZone(step=step), delta_D[None], known(shapes=((500_000,),)))
+        found_ND, (frame,) = through_frames(DeadZone(step=step), delta_D[None], context(shapes=((500_000,),)))
         assert squares(found_ND[0] - delta_D) / squares(delta_D) == pytest.approx(expected, rel=0.03)
         assert entropy - 0.01 <= 8 * len(frame) / 500_000 <= entropy + room
 
     def test_a_dead_zone_whose_symbols_are_too_wide(self) -> None:
-        (good,) = DeadZone().compress(update()[None], known())
+        (good,) = DeadZone().compress(update()[None], context())
         wide = Symbols(np.full(SIZE, 5, np.uint8), 3)
         with pytest.raises(UpdateRejected, match="wrong_shape: expected symbols: symbols of 2"):
-            DeadZone().check({**good, "symbols": wide, "larger": Symbols(np.zeros(0, np.uint8), 1)}, known())
+            DeadZone().check({**good, "symbols": wide, "larger": Symbols(np.zeros(0, np.uint8), 1)}, context())
 
     def test_dead_zone_cuts_what_is_beyond_its_steps(self) -> None:
         size = 200_000
         delta_D = np.zeros(size, np.float32)
         delta_D[[3, 5]] = 1, -1  # 316 root mean squares
-        found_D = there_and_back(DeadZone(step=0.01), delta_D[None], known(shapes=((size,),)))[0]
+        found_D = there_and_back(DeadZone(step=0.01), delta_D[None], context(shapes=((size,),)))[0]
         assert found_D[3] == -found_D[5] == pytest.approx(1, rel=1e-4)
         delta_D[5] = 0  # 447 of them, 44,721 steps
-        found_D = there_and_back(DeadZone(step=0.01), delta_D[None], known(shapes=((size,),)))[0]
+        found_D = there_and_back(DeadZone(step=0.01), delta_D[None], context(shapes=((size,),)))[0]
         assert found_D[3] == pytest.approx(32_767 * 0.01 / np.sqrt(size), rel=1e-4)
 
     @pytest.mark.parametrize("error_feedback", [False, True])
@@ -203,7 +203,7 @@ class TestPublishedErrors:
         programming looks at, would lose less in expectation; and less is left than one more bit of a block takes."""
         size, rule = 16 * 512, ByteBudget(update_bytes=update_bytes, error_feedback=error_feedback)
         delta_D = (deviations.repeat(512) * np.random.default_rng(0).standard_normal(size)).astype(np.float32)
-        (payload,) = rule.compress(delta_D[None], known(shapes=((size,),)))
+        (payload,) = rule.compress(delta_D[None], context(shapes=((size,),)))
         taken = payload["bits"].values.astype(int)  # type: ignore[union-attr]
         lost = [1, 0.3634, 0.1175, 0.03454, 0.009497] if error_feedback else [1, 0.5708, 0.1331, 0.0358, 0.0096]
         squares_K, unit = squares(delta_D.reshape(16, 512)), 32  # bits, which all costs are multiples of
@@ -223,14 +223,14 @@ class TestPublishedErrors:
     def test_byte_budget_loses_what_it_reckons_with(self) -> None:
         for rule in (ByteBudget(update_bytes=2000), ByteBudget(update_bytes=700, error_feedback=True)):
             delta_D = update(layers, 16 * 512)
-            (payload,) = rule.compress(delta_D[None], known(shapes=((len(delta_D),),)))
+            (payload,) = rule.compress(delta_D[None], context(shapes=((len(delta_D),),)))
             lost = [1, 0.5708, 0.1331, 0.0358, 0.0096] if rule.unbiased else [1, 0.3634, 0.1175, 0.0345, 0.0095]
             squares_K = squares(delta_D.reshape(16, 512))
             expected = squares_K @ np.array(lost)[payload["bits"].values] / squares_K.sum()  # type: ignore[union-attr]
             assert mean_error(rule, delta_D, 100) == pytest.approx(expected, rel=0.05)
 
     def test_a_byte_budget_with_more_bits_than_there_are_levels_for(self) -> None:
-        rule, what = ByteBudget(update_bytes=500), known()
+        rule, what = ByteBudget(update_bytes=500), context()
         (good,) = rule.compress(update()[None], what)
         (block,) = (len(part.values) for name, part in good.items() if name.startswith("symbols_"))  # type: ignore[union-attr]
         hostile: Payload = {
@@ -246,7 +246,7 @@ class TestPublishedErrors:
         more steps about what the best factors lose (Eckart and Young 1936)."""
         draw = np.random.default_rng(0)
         low = draw.standard_normal((40, 3)) @ draw.standard_normal((3, 30))
-        what = known(shapes=((40, 30),))
+        what = context(shapes=((40, 30),))
         found = there_and_back(LowRank(rank=3), low.astype(np.float32).reshape(1, -1), what)
         assert np.allclose(found, low.reshape(1, -1), atol=1e-3)
         full = draw.standard_normal((40, 30)).astype(np.float32)

@@ -32,7 +32,7 @@ StartRun = Callable[..., Run]
 class Single(NoCompression):
     """Each update for itself, as where the server must look at single ones."""
 
-    transparent: ClassVar[bool] = False
+    is_identity: ClassVar[bool] = False
 
 
 def configured(*, single: bool = False, **changes: Any) -> FederationConfig:

@@ -288,19 +288,19 @@ def test_everybody_begins_with_what_was_decoded(start_run: StartRun) -> None:
 
 def test_a_difference_is_of_use_only_to_those_who_hold_what_it_is_from(start_run: StartRun) -> None:
     run = start_run(broadcast=DELTAS, model=MLP)
-    rule, known = run.config.broadcast, CodecContext([0], 0, run.federation.parameter_shapes)
+    rule, context = run.config.broadcast, CodecContext([0], 0, run.federation.parameter_shapes)
     walk(stages, run, 1)
     state = run.state()
     sent, held_D = stages.broadcast(run, state), state.broadcast["base"]
-    assert params_digest(decode_broadcast(rule, ("params",), sent.frame, held_D, known)) == sent.digest
+    assert params_digest(decode_broadcast(rule, ("params",), sent.frame, held_D, context)) == sent.digest
     for other_D in (None, np.nextafter(held_D, np.float32(np.inf))):
         with pytest.raises(WireError, match=r"are a difference from [0-9a-f]{16}, which is not held"):
-            decode_broadcast(rule, ("params",), sent.frame, other_D, known)
-    whole = encode_broadcast(rule, ("params",), state.params_D, {}, known)
-    assert decode_broadcast(rule, ("params",), whole.frame, held_D, known).tobytes() == state.params_D.tobytes()
+            decode_broadcast(rule, ("params",), sent.frame, other_D, context)
+    whole = encode_broadcast(rule, ("params",), state.params_D, {}, context)
+    assert decode_broadcast(rule, ("params",), whole.frame, held_D, context).tobytes() == state.params_D.tobytes()
     lying = encode_params(Download("0" * 16, None, ("params",), decode_params(whole.frame, len(held_D)).parts))
     with pytest.raises(WireError, match="should decode to 0000000000000000, and decode to"):
-        decode_broadcast(rule, ("params",), lying, None, known)
+        decode_broadcast(rule, ("params",), lying, None, context)
 
 
 def test_differences_travel_from_the_second_round_on(start_run: StartRun) -> None:

@@ -216,7 +216,7 @@ class TestSpending:
         assert isinstance(event, SelfComposed) and isinstance(event.event, PoissonSampled)
         charged = event.event.event
         assert isinstance(charged, Gaussian)
-        rule = run.config.training.in_round(1, 40)
+        rule = run.config.training.resolve(1, 40)
         assert rule.example_level is not None and rule.example_level.noise_multiplier == charged.noise_multiplier
         module, start_D = run.federation.module, run.federation.initial_params_D
         key = next(

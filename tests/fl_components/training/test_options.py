@@ -182,9 +182,9 @@ class TestSchedule:
     def test_the_rule_of_a_round_has_its_rate(self, schedule: Any, factors: list[float]) -> None:
         rule = SGD(learning_rate=0.3, epochs=1, schedule=schedule)
         for round, factor in enumerate(factors, start=1):
-            resolved = rule.in_round(round, 5)
+            resolved = rule.resolve(round, 5)
             assert resolved.learning_rate == pytest.approx(0.3 * factor)
-            assert resolved.in_round(round, 5).learning_rate == resolved.learning_rate or factor == 1
+            assert resolved.resolve(round, 5).learning_rate == resolved.learning_rate or factor == 1
 
     def test_written_and_read_again_it_is_the_same_rule(self, schedule: ScheduleRule, factors: list[float]) -> None:
         assert TypeAdapter(Schedule).validate_json(schedule.model_dump_json()) == schedule
