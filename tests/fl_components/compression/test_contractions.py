@@ -201,7 +201,7 @@ class TestContractions:
         "rule", [RandomK(fraction=0.1), RandomK(fraction=0.01, values=Eden()), Dithered(step=4)], ids=repr
     )
     def test_what_is_a_contraction_at_no_size_is_refused_before_the_size_is_known(self, rule: CompressionRule) -> None:
-        with pytest.raises(ValidationError, match=r"broadcast\.against is previous but broadcast\.values\.kind"):
+        with pytest.raises(ValidationError, match=r"broadcast\.mode is delta but broadcast\.values\.kind"):
             Broadcast(values=rule, mode="delta")
 
     def test_the_sentence(self) -> None:
@@ -261,7 +261,7 @@ def test_a_rule_that_declares_nothing_is_none() -> None:
 @pytest.mark.parametrize("rule", [TopK(), Threshold(threshold=1), RandomK(fraction=0.9)], ids=repr)
 def test_a_broadcast_of_some_of_the_parameters_against_nothing(rule: CompressionRule) -> None:
     with pytest.raises(
-        ValidationError, match=r"broadcast\.against is nothing but broadcast\.values\.kind .* zeros in the place"
+        ValidationError, match=r"broadcast\.mode is full but broadcast\.values\.kind .* zeros in the place"
     ):
         Broadcast(values=rule)
     assert Broadcast(values=rule, mode="delta").values == rule

@@ -52,10 +52,10 @@ def residuals(run: Run, client_ids: Sequence[str]) -> Float32:
             {"compression": FEEDBACK, "selection": {"cohort_size": 3}},
             "error_feedback is true .* draws some of 9 clients",
         ),
-        ({"broadcast": DELTAS, "selection": {"cohort_size": 3}}, "against is previous but not every client is there"),
+        ({"broadcast": DELTAS, "selection": {"cohort_size": 3}}, "mode is delta but not every client is there"),
         (
             {"broadcast": DELTAS, "simulation": {"availability": {"kind": "bernoulli", "probability": 0.9}}},
-            "against is previous but not every client is there",
+            "mode is delta but not every client is there",
         ),
         ({"compression": {"kind": "qsgd", "error_feedback": True}}, "loses nothing on average"),
         ({"compression": {"kind": "top_k", "values": {"kind": "sign", "error_feedback": True}}}, "the outermost rule"),
