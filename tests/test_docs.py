@@ -188,3 +188,18 @@ def test_the_rule_on_the_page_trains_through_the_stages(home: Path) -> None:
     assert state.server_optimizer.keys() == {"v"}
     *_, last = simulate(config)
     np.testing.assert_allclose(state.params_D, last.params_D, atol=1e-5)
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    named = {name for name in re.findall(r"`([\w./]+/[\w./]*|\w+\.py)`", text) if "*" not in name}
+    folders = [ROOT, ROOT / "fl_components", *(ROOT / "fl_components").iterdir(), ROOT / "deployments"]
+    missing = {name for name in named if not any((folder / name).exists() for folder in folders)}
+    assert len(named) > 40 and not missing
+
+
+def test_the_glossary_is_sorted_and_names_a_term_once() -> None:
+    terms = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", (ROOT / "docs" / "glossary.md").read_text(), re.M)[2:]
+    assert len(terms) > 50
+    assert terms == sorted(set(terms), key=str.lower)

@@ -18,7 +18,7 @@ SERVERS = Group("Servers and schedules", sort_key=3)
 RECORDS = Group("Records", sort_key=4)
 OPTIONS = Group("Options", sort_key=5)
 
-EPILOGUE = """With --json, anywhere in the line, stdout is one JSON object and words go to stderr.
+EPILOGUE = """With --json, anywhere in the line, stdout is one JSON object and human-readable output goes to stderr.
 
 Exit codes:
 
