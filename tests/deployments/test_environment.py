@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedrounds.deployments import api
+from fedrounds.deployments import api, training
 from fedrounds.fl_components.config import load_config, parse_config, source_folder
 from fedrounds.fl_components.errors import ConfigError, FedroundsError, RunNotFound, StoreError
 from fedrounds.fl_components.rules import import_attribute
@@ -32,10 +32,10 @@ def test_training_inside_a_flow_run_of_another_server_is_refused(
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    api._check_enclosing_flow()
+    training._check_enclosing_flow()
     monkeypatch.setattr(FlowRunContext, "get", classmethod(lambda cls: SimpleNamespace()))
     with pytest.raises(ConfigError, match="inside a Prefect flow run of another server") as caught:
-        api._check_enclosing_flow()
+        training._check_enclosing_flow()
     assert "set PREFECT_API_URL" in str(caught.value.hint)
 
 

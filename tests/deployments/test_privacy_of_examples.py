@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from fedrounds.deployments import planning, privacy
-from fedrounds.deployments.api import check_config, run_data
+from fedrounds.deployments.api import check_config
 from fedrounds.deployments.cli import main
+from fedrounds.deployments.results import run_data
 from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.canonical import canonical_json
 from fedrounds.fl_components.config import parse_config

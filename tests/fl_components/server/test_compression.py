@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedrounds.deployments.api import run_data
+from fedrounds.deployments.results import run_data
 from fedrounds.fl_components.admission import Admission, Clip, RoundAdmission
 from fedrounds.fl_components.arrays import Float32, params_digest
 from fedrounds.fl_components.client import RESIDUAL, decode_broadcast

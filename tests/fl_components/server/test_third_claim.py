@@ -20,7 +20,7 @@ import json, sys
 from pathlib import Path
 from fedrounds.fl_components.server.charging import check_budget
 from fedrounds.deployments import privacy
-from fedrounds.deployments.api import run_data
+from fedrounds.deployments.results import run_data
 from fedrounds.fl_components.account import Account
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.errors import BudgetExhausted, ConfigError
