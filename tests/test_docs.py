@@ -199,7 +199,30 @@ def test_the_architecture_names_files_that_exist() -> None:
     assert len(named) > 40 and not missing
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_to_a_heading_has_its_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        linked = (page.parent / target).resolve() if target else page
+        assert anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
+
+
 def test_the_glossary_is_sorted_and_names_a_term_once() -> None:
-    terms = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", (ROOT / "docs" / "glossary.md").read_text(), re.M)[2:]
+    terms = re.findall(r"^### (.*)$", (ROOT / "docs" / "glossary.md").read_text(), re.M)
     assert len(terms) > 50
-    assert terms == sorted(set(terms), key=str.lower)
+    assert terms == sorted(set(terms), key=lambda term: term.lower().replace("-", " "))
+
+
+def test_the_pages_that_explain_a_round_exist_and_are_few() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (section,) = re.findall(r"^## Where to add something\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    for path in re.findall(r"`((?:fl_components|flows|tests)/[\w/.]*)`", section):
+        assert (ROOT / path).exists(), path
+    files = re.findall(r"^\d\. `([\w/.]+)`", section, re.M)
+    assert files[0] == "flows/round.py"
+    assert len(files) <= 8
