@@ -57,11 +57,13 @@ def api_url(home: Path) -> Iterator[str]:
     """The API of the local stack, with its worker."""
     process = start_fedrounds(home, "up")
     log = home.parent / "fedrounds.log"
-    wait_until(lambda: "Ctrl-C" in log.read_text(), "the stack is up")
-    (address,) = re.findall(r"PREFECT_API_URL=(\S+)", log.read_text())
-    yield address
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    try:
+        wait_until(lambda: "Ctrl-C" in log.read_text(), "the stack is up", deadline_s=240)
+        (address,) = re.findall(r"PREFECT_API_URL=(\S+)", log.read_text())
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
 
 
 @pytest.fixture
