@@ -21,8 +21,9 @@ REASON: Final = "--reason 'who decided it, and why': it is kept in the journal"
 
 
 def status(population: str | None = None) -> list[dict[str, Any]]:
-    """Return each account's budget, what is spent of it, and by which runs; of one that is named, each run's epsilon by
-    privacy loss distributions as well.
+    """Return each account's budget, what is spent of it, and by which runs.
+
+    Of one that is named, each run's epsilon by privacy loss distributions as well.
 
     POPULATION/CLIENT is the account of one client, and POPULATION/* lists those of all clients; without a name all
     clients of a population are one entry, with the largest epsilon of any. Raises `BudgetNotSet` for one that has none.

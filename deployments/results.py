@@ -64,8 +64,10 @@ def run_data(store: Store, run: RunRecord) -> dict[str, Any]:
 
 
 def _privacy(store: Store, run: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
-    """Return the run's epsilon as of its last round, with all that gives it a meaning: about the first claim, and about
-    a second one beside it."""
+    """Return the run's epsilon as of its last round, with all that gives it a meaning.
+
+    About the first claim, and about a second one beside it.
+    """
     from fedrounds.fl_components.reports import privacy_report
 
     metrics = rounds[-1].result["metrics"] if rounds else {}
@@ -100,8 +102,11 @@ def _claim(
 
 
 def _communication(rounds: Sequence[RoundRecord], run: RunRecord) -> dict[str, Any]:
-    """Sums over the rounds; None where they are withheld. With a simulated network its seconds as well, and after how
-    many of them the primary metric first reached each level, where a higher one is better."""
+    """Sums over the rounds; None where they are withheld.
+
+    With a simulated network its seconds as well, and after how many of them the primary metric first reached each
+    level, where a higher one is better.
+    """
     metrics = [row.result["metrics"] for row in rounds]
     found: dict[str, Any] = {}
     for name in ("upload_bytes", "download_bytes"):

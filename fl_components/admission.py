@@ -12,8 +12,9 @@ from fedrounds.fl_components.rules import Rule
 
 
 class Admission(Rule):
-    """The limits of the section `admission`: an update counts if it is finite and its L2 norm is at most
-    `max_update_norm`.
+    """The limits of the section `admission`.
+
+    An update counts if it is finite and its L2 norm is at most `max_update_norm`.
 
     >>> str(Admission(max_update_norm=10).rejection(12.5))
     'norm_too_large: 12.5 is above admission.max_update_norm 10'
@@ -36,8 +37,11 @@ class Admission(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """How long a contribution may be: `norm` over all coordinates. With `per_layer` each of L tensors is clipped by
-    itself, to norm / sqrt(L) (McMahan et al. 2018, https://arxiv.org/abs/1710.06963, section 3)."""
+    """How long a contribution may be: `norm` over all coordinates.
+
+    With `per_layer` each of L tensors is clipped by itself, to norm / sqrt(L) (McMahan et al. 2018,
+    https://arxiv.org/abs/1710.06963, section 3).
+    """
 
     norm: float
     per_layer: bool = False

@@ -7,8 +7,11 @@ from enum import StrEnum
 
 
 class RejectionCode(StrEnum):
-    """The kinds of rejection: of a frame that is no update of the round, of an update that breaks a limit, of a client
-    that sent none, and of an update that the aggregator excluded."""
+    """The kinds of rejection.
+
+    Of a frame that is no update of the round, of an update that breaks a limit, of a client that sent none, and of an
+    update that the aggregator excluded.
+    """
 
     TOO_LARGE = "too_large"
     UNDECODABLE = "undecodable"

@@ -156,8 +156,10 @@ def crash_stale_runs(client: SyncPrefectClient, tag: str, current: UUID) -> int:
 
 
 def delete_flow_runs(client: SyncPrefectClient, tag: str) -> int:
-    """Delete what Prefect shows of a run: all flow runs with its tag, their task runs, logs and artifacts. Returns how
-    many flow runs there were."""
+    """Delete what Prefect shows of a run: all flow runs with its tag, their task runs, logs and artifacts.
+
+    Returns how many flow runs there were.
+    """
     deleted = 0
     while page := client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])), limit=PAGE):
         of_page = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[each.id for each in page]))

@@ -38,8 +38,10 @@ def draw_partition(partition: Mapping[str, Any], name: str, file: Path) -> None:
 
 
 def draw_plan(plan: Mapping[str, Any], file: Path) -> None:
-    """Epsilon by round for each choice of `deployments.privacy.plan`. Raises `ConfigError` when the file cannot be
-    written."""
+    """Epsilon by round for each choice of `deployments.privacy.plan`.
+
+    Raises `ConfigError` when the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -79,8 +79,10 @@ class RoundLine:
         return cls(round, values, withholds(metrics), primary)
 
     def columns(self) -> dict[str, str]:
-        """Those of a privacy claim where it has a value for them; where it withholds what is measured, only what is
-        known."""
+        """Those of a privacy claim where it has a value for them.
+
+        Where it withholds what is measured, only what is known.
+        """
         return {
             self.heading(name): show(self.values[name])
             for name, show in COLUMNS.items()

@@ -101,8 +101,10 @@ class PipeConsole(Console):
 
 
 def discard_output(stream: IO[str]) -> None:
-    """Redirect a stream that cannot be written to the null device, with what its buffer still holds: otherwise Python
-    fails to flush it as the process ends, and exits with 120."""
+    """Redirect a stream that cannot be written to the null device, with what its buffer still holds.
+
+    Otherwise Python fails to flush it as the process ends, and exits with 120.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

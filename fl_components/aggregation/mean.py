@@ -1,5 +1,8 @@
-"""The mean of the updates: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized
-data", algorithm 1 (https://arxiv.org/abs/1602.05629)."""
+"""The mean of the updates.
+
+McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", algorithm 1
+(https://arxiv.org/abs/1602.05629).
+"""
 
 from __future__ import annotations
 

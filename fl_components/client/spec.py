@@ -38,8 +38,9 @@ Digest = Annotated[str, _hexadecimal(64)]
 
 
 class RoundSpec(Rule):
-    """The specification of one client's part of a round. It is canonical JSON on its way, and holds no code and no
-    secret.
+    """The specification of one client's part of a round.
+
+    It is canonical JSON on its way, and holds no code and no secret.
 
     Args:
       format_version: of this value.

@@ -254,8 +254,9 @@ def _any(length: int | None) -> str:
 
 
 def in_buckets(values_ND: Float32, bucket: int, *, fill: Literal["zeros", "last"] = "zeros") -> Float32:
-    """Rows cut into buckets of `bucket` numbers, [N, buckets, bucket]; zeros, or the row's last number again and again,
-    fill up the last of each row.
+    """Rows cut into buckets of `bucket` numbers, [N, buckets, bucket].
+
+    Zeros, or the row's last number again and again, fill up the last of each row.
 
     >>> in_buckets(np.array([[1, 2, 3]], np.float32), 2)
     array([[[1., 2.],

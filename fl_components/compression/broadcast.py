@@ -17,8 +17,9 @@ DELTA_MODE: Final = "broadcast.mode is delta"
 
 
 class Broadcast(Rule):
-    """What the clients decode is the base of their updates, the same for all of them; the server keeps its own
-    parameters exact.
+    """What the clients decode is the base of their updates, the same for all of them.
+
+    The server keeps its own parameters exact.
 
     In mode `delta` the difference from what the clients hold travels, so the next difference contains what one round's
     compression lost (error feedback at the server; Philippenko and Dieuleveut 2021,

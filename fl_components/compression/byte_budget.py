@@ -57,8 +57,11 @@ class ByteBudget(CompressionRule):
             )
 
     def _fixed_bits(self, num_parameters: int) -> int:
-        """What every update takes at the least, in the worst case: one bit for each number of each block; with error
-        feedback of one block, since nothing that is kept would ever travel otherwise."""
+        """What every update takes at the least, in the worst case.
+
+        One bit for each number of each block; with error feedback of one block, since nothing that is kept would ever
+        travel otherwise.
+        """
         blocks, block = num_buckets(num_parameters, _block(num_parameters)), _block(num_parameters)
         return COUNT_BITS * blocks + (SCALE_BITS + block) * (1 if self.error_feedback else blocks)
 

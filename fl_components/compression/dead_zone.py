@@ -52,8 +52,10 @@ class DeadZone(Quantiser):
         return False
 
     def error_bound(self, num_values: int) -> float:
-        """The largest number is off by at most half of itself, or cut to 32,767 steps: it is at most the root of
-        `num_values` root mean squares."""
+        """The largest number is off by at most half of itself, or cut to 32,767 steps.
+
+        It is at most the root of `num_values` root mean squares.
+        """
         cut = MAX_STEPS * self.step / math.sqrt(num_values)
         return 1 - min(0.75, cut) / num_values
 

@@ -33,7 +33,9 @@ LOST: Final = {
 
 
 class Eden(Quantiser):
-    """Vargaftik et al. 2022, "EDEN: communication-efficient and robust distributed mean estimation for federated
+    """Symbols of a rotated vector, whose scale makes them unbiased or the error least.
+
+    Vargaftik et al. 2022, "EDEN: Communication-efficient and robust distributed mean estimation for federated
     learning" (https://arxiv.org/abs/2108.08842); with one bit it is DRIVE (Vargaftik et al. 2021,
     https://arxiv.org/abs/2105.08339).
 
@@ -52,8 +54,10 @@ class Eden(Quantiser):
         return self.scale == "unbiased"
 
     def error_bound(self, num_values: int) -> float:
-        """Vargaftik et al. 2022, table 1, and Max 1960, table I: what many numbers come to; fewer lose less. A Hadamard
-        transform is not quite a uniform rotation: a twentieth is room for that."""
+        """Vargaftik et al. 2022, table 1, and Max 1960, table I: what many numbers come to; fewer lose less.
+
+        A Hadamard transform is not quite a uniform rotation: a twentieth is room for that.
+        """
         return 1.05 * LOST[self.unbiased][self.bits]
 
     def compress(self, deltas_ND: Float32, context: CodecContext) -> list[Payload]:
@@ -86,8 +90,10 @@ def levels_of(bits: int) -> Float32:
 
 
 def quantised(rotated_MKB: Float32, bits: int, *, unbiased: bool) -> tuple[NDArray[np.uint8], Float32]:
-    """The symbols of rotated numbers, uint8 [M, K, B], and the scale of each block, float32 [M, K]: the one that makes
-    it right on average over rotations, or the one that makes the error least."""
+    """The symbols of rotated numbers, uint8 [M, K, B], and the scale of each block, float32 [M, K].
+
+    The one that makes it right on average over rotations, or the one that makes the error least.
+    """
     levels = levels_of(bits)
     with np.errstate(all="ignore"):
         squares_MK = np.einsum("mkb,mkb->mk", rotated_MKB, rotated_MKB)

@@ -1,5 +1,7 @@
-"""Numbers rounded at random to a few levels, so that on average nothing is lost: QSGD, ternary gradients and uniform
-quantisation."""
+"""Numbers rounded at random to a few levels, so that on average nothing is lost.
+
+QSGD, ternary gradients and uniform quantisation.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ from fedrounds.fl_components.compression.base import (
 
 
 class Levels(Quantiser):
-    """Levels at equal distances in each bucket: `lowest` + symbol * `step`. A number is rounded to one of the two next
-    to it, with the probabilities that make it right on average.
+    """Levels at equal distances in each bucket: `lowest` + symbol * `step`.
+
+    A number is rounded to one of the two next to it, with the probabilities that make it right on average.
 
     What is not finite makes its bucket NaN, whatever its symbols are; the server refuses it.
     """
@@ -136,6 +139,7 @@ class Qsgd(Levels):
 
 class Ternary(Levels):
     """Minus or plus the largest of the bucket, or zero: Wen et al. 2017, "TernGrad" (https://arxiv.org/abs/1705.07878).
+
     Unbiased; the mean squared error is max|x| ||x||_1 - ||x||_2^2 for each bucket.
     """
 
@@ -183,8 +187,11 @@ class UniformQuantiser(Levels):
         return max(0, min(num_values, self.bucket) - 2) / (2 * self.top**2)
 
     def largest_error_bound(self, num_values: int) -> float:
-        """One step, where max - min is at most twice the largest absolute value. It does not depend on `bucket`; the
-        bound of the squared error does, for vectors of few numbers that are not zero."""
+        """One step, where max - min is at most twice the largest absolute value.
+
+        It does not depend on `bucket`; the bound of the squared error does, for vectors of few numbers that are not
+        zero.
+        """
         return 2 / self.top
 
     def scales(self, values_NKB: Float32) -> dict[str, Float32]:

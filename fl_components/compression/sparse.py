@@ -133,8 +133,10 @@ class Threshold(Sparsifier):
 
 
 class RandomK(Sparsifier):
-    """Numbers at places that both ends draw from a seed, so that no place travels: Konecny et al. 2016, "Federated
-    learning: strategies for improving communication efficiency" (https://arxiv.org/abs/1610.05492).
+    """Numbers at places that both ends draw from a seed, so that no place travels.
+
+    Konecny et al. 2016, "Federated learning: strategies for improving communication efficiency"
+    (https://arxiv.org/abs/1610.05492).
 
     They are multiplied by 1 / fraction, which makes it unbiased where `values` is; the mean squared error is then
     1 / fraction - 1 times the squared norm. With error feedback they stay as they are: the mean squared error is
@@ -152,8 +154,10 @@ class RandomK(Sparsifier):
         return not self.error_feedback and self.values.unbiased
 
     def error_bound(self, num_values: int) -> float:
-        """Stich et al. 2018, lemma A.1; multiplied by 1 / fraction, Beznosikov et al. 2020, lemma 8 and what a biased
-        rule for `values` adds."""
+        """Stich et al. 2018, lemma A.1.
+
+        Multiplied by 1 / fraction, Beznosikov et al. 2020, lemma 8 and what a biased rule for `values` adds.
+        """
         kept = num_kept(self.fraction, num_values)
         if self.error_feedback:
             return self._bound_of_kept(kept, num_values)

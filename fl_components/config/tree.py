@@ -93,8 +93,11 @@ class FederationConfig(Rule):
         return self
 
     def sampling(self, num_clients: int) -> Sampling:
-        """Return how a round's cohort is drawn from `num_clients`. It has a fixed size only where no client is ever
-        away: whoever fills an absent client's place is no uniform draw."""
+        """Return how a round's cohort is drawn from `num_clients`.
+
+        It has a fixed size only where no client is ever away: whoever fills an absent client's place is no uniform
+        draw.
+        """
         sampling = self.selection.sampling(num_clients)
         if sampling.kind == "fixed_size" and not self.simulation.always_available:
             return replace(sampling, kind="other")

@@ -92,8 +92,10 @@ def _refused(place: yaml.Node | yaml.Event, reason: str) -> yaml.constructor.Con
 def _measure(
     node: yaml.Node, measured: dict[yaml.Node, tuple[int, int]], above: tuple[yaml.Node, ...]
 ) -> tuple[int, int]:
-    """The number of values in `node`, and its depth, once its aliases are written out. Raises ConstructorError when
-    these are too many."""
+    """The number of values in `node`, and its depth, once its aliases are written out.
+
+    Raises ConstructorError when these are too many.
+    """
     if node in above:
         raise _refused(node, "the anchor here holds an alias of itself")
     if node not in measured:
@@ -110,8 +112,10 @@ def _measure(
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Raises ValueError, with one line that says where, when `text` is not YAML that can be used. Bytes are UTF-8, or
-    UTF-16 after a byte order mark."""
+    """Raises ValueError, with one line that says where, when `text` is not YAML that can be used.
+
+    Bytes are UTF-8, or UTF-16 after a byte order mark.
+    """
     if len(text) > LARGEST_BYTES:
         raise ValueError(f"it is larger than {LARGEST_BYTES:,} bytes")
     try:

@@ -37,8 +37,10 @@ class DataRule(Rule):
 
     @property
     def is_public(self) -> bool:
-        """Whether anyone may download the data, as far as is known before they are loaded: the rule's `public`, or
-        where that is None, whether the files are those of a public data set."""
+        """Whether anyone may download the data, as far as is known before they are loaded.
+
+        The rule's `public`, or where that is None, whether the files are those of a public data set.
+        """
         public = getattr(self, "public", False)
         return self.is_well_known if public is None else bool(public)
 
@@ -50,8 +52,10 @@ class DataRule(Rule):
 
     @property
     def private_statistics(self) -> str | None:
-        """The field, and its value, by which each client's inputs depend on statistics of its own rows: then one
-        example moves all the others."""
+        """The field, and its value, by which each client's inputs depend on statistics of its own rows.
+
+        Then one example moves all the others.
+        """
         return None
 
     @abstractmethod

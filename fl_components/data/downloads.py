@@ -30,8 +30,10 @@ _OVERHEAD_BYTES: Final = 1 << 16  # of gzip, for content that does not compress
 
 
 def statuses() -> list[dict[str, Any]]:
-    """For each public data set: the files that its data kind reads, the folder where they are or where `download` would
-    put them, which are missing there, where they are published, and what to do instead where they are not.
+    """Return what is known of each public data set.
+
+    The files that its data kind reads, the folder where they are or where `download` would put them, which are missing
+    there, where they are published, and what to do instead where they are not.
 
     >>> [each["name"] for each in statuses()]
     ['heart_disease', 'digits', 'mnist', 'emnist', 'femnist', 'shakespeare']

@@ -227,8 +227,10 @@ class FederatedData:
         return replace(self, x_train=memory["x"], y_train=memory["y"], train_rows=rows), memory
 
     def fingerprints(self, *, every_client: bool = False) -> Fingerprints:
-        """The fingerprints of all rows as read, training and test rows: of each client up to
-        `fingerprints.MAX_CLIENTS` clients, or of `every_client`."""
+        """The fingerprints of all rows as read, training and test rows.
+
+        Of each client up to `fingerprints.MAX_CLIENTS` clients, or of `every_client`.
+        """
         return self.as_read(self, every_client)
 
     @property

@@ -96,8 +96,10 @@ _MIDNIGHT: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00(:00(\.0+)?
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """The smallest distinct hashes of some rows in one view, sorted, and how many distinct ones there are in all; those
-    that differ by a calendar alone count as one."""
+    """The smallest distinct hashes of some rows in one view, sorted, and how many distinct ones there are in all.
+
+    Those that differ by a calendar alone count as one.
+    """
 
     hashes: Hashes
     distinct: int
@@ -325,8 +327,9 @@ def column_hash(values: NDArray[Any]) -> int | None:
 
 
 def is_calendar(values: NDArray[Any]) -> bool:
-    """Return whether values may be a row number, dates of a calendar, or months, days or hours of one: they lie evenly,
-    or in steps of a few lengths, and each occurs about as often as the others.
+    """Return whether values may be a row number, dates of a calendar, or months, days or hours of one.
+
+    They lie evenly, or in steps of a few lengths, and each occurs about as often as the others.
 
     Draws of independent people vary more: the variance of their counts is about the mean (a Poisson distribution's).
 
@@ -452,8 +455,10 @@ def _multiset(hashes: Hashes) -> int:
 
 
 def _counted(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The distinct values, sorted, and how often each occurs: `np.unique`, which looks values up in a table and is 50
-    times slower where most differ."""
+    """The distinct values, sorted, and how often each occurs.
+
+    `np.unique`, which looks values up in a table and is 50 times slower where most differ.
+    """
     in_order = np.sort(values)
     first = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(in_order)])
     return in_order[first], np.diff(first, append=len(in_order))
@@ -518,8 +523,9 @@ def _of_series(series: pd.Series[Any]) -> tuple[Hashes, NDArray[np.float64] | No
 
 
 def _serials(texts: list[str]) -> list[float] | None:
-    """Return the days of ISO dates, or the numbers in texts that differ in one number alone, such as `P-0017`; None for
-    other texts.
+    """Return the days of ISO dates, or the numbers in texts that differ in one number alone, such as `P-0017`.
+
+    None for other texts.
 
     >>> _serials(["2024-01-01", "2024-01-03"]), _serials(["P1", "P20"]), _serials(["P1", "Q1"])
     ([738886.0, 738888.0], [1.0, 20.0], None)

@@ -40,8 +40,10 @@ def find_folder(name: str, files: Sequence[str], folder: str | None = None) -> P
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of that name in the folder, or the one with `.gz` after it. Raises `DataError` for a folder that is not
-    accessible."""
+    """The file of that name in the folder, or the one with `.gz` after it.
+
+    Raises `DataError` for a folder that is not accessible.
+    """
     return next((file for file in (folder / name, folder / f"{name}.gz") if is_file(file)), None)
 
 

@@ -101,8 +101,9 @@ def _label_counts(data: FederatedData) -> list[int]:
 
 
 def look_alikes(class_names: Sequence[str]) -> list[list[str]]:
-    """Return groups of classes whose names may be spellings of one: they differ in case, blanks or signs, in leading
-    zeros, or in the word for yes and no.
+    """Return groups of classes whose names may be spellings of one.
+
+    They differ in case, blanks or signs, in leading zeros, or in the word for yes and no.
 
     >>> look_alikes(["0", "1", "No", "no", "yes", "Yes ", "unknown"])
     [['0', 'No', 'no'], ['1', 'yes', 'Yes ']]

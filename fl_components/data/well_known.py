@@ -20,8 +20,10 @@ SHA256: Final = frozenset(
 
 
 def are_well_known(name: str, files: Sequence[str], folder: str | None) -> bool:
-    """Whether the files that a data kind would read are all those of a public data set, by their checksums. Files that
-    do not exist count as public: loading them then says what is missing."""
+    """Whether the files that a data kind would read are all those of a public data set, by their checksums.
+
+    Files that do not exist count as public: loading them then says what is missing.
+    """
     try:
         place = find_folder(name, files, folder)
         paths = [path for path in (find_file(place, file) for file in files) if path is not None]

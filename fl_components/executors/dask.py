@@ -111,8 +111,10 @@ def run_bundle(remote: RemoteEngine, base_M: Float32 | None, bundle: Sequence[Jo
 
 
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a copy in memory of torch's own: what arrives may lie anywhere, and kernels may then sum in another
-    order."""
+    """Return a copy in memory of torch's own.
+
+    What arrives may lie anywhere, and kernels may then sum in another order.
+    """
     copy: NDArray[Any] = torch.tensor(array).numpy()
     return copy
 

@@ -80,8 +80,9 @@ class ExecutionRule(Rule):
         return tuple(slice(start, stop) for start, stop in pairwise(edges) if start < stop)
 
     def waves(self, shards: Sequence[slice], num_parameters: int, *, additive: bool) -> tuple[slice, ...]:
-        """Whole shards in waves: one where updates are added up as they come, else as many as `memory_mb` holds. One
-        empty wave for an empty cohort.
+        """Whole shards in waves: one where updates are added up as they come, else as many as `memory_mb` holds.
+
+        One empty wave for an empty cohort.
 
         >>> rule = LocalExecution(memory_mb=1, shard_size=4)
         >>> rule.waves(rule.shards([1] * 10), num_parameters=10_000, additive=False)  # 200 kB a client: one shard
@@ -189,8 +190,10 @@ class LocalExecution(ExecutionRule):
         return executor
 
     def _default_processes(self, work_N: Sequence[float], rounds: int) -> int:
-        """Return as many processes as there are processors and shards in a round; 1 where they are not worth their
-        start."""
+        """Return as many processes as there are processors and shards in a round.
+
+        1 where they are not worth their start.
+        """
         if rounds * len(default_shards(work_N)) <= WORTH_PROCESSES:
             return 1
         return min(num_processors(), len(self.shards(work_N)))

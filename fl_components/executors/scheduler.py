@@ -371,8 +371,10 @@ class ScheduledExecutor(Executor):
             yield result.value
 
     def _blocks(self, shape: tuple[int, ...], block_rows: int) -> list[slice]:
-        """Return four blocks for each worker, so that none waits long for another; one block where a job has no room
-        for updates of this shape."""
+        """Return four blocks for each worker, so that none waits long for another.
+
+        One block where a job has no room for updates of this shape.
+        """
         num_rows, num_workers = shape[0], max(1, len(self.transport.workers))
         size = -(-num_rows // (4 * num_workers * block_rows)) * block_rows
         room = self.transport.block_rows if self._workload.result[1][1:] == shape[1:] else 0

@@ -314,8 +314,10 @@ def _embedding_hint(module: nn.Module, x: Tensor) -> str:
 
 
 def _entered(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
-    """The layers that a call of the module enters and does not leave, with their arguments: none where it works, else
-    the last one is the one that fails."""
+    """The layers that a call of the module enters and does not leave, with their arguments.
+
+    None where it works, else the last one is the one that fails.
+    """
     entered: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
     handles = []
     for name, layer in module.named_modules():

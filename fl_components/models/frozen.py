@@ -188,8 +188,10 @@ class Freezer:
         return (id(function.__code__), self._each(kept), copies)
 
     def _held_by_cache(self, cached: Any) -> Any:
-        """What a function of `functools.lru_cache` holds: its attributes, and its results in a dictionary or in links
-        that a dictionary refers to."""
+        """What a function of `functools.lru_cache` holds.
+
+        Its attributes, and its results in a dictionary or in links that a dictionary refers to.
+        """
         held: list[Any] = []
         waiting = deque(each for each in gc.get_referents(cached) if each is not cached.__wrapped__)
         while waiting:

@@ -41,8 +41,9 @@ def rowwise(kind: Kind) -> Kind:
 
 
 def meeting_place(module: nn.Module) -> str | None:
-    """The first layer whose code might let rows of a batch meet, look at their values or keep something, in words; None
-    where all layers are of types that are known to treat each row by itself.
+    """The first layer whose code might let rows of a batch meet, look at their values or keep something, in words.
+
+    None where all layers are of types that are known to treat each row by itself.
 
     Such a module computes the same for a row whatever the other rows hold. That follows from the code, not from trials.
 
@@ -85,8 +86,10 @@ def _is_rowwise(layer: Any) -> bool:
 
 
 def _code_of(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class whose code a module of this class runs: a base class where the class defines no more than how it is
-    built."""
+    """The class whose code a module of this class runs.
+
+    A base class where the class defines no more than how it is built.
+    """
     while set(vars(kind)) <= _NO_CODE and len(kind.__bases__) == 1:
         (kind,) = kind.__bases__
     return kind

@@ -1,5 +1,7 @@
-"""What a module keeps from one call to the next: parameters, buffers and plain attributes, and whether a call changes
-them."""
+"""What a module keeps from one call to the next.
+
+Parameters, buffers and plain attributes, and whether a call changes them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from fedrounds.fl_components.models.frozen import Freezer, bits, is_users
 
 
 class ModuleState:
-    """A snapshot of all that a module keeps: the tensors and attributes of its layers, and what the user's code that
-    they run refers to: globals, closures, default arguments, attributes of functions, classes, tensors and other
-    modules of the user's, and what `functools.lru_cache` holds.
+    """A snapshot of all that a module keeps.
+
+    The tensors and attributes of its layers, and what the user's code that they run refers to: globals, closures,
+    default arguments, attributes of functions, classes, tensors and other modules of the user's, and what
+    `functools.lru_cache` holds.
 
     State that lies outside of the user's Python objects is not found: files, environment variables, and attributes that
     a model sets on other packages. Raises `ModelError` for what is nested too deeply.

@@ -1,5 +1,8 @@
-"""Poisson selection: the sampling that privacy amplification is proved for (Abadi et al. 2016,
-https://arxiv.org/abs/1607.00133, and the client-level form of McMahan et al. 2018, https://arxiv.org/abs/1710.06963)."""
+"""Poisson selection.
+
+The sampling that privacy amplification is proved for (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, and the
+client-level form of McMahan et al. 2018, https://arxiv.org/abs/1710.06963).
+"""
 
 from __future__ import annotations
 

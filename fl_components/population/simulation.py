@@ -18,8 +18,9 @@ else:
 
 
 class Stragglers(Rule):
-    """In each round each client is a straggler with the probability `fraction`: it stops after a part of its local
-    work (Li et al. 2020, section 5.2, https://arxiv.org/abs/1812.06127).
+    """In each round each client is a straggler with the probability `fraction`.
+
+    It stops after a part of its local work (Li et al. 2020, section 5.2, https://arxiv.org/abs/1812.06127).
 
     The part is drawn uniformly from 1 to one less than all of its epochs (or steps), as in the authors' code; the
     paper's text counts all of them in. `drop` leaves stragglers' updates out, as FedAvg does; otherwise what they did
@@ -33,8 +34,10 @@ class Stragglers(Rule):
     drop: bool = False
 
     def work(self, seed: int, whole: int) -> int | None:
-        """Return after how many of its `whole` epochs (or steps) the client with this seed stops; None for one that
-        does them all."""
+        """Return after how many of its `whole` epochs (or steps) the client with this seed stops.
+
+        None for one that does them all.
+        """
         draw = generator(seed, 0, "straggler")
         straggles = draw.random() < self.fraction
         return int(draw.integers(1, whole)) if straggles else None

@@ -1,5 +1,7 @@
-"""Stratified selection: a cohort in which each group of clients has its share (Cochran 1977, "Sampling techniques",
-chapter 5)."""
+"""Stratified selection.
+
+A cohort in which each group of clients has its share (Cochran 1977, "Sampling techniques", chapter 5).
+"""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from fedrounds.fl_components.values import Sampling
 
 
 class UniformSampling(SelectionRule):
-    """A fixed number of distinct available clients, each set of that size equally likely; all when `cohort_size` is
-    null.
+    """A fixed number of distinct available clients, each set of that size equally likely.
+
+    All when `cohort_size` is null.
 
     >>> UniformSampling(cohort_size=3).cohort_size_of(1_000_000)
     3

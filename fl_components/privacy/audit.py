@@ -184,8 +184,10 @@ def read_guesses(
     confidence: float,
     num_releases: int = 1,
 ) -> dict[str, Any]:
-    """Return what the right guesses say of a claim of mu: `num_guesses`, `num_right`, `p_value` and
-    `epsilon_lower_bound` of an `AuditReport`."""
+    """Return what the right guesses say of a claim of mu.
+
+    `num_guesses`, `num_right`, `p_value` and `epsilon_lower_bound` of an `AuditReport`.
+    """
     found = [(int(guesses), int(right)) for guesses, right in zip(guesses_G, right_G, strict=True)]
     p_values = [p_value(num_canaries, guesses, right, mu, num_releases) for guesses, right in found]
     most = int(np.argmin(p_values))
@@ -213,8 +215,10 @@ def claimed_event(noise_multiplier: float, steps: int = 1) -> Gaussian | SelfCom
 
 
 def claimed_mu(noise_multiplier: float, steps: int = 1) -> float:
-    """The mu of `claimed_event`: T Gaussian mechanisms are one with noise that is sqrt(T) times smaller (Dong, Roth and
-    Su 2022, "Gaussian differential privacy", corollary 3.3).
+    """The mu of `claimed_event`.
+
+    T Gaussian mechanisms are one with noise that is sqrt(T) times smaller (Dong, Roth and Su 2022, "Gaussian
+    differential privacy", corollary 3.3).
 
     >>> claimed_mu(2.0), claimed_mu(2.0, steps=16)
     (0.5, 2.0)
@@ -308,8 +312,10 @@ def largest_refuted_mu(
 
 
 def _least_total(num_canaries: int, num_guesses: int, num_right: int, mu: float, tail: float) -> float:
-    """By the recursion: the least that all p_t add up to if `num_right` or more are right with the probability `tail`;
-    not followed further once it exceeds 1."""
+    """Return the least total of all p_t, by the recursion.
+
+    It holds if `num_right` or more are right with the probability `tail`. It is not followed further once it exceeds 1.
+    """
     right, wrong = tail * num_right / num_canaries, tail * (num_guesses - num_right) / num_canaries  # a and b
     total, quantile = tail, NormalDist().inv_cdf
     for t in range(num_right - 1, -1, -1):

@@ -94,9 +94,10 @@ class FixedClipping(ClippingRule):
 
 
 class AdaptiveClipping(ClippingRule):
-    """A clipping norm that follows a quantile of the updates' norms: C <- C exp(-rate (b - quantile)), where b is the
-    noisy fraction of updates that were not clipped (Andrew et al. 2021, "Differentially private learning with adaptive
-    clipping", https://arxiv.org/abs/1905.03871, algorithm 1).
+    """A clipping norm that follows a quantile of the updates' norms.
+
+    C <- C exp(-rate (b - quantile)), where b is the noisy fraction of updates that were not clipped (Andrew et al.
+    2021, "Differentially private learning with adaptive clipping", https://arxiv.org/abs/1905.03871, algorithm 1).
 
     Args:
       initial_norm: C in the first round.
@@ -261,8 +262,10 @@ class CentralPrivacy(Claim):
         return expected_cohort_size if self.simulate_noise_cohort is None else self.simulate_noise_cohort
 
     def event(self, sampling: Sampling) -> Event:
-        """Return what a round releases. Raises ValueError, with a sentence for people, where the draw supports no
-        claim."""
+        """Return what a round releases.
+
+        Raises ValueError, with a sentence for people, where the draw supports no claim.
+        """
         release = Gaussian(noise_multiplier=self.noise_multiplier)
         match sampling.kind:
             case "poisson":
@@ -346,8 +349,10 @@ class CentralPrivacy(Claim):
         return {"privacy/clipped_fraction": withheld(0.5 - float(sum_D1[-1]) / received)}
 
     def metrics(self, state: Clipping, clipping_norm: float, num_parameters: int) -> dict[str, Release]:
-        """What may be shown of a round after `release`: the noise of each coordinate of the mean, and how much longer
-        the mean is than noise alone would make it."""
+        """What may be shown of a round after `release`.
+
+        The noise of each coordinate of the mean, and how much longer the mean is than noise alone would make it.
+        """
         noise, mean_norm = float(state["noise"][0]), float(state["mean_norm"][0])
         excess = (mean_norm / noise) ** 2 / num_parameters - 1
         metrics = {

@@ -1,6 +1,7 @@
-"""An audit of central differential privacy: canary clients join one release, and how well they are found in what it
-gives away tells how much noise there was (Andrew et al. 2023, "One-shot empirical privacy estimation for federated
-learning", https://arxiv.org/abs/2302.03098).
+"""An audit of central differential privacy.
+
+Canary clients join one release, and how well they are found in what it gives away tells how much noise there was
+(Andrew et al. 2023, "One-shot empirical privacy estimation for federated learning", https://arxiv.org/abs/2302.03098).
 
 A canary's update is a random direction as long as clipping allows. Of M canaries each joins by a fair coin, and nobody
 else does: a release without any draw of a cohort. It has two readings.
@@ -76,8 +77,9 @@ def audit_central(
     num_canaries: int = 1000,
     confidence: float = 0.999,
 ) -> AuditReport:
-    """Return the audit of the release of a rule, in memory for `CHUNK` canaries: they are drawn again where they are
-    needed again.
+    """Return the audit of the release of a rule, in memory for `CHUNK` canaries.
+
+    They are drawn again where they are needed again.
 
     Args:
       sizes: of the D parameters, how many each tensor has.
@@ -212,8 +214,10 @@ def noncentrality_interval(t: float, num_parameters: int, confidence: float) -> 
 def _canaries(
     key: bytes, rows: NDArray[np.int64], clip: Clip, sizes: Sequence[int]
 ) -> Iterator[tuple[NDArray[np.int64], Float32]]:
-    """At most CHUNK of these canaries at a time, and their updates, float32 [C, D]: the same for a key and a row, and
-    in the same memory each time, to be used up before the next."""
+    """Yield canaries, at most CHUNK at a time, with their updates, float32 [C, D].
+
+    They are the same for a key and a row, and in the same memory each time, to be used up before the next.
+    """
     parts = list(sizes) if clip.per_layer else [sum(sizes)]
     buffer = np.empty((CHUNK, sum(sizes)), np.float32)
     for start in range(0, len(rows), CHUNK):

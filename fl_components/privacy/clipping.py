@@ -28,8 +28,10 @@ BLOCK: Final = 256
 
 
 def clip_norm_in_units(num_parameters: int) -> float:
-    """The length to which an update of the clipping norm is scaled. What is left is for rounding D coordinates to whole
-    numbers (at most half the square root of D), and for what float32 makes of a norm and of a product.
+    """The length to which an update of the clipping norm is scaled.
+
+    What is left is for rounding D coordinates to whole numbers (at most half the square root of D), and for what
+    float32 makes of a norm and of a product.
 
     >>> clip_norm_in_units(199_210) / UNITS  # how much of the clipping norm is used
     0.9995419...
@@ -64,8 +66,11 @@ def contributions(parts: Sequence[Tensor], shares_C: Tensor, clip: Clip) -> Tens
 
 
 def squared_norms(part: Tensor) -> Tensor:
-    """Of each row, float64 [C]: squares are added up in float32 within blocks, where that is fast and its error is
-    bounded, and the blocks in float64."""
+    """Return the squared norm of each row, float64 [C].
+
+    Squares are added up in float32 within blocks, where that is fast and its error is bounded, and the blocks in
+    float64.
+    """
     whole = part.shape[1] // BLOCK * BLOCK
     blocks = [part[:, :whole].view(len(part), whole // BLOCK, BLOCK), part[:, whole:].unsqueeze(1)]
     squares = torch.stack([torch.linalg.vector_norm(each, dim=2).double().square_().sum(1) for each in blocks]).sum(0)

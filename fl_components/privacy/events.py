@@ -143,8 +143,11 @@ class TruncatedPoissonSampled(Event):
 
 
 class SelfComposed(Event):
-    """The same event `count` times. Around a draw, each time with a draw of its own: the steps of DP-SGD. Inside one,
-    all over the same draw: a round that is collected again from its own cohort."""
+    """The same event `count` times.
+
+    Around a draw, each time with a draw of its own: the steps of DP-SGD. Inside one, all over the same draw: a round
+    that is collected again from its own cohort.
+    """
 
     kind: Literal["self_composed"] = "self_composed"
     event: Gaussian | PoissonSampled | TruncatedPoissonSampled = Field(discriminator="kind")

@@ -1,5 +1,7 @@
-"""Differential privacy of single examples: the client clips each example's gradient and adds noise to their sum, in
-each step (DP-SGD; Abadi et al. 2016, "Deep learning with differential privacy", https://arxiv.org/abs/1607.00133).
+"""Differential privacy of single examples.
+
+The client clips each example's gradient and adds noise to their sum, in each step (DP-SGD; Abadi et al. 2016, "Deep
+learning with differential privacy", https://arxiv.org/abs/1607.00133).
 
 It protects one row of a client's data against whoever sees what the client sends, the server included. Batches and
 noise come from the client's own secret.
@@ -161,8 +163,10 @@ class ExampleLevel(Claim):
             )
 
     def check_epsilon(self, client_id: str, num_examples: int, all_steps: int) -> None:
-        """Raise ValueError, in words for people, when no epsilon holds for so many steps over a client's examples: the
-        chance that a batch is cut is more than delta allows."""
+        """Raise ValueError, in words for people, when no epsilon holds for so many steps over a client's examples.
+
+        The chance that a batch is cut is more than delta allows.
+        """
         if self.max_batch_size is None or math.isfinite(self.epsilon(num_examples, all_steps, self.noise(all_steps))):
             return
         least = self.least_max_batch_size(num_examples, all_steps, self.noise(all_steps), sys.float_info.max)
@@ -176,8 +180,9 @@ class ExampleLevel(Claim):
     def least_max_batch_size(
         self, num_examples: int, all_steps: int, noise_multiplier: float, epsilon: float
     ) -> int | None:
-        """The smallest `max_batch_size` with which so many steps over a client's examples keep `epsilon`; None where
-        they would not even if no batch was cut.
+        """The smallest `max_batch_size` with which so many steps over a client's examples keep `epsilon`.
+
+        None where they would not even if no batch was cut.
 
         >>> rule = ExampleLevel(noise_multiplier=1.0, max_grad_norm=1.0, sampling_rate=0.1)
         >>> rule.least_max_batch_size(200, all_steps=10, noise_multiplier=1.0, epsilon=3.5)

@@ -121,8 +121,10 @@ class _Room:
 
 
 class _Rooms(threading.local):
-    """One for whole blocks and one for what is left of a vector, for each thread: all streams take turns in them, since
-    they stay in the cache."""
+    """One for whole blocks and one for what is left of a vector, for each thread.
+
+    All streams take turns in them, since they stay in the cache.
+    """
 
     def __init__(self) -> None:
         self._rooms: dict[int, _Room] = {}

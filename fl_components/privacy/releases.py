@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A value and why it may be seen: "public" (nothing of the clients' data is in it), "charged" (made from what the
-    ledger has paid for), or "withheld" (neither)."""
+    """A value and why it may be seen.
+
+    "public" (nothing of the clients' data is in it), "charged" (made from what the ledger has paid for), or "withheld"
+    (neither).
+    """
 
     value: Any
     kind: Literal["public", "charged", "withheld"]

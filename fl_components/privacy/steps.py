@@ -1,5 +1,7 @@
-"""The steps of DP-SGD at one client: which examples are in a batch, how their gradients are clipped and added up, and
-what is released of the sum (Abadi et al. 2016, https://arxiv.org/abs/1607.00133).
+"""The steps of DP-SGD at one client.
+
+Which examples are in a batch, how their gradients are clipped and added up, and what is released of the sum (Abadi et
+al. 2016, https://arxiv.org/abs/1607.00133).
 
 What is released is a function of a sum of whole numbers plus noise that is whole numbers: it shows nothing of the
 floating point numbers that they came from (Mironov 2012). A unit is such a part of the noise that both are exact in
@@ -90,8 +92,10 @@ class Mechanism:
         return cls(num_parameters, kept, unit)
 
     def noise(self, key: bytes | None) -> WholeNormals:
-        """The noise of a client's round, from its key of that round: one stream for all steps. Raises ValueError where
-        there is no key: noise that anybody could draw again would be none."""
+        """The noise of a client's round, from its key of that round: one stream for all steps.
+
+        Raises ValueError where there is no key: noise that anybody could draw again would be none.
+        """
         from fedrounds.fl_components.randomness import hkdf
 
         if not key:

@@ -1,5 +1,7 @@
-"""What a run has spent under its privacy claims: one value, which all views render (metrics, JSON, tables, Prefect's
-page and the privacy statement)."""
+"""What a run has spent under its privacy claims.
+
+One value, which all views render (metrics, JSON, tables, Prefect's page and the privacy statement).
+"""
 
 from __future__ import annotations
 
@@ -149,8 +151,10 @@ def remaining(budget: Budget) -> float | None:
 
 
 def simulated_epsilon(config: FederationConfig, num_clients: int, rounds: int) -> float:
-    """Return the epsilon of the larger cohort that a run simulates: with the same sampling rate of a larger
-    population."""
+    """Return the epsilon of the larger cohort that a run simulates.
+
+    With the same sampling rate of a larger population.
+    """
     central = config.central
     assert central is not None and central.simulate_noise_cohort is not None
     sampling = config.sampling(num_clients)

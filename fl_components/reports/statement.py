@@ -123,8 +123,10 @@ def _spent_under(store: Store, run: RunRecord, account: Account) -> dict[Account
 def _lineage_epsilon(
     store: Store, run: RunRecord, account: Account, terms: Budget, lineage: list[RunRecord] | None
 ) -> float | None:
-    """Return the largest epsilon of any account for all that a model was made from. None where an ancestor was charged
-    elsewhere, or not at all."""
+    """Return the largest epsilon of any account for all that a model was made from.
+
+    None where an ancestor was charged elsewhere, or not at all.
+    """
     total: dict[Account, Counter[str]] = {}
     for each in lineage or ():
         spent = _spent_under(store, each, account)

@@ -95,8 +95,10 @@ def _row_format(config: FederationConfig, data: FederatedData) -> RowFormat:
 
 
 def _single_rows(config: FederationConfig, data: FederatedData) -> dict[Mode, str]:
-    """The modes in which the model is given one row at a time, with the reasons. How many rows somebody has is not
-    looked at under a claim: then there may be such."""
+    """The modes in which the model is given one row at a time, with the reasons.
+
+    How many rows somebody has is not looked at under a claim: then there may be such.
+    """
     found: dict[Mode, str] = {}
     if config.claims and not data.public:
         found["evaluation"] = "a client may have one test row"
@@ -135,8 +137,10 @@ def _check_examples(config: FederationConfig, data: FederatedData) -> None:
 
 
 def _check_mechanisms(federation: Federation) -> None:
-    """Refuse noise and clipping that no step or round could be computed with: public values decide that, so no client
-    is charged first."""
+    """Refuse noise and clipping that no step or round could be computed with.
+
+    Public values decide that, so no client is charged first.
+    """
     config, num_coordinates = federation.config, federation.update_layout.size
     if config.training.example_level is not None:
         try:

@@ -294,8 +294,10 @@ def delta_warnings(federation: Federation) -> list[str]:
 
 
 def _budgets_of(store: Store, population: str) -> dict[Account, Budget]:
-    """Return a population's own budget, and the terms of its clients' budgets, where they have one; else the budget of
-    one client."""
+    """Return a population's own budget, and the terms of its clients' budgets, where they have one.
+
+    Else the budget of one client.
+    """
     account = Account(population)
     budgets = store.ledger.budgets([account, account.template])
     if account.template not in budgets:

@@ -22,8 +22,9 @@ from fedrounds.fl_components.values import Accumulator, ClientTask, CohortStatis
 
 
 class UpdateStack:
-    """Updates that come in wave by wave: one array [N, M], in memory up to a limit, else in a file that is
-    memory-mapped.
+    """Updates that come in wave by wave.
+
+    One array [N, M], in memory up to a limit, else in a file that is memory-mapped.
 
     The file has no name, so it ends with this process, whatever ends it.
 

@@ -164,14 +164,18 @@ class Federation:
 
     @property
     def withholds(self) -> bool:
-        """Whether what is neither public nor paid for must stay out of all views: a privacy claim about private
-        data."""
+        """Whether what is neither public nor paid for must stay out of all views.
+
+        A privacy claim about private data.
+        """
         return self.config.claims and not self.population.is_public
 
     @property
     def hides_participation(self) -> bool:
-        """Whether that goes for who was selected and what became of it: where clients, not only their examples, are
-        protected."""
+        """Whether that goes for who was selected and what became of it.
+
+        Where clients, not only their examples, are protected.
+        """
         return self.config.protects_clients and not self.population.is_public
 
     @property
@@ -200,8 +204,10 @@ class Federation:
 
     @cached_property
     def model_digest(self) -> str:
-        """The sha256 over what determines an update besides the parameters: the model's scores of synthetic rows, its
-        constants, the way of gradients and the code of the user's module."""
+        """The sha256 over what determines an update besides the parameters.
+
+        The model's scores of synthetic rows, its constants, the way of gradients and the code of the user's module.
+        """
         facts = [self.facts["constants_digest"], self.grad_sampler_name, self.scores_digest()]
         digest = hashlib.sha256(repr(facts).encode())
         path = getattr(self.config.model, "path", "")

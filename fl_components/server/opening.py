@@ -193,8 +193,11 @@ def federation_of(store: Store, run: RunRecord) -> Federation:
 
 
 def assemble_run(store: Store, run_id: str, config: FederationConfig, source_folder: str) -> Federation:
-    """Return what `assemble` returns. Under a claim about private data its errors say only that loading failed: the
-    restricted log of the run has the text."""
+    """Return what `assemble` returns.
+
+    Under a claim about private data its errors say only that loading failed: the restricted log of the run has the
+    text.
+    """
     return _assemble(store.home, run_id, config, source_folder)
 
 

@@ -43,8 +43,10 @@ MIN_IN_WHOLE: Final = {"named": 2, "all": 8}
 
 @dataclass(frozen=True, slots=True)
 class KeyedClient:
-    """The digests of one client: of its rows, by view and in the order of their hashes, and of all of them and their
-    columns."""
+    """The digests of one client.
+
+    Of its rows, by view and in the order of their hashes, and of all of them and their columns.
+    """
 
     client: str
     rows: Mapping[str, Sequence[str]]

@@ -33,8 +33,10 @@ def digest_key(store: Store) -> bytes:
 
 
 def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
-    """Return what a run remembers of its data: a digest of all rows, labels, client ids and their order, and up to
-    `MAX_NAMED` clients one of each, 8 hexadecimal digits of it.
+    """Return what a run remembers of its data.
+
+    A digest of all rows, labels, client ids and their order, and up to `MAX_NAMED` clients one of each, 8 hexadecimal
+    digits of it.
 
     >>> rows = (np.zeros((3, 2), np.float32), np.array([0, 1, 1]), np.zeros((1, 2), np.float32), np.array([1]))
     >>> from fedrounds.fl_components.data.federated import ClientExamples
@@ -54,8 +56,10 @@ def data_facts(data: FederatedData, key: bytes) -> dict[str, str]:
 
 
 def changed_clients(data: FederatedData, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the clients whose rows differ, by what a run remembered and what there is now; none where that
-    is not known."""
+    """Return the ids of the clients whose rows differ, by what a run remembered and what there is now.
+
+    None where that is not known.
+    """
     old, new = (
         [digests[start : start + _DIGITS] for start in range(0, len(digests), _DIGITS)]
         for digests in (str(before["client_digests"]), str(now["client_digests"]))
@@ -65,8 +69,10 @@ def changed_clients(data: FederatedData, before: Mapping[str, Any], now: Mapping
 
 
 def digest_of_client(data: FederatedData, client: int, *, test: bool = False) -> bytes:
-    """Return the sha256 over one client's id and training rows, in their order, and its test rows if asked. It is
-    private: it would confirm a guess."""
+    """Return the sha256 over one client's id and training rows, in their order, and its test rows if asked.
+
+    It is private: it would confirm a guess.
+    """
     parts = [*data.train(client), *(data.test(client) if test else ())]
     digest = hashlib.sha256(_header(data.client_ids[client], *parts))
     for part in parts:

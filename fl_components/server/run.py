@@ -201,8 +201,10 @@ class Run:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def noise_keys(self, plan: RoundPlan, released: Tensors) -> Callable[[str], bytes]:
-        """Return the keys, by purpose, of the noise on `released`: all the values that the noise is for. Other values
-        have other keys."""
+        """Return the keys, by purpose, of the noise on `released`: all the values that the noise is for.
+
+        Other values have other keys.
+        """
         digest = tensors_digest(released)
         return lambda purpose: self.key(plan.round, purpose, plan.collection, digest)
 

@@ -135,8 +135,10 @@ def select(run: Run, state: ServerState, sent: EncodedBroadcast) -> RoundPlan:
 
 @stage
 def authorise(run: Run, plan: RoundPlan) -> RoundPlan:
-    """Reserve what the round will cost, before any client is contacted. The returned plan has the reservation's number,
-    and lacks the clients whose own budgets are spent."""
+    """Reserve what the round will cost, before any client is contacted.
+
+    The returned plan has the reservation's number, and lacks the clients whose own budgets are spent.
+    """
     clients_pay = any(each.is_paid_by_clients for each in run.claims)
     training = run.training_digest(plan) if clients_pay else None
     charges = charges_of_round(run, [task.index for task in plan.cohort])

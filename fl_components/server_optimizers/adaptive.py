@@ -1,5 +1,7 @@
-"""What FedAdagrad, FedAdam and FedYogi share: Reddi et al. 2021, "Adaptive federated optimization", algorithm 2
-(https://arxiv.org/abs/2003.00295)."""
+"""What FedAdagrad, FedAdam and FedYogi share.
+
+Reddi et al. 2021, "Adaptive federated optimization", algorithm 2 (https://arxiv.org/abs/2003.00295).
+"""
 
 from __future__ import annotations
 

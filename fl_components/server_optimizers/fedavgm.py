@@ -1,5 +1,7 @@
-"""FedAvgM: Hsu, Qi and Brown 2019, "Measuring the effects of non-identical data distribution"
-(https://arxiv.org/abs/1909.06335)."""
+"""FedAvgM.
+
+Hsu, Qi and Brown 2019, "Measuring the effects of non-identical data distribution" (https://arxiv.org/abs/1909.06335).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Accounts in the database: the budget of each, and what is spent of it. All functions work on the connection of a
-transaction that is open."""
+"""Accounts in the database: the budget of each, and what is spent of it.
+
+All functions work on the connection of a transaction that is open.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,9 @@ def unregistered_error(account: Account, unit: str = "example") -> BudgetNotSet:
 def set_budget(
     connection: Connection, key: SigningKey, account: Account, terms: BudgetTerms, reason: str, *, by: str
 ) -> Budget | None:
-    """Register an account, or change what it may spend. Raises `ConfigError` where that would change the meaning of
-    what is spent already.
+    """Register an account, or change what it may spend.
+
+    Raises `ConfigError` where that would change the meaning of what is spent already.
 
     The terms of a template are also those of the population's clients whose own budget was never set by name, and of
     the clients that are registered later.
@@ -138,8 +141,10 @@ def _check_meaning_stays(before: Budget, terms: BudgetTerms) -> None:
 
 
 def register(connection: Connection, key: SigningKey, accounts: Collection[Account]) -> None:
-    """Give each of these accounts of clients that has no budget yet one on its template's terms. Raises
-    `BudgetNotSet`."""
+    """Give each of these accounts of clients that has no budget yet one on its template's terms.
+
+    Raises `BudgetNotSet`.
+    """
     if len(find_budgets(connection, accounts)) == len(accounts):
         return
     (template,) = {each.template for each in accounts}

@@ -67,8 +67,10 @@ class Blobs:
         return deleted
 
     def erase(self, keys: Iterable[str]) -> int:
-        """Delete blobs whose bytes must not be read again: in a folder they are overwritten first. Returns how many
-        were there."""
+        """Delete blobs whose bytes must not be read again: in a folder they are overwritten first.
+
+        Returns how many were there.
+        """
         if not self._is_local:
             return self.delete(keys)
         with self._errors("erased"):

@@ -166,8 +166,10 @@ def _check_sqlite(url: URL, label: str) -> None:
 
 
 def _make_private(file: Path) -> None:
-    """Create the database's file so that its owner alone reads it; SQLite gives its other files the same mode. Raises
-    `StoreError` where other accounts may read one that exists."""
+    """Create the database's file so that its owner alone reads it; SQLite gives its other files the same mode.
+
+    Raises `StoreError` where other accounts may read one that exists.
+    """
     try:
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         sync_folder(file.parent)

@@ -33,8 +33,9 @@ def write_durably(file: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def erase(file: Path) -> bool:
-    """Overwrite the file's bytes on the disk, then remove it, and what killed processes left as they wrote it. Returns
-    whether it was there; a second call does nothing.
+    """Overwrite the file's bytes on the disk, then remove it, and what killed processes left as they wrote it.
+
+    Returns whether it was there; a second call does nothing.
 
     A file system that never writes in place (copy-on-write, a solid-state disk) may keep the old bytes for a while.
     """

@@ -1,5 +1,8 @@
-"""The keys of a home: the hub's own, with which it signs the journal, those of other hubs that it trusts, and the key
-of fingerprints, which all hubs of one database share."""
+"""The keys of a home.
+
+The hub's own, with which it signs the journal, those of other hubs that it trusts, and the key of fingerprints, which
+all hubs of one database share.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +61,11 @@ def is_signed(text: str, signature: str, public: bytes) -> bool:
 
 
 class KeyRing:
-    """The keys in a folder: the hub's own in `hub.key` (0600, made when it is not there), trusted ones in
-    `trusted_keys`, one a line in hex, and keys of fingerprints in `fingerprints-ID.key` (0600)."""
+    """The keys in a folder.
+
+    The hub's own in `hub.key` (0600, made when it is not there), trusted ones in `trusted_keys`, one a line in hex, and
+    keys of fingerprints in `fingerprints-ID.key` (0600).
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -135,8 +141,10 @@ class KeyRing:
         self.fingerprint_file(id).unlink(missing_ok=True)
 
     def fingerprint_key(self, id: str) -> bytes | None:
-        """The key of fingerprints with this id, 32 bytes; None where this home lacks it. Raises `StoreError` when the
-        file holds another key, or cannot be read."""
+        """The key of fingerprints with this id, 32 bytes; None where this home lacks it.
+
+        Raises `StoreError` when the file holds another key, or cannot be read.
+        """
         file = self.fingerprint_file(id)
         try:
             key = file.read_bytes()

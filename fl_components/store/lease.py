@@ -253,8 +253,9 @@ class Lease:
         return int(attempt)
 
     def reserve(self, round: int, charges: Sequence[Charges] = (), training: str | None = None) -> int:
-        """Write down what a round will cost, before anything that it pays for happens. Returns the number of the
-        collection, 1 for the round's first.
+        """Write down what a round will cost, before anything that it pays for happens.
+
+        Returns the number of the collection, 1 for the round's first.
 
         The charges are counted against the budgets of their accounts, where their guards allow it; `paying` returns the
         accounts that pay. An error (`BudgetExhausted` where too few can pay) leaves nothing written. An open
@@ -426,8 +427,10 @@ class Lease:
         return None
 
     def write_client_state(self, data: bytes) -> str:
-        """Make what a client keeps for its next round durable. Returns the key of the blob, which is garbage unless the
-        round is sealed with it."""
+        """Make what a client keeps for its next round durable.
+
+        Returns the key of the blob, which is garbage unless the round is sealed with it.
+        """
         with self._writing:
             return self._write_blob(data)
 
@@ -550,9 +553,10 @@ class Lease:
                 _logger.warning("%s; it is erased when the store is opened next", problem.message)
 
     def delete(self, *, by: str) -> None:
-        """Delete the run: its rounds, its blobs, its secret and what it withheld. The row stays, in the state
-        `DELETED`, with the configuration and what the run has spent; so do its charges, and the journal. A second
-        call finishes what the first one was kept from finishing.
+        """Delete the run: its rounds, its blobs, its secret and what it withheld.
+
+        The row stays, in the state `DELETED`, with the configuration and what the run has spent; so do its charges, and
+        the journal. A second call finishes what the first one was kept from finishing.
         """
         with self._writing:
             with self._fenced() as connection:
@@ -620,8 +624,10 @@ class Lease:
                 self._update_run(connection, **changes)
 
     def collect_garbage(self) -> int:
-        """Delete the run's blobs that no row refers to, and return how many. Kept are the initial state, the last two
-        committed states, an open seal, the newest states of clients, and whatever a later holder has written.
+        """Delete the run's blobs that no row refers to, and return how many.
+
+        Kept are the initial state, the last two committed states, an open seal, the newest states of clients, and
+        whatever a later holder has written.
         """
         with self._writing:
             with self._fenced() as connection:

@@ -227,8 +227,10 @@ class Ledger:
             return find_budgets(connection, accounts)
 
     def named_accounts(self, population: str) -> dict[Account, bool]:
-        """Return the accounts of a population's clients and their template: whether each got its terms by its own
-        name."""
+        """Return the accounts of a population's clients and their template.
+
+        Whether each got its terms by its own name.
+        """
         with self._database.snapshot() as connection:
             return accounts_.named_accounts(connection, population)
 

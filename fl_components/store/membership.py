@@ -1,5 +1,6 @@
-"""Whose data these are: keyed fingerprints of the data of runs, the populations that data are bound to, and the runs
-that have used them.
+"""Whose data these are.
+
+Keyed fingerprints of the data of runs, the populations that data are bound to, and the runs that have used them.
 
 A digest is made with the key of fingerprints, which all hubs of one database share, so that it reveals nothing
 of the data to others. Its first letter says what it stands for: `r` a row, `w` all rows of a client, `c` a column of a
@@ -54,8 +55,10 @@ class DataUse:
 
 
 def shared_key(connection: Connection, keys: KeyRing) -> bytes | None:
-    """The key of fingerprints of this database; None where it has none yet. Raises `StoreError` where this home lacks
-    it."""
+    """The key of fingerprints of this database; None where it has none yet.
+
+    Raises `StoreError` where this home lacks it.
+    """
     row = connection.execute(select(fingerprint_key)).one_or_none()
     if row is None:
         return None
@@ -259,8 +262,10 @@ class Memberships:
             return shared_key(connection, self._keys)
 
     def check_keys(self) -> None:
-        """Raise `StoreError` where this home may not write to its database: it lacks the key of fingerprints, or the
-        journal was begun by a hub that it does not trust."""
+        """Raise `StoreError` where this home may not write to its database.
+
+        It lacks the key of fingerprints, or the journal was begun by a hub that it does not trust.
+        """
         with self._database.snapshot() as connection:
             self._signing(connection)
             shared_key(connection, self._keys)

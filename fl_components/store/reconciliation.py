@@ -101,8 +101,10 @@ Book: TypeAlias = "dict[str, Any]"
 
 
 def reconcile(connection: Connection) -> None:
-    """Raises `JournalBroken`, naming what differs, unless the tables' covered columns are what the journal says. The
-    journal itself is to be verified before."""
+    """Raises `JournalBroken`, naming what differs, unless the tables' covered columns are what the journal says.
+
+    The journal itself is to be verified before.
+    """
     expected_books, stored = _journalled(connection), _stored(connection)
     for title, found in stored.items():
         expected = expected_books.get(title, {})

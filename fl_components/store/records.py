@@ -214,8 +214,11 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class JournalRow:
-    """A line of the journal; `hash` covers the fields before it, `previous` is the hash of the row before, `signature`
-    is that of the hash by the key `key_id`."""
+    """A line of the journal.
+
+    `hash` covers the fields before it, `previous` is the hash of the row before, `signature` is that of the hash by the
+    key `key_id`.
+    """
 
     sequence: int
     at: float
@@ -230,8 +233,10 @@ class JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What was remembered of a journal outside its database: that row `rows` had the hash `head`, and where it
-    stands."""
+    """What was remembered of a journal outside its database.
+
+    That row `rows` had the hash `head`, and where it stands.
+    """
 
     rows: int
     head: str
@@ -240,8 +245,10 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What something outside the database shows of a run: its last committed round, and an anchor where there is
-    one."""
+    """What something outside the database shows of a run.
+
+    Its last committed round, and an anchor where there is one.
+    """
 
     where: str
     round: int = 0

@@ -239,8 +239,10 @@ class Store:
     def check_same(
         self, run: RunRecord, config: dict[str, Any], config_digest: str, sweep_id: str | None = None
     ) -> RunRecord:
-        """Returns the run, where it has this configuration and is a cell of that sweep, if one is given. Raises
-        `RunConflict`."""
+        """Returns the run, where it has this configuration and is a cell of that sweep, if one is given.
+
+        Raises `RunConflict`.
+        """
         if run.state == RunState.DELETED:
             raise RunConflict(f"run {run.run_id!r} was deleted, and its charges stay", hint="give the run another id")
         if run.config_digest != config_digest:
@@ -272,8 +274,10 @@ class Store:
         deleted: bool = False,
         limit: int | None = None,
     ) -> list[RunRecord]:
-        """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for. Those
-        that were deleted are among them only where `deleted` says so."""
+        """Runs, the newest first; of a name, of a sweep, or only those that a resume has something to do for.
+
+        Those that were deleted are among them only where `deleted` says so.
+        """
         most = None if limit is None else min(limit, _MAX_ROWS)
         query = select(*_RUN_COLUMNS).order_by(runs.c.journal_sequence.desc()).limit(most)
         if not deleted:
@@ -326,8 +330,10 @@ class Store:
         return lease_.acquire(self, run_id, say)
 
     def delete_run(self, run_id: str, *, by: str) -> None:
-        """Delete a run (`Lease.delete`), by the account `by`. Raises `RunNotFound`, and `LeaseHeld` where a process
-        works on it."""
+        """Delete a run (`Lease.delete`), by the account `by`.
+
+        Raises `RunNotFound`, and `LeaseHeld` where a process works on it.
+        """
         with lease_.acquire(self, run_id, _refuse_to_wait) as lease:
             lease.delete(by=by)
 
@@ -550,16 +556,20 @@ class Store:
             return journal_.head(connection)
 
     def anchor(self) -> JournalReport:
-        """Remembers the journal's head in this home, outside the database, and returns it. An earlier one that is no
-        row of the journal stays: `verify_journal` and a resume are to find it."""
+        """Remembers the journal's head in this home, outside the database, and returns it.
+
+        An earlier one that is no row of the journal stays: `verify_journal` and a resume are to find it.
+        """
         report = self.journal_head()
         if not self.lost(self.own_anchors()):
             write_durably(self._anchor_file, json.dumps(asdict(report)).encode(), private=True)
         return report
 
     def lost(self, anchors: Iterable[Anchor], run_id: str | None = None) -> list[Anchor]:
-        """Which of these anchors are no rows of the journal: it is older than they are, or another one. Those that a
-        fresh collection of the run (by default: of any) took for lost are left out."""
+        """Which of these anchors are no rows of the journal: it is older than they are, or another one.
+
+        Those that a fresh collection of the run (by default: of any) took for lost are left out.
+        """
         with self._database.snapshot() as connection:
             known = journal_.acknowledged(connection, run_id)
             return [
@@ -604,8 +614,11 @@ class Store:
         return journal_.append(connection, self._signing(connection), run_id, kind, content)
 
     def _signing(self, connection: Connection) -> SigningKey:
-        """The hub's key. Raises `StoreError` where the journal was begun by a key that this home neither has nor
-        trusts: the home lost its own, or joins another hub's database."""
+        """The hub's key.
+
+        Raises `StoreError` where the journal was begun by a key that this home neither has nor trusts: the home lost
+        its own, or joins another hub's database.
+        """
         key = self.keys.signing
         if not self._may_sign:
             begun_by = journal_.begun_by(connection)

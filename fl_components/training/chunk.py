@@ -54,8 +54,10 @@ class ExampleTable:
 
 
 def synthetic_like(examples: ExampleTable, sizes: Sequence[int] = (5, 2)) -> ExampleTable:
-    """Rows like these, but nobody's, for clients of these sizes: how all clients are trained must not depend on what
-    some of them hold."""
+    """Rows like these, but nobody's, for clients of these sizes.
+
+    How all clients are trained must not depend on what some of them hold.
+    """
     generator, stops = torch.Generator().manual_seed(0), np.cumsum(sizes, dtype=np.int64)
 
     shape = (sum(sizes), *examples.x.shape[1:])

@@ -213,8 +213,10 @@ class Engine:
         private: PrivateChunks | None,
         error: Exception,
     ) -> ModelError:
-        """What to raise where the model failed while these clients trained: it names the first of them with which it
-        fails alone, and the layer in which it does."""
+        """What to raise where the model failed while these clients trained.
+
+        It names the first of them with which it fails alone, and the layer in which it does.
+        """
         for task, steps in zip(chunk, batches, strict=True) if len(chunk) > 1 else ():
             try:
                 self._train_chunk(rule, base_M, [task], [steps], private)
@@ -294,8 +296,11 @@ class Engine:
         return ChunkUpdates(update_1M.split_with_sizes(sizes, dim=1)), [loss]
 
     def _chunk_size(self, rule: SGD, num_examples: Sequence[int]) -> int:
-        """How many of the clients to come train together. `num_examples` are those that each steps through: those who
-        come first have the same parameters in dual form, and the bytes of all stay within `CHUNK_BYTES`."""
+        """How many of the clients to come train together.
+
+        `num_examples` are those that each steps through: those who come first have the same parameters in dual form,
+        and the bytes of all stay within `CHUNK_BYTES`.
+        """
         if self._goes_alone(rule):
             return 1
         assert self._replicas is not None

@@ -1,5 +1,8 @@
-"""Layers that hold the parameters of C clients at once. Their batches come folded into one, [C * B, ...], so that all
-that lies between them (activations, pooling, attention) runs as it is written, once for all clients."""
+"""Layers that hold the parameters of C clients at once.
+
+Their batches come folded into one, [C * B, ...], so that all that lies between them (activations, pooling, attention)
+runs as it is written, once for all clients.
+"""
 
 from __future__ import annotations
 
@@ -181,8 +184,11 @@ class ClientLayer(nn.Module):
 
 
 class ClientLinear(ClientLayer):
-    """A linear layer. The gradient by its weight is a product of two thin matrices, which are kept apart until they are
-    added to the weights in one pass (`baddbmm_`); in the dual form they are never multiplied out."""
+    """A linear layer.
+
+    The gradient by its weight is a product of two thin matrices, which are kept apart until they are added to the
+    weights in one pass (`baddbmm_`); in the dual form they are never multiplied out.
+    """
 
     def __init__(self, layer: nn.Linear, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)
@@ -219,8 +225,9 @@ class ClientLinear(ClientLayer):
 
 
 class _Passes:
-    """What a linear layer holds from one pass to the next: in an object of its own, since setting an attribute of a
-    torch module is slow.
+    """What a linear layer holds from one pass to the next.
+
+    In an object of its own, since setting an attribute of a torch module is slow.
 
     `rows_of_one` and `most_uses` are what was seen so far: the rows for one example of a batch, the uses in one pass.
     """
@@ -263,8 +270,10 @@ class ClientConv(ClientLayer):
 
 
 class ClientEmbedding(ClientLayer):
-    """An embedding: the clients' tables one under the other. A token outside a table raises `IndexError`, before
-    another client's table is read."""
+    """An embedding: the clients' tables one under the other.
+
+    A token outside a table raises `IndexError`, before another client's table is read.
+    """
 
     def __init__(self, layer: nn.Embedding, in_hand: CurrentBatch, name: str = "") -> None:
         super().__init__(layer, in_hand, name)

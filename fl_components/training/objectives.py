@@ -87,8 +87,9 @@ class LossAlone(ObjectiveRule):
 
 
 class Proximal(ObjectiveRule):
-    """The loss and mu/2 |w - w_round|^2, which pulls a client back to the round's parameters: FedProx (Li et al. 2020,
-    https://arxiv.org/abs/1812.06127).
+    """The loss and mu/2 |w - w_round|^2, which pulls a client back to the round's parameters.
+
+    FedProx (Li et al. 2020, https://arxiv.org/abs/1812.06127).
 
     >>> import torch
     >>> gradient = torch.zeros(1, 2)
@@ -105,8 +106,9 @@ class Proximal(ObjectiveRule):
 
 
 class Scaffold(ObjectiveRule):
-    """The loss, with gradients corrected by control variates: SCAFFOLD (Karimireddy et al. 2020,
-    https://arxiv.org/abs/1910.06378, algorithm 1, option II).
+    """The loss, with gradients corrected by control variates.
+
+    SCAFFOLD (Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378, algorithm 1, option II).
 
     The server's control variate c and a client's c_i estimate the gradients of all clients and of this one. A step
     follows gradient - c_i + c, so clients whose data differ drift apart less. After K steps, c_i becomes c_i - c +

@@ -1,5 +1,7 @@
-"""The gradients of single examples for models that the faster ways cannot take, one client after the other: as Opacus
-(https://opacus.ai) computes them, or one example at a time."""
+"""The gradients of single examples for models that the faster ways cannot take, one client after the other.
+
+As Opacus (https://opacus.ai) computes them, or one example at a time.
+"""
 
 from __future__ import annotations
 
@@ -120,8 +122,10 @@ class OpacusGradSampler:
 
 
 class OneAtATime:
-    """Runs each example by itself, so that no example can be seen by another's forward or backward pass: right for any
-    module, and slow."""
+    """Runs each example by itself, so that no example can be seen by another's forward or backward pass.
+
+    Right for any module, and slow.
+    """
 
     name: ClassVar[str] = "one example at a time"
 
@@ -156,9 +160,12 @@ def _clipping_optimizer() -> Any:
     from opacus.optimizers import DPOptimizer
 
     class Clipping(DPOptimizer):  # type: ignore[misc]
-        """Opacus' optimizer as far as it adds up. Its own factor, C / (norm + 1e-6) of a float32 norm over whole
-        tensors, has no bound for its rounding, and a norm that is not finite spoils all; so each example is clipped
-        before, and there is nothing left to clip. Noise comes with the release of the sum."""
+        """Opacus' optimizer as far as it adds up.
+
+        Its own factor, C / (norm + 1e-6) of a float32 norm over whole tensors, has no bound for its rounding, and a
+        norm that is not finite spoils all; so each example is clipped before, and there is nothing left to clip. Noise
+        comes with the release of the sum.
+        """
 
         def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> None:
             super().__init__(

@@ -51,9 +51,11 @@ class ClippedReplicas:
 
 
 class GhostNorms(LayeredReplicas, ClippedReplicas):
-    """Where only linear layers train. An example's gradient by a weight is then g x^T (x went into the layer, g is the
-    loss's gradient by what came out), whose norm is |g| |x|: it is clipped by scaling g, and never formed (Goodfellow
-    2015, "Efficient per-example gradient computations", https://arxiv.org/abs/1510.01799).
+    """Where only linear layers train.
+
+    An example's gradient by a weight is then g x^T (x went into the layer, g is the loss's gradient by what came out),
+    whose norm is |g| |x|: it is clipped by scaling g, and never formed (Goodfellow 2015, "Efficient per-example
+    gradient computations", https://arxiv.org/abs/1510.01799).
 
     Where a layer sees several rows of an example (sequences) or a weight is used more than once, an example's gradient
     is a sum of such products, which may cancel: then float32 has no bound for the norm of the unformed one, and a

@@ -61,8 +61,10 @@ class PrivateChunks:
         batches: Sequence[Sequence[Rows]],
         channels: ClientChannels | None = None,
     ) -> tuple[ChunkUpdates, list[Weighted]]:
-        """Return the clients' updates and losses; `batches` and `channels` as for `train_chunk`. A batch may be
-        empty."""
+        """Return the clients' updates and losses; `batches` and `channels` as for `train_chunk`.
+
+        A batch may be empty.
+        """
         rule, mechanism, num_clients = self._rule, self._mechanism, len(tasks)
         noises = [mechanism.noise(task.key) for task in tasks]
         scales = [mechanism.per_example(self._private.sampling_rate, task.num_examples) for task in tasks]
@@ -110,7 +112,9 @@ class PrivateChunks:
         sums: Sequence[Tensor],
     ) -> tuple[Sequence[Tensor], list[Weighted]]:
         """A step's sums in units, in `sums` (used up) where there is one piece, else float64: those of rounded pieces.
-        Also each client's loss."""
+
+        Also each client's loss.
+        """
         longest, losses = max(map(len, rows)), [Weighted()] * len(rows)
         if not longest:
             return [each.zero_() for each in sums], losses

@@ -1,5 +1,7 @@
-"""Local stochastic gradient descent with momentum: `ClientUpdate` of McMahan et al. 2017
-(https://arxiv.org/abs/1602.05629)."""
+"""Local stochastic gradient descent with momentum.
+
+`ClientUpdate` of McMahan et al. 2017 (https://arxiv.org/abs/1602.05629).
+"""
 
 from __future__ import annotations
 
@@ -121,8 +123,10 @@ class SGD(Rule):
         return self.privacy if isinstance(self.privacy, ExampleLevel) else None
 
     def resolve(self, round: int, rounds: int) -> SGD:
-        """What a client does in round `round` of `rounds`: the schedule is resolved into the learning rate, and a
-        target epsilon into a noise multiplier."""
+        """What a client does in round `round` of `rounds`.
+
+        The schedule is resolved into the learning rate, and a target epsilon into a noise multiplier.
+        """
         changes: dict[str, Any] = {}
         factor = self.schedule.factor(round, rounds)
         if factor != 1:
@@ -143,14 +147,18 @@ class SGD(Rule):
 
     @property
     def private_steps(self) -> int:
-        """The steps of a client's round under an example-level claim, whatever it holds. One that stops early has paid
-        for all of them."""
+        """The steps of a client's round under an example-level claim, whatever it holds.
+
+        One that stops early has paid for all of them.
+        """
         assert self.example_level is not None
         return self.steps or self.example_level.steps(self.epochs or 1)
 
     def num_samples_processed(self, num_examples: int) -> int:
-        """How many examples a client with so many steps through, each pass counted; under an example-level claim the
-        expected number."""
+        """How many examples a client with so many steps through, each pass counted.
+
+        Under an example-level claim the expected number.
+        """
         if self.example_level is not None:
             return round(self.private_steps * self.example_level.sampling_rate * num_examples)
         if self.steps is not None:

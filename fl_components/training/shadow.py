@@ -27,8 +27,9 @@ float32."""
 
 
 class CanaryClient:
-    """A silo that holds public rows, and makes one step on them and on canaries as the silos of a run make theirs: the
-    run's model, its way of finding the gradients of single examples, its clipping, its noise.
+    """A silo that holds public rows, and makes one step on them and on canaries as the silos of a run make theirs.
+
+    The run's model, its way of finding the gradients of single examples, its clipping, its noise.
 
     Each canary has a parameter of its own, which is zero: `CANARY_GAIN` times it is added to one score of what the
     model makes of a public row. So nearly all of the canary's gradient is there: clipped, it is as long as clipping
@@ -119,8 +120,9 @@ def _failure(error: Exception) -> ModelError:
 
 @rowwise
 class _WithCanaries(nn.Module):
-    """A model that takes places, int64 [B, 1], instead of rows. Place p stands for row p mod R; the first M places are
-    canaries, the R after them are the rows as they are.
+    """A model that takes places, int64 [B, 1], instead of rows.
+
+    Place p stands for row p mod R; the first M places are canaries, the R after them are the rows as they are.
 
     Attributes:
       targets: of each row as canaries show it.

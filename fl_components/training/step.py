@@ -30,8 +30,10 @@ def regularise(
     start: Sequence[Tensor],
     corrections: Sequence[Tensor] | None = None,
 ) -> None:
-    """Turn the gradients of the loss, in place, into those that a step follows: the objective's term is added, each
-    client's gradient is scaled down to `max_gradient_norm`, and weight decay is added.
+    """Turn the gradients of the loss, in place, into those that a step follows.
+
+    The objective's term is added, each client's gradient is scaled down to `max_gradient_norm`, and weight decay is
+    added.
 
     Args:
       gradients, params: of each parameter, for C clients, float32 [C, *shape].

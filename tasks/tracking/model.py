@@ -237,8 +237,10 @@ def _register(view: RunView, run: RunRecord, logged: LoggedModel, model: Loggabl
 
 
 def _challenge(client: MlflowClient, run: RunRecord, name: str, version: str | int) -> str:
-    """Give the version the alias `challenger`, unless a newer one has it or its privacy is that of another federation:
-    a model of a simulated cohort is never promoted."""
+    """Give the version the alias `challenger`, unless a newer one has it or its privacy is that of another federation.
+
+    A model of a simulated cohort is never promoted.
+    """
     holder = client.get_registered_model(name).aliases.get(CHALLENGER)
     simulated = run.config.get("privacy", {}).get("simulate_noise_cohort") is not None
     if not simulated and (holder is None or int(holder) < int(version)):
