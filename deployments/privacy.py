@@ -231,7 +231,7 @@ def _check_client(store: Store, account: Account, template: Budget | None) -> No
 def _check_name(population: str) -> None:
     """Raises `ConfigError` for what can be no population's name, nor that of one client's or each client's examples."""
     from fedrounds.fl_components.config import NAME
-    from fedrounds.fl_components.data.federated import CLIENT_ID
+    from fedrounds.fl_components.data.client_ids import CLIENT_ID
 
     account = Account.parse(population)
     base, client = account.population, account.client

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedrounds.fl_components.data.base import DataRule, TargetReader
+from fedrounds.fl_components.data.client_ids import NumberedIds
 from fedrounds.fl_components.data.digits import Digits
 from fedrounds.fl_components.data.emnist import Emnist
-from fedrounds.fl_components.data.federated import ClientExamples, FederatedData, NumberedIds, RowRanges
+from fedrounds.fl_components.data.federated import ClientExamples, FederatedData, RowRanges
 from fedrounds.fl_components.data.femnist import Femnist
 from fedrounds.fl_components.data.function import FunctionData
 from fedrounds.fl_components.data.heart_disease import HeartDisease

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fedrounds.fl_components.data.federated import check_client_id
+from fedrounds.fl_components.data.cells import composed
+from fedrounds.fl_components.data.client_ids import check_client_id
 from fedrounds.fl_components.data.files import entries_of, is_file, is_folder, unreadable
-from fedrounds.fl_components.data.table import ENDINGS, composed, ending
+from fedrounds.fl_components.data.table_files import ENDINGS, ending
 from fedrounds.fl_components.errors import DataError, printable
 
 _COMPRESSED: Final = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".lz4", ".tar", ".tgz")

@@ -6,27 +6,31 @@ and one client's rows are a view.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import IGNORED, Float64
+from fedrounds.fl_components.data.client_ids import NumberedIds, check_client_id
 from fedrounds.fl_components.data.fingerprints import Fingerprints, of_data
+from fedrounds.fl_components.data.masked import check_unmasked
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.shared_memory import SharedMemory
 from fedrounds.fl_components.targets import TargetType
 
 Features = NDArray[np.float32] | NDArray[np.int64]
-Labels = NDArray[np.int64]
-Targets = NDArray[np.int64] | NDArray[np.float32]
-Array = NDArray[Any]
 
-CLIENT_ID: Final = re.compile(r"\w[\w.\- ]{0,99}")
-"""Ids become part of metrics' names, and of those of ledgers (POPULATION/CLIENT)."""
+
+Labels = NDArray[np.int64]
+
+
+Targets = NDArray[np.int64] | NDArray[np.float32]
+
+
+Array = NDArray[Any]
 
 
 class ClientExamples(NamedTuple):
@@ -58,37 +62,6 @@ class RowRanges:
     @property
     def lengths(self) -> NDArray[np.int64]:
         return self.stops - self.starts
-
-
-class NumberedIds(Sequence[str]):
-    """The ids of n simulated clients: made when asked for, never held.
-
-    >>> ids = NumberedIds(1_000_000)
-    >>> len(ids), ids[41]
-    (1000000, 'client-000041')
-    """
-
-    def __init__(self, num_clients: int) -> None:
-        self._num_clients = num_clients
-        self._digits = max(4, len(str(num_clients - 1)))
-
-    def __len__(self) -> int:
-        return self._num_clients
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[each] for each in range(*row.indices(self._num_clients))]
-        return f"client-{range(self._num_clients)[row]:0{self._digits}d}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NumberedIds) and len(self) == len(other)
-
-    def __hash__(self) -> int:
-        return hash(self._num_clients)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -440,50 +413,6 @@ class FederatedData:
             return f"{part} row {row} (from 0), which no client owns,"
         client = int(owners[0])
         return f"client {self.client_ids[client]!r}, {part} row {row - int(rows.starts[client])} (from 0),"
-
-
-def check_client_id(client_id: Any, where: str = "") -> None:
-    """Raise `DataError` for what cannot be a client's id; `where` is what the message begins with.
-
-    >>> check_client_id("ward 7"), check_client_id("7/north")
-    Traceback (most recent call last):
-    fedrounds.fl_components.errors.DataError: client id '7/north' cannot be used
-    """
-    if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
-        raise DataError(
-            f"{where}client id {client_id!r} cannot be used",
-            hint="an id is text of 1 to 100 letters, digits, '_', '.', '-' and spaces, and begins with a letter, a "
-            "digit or '_'",
-        )
-
-
-def check_unmasked(values: Any, where: str) -> None:
-    """Raise `DataError` when an element of a masked array, or of one in a list, is masked: beneath it lies no value.
-
-    >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, -9]], -9), "client 'a', x")
-    Traceback (most recent call last):
-    fedrounds.fl_components.errors.DataError: client 'a', x: row 1 (from 0), column 1 is masked: its value is missing
-    """
-    masked = _first_masked(values)
-    if masked is not None:
-        row, *position = masked or (0,)
-        column = f", column {position[0] if len(position) == 1 else position}" if position else ""
-        raise DataError(
-            f"{where}: row {row} (from 0){column} is masked: its value is missing",
-            hint="fill in missing values (numpy: filled), or leave these rows out",
-        )
-
-
-def _first_masked(values: Any) -> tuple[int, ...] | None:
-    """Return the index of the first masked element of an array, or of arrays in nested lists."""
-    if isinstance(values, np.ma.MaskedArray):
-        masked = np.argwhere(np.ma.getmaskarray(values))
-        return tuple(masked[0].tolist()) if len(masked) else None
-    for row, part in enumerate(values if isinstance(values, list | tuple) else ()):
-        within = _first_masked(part) if isinstance(part, list | tuple | np.ma.MaskedArray) else None
-        if within is not None:
-            return (row, *within)
-    return None
 
 
 def _no_training_rows(client_id: str) -> DataError:

@@ -28,70 +28,89 @@ These hashes have no key: whoever keeps them must key them first.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrounds.fl_components.data.arrow import as_python
+from fedrounds.fl_components.data.cell_hashes import (
+    CELLS_IN_CACHE,
+    Hashes,
+    cell_hashes,
+    cell_numbers,
+    count_values,
+    hash_of_text,
+    mix_hashes,
+    multiset_hash,
+    name_hashes,
+    normalised_text,
+    number_hashes,
+)
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from fedrounds.fl_components.data.federated import FederatedData
 
-Hashes = NDArray[np.uint64]
 AsRead = Callable[[NDArray[Any]], NDArray[Any]]
+
 
 MAX_ROWS: Final = 64
 """Hashes that are kept of one client's rows, in each view."""
 
+
 MAX_ROWS_OF_ALL: Final = 4096
 """The same of all clients' rows together."""
+
 
 MAX_COLUMNS: Final = 64
 """Columns of a row up to which each one is left out in a view of its own, and hashed for itself."""
 
+
 MIN_FEATURES_SCALED: Final = 8
 """Features of a row from which on they are hashed after a normalisation of the row."""
 
+
 MIN_ROWS_OF_A_COLUMN: Final = 16
+
+
 MIN_VALUES_OF_A_COLUMN: Final = 8
 """Rows, and distinct values among them, from which on a column's values are no coincidence."""
+
 
 MAX_REGULAR: Final = 0.5
 """The variance of a calendar's counts, at most, in parts of their mean."""
 
+
 MAX_REGULAR_GAPS: Final = 0.1
 """The deviation of a calendar's gaps, at most, in parts of their mean: months have 28 to 31 days."""
 
+
 MAX_STEPS: Final = 8
+
+
 KINDS_OF_STEPS: Final = 4
 """The longest gap of a calendar of working days, in days, and how many lengths of gaps it has."""
+
 
 MAX_CLIENTS: Final = 10_000
 """Clients up to which each one has fingerprints of its own."""
 
+
 _CHUNK_CELLS: Final = 1 << 21
-_CELLS_IN_CACHE: Final = 1 << 16
+
+
 _GRID: Final = 997.0  # cells of a column's range: no fraction with a small denominator falls on a boundary
+
+
 _OFFSET: Final = 0.3819660113
+
+
 _GRIDS: Final = (_GRID, 499.0, 251.0, 127.0, 61.0, 31.0, 17.0)
+
+
 _MOST_BOUNDARIES: Final = 5e5
 """The bound of the number of cells times the summed distances of values from the nearer end of the range."""
-
-_MISSING: Final = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "?", "."})
-_DECIMAL_COMMA: Final = re.compile(r"[+-]?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?")
-_SERIAL: Final = re.compile(r"(\D*)([0-9]{1,15})(\D*)")
-_MIDNIGHT: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]00:00(:00(\.0+)?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +129,7 @@ class Sketch:
         >>> Sketch.of(np.array([5, 2, 5, 9], np.uint64), 2)
         Sketch(hashes=array([2, 5], dtype=uint64), distinct=3)
         """
-        distinct, _ = _counted(hashes)
+        distinct, _ = count_values(hashes)
         return cls(distinct[:most].copy(), len(distinct))
 
 
@@ -201,7 +220,7 @@ class _Table:
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> _Table:
-        read = {name: _cells(column) for name, column in columns.items()}
+        read = {name: cell_hashes(column) for name, column in columns.items()}
         return cls(
             {name: cells for name, (cells, _) in read.items()},
             {name: cells if numbers is None else numbers for name, (cells, numbers) in read.items()},
@@ -213,8 +232,8 @@ class _Table:
         calendars = {name for name, values in self.values.items() if is_calendar(values)}
         groups: dict[str, Hashes] = {}
         for name, cells in self.cells.items():
-            of_name = np.uint64(_hash_of_text(_normalised(name)))
-            named += _named(cells, of_name)
+            of_name = np.uint64(hash_of_text(normalised_text(name)))
+            named += name_hashes(cells, of_name)
             total += cells
             if name in calendars:
                 calendar += cells
@@ -231,7 +250,7 @@ class _Table:
         for group, cells in groups.items():  # rows that differ by a calendar alone count once
             rest = total - calendar - cells * np.uint64(group not in calendars)
             view = f"without {group}"
-            sketches[view] = replace(sketches[view], distinct=min(sketches[view].distinct, len(_counted(rest)[0])))
+            sketches[view] = replace(sketches[view], distinct=min(sketches[view].distinct, len(count_values(rest)[0])))
         return replace(of_columns, views=sketches)
 
 
@@ -243,7 +262,7 @@ def fingerprint(
     return Fingerprint(
         num_rows,
         {view: Sketch.of(hashes, most) for view, hashes in views.items()},
-        {view: _multiset(hashes) for view, hashes in views.items() if view in ("named", "all")},
+        {view: multiset_hash(hashes) for view, hashes in views.items() if view in ("named", "all")},
         _telling(columns),
     )
 
@@ -255,7 +274,7 @@ def _telling(columns: Iterable[int | None]) -> tuple[int, ...]:
 
 def of_texts(texts: Iterable[str]) -> Fingerprint:
     """Return the fingerprint of rows that are text and nothing else."""
-    return fingerprint({"all": np.array([_hash_of_text(text) for text in texts], np.uint64)})
+    return fingerprint({"all": np.array([hash_of_text(text) for text in texts], np.uint64)})
 
 
 def of_data(data: FederatedData, every_client: bool) -> Fingerprints:
@@ -282,7 +301,7 @@ def of_arrays(
         if num_features > MAX_COLUMNS:
             return []
         x = features_as_read(np.concatenate([data.x_train[mine], data.x_test[tested]])).reshape(-1, num_features)
-        return [column_hash(_values(column)) for column in x.T]
+        return [column_hash(cell_numbers(column)) for column in x.T]
 
     of_all = fingerprint(each, columns(slice(None), slice(None)), most=MAX_ROWS_OF_ALL)
     if data.num_clients > MAX_CLIENTS and not every_client:
@@ -311,19 +330,19 @@ def column_hash(values: NDArray[Any]) -> int | None:
     >>> column_hash(column) == column_hash((131 - column) / 20), column_hash(column[:15])
     (True, None)
     """
-    known = _known(values)
+    known = _known_values(values)
     if len(known) < MIN_ROWS_OF_A_COLUMN or is_calendar(values):
         return None
-    distinct, _ = _counted(known)
+    distinct, _ = count_values(known)
     if len(distinct) < MIN_VALUES_OF_A_COLUMN:
         return None
     if values.dtype == np.uint64:
-        return _multiset(known)
+        return multiset_hash(known)
     place = (known - distinct[0]) / (distinct[-1] - distinct[0])
     distances = (distinct - distinct[0]) / (distinct[-1] - distinct[0])
     exposure = float(np.minimum(distances, 1 - distances).sum())
     cells = next((cells for cells in _GRIDS if cells * exposure <= _MOST_BOUNDARIES), _GRIDS[-1])
-    return min(_multiset(np.floor(each * cells + _OFFSET).astype(np.uint64)) for each in (place, 1 - place))
+    return min(multiset_hash(np.floor(each * cells + _OFFSET).astype(np.uint64)) for each in (place, 1 - place))
 
 
 def is_calendar(values: NDArray[Any]) -> bool:
@@ -338,7 +357,7 @@ def is_calendar(values: NDArray[Any]) -> bool:
     >>> is_calendar(months), is_calendar(ages)
     (True, False)
     """
-    distinct, counts = _counted(_known(values))
+    distinct, counts = count_values(_known_values(values))
     if len(distinct) < 3:
         return False
     is_regular = float(counts.var()) <= MAX_REGULAR * float(counts.mean())
@@ -352,7 +371,7 @@ def is_calendar(values: NDArray[Any]) -> bool:
     return is_in_steps and len(np.unique(np.round(steps))) <= KINDS_OF_STEPS and int(np.ptp(counts)) == 0
 
 
-def _known(values: NDArray[Any]) -> NDArray[Any]:
+def _known_values(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.dtype == np.uint64 else values[np.isfinite(values)]
 
 
@@ -367,15 +386,15 @@ def _views(x: NDArray[Any], y: NDArray[Any], features_as_read: AsRead, labels_as
     is_scaled = num_features >= MIN_FEATURES_SCALED and x.dtype.kind == "f"
     if is_scaled:
         views["scaled"] = np.empty(num_rows, np.uint64)
-    places = _mixed(np.arange(1, num_features + 1, dtype=np.uint64))
-    of_label = np.uint64(_hash_of_text("label"))
+    places = mix_hashes(np.arange(1, num_features + 1, dtype=np.uint64))
+    of_label = np.uint64(hash_of_text("label"))
     step = max(1, _CHUNK_CELLS // num_features)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
         as_read = features_as_read(x[rows])
-        cells, labels = _number_hashes(as_read), _number_hashes(labels_as_read(y[rows]))
+        cells, labels = number_hashes(as_read), number_hashes(labels_as_read(y[rows]))
         features, label = cells.sum(axis=1, dtype=np.uint64), labels.sum(axis=1, dtype=np.uint64)
-        views["named"][rows] = _named(cells, places).sum(axis=1, dtype=np.uint64) + _named(label, of_label)
+        views["named"][rows] = name_hashes(cells, places).sum(axis=1, dtype=np.uint64) + name_hashes(label, of_label)
         views["all"][rows] = features + label
         views["without label"][rows] = features
         if is_scaled:
@@ -389,10 +408,10 @@ def of_rows_scaled(x: NDArray[Any]) -> Hashes:
     """The hashes [M] of rows [M, F] after an affine map of each to [0, 1], in whichever direction is the smaller: the
     same after value -> a * value + b, but for values that fall on a boundary of the grid by rounding. What is lowest
     adds nothing."""
-    hash_of = _mixed(np.arange(int(_GRID) + 2, dtype=np.uint64))
+    hash_of = mix_hashes(np.arange(int(_GRID) + 2, dtype=np.uint64))
     hash_of[0] = 0
     hashes = np.empty(len(x), np.uint64)
-    step = max(1, _CELLS_IN_CACHE // x.shape[1])
+    step = max(1, CELLS_IN_CACHE // x.shape[1])
     for start in range(0, len(x), step):
         with np.errstate(over="ignore", invalid="ignore"):
             some = np.nan_to_num(x[start : start + step].astype(np.float32), posinf=0, neginf=0).clip(-1e38, 1e38)
@@ -406,156 +425,3 @@ def of_rows_scaled(x: NDArray[Any]) -> Hashes:
         )
         np.minimum(upwards, downwards, out=hashes[start : start + step])
     return hashes
-
-
-def _values(x: NDArray[Any]) -> NDArray[np.float64]:
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused later, by its place
-        return np.asarray(x, np.float32).astype(np.float64)
-
-
-def _number_hashes(numbers: NDArray[Any]) -> Hashes:
-    """Of numbers, as the float32 that they are; 0 and what is missing add nothing to a row."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        as_float = np.asarray(numbers).astype(np.float32)
-    as_float[~np.isfinite(as_float)] = 0
-    as_float += 0.0  # -0.0 is 0
-    bits = as_float.view(np.uint32).astype(np.uint64)
-    hashes = _mixed(bits)
-    hashes[bits == 0] = 0
-    return hashes
-
-
-def _mixed(values: Hashes) -> Hashes:
-    """A bijection of 64 bits in which each bit depends on all (the finaliser of SplitMix64; Steele, Lea and Flood
-    2014)."""
-    with np.errstate(over="ignore"):
-        mixed = values + np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(30)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(27)
-        mixed *= np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
-def _named(cells: Hashes, names: Any) -> Hashes:
-    """The cells' hashes with their columns' names; what adds nothing without a name adds nothing with one."""
-    mixed = _mixed(cells ^ names)
-    mixed[cells == 0] = 0
-    return mixed
-
-
-def _multiset(hashes: Hashes) -> int:
-    """A hash of the rows and how often each occurs, where that is divided by what all counts have in common."""
-    if not len(hashes):
-        return 0
-    distinct, counts = _counted(hashes)
-    counts //= np.gcd.reduce(counts)
-    return int((_mixed(distinct) * _mixed(counts.astype(np.uint64))).sum(dtype=np.uint64))
-
-
-def _counted(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The distinct values, sorted, and how often each occurs.
-
-    `np.unique`, which looks values up in a table and is 50 times slower where most differ.
-    """
-    in_order = np.sort(values)
-    first = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(in_order)])
-    return in_order[first], np.diff(first, append=len(in_order))
-
-
-def _hash_of_text(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _normalised(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def _cells(column: Any) -> tuple[Hashes, NDArray[np.float64] | None]:
-    """The hashes of a column's cells [M], and its numbers where it has numbers only (NaN where one is missing)."""
-    chunks = (
-        column if isinstance(column, list | tuple) and any(hasattr(each, "to_pandas") for each in column) else [column]
-    )
-    found = [_chunk(chunk) for chunk in chunks]
-    hashes = np.concatenate([each for each, _ in found])
-    numbers = [each for _, each in found if each is not None]
-    return hashes, np.concatenate(numbers) if len(numbers) == len(found) else None
-
-
-def _chunk(chunk: Any) -> tuple[Hashes, NDArray[np.float64] | None]:
-    import pandas as pd
-
-    if not hasattr(chunk, "to_pandas"):
-        return _of_series(pd.Series(chunk))
-    try:
-        return _of_series(chunk.to_pandas())
-    except Exception:  # lists, structs and maps, and times that Python or pandas cannot hold
-        return _of_series(pd.Series(as_python(chunk), dtype=object))
-
-
-def _of_series(series: pd.Series[Any]) -> tuple[Hashes, NDArray[np.float64] | None]:
-    import pandas as pd
-
-    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_numeric_dtype(series.dtype):
-        numbers = series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
-        return _number_hashes(numbers), _values(numbers)
-    codes, uniques = pd.factorize(series)  # cells repeat: each different one is looked at once
-    texts = [None if value is None else _text(value) for value in uniques]
-    parsed = [None if text is None else _number(text) for text in texts]
-    hashes = np.zeros(len(texts) + 1, np.uint64)  # the last one is what a missing cell has
-    numbers = np.full(len(texts) + 1, np.nan)
-    only_numbers = True
-    for place, (text, number) in enumerate(zip(texts, parsed, strict=True)):
-        if number is not None:
-            numbers[place] = number
-        elif text is not None:
-            hashes[place] = _hash_of_text(text)
-            only_numbers = False
-    is_number = np.isfinite(numbers)
-    hashes[is_number] = _number_hashes(numbers[is_number])
-    if not only_numbers:  # dates and the like are compared as the days or numbers that they count
-        serials = _serials([text for text in texts if text is not None])
-        if serials is None:
-            return hashes[codes], None
-        numbers[[place for place, text in enumerate(texts) if text is not None]] = serials
-    return hashes[codes], _values(numbers)[codes]
-
-
-def _serials(texts: list[str]) -> list[float] | None:
-    """Return the days of ISO dates, or the numbers in texts that differ in one number alone, such as `P-0017`.
-
-    None for other texts.
-
-    >>> _serials(["2024-01-01", "2024-01-03"]), _serials(["P1", "P20"]), _serials(["P1", "Q1"])
-    ([738886.0, 738888.0], [1.0, 20.0], None)
-    """
-    with suppress(ValueError):
-        return [float(date.fromisoformat(text).toordinal()) for text in texts]
-    matches = [_SERIAL.fullmatch(text) for text in texts]
-    if len({(match[1], match[3]) if match else None for match in matches}) != 1 or matches[0] is None:
-        return None
-    return [float(match[2]) for match in matches if match]
-
-
-def _text(value: Any) -> str | None:
-    """A cell as text that is the same in CSV and in Parquet; None where it is missing."""
-    if isinstance(value, bytes):
-        with contextlib.suppress(UnicodeDecodeError):
-            value = value.decode()
-    text = _normalised(str(value))
-    if text.casefold() in _MISSING:
-        return None
-    if text.casefold() in ("true", "false"):
-        return "1" if text.casefold() == "true" else "0"
-    midnight = _MIDNIGHT.fullmatch(text)
-    return midnight[1] if midnight else text
-
-
-def _number(text: str) -> float | None:
-    if "_" in text:  # Python's spelling of a number, and no file's
-        return None
-    try:
-        return float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
-    except ValueError:
-        return None

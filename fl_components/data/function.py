@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
 from fedrounds.fl_components.data.base import TargetReader
-from fedrounds.fl_components.data.federated import (
-    ClientExamples,
-    Features,
-    FederatedData,
-    Labels,
-    Targets,
-    check_unmasked,
-)
+from fedrounds.fl_components.data.federated import ClientExamples, Features, FederatedData, Labels, Targets
+from fedrounds.fl_components.data.masked import check_unmasked
 from fedrounds.fl_components.errors import ConfigError, DataError, FedroundsError, one_line
 from fedrounds.fl_components.rules import import_attribute
 from fedrounds.fl_components.targets import TargetType

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.arrays import IGNORED
+from fedrounds.fl_components.data.cells import is_number
 from fedrounds.fl_components.data.federated import FederatedData
-from fedrounds.fl_components.data.table import is_number
 
 _MAX_BINS: Final = 12
 _SHOWN_CLIENTS: Final = 20

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import datetime as dt
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,93 +13,32 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fedrounds.fl_components import randomness
 from fedrounds.fl_components.data.base import ColumnSummary, TargetReader
+from fedrounds.fl_components.data.cells import TRUTH, is_missing, is_number, text
 from fedrounds.fl_components.data.client_files import ClientFiles, client_files
+from fedrounds.fl_components.data.client_table import Dialect, Table
 from fedrounds.fl_components.data.federated import Array, ClientExamples, FederatedData
 from fedrounds.fl_components.data.files import expanded
 from fedrounds.fl_components.data.fingerprints import Fingerprints
-from fedrounds.fl_components.data.table import TRUTH, Dialect, Table, composed, is_missing, is_number, read_table, text
+from fedrounds.fl_components.data.table_files import read_table
+from fedrounds.fl_components.data.table_options import (
+    Constants,
+    DayZero,
+    Missing,
+    Name,
+    Values,
+    check_separator,
+    known_rules,
+    text_encoding,
+    whole_dates,
+)
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.targets import TargetType
 
 MAX_CLASSES: Final = 20
 """The most distinct values that a numeric label may have, unless `classes` lists them."""
 
+
 REGRESSION_HINT: Final = "to predict a quantity, set task: {kind: regression}"
-
-
-def _plain_values(values: Any) -> Any:
-    for value in values if isinstance(values, list) else ():
-        if isinstance(value, dt.date):
-            raise ValueError(f"write dates in quotes: {str(value)!r}")
-        if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError("list text, finite numbers, true and false")
-    return values
-
-
-def _known_rules(missing: Any) -> Any:
-    known = ", ".join(get_args(Missing))
-    for column, rule in missing.items() if isinstance(missing, Mapping) else ():
-        if rule not in get_args(Missing):
-            raise ValueError(f"missing.{column} is {rule!r}; known are {known}")
-    if not isinstance(missing, Mapping) and missing not in get_args(Missing):
-        raise ValueError(f"known are {known}, for all columns or for each: {{age: drop_row}}")
-    return missing
-
-
-def _two_or_more(values: list[bool | int | float | str]) -> list[bool | int | float | str]:
-    words = [text(value) for value in values]
-    if len(values) < 2 or len({TRUTH.get(word, word) for word in words}) < len(values):
-        raise ValueError("list two or more values, none of them twice (1, 1.0, 1e0 and true are the same value)")
-    return values
-
-
-def _above_zero(constants: tuple[float, float]) -> tuple[float, float]:
-    if constants[1] <= 0:
-        raise ValueError("give [centre, scale] with a scale above 0")
-    return constants
-
-
-def _separator(separator: str) -> str:
-    if len(separator) != 1 or not separator.isascii() or separator.isalnum() or separator in "\"'\0\r\n.+-_":
-        raise ValueError(
-            'give one ASCII character that stands in no number: "," or ";" or "|" or, for tabs, "\\t" in quotes'
-        )
-    return separator
-
-
-def _written_date(date: Any) -> Any:
-    if isinstance(date, dt.date) or (isinstance(date, str) and re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", date.strip())):
-        return date
-    raise ValueError("give the date that the days are counted from, as YYYY-MM-DD")
-
-
-def _text_encoding(encoding: str) -> str:
-    try:
-        codecs.lookup(encoding)
-        "a,1\n".encode(encoding)
-    except (LookupError, UnicodeError) as error:
-        raise ValueError(f"{encoding!r} is not a text encoding; give utf-8, cp1252, latin-1 or utf-16") from error
-    return encoding
-
-
-def _whole_dates(form: str | None) -> str | None:
-    if form is None:
-        return None
-    probe = dt.datetime(2013, 12, 31)
-    try:
-        right = dt.datetime.strptime(probe.strftime(form), form) == probe
-    except ValueError:
-        right = False
-    if not right:
-        raise ValueError('give year, month and day in the notation of strptime, for instance "%d.%m.%Y"')
-    return form
-
-
-Name = Annotated[str, AfterValidator(composed)]
-Values = Annotated[list[bool | int | float | str], BeforeValidator(_plain_values), AfterValidator(_two_or_more)]
-Constants = Annotated[tuple[float, float], AfterValidator(_above_zero)]
-DayZero = Annotated[dt.date, BeforeValidator(_written_date)]
-Missing = Literal["refuse", "drop_row", "indicator"]
 
 
 class _Client(NamedTuple):
@@ -156,11 +92,11 @@ class Tables(TargetReader):
     scale: dict[Name, Constants] = Field(default_factory=dict)
     categories: dict[Name, Values] = Field(default_factory=dict)
     dates: dict[Name, DayZero] = Field(default_factory=dict)
-    missing: Annotated[Missing | dict[Name, Missing], BeforeValidator(_known_rules)] = "refuse"
-    separator: Annotated[str, AfterValidator(_separator)] = ","
+    missing: Annotated[Missing | dict[Name, Missing], BeforeValidator(known_rules)] = "refuse"
+    separator: Annotated[str, AfterValidator(check_separator)] = ","
     decimal: Literal[".", ","] = "."
-    encoding: Annotated[str, AfterValidator(_text_encoding)] = "utf-8"
-    date_format: Annotated[str | None, AfterValidator(_whole_dates)] = None
+    encoding: Annotated[str, AfterValidator(text_encoding)] = "utf-8"
+    date_format: Annotated[str | None, AfterValidator(whole_dates)] = None
     clients_file: str | None = None
     public: bool = False
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, TypeVar
 
-from fedrounds.fl_components.data.fingerprints import Fingerprint, Fingerprints, Hashes
+from fedrounds.fl_components.data.cell_hashes import Hashes
+from fedrounds.fl_components.data.fingerprints import Fingerprint, Fingerprints
 from fedrounds.fl_components.store import Owners
 
 T = TypeVar("T")

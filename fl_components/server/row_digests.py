@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.fl_components.data import FederatedData
-from fedrounds.fl_components.data.federated import NumberedIds
+from fedrounds.fl_components.data.client_ids import NumberedIds
 from fedrounds.fl_components.store import Store
 
 MAX_NAMED: Final = 1000

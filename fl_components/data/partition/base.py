@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.fl_components import randomness
-from fedrounds.fl_components.data.federated import Array, Features, FederatedData, Labels, NumberedIds, RowRanges
+from fedrounds.fl_components.data.client_ids import NumberedIds
+from fedrounds.fl_components.data.federated import Array, Features, FederatedData, Labels, RowRanges
 from fedrounds.fl_components.data.fingerprints import Fingerprints, of_arrays, of_data
 from fedrounds.fl_components.errors import DataError
 from fedrounds.fl_components.rules import Rule

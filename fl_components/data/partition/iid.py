@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrounds.fl_components.data.federated import Array, Labels, NumberedIds, RowRanges
+from fedrounds.fl_components.data.client_ids import NumberedIds
+from fedrounds.fl_components.data.federated import Array, Labels, RowRanges
 from fedrounds.fl_components.data.partition.base import Assignment, PartitionRule, check_enough
 from fedrounds.fl_components.errors import DataError
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedrounds.fl_components.arrays import IGNORED
-from fedrounds.fl_components.data.federated import FederatedData, NumberedIds, RowRanges
+from fedrounds.fl_components.data.client_ids import NumberedIds
+from fedrounds.fl_components.data.federated import FederatedData, RowRanges
 from fedrounds.fl_components.data.summary import classes, summary
 
 

@@ -24,8 +24,10 @@ from pydantic import ValidationError
 
 from fedrounds.fl_components.config import parse_config
 from fedrounds.fl_components.data import FederatedData, Tables
+from fedrounds.fl_components.data.cells import text
+from fedrounds.fl_components.data.client_table import Dialect
 from fedrounds.fl_components.data.fingerprints import Fingerprint, Fingerprints
-from fedrounds.fl_components.data.table import Dialect, read_table, text
+from fedrounds.fl_components.data.table_files import read_table
 from fedrounds.fl_components.errors import ConfigError, DataError
 from fedrounds.fl_components.server.assembly import assemble
 from tests.support import cases
