@@ -164,7 +164,7 @@ def test_processes_that_compress_change_no_bit(start_run: StartRun, compression:
                 seen.append(len(result[0] if isinstance(result, tuple) else result))
                 yield result
 
-        run.map_rows = counting  # type: ignore[method-assign]
+        run.executor.map_rows = counting  # type: ignore[method-assign]
         results = [walk(stages, run, round) for round in (1, 2)]
         assert pieces == ([9] * 4 if processes == 1 else [2, 2, 2, 2, 1] * 4)  # two rounds, there and back
         communication = [
