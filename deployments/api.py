@@ -34,7 +34,7 @@ def train(
     on_progress: OnProgress | None = None,
     profile: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train a model; with the `run_id` of a run that exists and an equal configuration, go on with it.
+    """Train a model; with the `run_id` of a run that exists and an equal configuration, resume it.
 
     Args:
         config: the path of a configuration file, its fields as a tree, or a `FederationConfig`.
@@ -57,7 +57,7 @@ def sweep(
     sweep_id: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Train a model for each cell of a grid; with the `sweep_id` of an equal sweep that exists, go on with it.
+    """Train a model for each cell of a grid; with the `sweep_id` of an equal sweep that exists, resume it.
 
     Args:
         config, overrides, on_progress: as in `train`.
@@ -80,7 +80,7 @@ def resume(
 ) -> dict[str, Any]:
     """Go on with a run after its last committed round: the latest unfinished one by default.
 
-    With the id of a sweep, or when the latest unfinished run is the cell of one, it goes on with the sweep. On what is
+    With the id of a sweep, or when the latest unfinished run is the cell of one, it resumes the sweep. On what is
     complete it repairs what Prefect and MLflow show.
 
     Args:

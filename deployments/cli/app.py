@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError, Group
 
@@ -95,6 +94,8 @@ def build() -> App:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("fedrounds")
     except PackageNotFoundError:  # a source tree that was not installed

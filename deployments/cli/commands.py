@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Group
 
-from fedrounds.deployments.cli.progress import display
 from fedrounds.deployments.cli.screen import CliOutput, CommandResult
 from fedrounds.fl_components.errors import ConfigError
 
@@ -38,7 +37,7 @@ def train(
     /,
     *,
     overrides: Overrides = None,
-    run_id: Annotated[str | None, Parameter(help="The new run's id, or that of a run to go on with.")] = None,
+    run_id: Annotated[str | None, Parameter(help="The new run's id, or that of a run to resume.")] = None,
     profile: Annotated[Path | None, Parameter(help="Write a trace of where the time goes to this file.")] = None,
     screen: OnScreen,
 ) -> CommandResult:
@@ -61,7 +60,7 @@ def sweep(
         Parameter(negative=(), help="A field and its values: training.learning_rate=0.01,0.1. Again for each axis."),
     ],
     overrides: Overrides = None,
-    sweep_id: Annotated[str | None, Parameter(help="The new sweep's id, or that of a sweep to go on with.")] = None,
+    sweep_id: Annotated[str | None, Parameter(help="The new sweep's id, or that of a sweep to resume.")] = None,
     screen: OnScreen,
 ) -> CommandResult:
     """Train once for each cell of a grid of settings, and compare them in MLflow."""
@@ -296,7 +295,7 @@ def deploy(
     name: Annotated[str | None, Parameter(help="The deployment's name. Without it: the file's.")] = None,
     screen: OnScreen,
 ) -> CommandResult:
-    """Register a scheduled training with Prefect; each goes on from the latest model."""
+    """Register a scheduled training with Prefect; each continues from the latest model."""
     need_server("deploy")
     from fedrounds.deployments.cli import tables
     from fedrounds.deployments.stack.deploy import deploy
@@ -314,6 +313,8 @@ def _train(
     from fedrounds.deployments.cli import tables
 
     need_server(command)
+    from fedrounds.deployments.cli.progress import display
+
     with display(screen.console, title) as shown:
 
         def on_progress(event: Progress) -> None:

@@ -45,7 +45,7 @@ def privacy_plan(
     config: Config,
     /,
     *,
-    epsilon: Annotated[float, Parameter(help="What the run may come to.")],
+    epsilon: Annotated[float, Parameter(help="Target epsilon of the run.")],
     example_level: Annotated[bool, Parameter(help="For the examples of each client.", negative=())] = False,
     overrides: Overrides = None,
     plot: Annotated[Path | None, Parameter(help="Draw epsilon by round into this PNG file.")] = None,
@@ -84,12 +84,12 @@ def privacy_void(
     *,
     reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
 ) -> CommandResult:
-    """Give back what is reserved for a round of which nothing came; an act of an administrator."""
+    """Release the budget reserved for a round that never collected an update (administrators only)."""
     from fedrounds.deployments import privacy
 
     found = privacy.void(run, reason=reason)
     return CommandResult(
-        found, f"What round {found['round']} of run {run} had reserved is {found['population']}'s again."
+        found, f"Released the charge reserved for round {found['round']} of run {run} to {found['population']}."
     )
 
 
@@ -97,15 +97,17 @@ def privacy_budget_set(
     population: str,
     /,
     *,
-    epsilon: Annotated[float, Parameter(help="The most that all its runs together may come to.")],
+    epsilon: Annotated[float, Parameter(help="The largest epsilon that all its runs together may spend.")],
     reason: Annotated[str, Parameter(help="Who decided it, and why. Kept in the journal.")],
-    delta: Annotated[float | None, Parameter(help="At which epsilon is told. Needed for a new population.")] = None,
+    delta: Annotated[
+        float | None, Parameter(help="Delta at which epsilon is reported. Needed for a new population.")
+    ] = None,
     unit: Annotated[str | None, Parameter(help="Whose data are protected. Without it: client.")] = None,
     neighbouring: Annotated[
         str | None, Parameter(help="add_or_remove (Poisson selection), replace_one or zero_out. Without it: the first.")
     ] = None,
 ) -> CommandResult:
-    """Let a population of private data spend; an act of an administrator."""
+    """Set the privacy budget of a population (administrators only; logged with the reason)."""
     from fedrounds.deployments import privacy
     from fedrounds.deployments.cli import privacy_tables
 
@@ -130,11 +132,11 @@ def journal_trust(
     from fedrounds.deployments import journal
 
     found = journal.trust(key)
-    return CommandResult(found, f"Rows signed by {found['key_id']} count from now on.")
+    return CommandResult(found, f"Journal rows signed by key {found['key_id']} are now trusted.")
 
 
 def journal_verify() -> CommandResult:
-    """Check that no row of the journal was changed, removed, put in or made anew."""
+    """Verify that no journal row was modified, deleted, inserted or forged."""
     from fedrounds.deployments import journal
     from fedrounds.deployments.cli import tables
 

@@ -188,8 +188,8 @@ class CliOutput:
         return exit_code
 
     def resume_hint(self) -> str | None:
-        """How to go on with the run under way; None when none has begun."""
-        return f"go on with: fedrounds resume {self.resumable}" if self.resumable else None
+        """How to resume the current run; None when none has begun."""
+        return f"resume it with: fedrounds resume {self.resumable}" if self.resumable else None
 
     def bug(self, error: Exception) -> int:
         """An exception that nobody foresaw: the traceback goes to a file, its place to the reader."""

@@ -425,7 +425,7 @@ def test_an_error_without_a_mend_says_how_to_resume(
 
     interface.during_training = fail
     assert main(["train", "heart.yaml", "--json"]) == 4
-    assert one_object(capfd.readouterr().out)["error"]["hint"] == "go on with: fedrounds resume k3f9"
+    assert one_object(capfd.readouterr().out)["error"]["hint"] == "resume it with: fedrounds resume k3f9"
 
 
 def test_show_tells_how_a_run_ended(interface: FakeInterface, capfd: pytest.CaptureFixture[str]) -> None:
@@ -509,7 +509,7 @@ def test_ctrl_c_is_130_and_says_how_to_resume(
     if as_json:
         error = one_object(out)["error"]
         assert error["code"] == "interrupted"
-        assert error["hint"] == "go on with: fedrounds resume k3f9"
+        assert error["hint"] == "resume it with: fedrounds resume k3f9"
 
 
 def test_deploy_gives_what_was_registered(
