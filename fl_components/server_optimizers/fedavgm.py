@@ -1,4 +1,4 @@
-"""FedAvgM.
+"""FedAvgM: momentum at the server.
 
 Hsu, Qi and Brown 2019, "Measuring the effects of non-identical data distribution" (https://arxiv.org/abs/1909.06335).
 """

@@ -70,7 +70,7 @@ def test_the_surface_is_frozen() -> None:
 
 def test_help_explains_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    explained = re.findall(r"^ \S (\d+): \w+", capsys.readouterr().out, re.MULTILINE)
+    explained = re.findall(r"^- (\d+): \w+", capsys.readouterr().out, re.MULTILINE)
     pending, raised = [FedroundsError], set[int]()
     while pending:
         pending += (error := pending.pop()).__subclasses__()
